@@ -1,0 +1,2 @@
+//! The `metal-candle` binary.
+fn main() {}
