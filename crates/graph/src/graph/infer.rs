@@ -1,0 +1,378 @@
+//! Shapes and dtypes of every operation's outputs from those of its inputs. One exhaustive match; what an operation
+//! does not accept is reported here, at the recording call, with the shapes.
+
+use candle_core::{DType, Shape};
+use smallvec::smallvec;
+
+use super::node::{Meta, Outputs};
+use super::operation::{AttentionOptions, Distribution, Operation};
+use super::verify::{check_inputs, is_float, is_supported};
+use crate::error::{Error, Result};
+
+/// Infers the outputs of `operation` on inputs of these shapes and dtypes.
+///
+/// # Errors
+/// [`Error::Arity`], [`Error::DType`] or [`Error::Shape`], each naming the operation.
+pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
+    use Operation as O;
+    check_inputs(operation, inputs)?;
+    let name = operation.name();
+    let like = |i: usize| -> Result<Outputs> { Ok(smallvec![inputs[i].clone()]) };
+    let dims = |i: usize| inputs[i].shape.dims();
+    match operation {
+        O::Input => Err(Error::ExecuteInput),
+        O::Constant { shape, dtype, .. } => source(name, shape, *dtype),
+        O::Iota { dim, shape, dtype } => {
+            check_dim(name, *dim, shape.dims())?;
+            source(name, shape, *dtype)
+        }
+        O::Random { distribution, shape, dtype } => {
+            if dims(0) != [4] {
+                return Err(Error::shape(name, format!("the key must have shape (4), got {:?}", dims(0))));
+            }
+            let fits = if *distribution == Distribution::Bits { *dtype == DType::U32 } else { is_float(*dtype) };
+            if !fits {
+                return Err(Error::shape(name, format!("{distribution:?} numbers cannot be {dtype:?}")));
+            }
+            source(name, shape, *dtype)
+        }
+        O::Neg
+        | O::Abs
+        | O::Sign
+        | O::Exp
+        | O::Log
+        | O::Sqrt
+        | O::Rsqrt
+        | O::Recip
+        | O::Sin
+        | O::Cos
+        | O::Tanh
+        | O::Erf
+        | O::Sigmoid
+        | O::Floor
+        | O::MulScalar { .. }
+        | O::AddScalar { .. }
+        | O::StopGradient
+        | O::GELU { .. } => like(0),
+        O::Cast { dtype } => source(name, &inputs[0].shape, *dtype),
+        O::Add | O::Sub | O::Mul | O::Div | O::Pow | O::Maximum | O::Minimum => {
+            one(broadcast(name, &[dims(0), dims(1)])?, inputs[0].dtype)
+        }
+        O::Equal | O::Less | O::LessEqual => one(broadcast(name, &[dims(0), dims(1)])?, DType::U8),
+        O::Where => one(broadcast(name, &[dims(0), dims(1), dims(2)])?, inputs[1].dtype),
+        O::Sum { dims: over } => one(reduced(name, dims(0), over)?, inputs[0].dtype),
+        O::Max { dims: over } => {
+            let shape = reduced(name, dims(0), over)?;
+            if over.iter().any(|&dim| dims(0)[dim] == 0) {
+                return Err(Error::shape(name, format!("no maximum over an empty dimension of {:?}", dims(0))));
+            }
+            one(shape, inputs[0].dtype)
+        }
+        O::ArgMax { dim } => {
+            let shape = reduced(name, dims(0), &[*dim])?;
+            if dims(0)[*dim] == 0 {
+                return Err(Error::shape(name, format!("no maximum over an empty dimension of {:?}", dims(0))));
+            }
+            one(shape, DType::U32)
+        }
+        O::Reshape { shape } => reshape(name, inputs[0], shape),
+        O::Permute { dims: order } => permute(name, inputs[0], order),
+        O::Broadcast { shape } => {
+            if broadcast(name, &[dims(0), shape.dims()])? != shape.dims() {
+                return Err(Error::shape(name, format!("{:?} does not broadcast to {:?}", dims(0), shape.dims())));
+            }
+            one(shape.dims().to_vec(), inputs[0].dtype)
+        }
+        O::Slice { start, end } => slice(name, inputs[0], start, end),
+        O::Concat { dim } => concat(name, inputs, *dim),
+        O::Pad { before, after } => {
+            check_rank(name, before.len(), dims(0))?;
+            check_rank(name, after.len(), dims(0))?;
+            let shape = dims(0).iter().zip(before).zip(after).map(|((&d, &b), &a)| d + b + a).collect();
+            one(shape, inputs[0].dtype)
+        }
+        O::IndexSelect { dim } => {
+            check_dim(name, *dim, dims(0))?;
+            check_rank(name, 1, dims(1))?;
+            let mut shape = dims(0).to_vec();
+            shape[*dim] = dims(1)[0];
+            one(shape, inputs[0].dtype)
+        }
+        O::Gather { dim } => {
+            check_gather(name, *dim, dims(0), dims(1))?;
+            one(dims(1).to_vec(), inputs[0].dtype)
+        }
+        O::IndexAdd { dim } => {
+            check_dim(name, *dim, dims(0))?;
+            check_rank(name, 1, dims(1))?;
+            let mut expected = dims(0).to_vec();
+            expected[*dim] = dims(1)[0];
+            same(name, "updates", dims(2), &expected)?;
+            like(0)
+        }
+        O::ScatterAdd { dim } => {
+            check_gather(name, *dim, dims(0), dims(1))?;
+            same(name, "updates", dims(2), dims(1))?;
+            like(0)
+        }
+        O::DynamicSlice { dim, length } => {
+            check_dim(name, *dim, dims(0))?;
+            same(name, "position", dims(1), &[1])?;
+            if *length > dims(0)[*dim] {
+                return Err(Error::shape(name, format!("length {length} exceeds dimension {dim} of {:?}", dims(0))));
+            }
+            let mut shape = dims(0).to_vec();
+            shape[*dim] = *length;
+            one(shape, inputs[0].dtype)
+        }
+        O::SliceUpdate { dim } => {
+            check_dim(name, *dim, dims(0))?;
+            check_rank(name, dims(0).len(), dims(1))?;
+            same(name, "position", dims(2), &[1])?;
+            let mut expected = dims(0).to_vec();
+            expected[*dim] = dims(1)[*dim].min(dims(0)[*dim]);
+            same(name, "update", dims(1), &expected)?;
+            like(0)
+        }
+        O::Matmul => one(matmul(name, dims(0), dims(1))?, inputs[0].dtype),
+        O::Softmax { dim } => {
+            check_dim(name, *dim, dims(0))?;
+            like(0)
+        }
+        O::RMSNorm { .. } | O::LayerNorm { .. } => {
+            let Some(&last) = dims(0).last() else {
+                return Err(Error::shape(name, "a scalar has no last dimension to normalise"));
+            };
+            for input in &inputs[1..] {
+                same(name, "weight", input.shape.dims(), &[last])?;
+            }
+            like(0)
+        }
+        O::Rope { .. } => {
+            check_rope(name, dims(0), dims(1), dims(2))?;
+            like(0)
+        }
+        O::SwiGLU => {
+            same(name, "up", dims(1), dims(0))?;
+            like(0)
+        }
+        O::LoRA { .. } => {
+            check_rank(name, 2, dims(1))?;
+            check_rank(name, 2, dims(2))?;
+            let low = matmul(name, dims(0), dims(1))?;
+            one(matmul(name, &low, dims(2))?, inputs[0].dtype)
+        }
+        O::Attention(options) => attention(name, inputs, options),
+        O::CrossEntropy(_) => {
+            check_rank(name, 2, dims(0))?;
+            check_rank(name, 2, dims(1))?;
+            same(name, "targets", dims(2), &dims(0)[..1])?;
+            if dims(0)[1] != dims(1)[1] {
+                return Err(Error::shape(name, format!("hidden {:?} and weight {:?} differ in width", dims(0), dims(1))));
+            }
+            let dtype = accumulator(inputs[0].dtype);
+            let row = Meta::new(dims(0)[0], dtype);
+            Ok(smallvec![row.clone(), row])
+        }
+        O::AdamW(_) => {
+            for (i, what) in [(1, "gradient"), (2, "first moment"), (3, "second moment")] {
+                same(name, what, dims(i), dims(0))?;
+            }
+            same(name, "rates (learning rate, corrections)", dims(4), &[3])?;
+            Ok(smallvec![inputs[0].clone(), inputs[0].clone(), inputs[0].clone()])
+        }
+        O::Vjp { of, wanted } => vjp(name, of, *wanted, inputs),
+    }
+}
+
+/// The dtype sums of `dtype` are kept in: f64 for f64, else f32.
+#[must_use]
+pub fn accumulator(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+fn one(dims: Vec<usize>, dtype: DType) -> Result<Outputs> {
+    Ok(smallvec![Meta::new(dims, dtype)])
+}
+
+fn source(name: &'static str, shape: &Shape, dtype: DType) -> Result<Outputs> {
+    if !is_supported(dtype) {
+        return Err(Error::shape(name, format!("dtype {dtype:?} is not one of f32, f64, f16, bf16, u8, u32, i64")));
+    }
+    Ok(smallvec![Meta::new(shape.clone(), dtype)])
+}
+
+fn check_dim(name: &'static str, dim: usize, dims: &[usize]) -> Result<()> {
+    if dim < dims.len() {
+        return Ok(());
+    }
+    Err(Error::shape(name, format!("dimension {dim} of a tensor of shape {dims:?}")))
+}
+
+fn check_rank(name: &'static str, rank: usize, dims: &[usize]) -> Result<()> {
+    if dims.len() == rank {
+        return Ok(());
+    }
+    Err(Error::shape(name, format!("expected {rank} dimensions, got {dims:?}")))
+}
+
+fn same(name: &'static str, what: &str, found: &[usize], expected: &[usize]) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::shape(name, format!("{what} has shape {found:?}, expected {expected:?}")))
+}
+
+/// The common shape of tensors broadcast against each other from the trailing dimension.
+pub(crate) fn broadcast(name: &'static str, shapes: &[&[usize]]) -> Result<Vec<usize>> {
+    let rank = shapes.iter().map(|s| s.len()).max().unwrap_or(0);
+    let mut result = vec![1; rank];
+    for shape in shapes {
+        for (out, &dim) in result[rank - shape.len()..].iter_mut().zip(*shape) {
+            if *out == 1 {
+                *out = dim;
+            } else if dim != 1 && dim != *out {
+                let listed: Vec<String> = shapes.iter().map(|s| format!("{s:?}")).collect();
+                return Err(Error::shape(name, format!("shapes {} do not broadcast", listed.join(" and "))));
+            }
+        }
+    }
+    Ok(result)
+}
+
+fn reduced(name: &'static str, dims: &[usize], over: &[usize]) -> Result<Vec<usize>> {
+    let ascending = over.windows(2).all(|pair| pair[0] < pair[1]);
+    if !ascending || over.last().is_some_and(|&last| last >= dims.len()) {
+        return Err(Error::shape(name, format!("dimensions {over:?} of a tensor of shape {dims:?}")));
+    }
+    let mut shape = dims.to_vec();
+    over.iter().for_each(|&dim| shape[dim] = 1);
+    Ok(shape)
+}
+
+fn reshape(name: &'static str, input: &Meta, shape: &Shape) -> Result<Outputs> {
+    if input.shape.elem_count() != shape.elem_count() {
+        return Err(Error::shape(name, format!("{:?} has not the elements of {:?}", input.shape.dims(), shape.dims())));
+    }
+    Ok(smallvec![Meta::new(shape.clone(), input.dtype)])
+}
+
+fn permute(name: &'static str, input: &Meta, order: &[usize]) -> Result<Outputs> {
+    let dims = input.shape.dims();
+    let mut seen = vec![false; dims.len()];
+    let valid = order.len() == dims.len() && order.iter().all(|&d| d < dims.len() && !std::mem::replace(&mut seen[d], true));
+    if !valid {
+        return Err(Error::shape(name, format!("{order:?} is not a permutation of the dimensions of {dims:?}")));
+    }
+    one(order.iter().map(|&d| dims[d]).collect(), input.dtype)
+}
+
+fn slice(name: &'static str, input: &Meta, start: &[usize], end: &[usize]) -> Result<Outputs> {
+    let dims = input.shape.dims();
+    check_rank(name, start.len(), dims)?;
+    check_rank(name, end.len(), dims)?;
+    let inside = start.iter().zip(end).zip(dims).all(|((s, e), d)| s <= e && e <= d);
+    if !inside {
+        return Err(Error::shape(name, format!("{start:?}..{end:?} is not inside {dims:?}")));
+    }
+    one(start.iter().zip(end).map(|(s, e)| e - s).collect(), input.dtype)
+}
+
+fn concat(name: &'static str, inputs: &[&Meta], dim: usize) -> Result<Outputs> {
+    let mut shape = inputs[0].shape.dims().to_vec();
+    check_dim(name, dim, &shape)?;
+    shape[dim] = 0;
+    for input in inputs {
+        let dims = input.shape.dims();
+        let fits = dims.len() == shape.len() && dims.iter().enumerate().all(|(i, &d)| i == dim || d == shape[i]);
+        if !fits {
+            let listed: Vec<String> = inputs.iter().map(|m| format!("{:?}", m.shape.dims())).collect();
+            return Err(Error::shape(name, format!("shapes {} differ outside dimension {dim}", listed.join(", "))));
+        }
+        shape[dim] += dims[dim];
+    }
+    one(shape, inputs[0].dtype)
+}
+
+fn check_gather(name: &'static str, dim: usize, dims: &[usize], indices: &[usize]) -> Result<()> {
+    check_dim(name, dim, dims)?;
+    let fits = dims.len() == indices.len() && (0..dims.len()).all(|i| i == dim || dims[i] == indices[i]);
+    if fits {
+        return Ok(());
+    }
+    Err(Error::shape(name, format!("indices {indices:?} must equal {dims:?} outside dimension {dim}")))
+}
+
+fn matmul(name: &'static str, lhs: &[usize], rhs: &[usize]) -> Result<Vec<usize>> {
+    let ([left @ .., m, k], [right @ .., inner, n]) = (lhs, rhs) else {
+        return Err(Error::shape(name, format!("{lhs:?} x {rhs:?}: both sides need at least 2 dimensions")));
+    };
+    if k != inner {
+        return Err(Error::shape(name, format!("{lhs:?} x {rhs:?}: inner dimensions differ")));
+    }
+    let mut shape = broadcast(name, &[left, right])?;
+    shape.extend([*m, *n]);
+    Ok(shape)
+}
+
+fn check_rope(name: &'static str, x: &[usize], cos: &[usize], sin: &[usize]) -> Result<()> {
+    check_rank(name, 4, x)?;
+    check_rank(name, 3, cos)?;
+    same(name, "sin", sin, cos)?;
+    let fits = (cos[0] == x[0] || cos[0] == 1) && cos[1] == x[1] && 2 * cos[2] <= x[3];
+    if fits {
+        return Ok(());
+    }
+    let message = format!("x {x:?} (batch, seq, heads, head_dim) and cos {cos:?} (batch or 1, seq, at most head_dim / 2)");
+    Err(Error::shape(name, message))
+}
+
+fn attention(name: &'static str, inputs: &[&Meta], options: &AttentionOptions) -> Result<Outputs> {
+    let (q, k, v) = (inputs[0].shape.dims(), inputs[1].shape.dims(), inputs[2].shape.dims());
+    let fits = q.len() == 4
+        && k.len() == 4
+        && v == k
+        && q[0] == k[0]
+        && q[3] == k[3]
+        && k[2] > 0
+        && q[2].is_multiple_of(k[2]);
+    if !fits {
+        let message = format!("q {q:?}, k {k:?}, v {v:?}: expected (batch, seq, heads, head_dim) with heads of q a multiple of k's");
+        return Err(Error::shape(name, message));
+    }
+    if options.window.is_some() && !options.causal {
+        return Err(Error::shape(name, "a sliding window needs causal attention"));
+    }
+    if options.window == Some(0) {
+        return Err(Error::shape(name, "a sliding window of 0 sees nothing"));
+    }
+    let mut rest = inputs[3..].iter();
+    if options.offset {
+        same(name, "offset", rest.next().map_or(&[], |m| m.shape.dims()), &[1])?;
+    }
+    if options.segments {
+        same(name, "query segments", rest.next().map_or(&[], |m| m.shape.dims()), &q[..2])?;
+        same(name, "key segments", rest.next().map_or(&[], |m| m.shape.dims()), &k[..2])?;
+    }
+    let lse = Meta::new(q[..3].to_vec(), accumulator(inputs[0].dtype));
+    Ok(smallvec![inputs[0].clone(), lse])
+}
+
+fn vjp(name: &'static str, of: &Operation, wanted: u32, inputs: &[&Meta]) -> Result<Outputs> {
+    let outputs = of.output_count();
+    let Some(count) = inputs.len().checked_sub(2 * outputs) else {
+        return Err(Error::shape(name, format!("{} inputs for {}", inputs.len(), of.name())));
+    };
+    let primal = infer(of, &inputs[..count])?;
+    for (i, meta) in primal.iter().enumerate() {
+        for given in [inputs[count + i], inputs[count + outputs + i]] {
+            if given != meta {
+                return Err(Error::shape(name, format!("output {i} of {} is {meta:?}, got {given:?}", of.name())));
+            }
+        }
+    }
+    if wanted == 0 || wanted >> count != 0 {
+        return Err(Error::shape(name, format!("wanted {wanted:#b} of {count} inputs of {}", of.name())));
+    }
+    Ok((0..count).filter(|i| wanted >> i & 1 == 1).map(|i| inputs[i].clone()).collect())
+}

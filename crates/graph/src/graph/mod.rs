@@ -1,0 +1,16 @@
+//! What a computation is: the closed list of operations, the recorded nodes, and the flat graph that plans are made of.
+//! Nothing here runs anything or names a device's memory.
+
+pub mod infer;
+pub mod ir;
+pub(crate) mod node;
+pub mod operation;
+mod print;
+pub mod verify;
+pub(crate) mod walk;
+
+pub use ir::{Graph, GraphNode, ValueRef};
+pub use node::{Meta, NodeId, Outputs};
+pub use operation::{
+    AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution, Operation,
+};

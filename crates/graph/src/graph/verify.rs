@@ -1,0 +1,197 @@
+//! How many inputs an operation takes, of which dtypes, and whether a whole graph is well formed.
+//! The first is asked at every recording, the second between the passes of a plan.
+
+use candle_core::DType;
+
+use super::infer::infer;
+use super::ir::Graph;
+use super::node::Meta;
+use super::operation::Operation;
+use crate::error::{Error, Result};
+
+/// Which dtypes fit an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// Any supported dtype.
+    Any,
+    /// f64, f32, f16, bf16.
+    Float,
+    /// Signed numbers: floats and i64.
+    Signed,
+    /// u32 or i64.
+    Index,
+    /// Exactly this dtype.
+    Exactly(DType),
+    /// The dtype of input `i`.
+    Like(usize),
+}
+
+/// The dtypes of the required inputs, then of the optional ones (as one block: all or none, unless `repeat`).
+struct Signature {
+    required: Vec<Class>,
+    optional: Vec<Class>,
+    /// The last required class may repeat (concat).
+    repeat: bool,
+}
+
+fn takes<const N: usize>(classes: [Class; N]) -> Signature {
+    Signature { required: classes.to_vec(), optional: Vec::new(), repeat: false }
+}
+
+/// Whether the engine computes with this dtype.
+#[must_use]
+pub fn is_supported(dtype: DType) -> bool {
+    is_float(dtype) || matches!(dtype, DType::U8 | DType::U32 | DType::I64)
+}
+
+/// Whether the dtype is a floating-point one the engine computes with.
+#[must_use]
+pub fn is_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// The table: what each operation takes.
+fn signature(operation: &Operation) -> Signature {
+    use Class::{Any, Exactly, Float, Index, Like, Signed};
+    use Operation as O;
+    match operation {
+        O::Input | O::Constant { .. } | O::Iota { .. } => takes([]),
+        O::Random { .. } => takes([Exactly(DType::U32)]),
+        O::Neg | O::Abs | O::Sign => takes([Signed]),
+        O::Exp
+        | O::Log
+        | O::Sqrt
+        | O::Rsqrt
+        | O::Recip
+        | O::Sin
+        | O::Cos
+        | O::Tanh
+        | O::Erf
+        | O::Sigmoid
+        | O::Floor
+        | O::MulScalar { .. }
+        | O::AddScalar { .. }
+        | O::Softmax { .. }
+        | O::GELU { .. } => takes([Float]),
+        O::Cast { .. }
+        | O::Sum { .. }
+        | O::Max { .. }
+        | O::ArgMax { .. }
+        | O::Reshape { .. }
+        | O::Permute { .. }
+        | O::Broadcast { .. }
+        | O::Slice { .. }
+        | O::Pad { .. }
+        | O::StopGradient => takes([Any]),
+        O::Add
+        | O::Sub
+        | O::Mul
+        | O::Div
+        | O::Maximum
+        | O::Minimum
+        | O::Equal
+        | O::Less
+        | O::LessEqual => takes([Any, Like(0)]),
+        O::Pow | O::Matmul | O::SwiGLU => takes([Float, Like(0)]),
+        O::Where => takes([Exactly(DType::U8), Any, Like(1)]),
+        O::Concat { .. } => Signature { required: vec![Any], optional: vec![Like(0)], repeat: true },
+        O::IndexSelect { .. } | O::Gather { .. } => takes([Any, Index]),
+        O::IndexAdd { .. } | O::ScatterAdd { .. } => takes([Any, Index, Like(0)]),
+        O::DynamicSlice { .. } => takes([Any, Exactly(DType::U32)]),
+        O::SliceUpdate { .. } => takes([Any, Like(0), Exactly(DType::U32)]),
+        O::RMSNorm { .. } => Signature { required: vec![Float], optional: vec![Like(0)], repeat: false },
+        O::LayerNorm { .. } => Signature { required: vec![Float], optional: vec![Like(0), Like(0)], repeat: false },
+        O::Rope { .. } => takes([Float, Like(0), Like(0)]),
+        O::LoRA { .. } => takes([Float, Like(0), Like(0)]),
+        O::Attention(options) => {
+            let mut required = vec![Float, Like(0), Like(0)];
+            required.extend(options.offset.then_some(Exactly(DType::U32)));
+            required.extend(options.segments.then_some([Exactly(DType::U32); 2]).into_iter().flatten());
+            Signature { required, optional: Vec::new(), repeat: false }
+        }
+        O::CrossEntropy(_) => takes([Float, Like(0), Exactly(DType::I64)]),
+        O::AdamW(_) => takes([Float, Like(0), Like(0), Like(0), Like(0)]),
+        O::Vjp { .. } => Signature { required: vec![Any], optional: vec![Any], repeat: true },
+    }
+}
+
+/// Checks the number and dtypes of an operation's inputs.
+///
+/// # Errors
+/// [`Error::Arity`] or [`Error::DType`].
+pub fn check_inputs(operation: &Operation, inputs: &[&Meta]) -> Result<()> {
+    let signature = signature(operation);
+    let (least, most) = (signature.required.len(), signature.required.len() + signature.optional.len());
+    let fits = inputs.len() == least || inputs.len() == most || (signature.repeat && inputs.len() >= least);
+    if !fits {
+        let plural = |n: usize| if n == 1 { "1 input".to_owned() } else { format!("{n} inputs") };
+        let expected = match (signature.repeat, least == most) {
+            (true, _) => format!("at least {}", plural(least)),
+            (false, true) => plural(least),
+            (false, false) => format!("{least} or {}", plural(most)),
+        };
+        return Err(Error::Arity { operation: operation.name(), expected, found: inputs.len() });
+    }
+    let classes = signature.required.iter().chain(&signature.optional);
+    let last = signature.optional.last();
+    for (index, input) in inputs.iter().enumerate() {
+        let class = classes.clone().nth(index).or(last);
+        if let Some(class) = class {
+            check_class(operation, index, *class, inputs, input.dtype)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_class(operation: &Operation, input: usize, class: Class, inputs: &[&Meta], found: DType) -> Result<()> {
+    let (fits, expected) = match class {
+        Class::Any => (is_supported(found), "one of f32, f64, f16, bf16, u8, u32, i64".to_owned()),
+        Class::Float => (is_float(found), "a float (f32, f64, f16, bf16)".to_owned()),
+        Class::Signed => (is_float(found) || found == DType::I64, "a float or i64".to_owned()),
+        Class::Index => (matches!(found, DType::U32 | DType::I64), "u32 or i64".to_owned()),
+        Class::Exactly(dtype) => (found == dtype, format!("{dtype:?}")),
+        Class::Like(other) => {
+            let dtype = inputs[other].dtype;
+            (found == dtype, format!("{dtype:?} like input {other}"))
+        }
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Error::DType { operation: operation.name(), input, found, expected })
+}
+
+/// Checks a whole graph: inputs come before their users, and every stored shape and dtype is the inferred one.
+///
+/// # Errors
+/// [`Error::Verify`] naming the node and the rule it breaks.
+pub fn verify(graph: &Graph, pass: &'static str) -> Result<()> {
+    let fail = |message: String| Err(Error::Verify { pass, message });
+    for (index, node) in graph.nodes.iter().enumerate() {
+        let mut metas = Vec::with_capacity(node.inputs.len());
+        for input in &node.inputs {
+            if input.node as usize >= index {
+                return fail(format!("%{index} {} uses %{} before it is computed", node.operation.name(), input.node));
+            }
+            match graph.nodes[input.node as usize].outputs.get(input.output as usize) {
+                Some(meta) => metas.push(meta),
+                None => return fail(format!("%{index} uses output {} of %{}", input.output, input.node)),
+            }
+        }
+        if node.operation == Operation::Input {
+            continue;
+        }
+        match infer(&node.operation, &metas) {
+            Ok(outputs) if outputs == node.outputs => {}
+            Ok(outputs) => return fail(format!("%{index} says {:?}, inferred {outputs:?}", node.outputs)),
+            Err(error) => return fail(format!("%{index}: {error}")),
+        }
+    }
+    for output in &graph.outputs {
+        let exists = graph.nodes.get(output.node as usize).is_some_and(|n| (output.output as usize) < n.outputs.len());
+        if !exists {
+            return fail(format!("output %{}.{} does not exist", output.node, output.output));
+        }
+    }
+    Ok(())
+}

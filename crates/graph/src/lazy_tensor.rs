@@ -1,0 +1,291 @@
+//! The handle. A `LazyTensor` names one output of one recorded node; cloning it is cheap, operations on it record and do
+//! not run. Values appear only in `eval`, the `to_*` methods and compiled functions.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Shape, Tensor, WithDType};
+use smallvec::SmallVec;
+
+use crate::backend::Value;
+use crate::error::{Context, Error, Result};
+use crate::graph::infer::infer;
+use crate::graph::node::{Inputs, Node, State};
+use crate::graph::{Graph, Meta, NodeId, Operation, walk};
+use crate::plan;
+
+/// A tensor that may not have been computed yet.
+///
+/// ```
+/// use candle_core::Device;
+/// use metal_candle_graph::LazyTensor;
+///
+/// let a = LazyTensor::from_slice(&[1.0, 2.0], &[2], &Device::Cpu)?;
+/// let b = LazyTensor::from_slice(&[3.0, 4.0], &[2], &Device::Cpu)?;
+/// let c = a.add(&b)?.mul_scalar(2.0)?; // recorded
+/// assert_eq!(c.graph_size(), 4);
+/// assert_eq!(c.to_vec::<f32>()?, [8.0, 12.0]); // planned and run
+/// # Ok::<(), metal_candle_graph::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct LazyTensor {
+    node: Arc<Node>,
+    output: u32,
+}
+
+impl LazyTensor {
+    /// An input that holds `tensor`.
+    ///
+    /// # Errors
+    /// When the engine does not compute with the tensor's dtype.
+    pub fn from_tensor(tensor: Tensor) -> Result<Self> {
+        let meta = Meta::new(tensor.shape().clone(), tensor.dtype());
+        if !crate::graph::verify::is_supported(meta.dtype) {
+            return Err(Error::shape("from_tensor", format!("dtype {:?} is not supported", meta.dtype)));
+        }
+        let device = tensor.device().clone();
+        Ok(Self::from_value(Value::Tensor(tensor), meta, device))
+    }
+
+    /// An input of dtype f32.
+    ///
+    /// # Errors
+    /// When the number of values is not the product of `shape`.
+    pub fn from_slice(values: &[f32], shape: &[usize], device: &(impl Borrow<Device> + ?Sized)) -> Result<Self> {
+        Self::from_data(values, shape, device)
+    }
+
+    /// An input of any supported element type.
+    ///
+    /// # Errors
+    /// When the number of values is not the product of `shape`.
+    pub fn from_data<T: WithDType>(
+        values: &[T],
+        shape: &[usize],
+        device: &(impl Borrow<Device> + ?Sized),
+    ) -> Result<Self> {
+        if values.len() != shape.iter().product::<usize>() {
+            return Err(Error::shape("from_slice", format!("{} values do not fill shape {shape:?}", values.len())));
+        }
+        let tensor = Tensor::from_slice(values, shape, device.borrow()).context(|| format!("from_slice {shape:?}"))?;
+        Self::from_tensor(tensor)
+    }
+
+    /// Zeros.
+    ///
+    /// # Errors
+    /// When the engine does not compute with `dtype`.
+    pub fn zeros(shape: &[usize], dtype: DType, device: &(impl Borrow<Device> + ?Sized)) -> Result<Self> {
+        Self::full(0.0, shape, dtype, device)
+    }
+
+    /// Ones.
+    ///
+    /// # Errors
+    /// When the engine does not compute with `dtype`.
+    pub fn ones(shape: &[usize], dtype: DType, device: &(impl Borrow<Device> + ?Sized)) -> Result<Self> {
+        Self::full(1.0, shape, dtype, device)
+    }
+
+    /// A tensor whose every element is `value`.
+    ///
+    /// # Errors
+    /// When the engine does not compute with `dtype`.
+    pub fn full(value: f64, shape: &[usize], dtype: DType, device: &(impl Borrow<Device> + ?Sized)) -> Result<Self> {
+        let operation = Operation::Constant { value, shape: Shape::from(shape), dtype };
+        Self::record_on(operation, Inputs::new(), device.borrow()).map(|mut t| t.remove(0))
+    }
+
+    /// An input that can be combined with this tensor. Tensors built separately combine freely, so this is
+    /// [`Self::from_tensor`] under the name that version 1 gave it.
+    ///
+    /// # Errors
+    /// See [`Self::from_tensor`].
+    pub fn add_tensor_to_graph(&self, tensor: Tensor) -> Result<Self> {
+        Self::from_tensor(tensor)
+    }
+
+    /// An argument of a function being traced: it has a shape and no value.
+    pub(crate) fn placeholder(meta: Meta, device: Device) -> Self {
+        let state = State::Recorded(Inputs::new());
+        Self::of(Node::new(Operation::Input, SmallVec::from_elem(meta, 1), device, state), 0)
+    }
+
+    pub(crate) fn from_value(value: Value, meta: Meta, device: Device) -> Self {
+        let state = State::Evaluated(SmallVec::from_elem(value, 1));
+        Self::of(Node::new(Operation::Input, SmallVec::from_elem(meta, 1), device, state), 0)
+    }
+
+    pub(crate) fn of(node: Arc<Node>, output: u32) -> Self {
+        Self { node, output }
+    }
+
+    /// Records an operation and returns its outputs.
+    ///
+    /// # Errors
+    /// When number, dtypes, shapes or devices of the inputs do not fit; the message names the operation.
+    pub fn record(operation: Operation, inputs: &[&Self]) -> Result<Vec<Self>> {
+        let Some(first) = inputs.first() else {
+            return Err(Error::Arity { operation: operation.name(), expected: "inputs".into(), found: 0 });
+        };
+        let device = first.node.device.clone();
+        Self::record_on(operation, inputs.iter().map(|&t| t.clone()).collect(), &device)
+    }
+
+    fn record_on(operation: Operation, inputs: Inputs, device: &Device) -> Result<Vec<Self>> {
+        if let Some(other) = inputs.iter().find(|t| !t.node.device.same_device(device)) {
+            return Err(Error::DeviceMismatch {
+                operation: operation.name(),
+                first: format!("{:?}", device.location()),
+                second: format!("{:?}", other.node.device.location()),
+            });
+        }
+        let metas: SmallVec<[&Meta; 6]> = inputs.iter().map(Self::meta).collect();
+        let outputs = infer(&operation, &metas)?;
+        let count = outputs.len();
+        let node = Node::new(operation, outputs, device.clone(), State::Recorded(inputs));
+        Ok((0..count).map(|output| Self { node: Arc::clone(&node), output: output as u32 }).collect())
+    }
+
+    /// Records an operation of one output.
+    pub(crate) fn record_one(operation: Operation, inputs: &[&Self]) -> Result<Self> {
+        Self::record(operation, inputs).map(|mut outputs| outputs.remove(0))
+    }
+
+    /// The shape, known without running.
+    #[must_use]
+    pub fn shape(&self) -> &Shape {
+        &self.meta().shape
+    }
+
+    /// The sizes of the dimensions.
+    #[must_use]
+    pub fn dims(&self) -> &[usize] {
+        self.meta().shape.dims()
+    }
+
+    /// Number of dimensions.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.dims().len()
+    }
+
+    /// The dtype, known without running.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.meta().dtype
+    }
+
+    /// Where it is computed.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.node.device
+    }
+
+    /// Identity of the node behind this tensor.
+    #[must_use]
+    pub fn node_id(&self) -> NodeId {
+        self.node.id
+    }
+
+    /// Shape and dtype.
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        &self.node.outputs[self.output as usize]
+    }
+
+    /// Nodes reachable from this tensor, itself included. An evaluated tensor has forgotten its history and counts 1.
+    #[must_use]
+    pub fn graph_size(&self) -> usize {
+        walk::post_order(std::slice::from_ref(self)).len()
+    }
+
+    /// The reachable graph, flat: it prints as text (`Display`) and as Graphviz dot ([`Graph::to_dot`]).
+    ///
+    /// # Errors
+    /// Never for a single tensor's graph on one device.
+    pub fn graph(&self) -> Result<Graph> {
+        walk::flatten(std::slice::from_ref(self)).map(|flat| flat.graph)
+    }
+
+    /// Whether the value is there.
+    #[must_use]
+    pub fn is_evaluated(&self) -> bool {
+        matches!(&*self.node.state(), State::Evaluated(_))
+    }
+
+    /// Computes the value (once) and forgets how.
+    ///
+    /// # Errors
+    /// When a kernel fails, for example on an index out of range.
+    pub fn eval(&self) -> Result<Tensor> {
+        plan::evaluate(std::slice::from_ref(self))?;
+        self.value()?.to_tensor(self.meta())
+    }
+
+    /// Computes the value and returns it as a Candle tensor: another name of [`Self::eval`].
+    ///
+    /// # Errors
+    /// See [`Self::eval`].
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        self.eval()
+    }
+
+    /// Computes the value and returns its elements in row-major order.
+    ///
+    /// # Errors
+    /// See [`Self::eval`]; also when `T` is not the dtype's type.
+    pub fn to_vec<T: WithDType>(&self) -> Result<Vec<T>> {
+        let tensor = self.eval()?;
+        tensor.flatten_all().and_then(|t| t.to_vec1()).context(|| format!("to_vec of {}", self.meta()))
+    }
+
+    /// Computes the single element.
+    ///
+    /// # Errors
+    /// See [`Self::to_vec`]; also when there is not exactly one element.
+    pub fn to_scalar<T: WithDType>(&self) -> Result<T> {
+        match self.to_vec::<T>()?.as_slice() {
+            [value] => Ok(*value),
+            _ => Err(Error::shape("to_scalar", format!("{:?} has not exactly one element", self.dims()))),
+        }
+    }
+
+    /// The value of an evaluated tensor.
+    pub(crate) fn value(&self) -> Result<Value> {
+        match &*self.node.state() {
+            State::Evaluated(values) => Ok(values[self.output as usize].clone()),
+            State::Recorded(_) => Err(Error::Placeholder),
+        }
+    }
+
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    pub(crate) fn into_node(self) -> Arc<Node> {
+        self.node
+    }
+
+    pub(crate) fn output(&self) -> u32 {
+        self.output
+    }
+}
+
+/// Evaluates several tensors as one plan: what they share is computed once.
+///
+/// # Errors
+/// See [`LazyTensor::eval`]; also when the tensors live on different devices.
+pub fn eval_all(tensors: &[LazyTensor]) -> Result<Vec<Tensor>> {
+    plan::evaluate(tensors)?;
+    tensors.iter().map(|t| t.value()?.to_tensor(t.meta())).collect()
+}
+
+/// Shape, dtype and standing; never the values, so that printing does not run anything.
+impl fmt::Debug for LazyTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let standing = if self.is_evaluated() { "evaluated" } else { "recorded" };
+        write!(f, "LazyTensor({} {}, {standing})", self.node.operation.name(), self.meta())
+    }
+}
