@@ -94,7 +94,12 @@ impl LazyTensor {
     /// When the engine does not compute with `dtype`.
     pub fn full(value: f64, shape: &[usize], dtype: DType, device: &(impl Borrow<Device> + ?Sized)) -> Result<Self> {
         let operation = Operation::Constant { value, shape: Shape::from(shape), dtype };
-        Self::record_on(operation, Inputs::new(), device.borrow()).map(|mut t| t.remove(0))
+        Self::record_source(operation, device.borrow())
+    }
+
+    /// Records an operation without inputs.
+    pub(crate) fn record_source(operation: Operation, device: &Device) -> Result<Self> {
+        Self::record_on(operation, Inputs::new(), device).map(|mut outputs| outputs.remove(0))
     }
 
     /// An input that can be combined with this tensor. Tensors built separately combine freely, so this is

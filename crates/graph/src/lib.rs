@@ -1,1 +1,38 @@
-//! The lazy tensor engine of metal-candle.
+//! The lazy tensor engine of metal-candle. Operations on a [`LazyTensor`] record a graph; `eval` turns the graph into a
+//! plan (found again by its structure), and a backend runs the plan. The engine knows no language-model word.
+//!
+//! ```
+//! use candle_core::Device;
+//! use metal_candle_graph::{LazyTensor, value_and_grad};
+//!
+//! let x = LazyTensor::from_slice(&[1.0, 2.0, 3.0], &[1, 3], &Device::Cpu)?;
+//! let w = LazyTensor::from_slice(&[0.5, 0.5, 0.5], &[3, 1], &Device::Cpu)?;
+//! let loss = x.matmul(&w)?.sum_all()?;
+//! let (loss, grads) = value_and_grad(&loss, &[w])?;
+//! assert_eq!(loss.to_scalar::<f32>()?, 3.0);
+//! assert_eq!(grads[0].to_vec::<f32>()?, [1.0, 2.0, 3.0]);
+//! # Ok::<(), metal_candle_graph::Error>(())
+//! ```
+
+pub mod backend;
+mod compile;
+mod error;
+pub mod fused;
+pub mod grad;
+pub mod graph;
+mod lazy_tensor;
+mod ops;
+pub mod pass;
+mod plan;
+pub mod random;
+
+pub use backend::{Backend, with_backend};
+pub use compile::{Compiled, compile};
+pub use error::{Error, Result};
+pub use grad::value_and_grad;
+pub use graph::{
+    AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution, Graph, Meta, NodeId, Operation,
+};
+pub use lazy_tensor::{LazyTensor, eval_all};
+pub use ops::{AdamWState, AttentionInputs};
+pub use plan::{Statistics, statistics};

@@ -27,20 +27,26 @@ pub(crate) fn recorded_inputs(tensor: &LazyTensor) -> Inputs {
 
 /// Every node reachable from `roots`, inputs before users, each once. The tensors returned stand for their nodes.
 pub(crate) fn post_order(roots: &[LazyTensor]) -> Vec<(LazyTensor, Inputs)> {
+    post_order_until(roots, |_| false)
+}
+
+/// As [`post_order`], without going behind the nodes where `stop` says so; they appear without inputs.
+pub(crate) fn post_order_until(roots: &[LazyTensor], stop: impl Fn(NodeId) -> bool) -> Vec<(LazyTensor, Inputs)> {
+    let inputs_of = |t: &LazyTensor| if stop(t.node_id()) { Inputs::new() } else { recorded_inputs(t) };
     let mut seen: FxHashSet<NodeId> = FxHashSet::default();
     let mut order = Vec::new();
     // (node, its inputs, the next input to visit)
     let mut stack: Vec<(LazyTensor, Inputs, usize)> = Vec::new();
     for root in roots {
         if seen.insert(root.node_id()) {
-            stack.push((root.clone(), recorded_inputs(root), 0));
+            stack.push((root.clone(), inputs_of(root), 0));
         }
         while let Some((_, inputs, next)) = stack.last_mut() {
             if let Some(input) = inputs.get(*next) {
                 *next += 1;
                 if seen.insert(input.node_id()) {
                     let input = input.clone();
-                    let below = recorded_inputs(&input);
+                    let below = inputs_of(&input);
                     stack.push((input, below, 0));
                 }
             } else if let Some((tensor, inputs, _)) = stack.pop() {
@@ -65,46 +71,29 @@ pub(crate) fn flatten(targets: &[LazyTensor]) -> Result<Flat> {
         });
     }
     let order = post_order(targets);
-    let mut numbers: FxHashMap<NodeId, u32> = FxHashMap::default();
+    let mut numbers: FxHashMap<(NodeId, u32), ValueRef> = FxHashMap::default();
     numbers.reserve(order.len());
     let mut nodes = Vec::with_capacity(order.len());
     let mut leaves = Vec::new();
-    let number = |numbers: &FxHashMap<NodeId, u32>, t: &LazyTensor| ValueRef {
-        node: numbers[&t.node_id()],
-        output: t.output(),
-    };
     for (tensor, inputs) in &order {
         let node = tensor.node();
-        // What holds a value (or waits for one, while tracing) is a leaf, whatever computed it.
+        // What holds a value (or waits for one, while tracing) is a leaf, whatever computed it; one leaf per output.
         let is_leaf = node.operation == Operation::Input || matches!(&*node.state(), State::Evaluated(_));
-        let operation = if is_leaf { Operation::Input } else { node.operation.clone() };
-        let inputs: SmallVec<[ValueRef; 3]> = inputs.iter().map(|t| number(&numbers, t)).collect();
-        if is_leaf && node.outputs.len() > 1 {
-            push_leaves(tensor, &mut nodes, &mut leaves, &mut numbers);
-            continue;
+        for output in 0..node.outputs.len() as u32 {
+            let (number, part) = if is_leaf { (nodes.len() as u32 + output, 0) } else { (nodes.len() as u32, output) };
+            numbers.insert((node.id, output), ValueRef { node: number, output: part });
         }
         if is_leaf {
-            leaves.push(tensor.clone());
+            for (output, meta) in node.outputs.iter().enumerate() {
+                leaves.push(LazyTensor::of(Arc::clone(node), output as u32));
+                let outputs = SmallVec::from_elem(meta.clone(), 1);
+                nodes.push(GraphNode { operation: Operation::Input, inputs: SmallVec::new(), outputs });
+            }
+        } else {
+            let inputs = inputs.iter().map(|t| numbers[&(t.node_id(), t.output())]).collect();
+            nodes.push(GraphNode { operation: node.operation.clone(), inputs, outputs: node.outputs.clone() });
         }
-        numbers.insert(node.id, nodes.len() as u32);
-        nodes.push(GraphNode { operation, inputs, outputs: node.outputs.clone() });
     }
-    let outputs = targets.iter().map(|t| number(&numbers, t)).collect();
+    let outputs = targets.iter().map(|t| numbers[&(t.node_id(), t.output())]).collect();
     Ok(Flat { graph: Graph { nodes, outputs, device }, leaves })
-}
-
-/// An evaluated node of several outputs: one `Input` node carrying all of them would need several leaves, so it keeps
-/// its outputs together as one node and binds one leaf per output.
-fn push_leaves(
-    tensor: &LazyTensor,
-    nodes: &mut Vec<GraphNode>,
-    leaves: &mut Vec<LazyTensor>,
-    numbers: &mut FxHashMap<NodeId, u32>,
-) {
-    let node = tensor.node();
-    numbers.insert(node.id, nodes.len() as u32);
-    nodes.push(GraphNode { operation: Operation::Input, inputs: SmallVec::new(), outputs: node.outputs.clone() });
-    for output in 0..node.outputs.len() {
-        leaves.push(LazyTensor::of(Arc::clone(node), output as u32));
-    }
 }

@@ -1,0 +1,14 @@
+//! The low-rank term of LoRA (Hu et al. 2021): `y = (x a b) * scale`, `x (.., in)`, `a (in, rank)`, `b (rank, out)`.
+//! Contracted to the rank first and scaled there, so that nothing of the size of `a b` exists and no pass over `y` is
+//! spent on the scale; its gradients are narrow products for the same reason.
+
+use crate::error::Result;
+use crate::lazy_tensor::LazyTensor;
+
+/// The definition in primitives.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn fallback(x: &LazyTensor, a: &LazyTensor, b: &LazyTensor, scale: f32) -> Result<LazyTensor> {
+    x.matmul(a)?.mul_scalar(scale)?.matmul(b)
+}

@@ -1,0 +1,80 @@
+//! The fused operations: one folder each, with the formula and the fallback in primitives. The fallback is the
+//! specification, the default gradient, the behaviour where a backend has no kernel, and the oracle of the tests.
+
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod gelu;
+pub mod layer_norm;
+pub mod lora;
+pub mod rms_norm;
+pub mod rope;
+pub mod softmax;
+pub mod swiglu;
+
+use crate::error::{Error, Result};
+use crate::grad;
+use crate::graph::Operation;
+use crate::graph::infer::accumulator;
+use crate::lazy_tensor::LazyTensor;
+
+/// Records a fused operation as the primitives that define it.
+///
+/// # Errors
+/// When `operation` is not fused or the inputs do not fit it.
+pub fn fallback(operation: &Operation, inputs: &[LazyTensor]) -> Result<Vec<LazyTensor>> {
+    let one = |tensor: Result<LazyTensor>| tensor.map(|t| vec![t]);
+    match (operation, inputs) {
+        (Operation::Softmax { dim }, [x]) => one(softmax::fallback(x, *dim)),
+        (Operation::RMSNorm { eps }, [x, rest @ ..]) => one(rms_norm::fallback(x, rest.first(), *eps)),
+        (Operation::LayerNorm { eps }, [x, rest @ ..]) => one(layer_norm::fallback(x, rest, *eps)),
+        (Operation::Rope { interleaved }, [x, cos, sin]) => one(rope::fallback(x, cos, sin, *interleaved)),
+        (Operation::SwiGLU, [gate, up]) => one(swiglu::fallback(gate, up)),
+        (Operation::GELU { approximate }, [x]) => one(gelu::fallback(x, *approximate)),
+        (Operation::LoRA { scale }, [x, a, b]) => one(lora::fallback(x, a, b, *scale)),
+        (Operation::Attention(options), [q, k, v, rest @ ..]) => attention::fallback(q, k, v, rest, options),
+        (Operation::CrossEntropy(options), [hidden, weight, targets]) => {
+            cross_entropy::fallback(hidden, weight, targets, options)
+        }
+        (Operation::AdamW(options), [p, g, m, v, rates]) => adamw::fallback(p, g, m, v, rates, options),
+        (Operation::Vjp { of, wanted }, inputs) => vjp_fallback(of, *wanted, inputs),
+        _ => Err(Error::shape(operation.name(), "has no fallback for these inputs")),
+    }
+}
+
+/// Whether the gradient is recorded as one [`Operation::Vjp`] (some backend has a kernel for it) instead of the
+/// differentiated fallback.
+#[must_use]
+pub(crate) fn has_vjp_kernel(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Softmax { .. }
+            | Operation::RMSNorm { .. }
+            | Operation::LayerNorm { .. }
+            | Operation::SwiGLU
+            | Operation::GELU { .. }
+            | Operation::Attention(_)
+            | Operation::CrossEntropy(_)
+    )
+}
+
+/// Differentiates the fallback of `of`.
+fn vjp_fallback(of: &Operation, wanted: u32, inputs: &[LazyTensor]) -> Result<Vec<LazyTensor>> {
+    let outputs = of.output_count();
+    let (primal, rest) = inputs.split_at(inputs.len() - 2 * outputs);
+    let wanted: Vec<bool> = (0..primal.len()).map(|i| wanted >> i & 1 == 1).collect();
+    let cotangents: Vec<Option<LazyTensor>> = rest[outputs..].iter().cloned().map(Some).collect();
+    let gradients = grad::differentiate_fallback(of, primal, &cotangents, &wanted)?;
+    gradients
+        .into_iter()
+        .zip(primal)
+        .zip(wanted)
+        .filter(|(_, wanted)| *wanted)
+        .map(|((gradient, input), _)| gradient.map_or_else(|| input.zeros_like(), Ok))
+        .collect()
+}
+
+/// The tensor in the dtype that sums are kept in: losses and norms are computed there.
+pub(crate) fn accumulate(x: &LazyTensor) -> Result<LazyTensor> {
+    x.cast(accumulator(x.dtype()))
+}

@@ -1,0 +1,214 @@
+//! The gradient of every operation: one exhaustive match, most rules a line. Rules need not undo broadcasting.
+
+use crate::error::Result;
+use crate::fused;
+use crate::graph::verify::is_float;
+use crate::graph::Operation;
+use crate::lazy_tensor::LazyTensor;
+
+type Gradients = Vec<Option<LazyTensor>>;
+
+/// Whether a gradient passes through the operation at all.
+pub(super) fn is_differentiable(operation: &Operation) -> bool {
+    use Operation as O;
+    !matches!(
+        operation,
+        O::Input
+            | O::Constant { .. }
+            | O::Iota { .. }
+            | O::Random { .. }
+            | O::Sign
+            | O::Floor
+            | O::Equal
+            | O::Less
+            | O::LessEqual
+            | O::ArgMax { .. }
+            | O::StopGradient
+    ) && !matches!(operation, O::Cast { dtype } if !is_float(*dtype))
+}
+
+/// The gradients of the wanted inputs, given the cotangents of the outputs (at least one is there).
+pub(super) fn vjp(
+    operation: &Operation,
+    inputs: &[LazyTensor],
+    outputs: &[LazyTensor],
+    cotangents: &[Option<LazyTensor>],
+    wanted: &[bool],
+) -> Result<Gradients> {
+    use Operation as O;
+    let Some(Some(g)) = cotangents.first() else {
+        return fused_vjp(operation, inputs, outputs, cotangents, wanted);
+    };
+    let (x, y) = (inputs.first(), &outputs[0]);
+    // Every operation below that names `x` has an input; sources are not differentiable and never arrive here.
+    let Some(x) = x else { return Ok(Vec::new()) };
+    let one = |gradient: Result<LazyTensor>| gradient.map(|g| vec![Some(g)]);
+    let pick = |i: usize, f: &dyn Fn() -> Result<LazyTensor>| if wanted[i] { f().map(Some) } else { Ok(None) };
+    match operation {
+        O::Input
+        | O::Constant { .. }
+        | O::Iota { .. }
+        | O::Random { .. }
+        | O::Sign
+        | O::Floor
+        | O::Equal
+        | O::Less
+        | O::LessEqual
+        | O::ArgMax { .. }
+        | O::StopGradient => Ok(vec![None; inputs.len()]),
+        O::Neg => one(g.neg()),
+        O::Abs => one(g.mul(&x.sign()?)),
+        O::Exp => one(g.mul(y)),
+        O::Log => one(g.div(x)),
+        O::Sqrt => one(g.mul_scalar(0.5)?.div(y)),
+        O::Rsqrt => one(g.mul_scalar(-0.5)?.mul(&y.mul(y)?.mul(y)?)),
+        O::Recip => one(g.neg()?.mul(&y.mul(y)?)),
+        O::Sin => one(g.mul(&x.cos()?)),
+        O::Cos => one(g.neg()?.mul(&x.sin()?)),
+        O::Tanh => one(g.sub(&g.mul(&y.mul(y)?)?)),
+        O::Erf => one(g.mul(&x.mul(x)?.neg()?.exp()?)?.mul(&g.scalar_like(std::f64::consts::FRAC_2_SQRT_PI)?)),
+        O::Sigmoid => one(g.mul(&y.sub(&y.mul(y)?)?)),
+        O::MulScalar { value } => one(g.mul_scalar(*value)),
+        O::AddScalar { .. } => one(Ok(g.clone())),
+        O::Cast { .. } => one(g.cast(x.dtype())),
+        O::Add => Ok(vec![Some(g.clone()), Some(g.clone())]),
+        O::Sub => Ok(vec![Some(g.clone()), pick(1, &|| g.neg())?]),
+        O::Mul => Ok(vec![pick(0, &|| g.mul(&inputs[1]))?, pick(1, &|| g.mul(x))?]),
+        O::Div => Ok(vec![pick(0, &|| g.div(&inputs[1]))?, pick(1, &|| g.neg()?.mul(y)?.div(&inputs[1]))?]),
+        O::Pow => {
+            let base = || g.mul(&inputs[1])?.mul(&x.pow(&inputs[1].add_scalar(-1.0)?)?);
+            Ok(vec![pick(0, &base)?, pick(1, &|| g.mul(y)?.mul(&x.log()?))?])
+        }
+        O::Maximum => Ok(share_at_ties(g, &inputs[1].less(x)?, &inputs[1].less_equal(x)?)?),
+        O::Minimum => Ok(share_at_ties(g, &x.less(&inputs[1])?, &x.less_equal(&inputs[1])?)?),
+        O::Where => {
+            let zero = g.scalar_like(0.0)?;
+            Ok(vec![None, pick(1, &|| x.where_cond(g, &zero))?, pick(2, &|| x.where_cond(&zero, g))?])
+        }
+        O::Sum { .. } => one(g.broadcast_to(x.dims())),
+        O::Max { dims } => {
+            let hits = x.equal(y)?.cast(g.dtype())?;
+            one(hits.mul(&g.div(&hits.sum_keepdim(dims)?)?))
+        }
+        O::Reshape { .. } => one(g.reshape(x.dims())),
+        O::Permute { dims } => {
+            let mut inverse = vec![0; dims.len()];
+            dims.iter().enumerate().for_each(|(i, &d)| inverse[d] = i);
+            one(g.permute(&inverse))
+        }
+        O::Broadcast { .. } => one(Ok(g.clone())),
+        O::Slice { start, end } => {
+            let after: Vec<usize> = x.dims().iter().zip(end).map(|(d, e)| d - e).collect();
+            one(g.pad(start, &after))
+        }
+        O::Concat { dim } => concat_vjp(g, inputs, *dim),
+        O::Pad { before, .. } => {
+            let end = before.iter().zip(x.dims()).map(|(b, d)| b + d).collect();
+            one(LazyTensor::record_one(O::Slice { start: before.clone(), end }, &[g]))
+        }
+        O::IndexSelect { dim } => Ok(vec![Some(x.zeros_like()?.index_add(*dim, &inputs[1], g)?), None]),
+        O::Gather { dim } => Ok(vec![Some(x.zeros_like()?.scatter_add(*dim, &inputs[1], g)?), None]),
+        O::IndexAdd { dim } => Ok(vec![Some(g.clone()), None, pick(2, &|| g.index_select(*dim, &inputs[1]))?]),
+        O::ScatterAdd { dim } => Ok(vec![Some(g.clone()), None, pick(2, &|| g.gather(*dim, &inputs[1]))?]),
+        O::DynamicSlice { dim, .. } => Ok(vec![Some(x.zeros_like()?.slice_update(*dim, g, &inputs[1])?), None]),
+        O::SliceUpdate { dim } => {
+            let length = inputs[1].dims()[*dim];
+            let base = || g.slice_update(*dim, &inputs[1].zeros_like()?, &inputs[2]);
+            Ok(vec![pick(0, &base)?, pick(1, &|| g.dynamic_slice(*dim, &inputs[2], length))?, None])
+        }
+        O::Matmul => matmul_vjp(g, x, &inputs[1], wanted),
+        O::Rope { interleaved } if !wanted[1] && !wanted[2] => {
+            Ok(vec![Some(g.rope(&inputs[1], &inputs[2].neg()?, *interleaved)?), None, None])
+        }
+        O::LoRA { scale } => lora_vjp(g, inputs, *scale, wanted),
+        O::Softmax { .. }
+        | O::RMSNorm { .. }
+        | O::LayerNorm { .. }
+        | O::Rope { .. }
+        | O::SwiGLU
+        | O::GELU { .. }
+        | O::Attention(_)
+        | O::CrossEntropy(_)
+        | O::AdamW(_)
+        | O::Vjp { .. } => fused_vjp(operation, inputs, outputs, cotangents, wanted),
+    }
+}
+
+/// `(g where strictly ahead, half of it at ties)` for the first input, the rest for the second.
+fn share_at_ties(g: &LazyTensor, ahead: &LazyTensor, ahead_or_tied: &LazyTensor) -> Result<Gradients> {
+    let weight = ahead.cast(g.dtype())?.add(&ahead_or_tied.cast(g.dtype())?)?.mul_scalar(0.5)?;
+    let first = g.mul(&weight)?;
+    let second = g.sub(&first)?;
+    Ok(vec![Some(first), Some(second)])
+}
+
+fn concat_vjp(g: &LazyTensor, inputs: &[LazyTensor], dim: usize) -> Result<Gradients> {
+    let mut start = 0;
+    let mut part = |input: &LazyTensor| {
+        let end = start + input.dims()[dim];
+        let part = g.slice(dim, start, end);
+        start = end;
+        part.map(Some)
+    };
+    inputs.iter().map(&mut part).collect()
+}
+
+/// `da = g b^T`, `db = a^T g`. A matrix on the right of a batch gets its gradient as one flat product instead of a
+/// batch of products that are summed afterwards.
+fn matmul_vjp(g: &LazyTensor, a: &LazyTensor, b: &LazyTensor, wanted: &[bool]) -> Result<Gradients> {
+    let left = if wanted[0] { Some(g.matmul_t(b)?) } else { None };
+    let right = match (wanted[1], b.rank() == 2 && a.rank() > 2) {
+        (false, _) => None,
+        (true, true) => Some(rows(a)?.t()?.matmul(&rows(g)?)?),
+        (true, false) => Some(a.t()?.matmul(g)?),
+    };
+    Ok(vec![left, right])
+}
+
+/// `(.., n) -> (rows, n)`
+fn rows(x: &LazyTensor) -> Result<LazyTensor> {
+    let width = x.dims()[x.rank() - 1];
+    let rows = x.dims()[..x.rank() - 1].iter().product();
+    x.reshape(&[rows, width])
+}
+
+/// All narrow: with `gb = scale g b^T (n, rank)`, `dx = gb a^T`, `da = x^T gb`, `db = (x a)^T g scale`.
+fn lora_vjp(g: &LazyTensor, inputs: &[LazyTensor], scale: f32, wanted: &[bool]) -> Result<Gradients> {
+    let (x, g2) = (rows(&inputs[0])?, rows(g)?);
+    let (a, b) = (&inputs[1], &inputs[2]);
+    let narrow = if wanted[0] || wanted[1] { Some(g2.matmul_t(b)?.mul_scalar(scale)?) } else { None };
+    let mut gradients = vec![None; 3];
+    if let (true, Some(narrow)) = (wanted[0], &narrow) {
+        gradients[0] = Some(narrow.matmul_t(a)?.reshape(inputs[0].dims())?);
+    }
+    if let (true, Some(narrow)) = (wanted[1], &narrow) {
+        gradients[1] = Some(x.t()?.matmul(narrow)?);
+    }
+    if wanted[2] {
+        gradients[2] = Some(x.matmul(a)?.mul_scalar(scale)?.t()?.matmul(&g2)?);
+    }
+    Ok(gradients)
+}
+
+/// One `Vjp` operation where a backend has a kernel for it, else the differentiated fallback.
+fn fused_vjp(
+    operation: &Operation,
+    inputs: &[LazyTensor],
+    outputs: &[LazyTensor],
+    cotangents: &[Option<LazyTensor>],
+    wanted: &[bool],
+) -> Result<Gradients> {
+    // Kernels answer for the first output; the others (logsumexps) seldom have a cotangent.
+    let only_first = cotangents[0].is_some() && cotangents[1..].iter().all(Option::is_none);
+    let float_inputs = inputs.iter().zip(wanted).all(|(x, wanted)| !wanted || is_float(x.dtype()));
+    if !(fused::has_vjp_kernel(operation) && only_first && float_inputs) {
+        return crate::grad::differentiate_fallback(operation, inputs, cotangents, wanted);
+    }
+    let mask = wanted.iter().enumerate().fold(0, |mask, (i, &wanted)| mask | u32::from(wanted) << i);
+    let zeros: Vec<LazyTensor> = outputs.iter().map(LazyTensor::zeros_like).collect::<Result<_>>()?;
+    let given = cotangents.iter().zip(&zeros).map(|(c, zero)| c.as_ref().unwrap_or(zero));
+    let all: Vec<&LazyTensor> = inputs.iter().chain(outputs).chain(given).collect();
+    let mut gradients =
+        LazyTensor::record(Operation::Vjp { of: Box::new(operation.clone()), wanted: mask }, &all)?.into_iter();
+    Ok(wanted.iter().map(|&wanted| if wanted { gradients.next() } else { None }).collect())
+}

@@ -1,0 +1,106 @@
+//! Reductions. The operations keep the reduced dimensions with size 1; the methods without `_keepdim` drop them.
+
+use crate::error::{Error, Result};
+use crate::graph::Operation;
+use crate::lazy_tensor::LazyTensor;
+
+impl LazyTensor {
+    /// Sum over `dims`, which stay with size 1. Accumulates in f32 (f64 for f64).
+    ///
+    /// # Errors
+    /// When a dimension does not exist.
+    pub fn sum_keepdim(&self, dims: &[usize]) -> Result<Self> {
+        Self::record_one(Operation::Sum { dims: ascending(dims) }, &[self])
+    }
+
+    /// Sum over one dimension, which is dropped.
+    ///
+    /// # Errors
+    /// When the dimension does not exist.
+    pub fn sum(&self, dim: usize) -> Result<Self> {
+        self.sum_keepdim(&[dim])?.squeeze(dim)
+    }
+
+    /// Sum of all elements, of shape `()`.
+    ///
+    /// # Errors
+    /// Never for a tensor of a supported dtype.
+    pub fn sum_all(&self) -> Result<Self> {
+        self.sum_keepdim(&(0..self.rank()).collect::<Vec<_>>())?.reshape(&[])
+    }
+
+    /// Mean over `dims`, which stay with size 1.
+    ///
+    /// # Errors
+    /// When a dimension does not exist or the dtype is not a float.
+    pub fn mean_keepdim(&self, dims: &[usize]) -> Result<Self> {
+        let sum = self.sum_keepdim(dims)?;
+        let count: usize = dims.iter().map(|&d| self.dims()[d]).product();
+        sum.div(&sum.scalar_like(count as f64)?)
+    }
+
+    /// Mean of all elements, of shape `()`.
+    ///
+    /// # Errors
+    /// When the dtype is not a float.
+    pub fn mean_all(&self) -> Result<Self> {
+        self.mean_keepdim(&(0..self.rank()).collect::<Vec<_>>())?.reshape(&[])
+    }
+
+    /// Maximum over `dims`, which stay with size 1. NaN wins.
+    ///
+    /// # Errors
+    /// When a dimension does not exist or is empty.
+    pub fn max_keepdim(&self, dims: &[usize]) -> Result<Self> {
+        Self::record_one(Operation::Max { dims: ascending(dims) }, &[self])
+    }
+
+    /// Maximum over one dimension, which is dropped.
+    ///
+    /// # Errors
+    /// When the dimension does not exist or is empty.
+    pub fn max(&self, dim: usize) -> Result<Self> {
+        self.max_keepdim(&[dim])?.squeeze(dim)
+    }
+
+    /// Index (u32) of the first maximum along `dim`, which is dropped.
+    ///
+    /// # Errors
+    /// When the dimension does not exist or is empty.
+    pub fn argmax(&self, dim: usize) -> Result<Self> {
+        Self::record_one(Operation::ArgMax { dim }, &[self])?.squeeze(dim)
+    }
+
+    /// Drops a dimension of size 1.
+    ///
+    /// # Errors
+    /// When the dimension does not exist or has another size.
+    pub fn squeeze(&self, dim: usize) -> Result<Self> {
+        let mut dims = self.dims().to_vec();
+        if dims.get(dim) != Some(&1) {
+            return Err(Error::shape("squeeze", format!("dimension {dim} of {dims:?} is not of size 1")));
+        }
+        dims.remove(dim);
+        self.reshape(&dims)
+    }
+
+    /// Adds a dimension of size 1 before dimension `dim`.
+    ///
+    /// # Errors
+    /// When `dim` exceeds the rank.
+    pub fn unsqueeze(&self, dim: usize) -> Result<Self> {
+        let mut dims = self.dims().to_vec();
+        if dim > dims.len() {
+            return Err(Error::shape("unsqueeze", format!("no place {dim} in {dims:?}")));
+        }
+        dims.insert(dim, 1);
+        self.reshape(&dims)
+    }
+}
+
+fn ascending(dims: &[usize]) -> Vec<usize> {
+    let mut dims = dims.to_vec();
+    dims.sort_unstable();
+    dims.dedup();
+    dims
+}

@@ -1,0 +1,51 @@
+//! How a graph is improved before it runs: a visible list of named passes with the verifier between them. Every pass
+//! preserves values bit for bit; none touches a device.
+
+mod cse;
+mod dce;
+mod fold;
+mod lower;
+
+use crate::error::Result;
+use crate::graph::verify::verify;
+use crate::graph::{Graph, GraphNode};
+
+/// A named rewrite of a graph.
+pub struct Pass {
+    /// The name that logs and verifier messages show.
+    pub name: &'static str,
+    /// The rewrite.
+    pub run: fn(Graph) -> Graph,
+}
+
+/// The passes, in the order they run.
+pub const PASSES: &[Pass] = &[
+    Pass { name: "fold", run: fold::run },
+    Pass { name: "cse", run: cse::run },
+    Pass { name: "dce", run: dce::run },
+];
+
+/// Runs every pass, then replaces the fused operations that the backend has no kernel for by their fallbacks and runs
+/// the passes again over what that brought.
+///
+/// # Errors
+/// [`crate::Error::Verify`] when a pass leaves a malformed graph.
+pub fn optimise(graph: Graph, has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool) -> Result<Graph> {
+    verify(&graph, "recording")?;
+    let mut graph = run_all(graph)?;
+    while let Some(lowered) = lower::run(&graph, has_kernel)? {
+        verify(&lowered, "lower")?;
+        graph = run_all(lowered)?;
+    }
+    Ok(graph)
+}
+
+fn run_all(mut graph: Graph) -> Result<Graph> {
+    for pass in PASSES {
+        let before = graph.nodes.len();
+        graph = (pass.run)(graph);
+        verify(&graph, pass.name)?;
+        tracing::debug!(pass = pass.name, before, after = graph.nodes.len(), "pass");
+    }
+    Ok(graph)
+}

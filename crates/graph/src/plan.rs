@@ -1,0 +1,175 @@
+//! Plans: optimised graphs compiled by a backend, cached by the structure of what was recorded. A loop that records the
+//! same shapes again finds its plan and recomputes nothing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use crate::backend::{Backend, Executable, Value};
+use crate::error::{Error, Result};
+use crate::graph::node::{NodeId, State, Values};
+use crate::graph::{Graph, Meta, walk};
+use crate::lazy_tensor::LazyTensor;
+
+/// Plans kept; beyond it the longest unused goes.
+const CAPACITY: usize = 256;
+
+/// A compiled graph.
+pub(crate) struct Plan {
+    /// What was recorded: compared in full on a hit.
+    recorded: Graph,
+    backend: Backend,
+    executable: Box<dyn Executable>,
+}
+
+/// Counters of the process since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Evaluations whose plan was found.
+    pub plan_hits: u64,
+    /// Evaluations whose plan had to be made.
+    pub plan_misses: u64,
+    /// Plans run.
+    pub evaluations: u64,
+}
+
+static HITS: AtomicU64 = AtomicU64::new(0);
+static MISSES: AtomicU64 = AtomicU64::new(0);
+static EVALUATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// The counters; differences of two readings tell what happened between.
+#[must_use]
+pub fn statistics() -> Statistics {
+    Statistics {
+        plan_hits: HITS.load(Ordering::Relaxed),
+        plan_misses: MISSES.load(Ordering::Relaxed),
+        evaluations: EVALUATIONS.load(Ordering::Relaxed),
+    }
+}
+
+#[derive(Default)]
+struct Cache {
+    plans: FxHashMap<u64, Vec<(u64, Arc<Plan>)>>,
+    count: usize,
+    clock: u64,
+}
+
+fn cache() -> MutexGuard<'static, Cache> {
+    static CACHE: OnceLock<Mutex<Cache>> = OnceLock::new();
+    // A poisoned cache only holds whole plans.
+    CACHE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cache {
+    fn find(&mut self, hash: u64, graph: &Graph, backend: Backend) -> Option<Arc<Plan>> {
+        self.clock += 1;
+        let clock = self.clock;
+        let bucket = self.plans.get_mut(&hash)?;
+        let (used, plan) = bucket.iter_mut().find(|(_, p)| p.backend == backend && p.recorded == *graph)?;
+        *used = clock;
+        Some(Arc::clone(plan))
+    }
+
+    fn insert(&mut self, hash: u64, plan: Arc<Plan>) {
+        if self.count >= CAPACITY {
+            self.drop_longest_unused();
+        }
+        self.count += 1;
+        self.plans.entry(hash).or_default().push((self.clock, plan));
+    }
+
+    fn drop_longest_unused(&mut self) {
+        let oldest = self.plans.iter().flat_map(|(&hash, bucket)| bucket.iter().map(move |(used, _)| (*used, hash))).min();
+        if let Some((used, hash)) = oldest {
+            if let Some(bucket) = self.plans.get_mut(&hash) {
+                bucket.retain(|(other, _)| *other != used);
+                if bucket.is_empty() {
+                    self.plans.remove(&hash);
+                }
+            }
+            self.count -= 1;
+        }
+    }
+}
+
+impl Plan {
+    /// Finds or makes the plan of a recorded graph.
+    pub fn of(graph: Graph, backend: Backend) -> Result<Arc<Self>> {
+        let hash = graph.structural_hash();
+        if let Some(plan) = cache().find(hash, &graph, backend) {
+            HITS.fetch_add(1, Ordering::Relaxed);
+            tracing::trace!(hash, "plan found");
+            return Ok(plan);
+        }
+        MISSES.fetch_add(1, Ordering::Relaxed);
+        let plan = Arc::new(Self::make(graph, backend)?);
+        cache().insert(hash, Arc::clone(&plan));
+        Ok(plan)
+    }
+
+    fn make(graph: Graph, backend: Backend) -> Result<Self> {
+        let recorded = graph.clone();
+        let optimised = crate::pass::optimise(graph, &|graph, node| backend.has_kernel(graph, node))?;
+        tracing::debug!(
+            backend = ?backend,
+            recorded = recorded.nodes.len(),
+            planned = optimised.nodes.len(),
+            "plan made"
+        );
+        tracing::trace!("plan:\n{optimised}");
+        let executable = backend.compile(optimised)?;
+        Ok(Self { recorded, backend, executable })
+    }
+
+    /// Shapes and dtypes of the results.
+    pub fn output_metas(&self) -> impl Iterator<Item = &Meta> {
+        self.recorded.outputs.iter().map(|&o| self.recorded.meta(o))
+    }
+
+    pub fn device(&self) -> &candle_core::Device {
+        &self.recorded.device
+    }
+
+    /// Runs the plan. Values that nobody else holds may be overwritten.
+    pub fn run(&self, inputs: Vec<Value>) -> Result<Vec<Value>> {
+        EVALUATIONS.fetch_add(1, Ordering::Relaxed);
+        let start = std::time::Instant::now();
+        let outputs = self.executable.run(inputs)?;
+        tracing::trace!(micros = start.elapsed().as_micros() as u64, "evaluated");
+        Ok(outputs)
+    }
+}
+
+/// Evaluates what is not evaluated yet, all of it as one plan.
+pub(crate) fn evaluate(tensors: &[LazyTensor]) -> Result<()> {
+    let mut pending: SmallVec<[LazyTensor; 4]> = SmallVec::new();
+    let mut seen: rustc_hash::FxHashSet<NodeId> = rustc_hash::FxHashSet::default();
+    for tensor in tensors.iter().filter(|t| !t.is_evaluated()) {
+        if seen.insert(tensor.node_id()) {
+            pending.push(tensor.clone());
+        }
+    }
+    if pending.is_empty() {
+        return Ok(());
+    }
+    // A node is evaluated with all its outputs, so that it can forget its inputs.
+    let targets: Vec<LazyTensor> = pending
+        .iter()
+        .flat_map(|t| (0..t.node().outputs.len() as u32).map(|output| LazyTensor::of(t.node().clone(), output)))
+        .collect();
+    let flat = walk::flatten(&targets)?;
+    let inputs = flat.leaves.iter().map(LazyTensor::value).collect::<Result<Vec<_>>>()?;
+    let plan = Plan::of(flat.graph, Backend::current(targets[0].device()))?;
+    let mut results = plan.run(inputs)?.into_iter();
+    for tensor in &pending {
+        let values: Values = results.by_ref().take(tensor.node().outputs.len()).collect();
+        if values.len() != tensor.node().outputs.len() {
+            return Err(Error::Placeholder);
+        }
+        // The former state, and with it the history, is dropped here, outside the node's lock.
+        drop(tensor.node().replace_state(State::Evaluated(values)));
+    }
+    Ok(())
+}
