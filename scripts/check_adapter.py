@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 LARGEST_DIFFERENCE = 1e-4
 
@@ -27,7 +28,7 @@ def load(model: Path, adapter: Path) -> PeftModel:
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     peft_model = PeftModel.from_pretrained(base, adapter).eval()
     stored = load_file(adapter / "adapter_model.safetensors")
-    taken = get_peft_model_state_dict(peft_model)
+    taken = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     if missing := sorted(taken.keys() - stored.keys()):
         raise ValueError(f"{adapter}: lacks {len(missing)} tensors, the first is {missing[0]}")
     if extra := sorted(stored.keys() - taken.keys()):
@@ -56,6 +57,7 @@ def main() -> int:
     parser.add_argument("--adapter", type=Path, required=True, help="folder with adapter_config.json")
     parser.add_argument("--logits", type=Path, required=True, help="safetensors with input_ids and logits")
     arguments = parser.parse_args()
+    logging.disable_progress_bar()
     try:
         difference, effect = differences(arguments.model, arguments.adapter, arguments.logits)
     except (OSError, KeyError, ValueError, RuntimeError) as error:

@@ -19,7 +19,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
-
 from reference_fixtures import models, operations, training, verify
 
 FOLDERS = ("ops", "models", "training", "adapters")

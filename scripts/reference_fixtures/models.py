@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerBase, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
 
 from . import tokenizer as tokenizers
 from .files import generator, load_json, save_json, save_tensors
@@ -35,7 +41,7 @@ CONVERSATIONS = [
         {"role": "assistant", "content": "42"},
         {"role": "user", "content": "Und jetzt auf Gr\u00f6nl\u00e4ndisch \U0001f642?"},
         {"role": "assistant", "content": "I cannot.\nSorry."},
-        {"role": "user", "content": "<b>Why</b> & \"how\"?"},
+        {"role": "user", "content": '<b>Why</b> & "how"?'},
     ],
 ]
 BAD_CONVERSATION = [{"role": "wizard", "content": "Abracadabra"}]
@@ -202,9 +208,7 @@ def write_logits(path: Path, name: str, model: PreTrainedModel) -> None:
     save_tensors(path, {"input_ids": input_ids, "logits": output.logits, **hidden})
 
 
-def describe(
-    name: str, family: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
+def describe(name: str, family: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The content of `reference.json`."""
     return {
         "model": name,

@@ -341,9 +341,7 @@ def cross_entropy(cases: Cases) -> None:
 
     def loss(hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float, reduction: str) -> Tensor:
         logits = F.linear(hidden, weight)
-        return F.cross_entropy(
-            logits, labels, ignore_index=-100, reduction=reduction, label_smoothing=label_smoothing
-        )
+        return F.cross_entropy(logits, labels, ignore_index=-100, reduction=reduction, label_smoothing=label_smoothing)
 
     for case, rows, width, vocab, scale, smoothing, reduction in [
         ("mean", 6, 8, 11, 1.0, 0.0, "mean"),
@@ -388,7 +386,7 @@ def adamw_history(
     parameter = torch.nn.Parameter(initial.clone())
     optimizer = torch.optim.AdamW([parameter], betas=betas, eps=eps, weight_decay=weight_decay, foreach=False)
     steps: dict[str, list[Tensor]] = {"parameter": [], "exp_avg": [], "exp_avg_sq": []}
-    for rate, gradient in zip(rates, gradients):
+    for rate, gradient in zip(rates, gradients, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         parameter.grad = gradient.clone()
         optimizer.step()

@@ -79,9 +79,7 @@ def write(case: Case, folder: Path, adapters: Path, models: Path) -> None:
 
 def build(case: Case, models: Path) -> PeftModel:
     """The base model with a fresh adapter whose A and B come from the case's seed."""
-    base = AutoModelForCausalLM.from_pretrained(
-        models / case.model, dtype=torch.float32, attn_implementation="eager"
-    )
+    base = AutoModelForCausalLM.from_pretrained(models / case.model, dtype=torch.float32, attn_implementation="eager")
     config = LoraConfig(
         r=4,
         lora_alpha=8,
@@ -209,8 +207,8 @@ def describe(case: Case, model: PeftModel, batches: list[Batch], run: Run, exact
         ],
         # how far the same run in f64 (norms still in f32) is from this one: what a test can ask for
         "rounding": {
-            "loss_relative": max(abs(a - b) / b for a, b in zip(run.losses, exact.losses)),
-            "grad_norm_relative": max(abs(a - b) / b for a, b in zip(run.grad_norms, exact.grad_norms)),
+            "loss_relative": max(abs(a - b) / b for a, b in zip(run.losses, exact.losses, strict=True)),
+            "grad_norm_relative": max(abs(a - b) / b for a, b in zip(run.grad_norms, exact.grad_norms, strict=True)),
             "gradient_absolute": largest_difference(run.first_gradients, exact.first_gradients),
             "final_absolute": largest_difference(run.final, exact.final),
         },

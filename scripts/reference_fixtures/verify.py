@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
+import check_adapter
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-import check_adapter
 
 from .files import load_json, load_tensors
 
