@@ -1,0 +1,1 @@
+"""The parts of `scripts/reference.py`: one module for each folder of fixtures."""
