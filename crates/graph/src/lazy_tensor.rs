@@ -146,8 +146,10 @@ impl LazyTensor {
                 second: format!("{:?}", other.node.device.location()),
             });
         }
-        let metas: SmallVec<[&Meta; 6]> = inputs.iter().map(Self::meta).collect();
-        let outputs = infer(&operation, &metas)?;
+        let outputs = {
+            let metas: SmallVec<[&Meta; 6]> = inputs.iter().map(Self::meta).collect();
+            infer(&operation, &metas)?
+        };
         let count = outputs.len();
         let node = Node::new(operation, outputs, device.clone(), State::Recorded(inputs));
         Ok((0..count).map(|output| Self { node: Arc::clone(&node), output: output as u32 }).collect())
@@ -226,7 +228,7 @@ impl LazyTensor {
     /// When a kernel fails, for example on an index out of range.
     pub fn eval(&self) -> Result<Tensor> {
         plan::evaluate(std::slice::from_ref(self))?;
-        self.value()?.to_tensor(self.meta())
+        self.evaluated_tensor()
     }
 
     /// Computes the value and returns it as a Candle tensor: another name of [`Self::eval`].
@@ -257,6 +259,14 @@ impl LazyTensor {
         }
     }
 
+    /// The value as a Candle tensor. From now on Candle holds the buffer, without a copy where nobody else held it.
+    fn evaluated_tensor(&self) -> Result<Tensor> {
+        self.node.update_value(self.output as usize, |value| {
+            let tensor = value.into_tensor(self.meta())?;
+            Ok((Value::Tensor(tensor.clone()), tensor))
+        })
+    }
+
     /// The value of an evaluated tensor.
     pub(crate) fn value(&self) -> Result<Value> {
         match &*self.node.state() {
@@ -284,7 +294,7 @@ impl LazyTensor {
 /// See [`LazyTensor::eval`]; also when the tensors live on different devices.
 pub fn eval_all(tensors: &[LazyTensor]) -> Result<Vec<Tensor>> {
     plan::evaluate(tensors)?;
-    tensors.iter().map(|t| t.value()?.to_tensor(t.meta())).collect()
+    tensors.iter().map(LazyTensor::evaluated_tensor).collect()
 }
 
 /// Shape, dtype and standing; never the values, so that printing does not run anything.

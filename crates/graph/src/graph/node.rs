@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::operation::Operation;
 use crate::backend::Value;
+use crate::error::{Error, Result};
 use crate::lazy_tensor::LazyTensor;
 
 /// Shape and dtype of one tensor.
@@ -79,6 +80,17 @@ impl Node {
     /// Replaces the state and returns the former one, so that the caller drops it outside the lock.
     pub fn replace_state(&self, state: State) -> State {
         std::mem::replace(&mut *self.state.write().unwrap_or_else(PoisonError::into_inner), state)
+    }
+
+    /// Exchanges one value of an evaluated node for what `f` makes of it.
+    pub fn update_value<R>(&self, output: usize, f: impl FnOnce(Value) -> Result<(Value, R)>) -> Result<R> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let State::Evaluated(values) = &mut *state else { return Err(Error::Placeholder) };
+        // The place must not keep a second handle, or the buffer would be copied.
+        let value = std::mem::replace(&mut values[output], Value::Gone);
+        let (value, result) = f(value)?;
+        values[output] = value;
+        Ok(result)
     }
 
     fn take_inputs(&mut self) -> Inputs {

@@ -1,0 +1,269 @@
+//! Any operation on any of Candle's devices, one Candle call (or a few) at a time: the reference that the other backends
+//! are compared with, and the fallback where they have nothing. Fused operations never arrive here: the plan has replaced
+//! them by their fallbacks.
+
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+
+use super::{Executable, Value};
+use crate::error::{Error, Result};
+use crate::graph::infer::broadcast;
+use crate::graph::{Distribution, Graph, GraphNode, Meta, Operation};
+use crate::random;
+
+/// Runs a graph node by node.
+pub(crate) struct Interpreter {
+    graph: Graph,
+    /// For each node, the nodes whose values are not needed after it.
+    dead_after: Vec<Vec<u32>>,
+}
+
+impl Interpreter {
+    pub fn new(graph: Graph) -> Self {
+        let mut last_use: Vec<usize> = (0..graph.nodes.len()).collect();
+        for (index, node) in graph.nodes.iter().enumerate() {
+            node.inputs.iter().for_each(|input| last_use[input.node as usize] = index);
+        }
+        graph.outputs.iter().for_each(|o| last_use[o.node as usize] = usize::MAX);
+        let mut dead_after = vec![Vec::new(); graph.nodes.len()];
+        for (node, &last) in last_use.iter().enumerate() {
+            if let Some(dead) = dead_after.get_mut(last) {
+                dead.push(node as u32);
+            }
+        }
+        Self { graph, dead_after }
+    }
+}
+
+impl Executable for Interpreter {
+    fn run(&self, inputs: Vec<Value>) -> Result<Vec<Value>> {
+        let mut leaves = inputs.into_iter();
+        let mut values: Vec<Option<Tensor>> = vec![None; self.graph.nodes.len()];
+        for (index, node) in self.graph.nodes.iter().enumerate() {
+            let value = if node.operation == Operation::Input {
+                leaves.next().ok_or(Error::Placeholder)?.into_tensor(&node.outputs[0])?
+            } else {
+                let inputs: Option<Vec<&Tensor>> = node.inputs.iter().map(|i| values[i.node as usize].as_ref()).collect();
+                execute(node, &inputs.ok_or(Error::Placeholder)?, &self.graph.device)?
+            };
+            values[index] = Some(value);
+            self.dead_after[index].iter().for_each(|&dead| values[dead as usize] = None);
+        }
+        let output = |o: &crate::graph::ValueRef| values[o.node as usize].clone().map(Value::Tensor);
+        self.graph.outputs.iter().map(|o| output(o).ok_or(Error::Placeholder)).collect()
+    }
+}
+
+/// One operation. The inputs have been checked when it was recorded.
+fn execute(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> Result<Tensor> {
+    let shapes = || inputs.iter().map(|t| format!("{:?}", t.dims())).collect::<Vec<_>>().join(", ");
+    let name = node.operation.name();
+    match lower(node, inputs, device) {
+        Ok(Ok(tensor)) => Ok(tensor),
+        Ok(Err(error)) => Err(error),
+        Err(source) => Err(Error::Candle { context: format!("{name}({})", shapes()), source }),
+    }
+}
+
+/// The table. The outer result is Candle's, the inner one the engine's own.
+fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::Result<Result<Tensor>> {
+    use Operation as O;
+    let meta = &node.outputs[0];
+    let x = || inputs[0];
+    let y = || inputs[1];
+    let tensor = match &node.operation {
+        O::Input => return Ok(Err(Error::ExecuteInput)),
+        O::Constant { value, shape, dtype } => constant(*value, shape.dims(), *dtype, device)?,
+        O::Iota { dim, shape, dtype } => iota(*dim, shape.dims(), *dtype, device)?,
+        O::Random { distribution, .. } => return random(*distribution, meta, x(), device),
+        O::Neg => x().neg()?,
+        O::Abs => x().abs()?,
+        O::Sign => x().sign()?,
+        O::Exp => x().exp()?,
+        O::Log => x().log()?,
+        O::Sqrt => x().sqrt()?,
+        O::Rsqrt => x().sqrt()?.recip()?,
+        O::Recip => x().recip()?,
+        O::Sin => x().sin()?,
+        O::Cos => x().cos()?,
+        O::Tanh => x().tanh()?,
+        O::Erf => x().erf()?,
+        O::Sigmoid => (x().neg()?.exp()? + 1.0)?.recip()?,
+        O::Floor => x().floor()?,
+        O::MulScalar { value } => x().affine(f64::from(*value), 0.0)?,
+        O::AddScalar { value } => x().affine(1.0, f64::from(*value))?,
+        O::Cast { dtype } => x().to_dtype(*dtype)?,
+        O::Add => x().broadcast_add(y())?,
+        O::Sub => x().broadcast_sub(y())?,
+        O::Mul => x().broadcast_mul(y())?,
+        O::Div => x().broadcast_div(y())?,
+        O::Pow => x().broadcast_pow(y())?,
+        O::Maximum => x().broadcast_maximum(y())?,
+        O::Minimum => x().broadcast_minimum(y())?,
+        O::Equal => x().broadcast_eq(y())?,
+        O::Less => x().broadcast_lt(y())?,
+        O::LessEqual => x().broadcast_le(y())?,
+        O::Where => {
+            let fit = |t: &Tensor| t.broadcast_as(&meta.shape)?.contiguous();
+            fit(inputs[0])?.where_cond(&fit(inputs[1])?, &fit(inputs[2])?)?
+        }
+        O::Sum { dims } => sum(x(), dims)?,
+        O::Max { dims } => dims.iter().try_fold(x().clone(), |t, &dim| t.max_keepdim(dim))?,
+        O::ArgMax { dim } => x().argmax_keepdim(*dim)?,
+        O::Reshape { shape } => x().reshape(shape)?,
+        O::Permute { dims } if dims.is_empty() => x().clone(),
+        O::Permute { dims } => x().permute(dims.as_slice())?,
+        O::Broadcast { shape } => x().broadcast_as(shape)?,
+        O::Slice { start, end } => {
+            let mut tensor = x().clone();
+            for (dim, (&from, &to)) in start.iter().zip(end).enumerate() {
+                tensor = tensor.narrow(dim, from, to - from)?;
+            }
+            tensor
+        }
+        O::Concat { dim } => Tensor::cat(inputs, *dim)?,
+        O::Pad { before, after } => pad(x(), before, after)?,
+        O::IndexSelect { dim } => match bounded("IndexSelect", y(), x().dims()[*dim])? {
+            Err(error) => return Ok(Err(error)),
+            Ok(()) => x().contiguous()?.index_select(&y().contiguous()?, *dim)?,
+        },
+        O::Gather { dim } => match bounded("Gather", y(), x().dims()[*dim])? {
+            Err(error) => return Ok(Err(error)),
+            Ok(()) => x().contiguous()?.gather(&y().contiguous()?, *dim)?,
+        },
+        O::IndexAdd { dim } => match bounded("IndexAdd", y(), x().dims()[*dim])? {
+            Err(error) => return Ok(Err(error)),
+            Ok(()) => x().contiguous()?.index_add(&y().contiguous()?, &inputs[2].contiguous()?, *dim)?,
+        },
+        O::ScatterAdd { dim } => match bounded("ScatterAdd", y(), x().dims()[*dim])? {
+            Err(error) => return Ok(Err(error)),
+            Ok(()) => x().contiguous()?.scatter_add(&y().contiguous()?, &inputs[2].contiguous()?, *dim)?,
+        },
+        O::DynamicSlice { dim, length } => {
+            let position = y().to_vec1::<u32>()?[0] as usize;
+            match in_box("DynamicSlice", position, *length, x().dims()[*dim]) {
+                Err(error) => return Ok(Err(error)),
+                Ok(()) => x().narrow(*dim, position, *length)?,
+            }
+        }
+        O::SliceUpdate { dim } => {
+            let position = inputs[2].to_vec1::<u32>()?[0] as usize;
+            let length = y().dims()[*dim];
+            match in_box("SliceUpdate", position, length, x().dims()[*dim]) {
+                Err(error) => return Ok(Err(error)),
+                Ok(()) => slice_update(x(), y(), *dim, position)?,
+            }
+        }
+        O::StopGradient => x().clone(),
+        O::Matmul => matmul(x(), y())?,
+        O::Softmax { .. }
+        | O::RMSNorm { .. }
+        | O::LayerNorm { .. }
+        | O::Rope { .. }
+        | O::SwiGLU
+        | O::GELU { .. }
+        | O::LoRA { .. }
+        | O::Attention(_)
+        | O::CrossEntropy(_)
+        | O::AdamW(_)
+        | O::Vjp { .. } => return Ok(Err(Error::shape(node.operation.name(), "was not lowered to its fallback"))),
+    };
+    Ok(Ok(tensor))
+}
+
+fn constant(value: f64, dims: &[usize], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+    Tensor::full(value, dims, device)?.to_dtype(dtype)
+}
+
+fn iota(dim: usize, dims: &[usize], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+    let mut along = vec![1; dims.len()];
+    along[dim] = dims[dim];
+    let counted: Vec<i64> = (0..dims[dim] as i64).collect();
+    Tensor::from_vec(counted, along, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?.broadcast_as(dims)?.contiguous()
+}
+
+/// Numbers are drawn on the host, where their definition is, and moved.
+fn random(
+    distribution: Distribution,
+    meta: &Meta,
+    key: &Tensor,
+    device: &Device,
+) -> candle_core::Result<Result<Tensor>> {
+    let key = key.to_vec1::<u32>()?;
+    let [k0, k1, c2, c3] = key[..] else {
+        return Ok(Err(Error::shape("Random", "the key must have four words")));
+    };
+    let count = meta.shape.elem_count();
+    let storage = match (distribution, meta.dtype) {
+        (Distribution::Bits, _) => CpuStorage::U32(random::bits([k0, k1], [c2, c3]).take(count).collect()),
+        (Distribution::Uniform, DType::F64) => CpuStorage::F64(random::uniform64([k0, k1], [c2, c3]).take(count).collect()),
+        (Distribution::Normal, DType::F64) => CpuStorage::F64(random::normal64([k0, k1], [c2, c3]).take(count).collect()),
+        (Distribution::Uniform, _) => CpuStorage::F32(random::uniform32([k0, k1], [c2, c3]).take(count).collect()),
+        (Distribution::Normal, _) => CpuStorage::F32(random::normal32([k0, k1], [c2, c3]).take(count).collect()),
+    };
+    let tensor = Tensor::from_storage(
+        Storage::Cpu(storage),
+        meta.shape.clone(),
+        candle_core::op::BackpropOp::none(),
+        false,
+    );
+    tensor.to_dtype(meta.dtype)?.to_device(device).map(Ok)
+}
+
+/// Candle sums f16 and bf16 in their own precision; the engine's rule is f32.
+fn sum(x: &Tensor, dims: &[usize]) -> candle_core::Result<Tensor> {
+    if dims.is_empty() {
+        return Ok(x.clone());
+    }
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.to_dtype(DType::F32)?.sum_keepdim(dims)?.to_dtype(x.dtype()),
+        _ => x.sum_keepdim(dims),
+    }
+}
+
+fn pad(x: &Tensor, before: &[usize], after: &[usize]) -> candle_core::Result<Tensor> {
+    let mut tensor = x.clone();
+    for (dim, (&b, &a)) in before.iter().zip(after).enumerate() {
+        if b + a > 0 {
+            tensor = tensor.pad_with_zeros(dim, b, a)?;
+        }
+    }
+    Ok(tensor)
+}
+
+fn bounded(operation: &'static str, indices: &Tensor, size: usize) -> candle_core::Result<Result<()>> {
+    let indices = indices.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
+    let outside = indices.into_iter().find(|&i| i < 0 || i >= size as i64);
+    Ok(outside.map_or(Ok(()), |index| Err(Error::Index { operation, index, size })))
+}
+
+/// Whether `position..position + length` lies in a dimension of `size`.
+pub(super) fn in_box(operation: &'static str, position: usize, length: usize, size: usize) -> Result<()> {
+    if position + length <= size {
+        return Ok(());
+    }
+    Err(Error::shape(operation, format!("{position}..{} is not inside a dimension of {size}", position + length)))
+}
+
+fn slice_update(x: &Tensor, update: &Tensor, dim: usize, position: usize) -> candle_core::Result<Tensor> {
+    let end = position + update.dims()[dim];
+    let (before, after) = (x.narrow(dim, 0, position)?, x.narrow(dim, end, x.dims()[dim] - end)?);
+    Tensor::cat(&[&before, update, &after], dim)
+}
+
+/// Candle multiplies f16 and bf16 on the host in their own precision; the engine's rule is f32.
+fn matmul(a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
+    let (left, right) = match (a.dtype(), a.device()) {
+        (DType::F16 | DType::BF16, Device::Cpu) => (a.to_dtype(DType::F32)?, b.to_dtype(DType::F32)?),
+        _ => (a.clone(), b.clone()),
+    };
+    let product = if left.rank() == 2 && right.rank() == 2 {
+        left.contiguous()?.matmul(&right.contiguous()?)?
+    } else {
+        // Candle's kernels refuse strides that a broadcast or a permutation leaves behind.
+        let (rows, columns) = (left.dims().len() - 2, right.dims().len() - 2);
+        let batch = broadcast("Matmul", &[&left.dims()[..rows], &right.dims()[..columns]]).map_err(candle_core::Error::wrap)?;
+        let fit = |t: &Tensor, skip: usize| t.broadcast_as([&batch[..], &t.dims()[skip..]].concat())?.contiguous();
+        fit(&left, rows)?.matmul(&fit(&right, columns)?)?
+    };
+    product.to_dtype(a.dtype())
+}

@@ -1,0 +1,106 @@
+//! Where plans run. Only this folder (and `io`) names the storages behind tensors. `candle` runs any operation on any of
+//! Candle's devices: the reference and the fallback. `cpu` has the engine's own kernels.
+
+mod candle;
+mod cpu;
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, Device, Storage, Tensor};
+
+use crate::error::{Context, Error, Result};
+use crate::graph::{Graph, GraphNode, Meta};
+
+/// Who runs a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// Candle's operations, one by one, fused operations as their fallbacks: the reference, on any device.
+    Candle,
+    /// The engine's own kernels on the host.
+    Cpu,
+}
+
+thread_local! {
+    static FORCED: Cell<Option<Backend>> = const { Cell::new(None) };
+}
+
+/// Runs `f` with every plan that this thread makes going to `backend`: how tests compare backends.
+///
+/// ```
+/// use candle_core::Device;
+/// use metal_candle_graph::{Backend, LazyTensor, with_backend};
+///
+/// let x = LazyTensor::from_slice(&[1.0, 2.0], &[2], &Device::Cpu)?;
+/// let reference = with_backend(Backend::Candle, || x.softmax(0)?.to_vec::<f32>())?;
+/// let ours = x.softmax(0)?.to_vec::<f32>()?;
+/// assert!((reference[0] - ours[0]).abs() < 1e-6);
+/// # Ok::<(), metal_candle_graph::Error>(())
+/// ```
+pub fn with_backend<R>(backend: Backend, f: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Backend>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FORCED.set(self.0);
+        }
+    }
+    let _restore = Restore(FORCED.replace(Some(backend)));
+    f()
+}
+
+impl Backend {
+    /// The backend for a device, unless [`with_backend`] says otherwise.
+    pub(crate) fn current(device: &Device) -> Self {
+        match (FORCED.get(), device) {
+            (Some(Self::Candle), _) | (_, Device::Cuda(_) | Device::Metal(_)) => Self::Candle,
+            (_, Device::Cpu) => Self::Cpu,
+        }
+    }
+
+    pub(crate) fn has_kernel(self, graph: &Graph, node: &GraphNode) -> bool {
+        match self {
+            Self::Candle => false,
+            Self::Cpu => cpu::has_kernel(graph, node),
+        }
+    }
+
+    pub(crate) fn compile(self, graph: Graph) -> Result<Box<dyn Executable>> {
+        match self {
+            Self::Candle => Ok(Box::new(candle::Interpreter::new(graph))),
+            Self::Cpu => cpu::compile(&graph),
+        }
+    }
+}
+
+/// A compiled graph.
+pub(crate) trait Executable: Send + Sync {
+    /// Computes the outputs. `inputs` are the values of the graph's `Input` nodes, in order.
+    fn run(&self, inputs: Vec<Value>) -> Result<Vec<Value>>;
+}
+
+/// The value of an evaluated tensor.
+#[derive(Clone)]
+pub(crate) enum Value {
+    /// Held by Candle, and perhaps by others: never overwritten.
+    Tensor(Tensor),
+    /// Held by the engine alone: overwritten when the last handle is donated. Contiguous.
+    Host(Arc<CpuStorage>),
+    /// Taken out for a moment.
+    Gone,
+}
+
+impl Value {
+    /// The value as a Candle tensor. Takes the buffer over if nobody else holds it, else copies it.
+    pub fn into_tensor(self, meta: &Meta) -> Result<Tensor> {
+        match self {
+            Self::Tensor(tensor) if tensor.shape() == &meta.shape => Ok(tensor),
+            Self::Tensor(tensor) => tensor.reshape(&meta.shape).context(|| "reshape of a result".into()),
+            Self::Host(storage) => {
+                let storage = Arc::unwrap_or_clone(storage);
+                Ok(Tensor::from_storage(Storage::Cpu(storage), meta.shape.clone(), BackpropOp::none(), false))
+            }
+            Self::Gone => Err(Error::Placeholder),
+        }
+    }
+}
