@@ -259,11 +259,16 @@ fn matmul(a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
     let product = if left.rank() == 2 && right.rank() == 2 {
         left.contiguous()?.matmul(&right.contiguous()?)?
     } else {
-        // Candle's kernels refuse strides that a broadcast or a permutation leaves behind.
+        // Candle's kernels take one batch dimension without repeats.
         let (rows, columns) = (left.dims().len() - 2, right.dims().len() - 2);
         let batch = broadcast("Matmul", &[&left.dims()[..rows], &right.dims()[..columns]]).map_err(candle_core::Error::wrap)?;
-        let fit = |t: &Tensor, skip: usize| t.broadcast_as([&batch[..], &t.dims()[skip..]].concat())?.contiguous();
-        fit(&left, rows)?.matmul(&fit(&right, columns)?)?
+        let flat: usize = batch.iter().product();
+        let fit = |t: &Tensor, skip: usize| {
+            let matrix = &t.dims()[skip..];
+            t.broadcast_as([&batch[..], matrix].concat())?.reshape((flat, matrix[0], matrix[1]))?.contiguous()
+        };
+        let product = fit(&left, rows)?.matmul(&fit(&right, columns)?)?;
+        product.reshape([&batch[..], &product.dims()[1..]].concat())?
     };
     product.to_dtype(a.dtype())
 }
