@@ -1,0 +1,2 @@
+//! Where a plan runs.
+pub mod cpu;
