@@ -8,7 +8,12 @@
 mod float;
 mod inout;
 pub mod math;
+pub mod matmul;
 mod par;
+pub mod rms_norm;
+pub mod rope;
+mod row;
+pub mod swiglu;
 
 pub use float::{Float, Real};
 pub use inout::InOut;

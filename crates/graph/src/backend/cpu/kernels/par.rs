@@ -2,11 +2,12 @@
 //!
 //! Pieces are cut by sizes alone, never by the number of threads.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::float::Float;
+use super::float::{Float, Real};
 
 /// Below this many element operations a call stays on the caller's thread.
 pub(crate) const PARALLEL_WORK: usize = 1 << 16;
@@ -23,8 +24,8 @@ pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// Runs `f` over pieces of `0..rows`, in parallel where `rows * row_work` is large. Pieces are whole multiples of
-/// nothing: do not reduce across them.
+/// Runs `f` over pieces of `0..rows`, in parallel where `rows * row_work` is large. The cut is unspecified:
+/// for work whose rows do not meet.
 pub(crate) fn for_rows(rows: usize, row_work: usize, f: impl Fn(Range<usize>) + Sync) {
     let work = rows.saturating_mul(row_work);
     if rows == 0 {
@@ -77,6 +78,10 @@ impl<T> Shared<T> {
         Shared(slice.as_mut_ptr())
     }
 
+    pub(crate) fn raw(start: *mut T) -> Self {
+        Shared(start)
+    }
+
     /// The part from `start`, `len` long.
     ///
     /// # Safety
@@ -115,4 +120,95 @@ pub(crate) unsafe fn store<T: Float>(from: &[T::Acc], dst: *mut T) {
         // SAFETY: the caller's promise.
         unsafe { *dst.add(i) = T::from_acc(x) };
     }
+}
+
+/// Accumulators of a sum: fixed, so that a sum has one order on every machine.
+pub(crate) const LANES: usize = 32;
+
+/// Adds `f(i)` for `i` in `0..n` over [`LANES`] accumulators.
+#[inline(always)]
+pub(crate) fn sum_by<A: Real>(n: usize, f: impl Fn(usize) -> A) -> A {
+    let mut lanes = [A::ZERO; LANES];
+    let whole = n - n % LANES;
+    let mut i = 0;
+    while i < whole {
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(i + l);
+        }
+        i += LANES;
+    }
+    for (l, lane) in lanes.iter_mut().take(n - whole).enumerate() {
+        *lane += f(whole + l);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// The largest `f(i)` for `i` in `0..n`, NaN if one is NaN, minus infinity of nothing.
+#[inline(always)]
+pub(crate) fn max_by<A: Real>(n: usize, f: impl Fn(usize) -> A) -> A {
+    let mut lanes = [A::NEG_INFINITY; LANES];
+    let whole = n - n % LANES;
+    let mut i = 0;
+    while i < whole {
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            *lane = max_nan(*lane, f(i + l));
+        }
+        i += LANES;
+    }
+    for (l, lane) in lanes.iter_mut().take(n - whole).enumerate() {
+        *lane = max_nan(*lane, f(whole + l));
+    }
+    fold(lanes, max_nan)
+}
+
+/// The larger; NaN if either is NaN.
+#[inline(always)]
+#[allow(clippy::eq_op)] // NaN is what differs from itself.
+pub(crate) fn max_nan<A: PartialOrd + Copy>(a: A, b: A) -> A {
+    if a >= b || a != a { a } else { b }
+}
+
+#[inline(always)]
+fn fold<A: Copy>(mut lanes: [A; LANES], f: impl Fn(A, A) -> A) -> A {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] = f(lanes[l], lanes[l + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+thread_local! {
+    static SCRATCH: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+}
+
+/// A thread keeps scratch up to this many bytes for its next task.
+const KEPT_BYTES: usize = 16 << 20;
+
+/// Lends `f` scratch of `len` elements with unspecified contents. Calls may nest.
+pub(crate) fn with_scratch<A: Real, R>(len: usize, f: impl FnOnce(&mut [A]) -> R) -> R {
+    let words = (len * size_of::<A>()).div_ceil(size_of::<u64>());
+    let mut buffer = SCRATCH.take();
+    if buffer.len() < words {
+        buffer = vec![0; words];
+    }
+    // SAFETY: f32 and f64, the only Reals, take any bits, and u64 is aligned for both.
+    let scratch = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<A>(), len) };
+    let result = f(scratch);
+    if buffer.len() * size_of::<u64>() <= KEPT_BYTES {
+        SCRATCH.set(buffer);
+    }
+    result
+}
+
+/// Runs `f(start, len)` over `0..n` in blocks of at most [`BLOCK`], in parallel where `n * work` is large.
+pub(crate) fn for_blocks(n: usize, work: usize, f: impl Fn(usize, usize) + Sync) {
+    for_rows(n.div_ceil(BLOCK), BLOCK * work, |blocks| {
+        for block in blocks {
+            let start = block * BLOCK;
+            f(start, BLOCK.min(n - start));
+        }
+    });
 }
