@@ -4,7 +4,7 @@
 //! f32 and no widened copy of a matrix exists. One row or one column takes a direct path that reads each weight once.
 
 use super::float::{Float, Mat, Real};
-use super::par::{Shared, for_pieces, simd, store, sum_by, with_scratch};
+use super::par::{Shared, for_pieces, simd, store, sum2, with_scratch};
 
 /// From this many multiply-adds on, a product is spread over threads.
 const PARALLEL_MACS: usize = 1 << 19;
@@ -258,10 +258,12 @@ impl<T: Float> Gemv<T> {
             // SAFETY: column j of W has k contiguous elements.
             unsafe {
                 let column = self.w.ptr.offset(j as isize * self.w.cols);
-                let dot = sum_by(
-                    self.k,
+                let column = std::slice::from_raw_parts(column, self.k);
+                let dot = sum2(
+                    x,
+                    column,
                     #[inline(always)]
-                    |i| *x.get_unchecked(i) * (*column.add(i)).to_acc(),
+                    |x, w| x * w.to_acc(),
                 );
                 self.write(j, dot);
             }
@@ -275,21 +277,21 @@ impl<T: Float> Gemv<T> {
         let sums = &mut sums[..len];
         // SAFETY: rows 0..k of W have the columns start..start + len.
         unsafe {
-            let row = |i: usize| self.w.ptr.offset(i as isize * self.w.rows).add(start);
-            let mut i = 0;
-            while i + 4 <= self.k {
-                let [r0, r1, r2, r3] = [row(i), row(i + 1), row(i + 2), row(i + 3)];
-                let [x0, x1, x2, x3] = [x[i], x[i + 1], x[i + 2], x[i + 3]];
-                for (j, sum) in sums.iter_mut().enumerate() {
-                    *sum += ((*r0.add(j)).to_acc() * x0 + (*r1.add(j)).to_acc() * x1)
-                        + ((*r2.add(j)).to_acc() * x2 + (*r3.add(j)).to_acc() * x3);
+            let row = |i: usize| {
+                let row = self.w.ptr.offset(i as isize * self.w.rows).add(start);
+                std::slice::from_raw_parts(row, len)
+            };
+            let (fours, rest) = x.as_chunks::<4>();
+            for (i, x) in fours.iter().enumerate() {
+                let w: [&[T]; 4] = [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)];
+                for j in 0..len {
+                    sums[j] += (w[0][j].to_acc() * x[0] + w[1][j].to_acc() * x[1])
+                        + (w[2][j].to_acc() * x[2] + w[3][j].to_acc() * x[3]);
                 }
-                i += 4;
             }
-            for (i, &x) in x.iter().enumerate().skip(i) {
-                let row = row(i);
-                for (j, sum) in sums.iter_mut().enumerate() {
-                    *sum += (*row.add(j)).to_acc() * x;
+            for (i, &x) in rest.iter().enumerate() {
+                for (sum, w) in sums.iter_mut().zip(row(4 * fours.len() + i)) {
+                    *sum += w.to_acc() * x;
                 }
             }
             for (j, &sum) in sums.iter().enumerate() {

@@ -101,62 +101,77 @@ impl<T> Shared<T> {
 /// Widens `into.len()` elements from `src`.
 ///
 /// # Safety
-/// `src` is readable for that many elements.
+/// `src` is readable for that many elements and apart from `into`.
 #[inline(always)]
 pub(crate) unsafe fn load<T: Float>(src: *const T, into: &mut [T::Acc]) {
-    for (i, x) in into.iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
-        *x = unsafe { *src.add(i) }.to_acc();
+    // SAFETY: the caller's promise.
+    let from = unsafe { std::slice::from_raw_parts(src, into.len()) };
+    for (x, from) in into.iter_mut().zip(from) {
+        *x = from.to_acc();
     }
 }
 
 /// Rounds `from` into the elements at `dst`.
 ///
 /// # Safety
-/// `dst` is writable for `from.len()` elements.
+/// `dst` is writable for `from.len()` elements and apart from `from`.
 #[inline(always)]
 pub(crate) unsafe fn store<T: Float>(from: &[T::Acc], dst: *mut T) {
-    for (i, &x) in from.iter().enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe { *dst.add(i) = T::from_acc(x) };
+    // SAFETY: the caller's promise.
+    let into = unsafe { std::slice::from_raw_parts_mut(dst, from.len()) };
+    for (to, &x) in into.iter_mut().zip(from) {
+        *to = T::from_acc(x);
     }
 }
 
 /// Accumulators of a sum: fixed, so that a sum has one order on every machine.
 pub(crate) const LANES: usize = 32;
 
-/// Adds `f(i)` for `i` in `0..n` over [`LANES`] accumulators.
+/// Adds `f(x)` of each element over [`LANES`] accumulators.
 #[inline(always)]
-pub(crate) fn sum_by<A: Real>(n: usize, f: impl Fn(usize) -> A) -> A {
+pub(crate) fn sum1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
+    let (chunks, rest) = x.as_chunks::<LANES>();
     let mut lanes = [A::ZERO; LANES];
-    let whole = n - n % LANES;
-    let mut i = 0;
-    while i < whole {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(i + l);
+    for x in chunks {
+        for l in 0..LANES {
+            lanes[l] += f(x[l]);
         }
-        i += LANES;
     }
-    for (l, lane) in lanes.iter_mut().take(n - whole).enumerate() {
-        *lane += f(whole + l);
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += f(x);
     }
     fold(lanes, |a, b| a + b)
 }
 
-/// The largest `f(i)` for `i` in `0..n`, NaN if one is NaN, minus infinity of nothing.
+/// Adds `f(x, y)` of each pair of elements over [`LANES`] accumulators; the slices are equally long.
 #[inline(always)]
-pub(crate) fn max_by<A: Real>(n: usize, f: impl Fn(usize) -> A) -> A {
-    let mut lanes = [A::NEG_INFINITY; LANES];
-    let whole = n - n % LANES;
-    let mut i = 0;
-    while i < whole {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane = max_nan(*lane, f(i + l));
+pub(crate) fn sum2<X: Copy, Y: Copy, A: Real>(x: &[X], y: &[Y], f: impl Fn(X, Y) -> A) -> A {
+    let (x_chunks, x_rest) = x.as_chunks::<LANES>();
+    let (y_chunks, y_rest) = y.as_chunks::<LANES>();
+    let mut lanes = [A::ZERO; LANES];
+    for (x, y) in x_chunks.iter().zip(y_chunks) {
+        for l in 0..LANES {
+            lanes[l] += f(x[l], y[l]);
         }
-        i += LANES;
     }
-    for (l, lane) in lanes.iter_mut().take(n - whole).enumerate() {
-        *lane = max_nan(*lane, f(whole + l));
+    for (lane, (&x, &y)) in lanes.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *lane += f(x, y);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// The largest `f(x)`: NaN if one is NaN, minus infinity of nothing.
+#[inline(always)]
+pub(crate) fn max1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [A::NEG_INFINITY; LANES];
+    for x in chunks {
+        for l in 0..LANES {
+            lanes[l] = max_nan(lanes[l], f(x[l]));
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = max_nan(*lane, f(x));
     }
     fold(lanes, max_nan)
 }

@@ -2,8 +2,8 @@
 
 use super::float::{Float, Real};
 use super::inout::InOut;
-use super::par::{Shared, for_rows, simd, sum_by};
-use super::row::{RowSums, map_row};
+use super::par::{Shared, for_rows, load, simd, sum1, sum2, with_scratch};
+use super::row::{RowSums, map_row, rows, widened};
 
 /// Normalises each row of x (rows, n), n the length of a row; `weight` is (n). May be in place.
 ///
@@ -11,6 +11,7 @@ use super::row::{RowSums, map_row};
 /// If the sizes do not fit.
 pub fn rms_norm<T: Float>(x: &InOut<'_, T>, n: usize, weight: Option<&[T]>, eps: f64) {
     let rows = check(x.len(), n, weight);
+    let weight = widened(weight, n, T::Acc::ONE);
     let (src, dst) = (Shared::raw(x.src().cast_mut()), Shared::raw(x.dst()));
     for_rows(rows, 4 * n, |range| {
         simd(
@@ -21,12 +22,13 @@ pub fn rms_norm<T: Float>(x: &InOut<'_, T>, n: usize, weight: Option<&[T]>, eps:
                     unsafe {
                         let from: *const T = src.at(row * n);
                         let r = reciprocal::<T>(from, n, eps);
-                        match weight {
-                            Some(w) => map_row(from, dst.at(row * n), n, |i, x| {
-                                x * r * w.get_unchecked(i).to_acc()
-                            }),
-                            None => map_row(from, dst.at(row * n), n, |_, x| x * r),
-                        }
+                        map_row(
+                            (from, dst.at(row * n)),
+                            n,
+                            [&weight],
+                            #[inline(always)]
+                            |x, [w]| x * r * w,
+                        );
                     }
                 }
             },
@@ -39,20 +41,21 @@ fn check<T>(len: usize, n: usize, weight: Option<&[T]>) -> usize {
         weight.is_none_or(|w| w.len() == n),
         "rms_norm: the weight has another length than a row"
     );
-    super::row::rows(len, n)
+    rows(len, n)
 }
 
 /// 1 / sqrt(mean(x^2) + eps)
+///
+/// # Safety
+/// `x` is readable for `n` elements, which nobody writes meanwhile.
 #[inline(always)]
 unsafe fn reciprocal<T: Float>(x: *const T, n: usize, eps: f64) -> T::Acc {
-    let sum = sum_by(
-        n,
+    // SAFETY: the caller's promise.
+    let row = unsafe { std::slice::from_raw_parts(x, n) };
+    let sum = sum1(
+        row,
         #[inline(always)]
-        |i| {
-            // SAFETY: i < n.
-            let x = unsafe { *x.add(i) }.to_acc();
-            x * x
-        },
+        |x| x.to_acc() * x.to_acc(),
     );
     let mean = sum / T::Acc::of(n as f64);
     T::Acc::ONE / (mean + T::Acc::of(eps)).sqrt()
@@ -79,38 +82,54 @@ pub fn rms_norm_vjp<T: Float>(
         g.len() == x.len() && dx.len() == x.len(),
         "rms_norm: gradient of another size"
     );
+    let weight = widened(weight, n, T::Acc::ONE);
     let out = Shared::new(dx);
-    let ones = T::Acc::ONE;
     let mut sums = RowSums::new(rows, n, usize::from(dweight.is_some()));
     sums.run(10 * n, |range, sum| {
-        simd(
-            #[inline(always)]
-            || {
-                for row in range {
-                    let (x, g) = (&x[row * n..][..n], &g[row * n..][..n]);
-                    let w = |i: usize| weight.map_or(ones, |w| w[i].to_acc());
-                    // SAFETY: every index is below n; the row of dx belongs to this task.
-                    unsafe {
-                        let r = reciprocal(x.as_ptr(), n, eps);
-                        let dot = sum_by(n, |i| g[i].to_acc() * w(i) * x[i].to_acc());
-                        let k = dot * r * r / T::Acc::of(n as f64);
-                        let dx = out.slice(row * n, n);
-                        for (i, dx) in dx.iter_mut().enumerate() {
-                            *dx = T::from_acc(r * (g[i].to_acc() * w(i) - x[i].to_acc() * k));
-                        }
-                        if !sum.is_empty() {
-                            let sum = &mut sum[..n];
-                            for (i, s) in sum.iter_mut().enumerate() {
-                                *s += g[i].to_acc() * x[i].to_acc() * r;
-                            }
-                        }
+        with_scratch(2 * n, |scratch| {
+            let (wide_x, wide_g) = scratch.split_at_mut(n);
+            simd(
+                #[inline(always)]
+                || {
+                    for at in range.map(|row| row * n) {
+                        // SAFETY: the row is inside x and g, and that of dx belongs to this task.
+                        let dx = unsafe {
+                            load(x[at..][..n].as_ptr(), wide_x);
+                            load(g[at..][..n].as_ptr(), wide_g);
+                            out.slice(at, n)
+                        };
+                        // SAFETY: the row is inside x.
+                        let r = unsafe { reciprocal(x[at..].as_ptr(), n, eps) };
+                        row_vjp(r, &weight, wide_x, wide_g, dx, sum);
                     }
-                }
-            },
-        );
+                },
+            );
+        });
     });
     if let Some(dweight) = dweight {
         sums.finish(0, dweight);
+    }
+}
+
+/// One row; `g` is overwritten. `sum` is added the weight's gradient, unless empty.
+#[inline(always)]
+fn row_vjp<T: Float>(
+    r: T::Acc,
+    weight: &[T::Acc],
+    x: &[T::Acc],
+    g: &mut [T::Acc],
+    dx: &mut [T],
+    sum: &mut [T::Acc],
+) {
+    for (sum, (g, x)) in sum.iter_mut().zip(g.iter().zip(x)) {
+        *sum += *g * *x * r;
+    }
+    for (g, w) in g.iter_mut().zip(weight) {
+        *g = *g * *w;
+    }
+    let k = sum2(x, g, |x, h| x * h) * r * r / T::Acc::of(x.len() as f64);
+    for (dx, (h, x)) in dx.iter_mut().zip(g.iter().zip(x)) {
+        *dx = T::from_acc(r * (*h - *x * k));
     }
 }
 

@@ -22,31 +22,39 @@ pub(crate) fn rows(len: usize, n: usize) -> usize {
     len / n
 }
 
-/// `dst[i] = f(i, src[i])` for `i` in `0..n`, block by block so that `src` may be `dst`.
+/// `dst[i] = f(src[i], [side[i] of each side])`, block by block so that `src` may be `dst`; the sides are a row long.
 ///
 /// # Safety
-/// Both are valid for `n` elements, and equal or disjoint.
+/// `src` and `dst` are valid for `n` elements, and equal or disjoint.
 #[inline(always)]
-pub(crate) unsafe fn map_row<T: Float>(
-    src: *const T,
-    dst: *mut T,
+pub(crate) unsafe fn map_row<T: Float, const N: usize>(
+    (src, dst): (*const T, *mut T),
     n: usize,
-    f: impl Fn(usize, T::Acc) -> T::Acc,
+    sides: [&[T::Acc]; N],
+    f: impl Fn(T::Acc, [T::Acc; N]) -> T::Acc,
 ) {
     let mut block = [T::Acc::ZERO; BLOCK];
-    let mut start = 0;
-    while start < n {
-        let part = &mut block[..BLOCK.min(n - start)];
+    for start in (0..n).step_by(BLOCK) {
+        let len = BLOCK.min(n - start);
+        let part = &mut block[..len];
+        let sides = sides.map(|side| &side[start..][..len]);
         // SAFETY: the block is inside both.
         unsafe {
             load(src.add(start), part);
-            for (i, x) in part.iter_mut().enumerate() {
-                *x = f(start + i, *x);
+            for i in 0..len {
+                part[i] = f(part[i], sides.map(|side| side[i]));
             }
             store(part, dst.add(start));
         }
-        start += BLOCK;
     }
+}
+
+/// A weight of `n` elements, widened; `missing` everywhere where there is none.
+pub(crate) fn widened<T: Float>(weight: Option<&[T]>, n: usize, missing: T::Acc) -> Vec<T::Acc> {
+    weight.map_or_else(
+        || vec![missing; n],
+        |w| w.iter().map(|x| x.to_acc()).collect(),
+    )
 }
 
 /// Sums down the rows: each piece of rows has its own partial sums, added in order at the end. The pieces depend on the
