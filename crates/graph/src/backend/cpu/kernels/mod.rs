@@ -9,7 +9,7 @@ mod float;
 mod inout;
 pub mod math;
 pub mod matmul;
-mod par;
+pub(crate) mod par;
 pub mod rms_norm;
 pub mod rope;
 mod row;
