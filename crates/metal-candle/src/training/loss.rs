@@ -171,8 +171,8 @@ fn token_id(id: i64, position: usize, vocab: usize) -> Result<u32> {
         })
 }
 
-/// `mean_i [ lse_i - (1 - s) * logits[i, id_i] - s * mean_j logits[i, j] ]`, which is the smoothed loss with
-/// `-ln softmax(logits[i])[j] = lse_i - logits[i, j]` written out: no table of log probabilities is kept.
+/// `mean_i [ ln(sum_j exp(x_ij)) - (1 - s) * x_it - s * mean_j x_ij ]` with t the target of i: the smoothed loss with
+/// `-ln softmax(x_i)[j] = ln(sum_k exp(x_ik)) - x_ij` written out, so that no table of log probabilities is kept.
 fn smoothed_mean(
     logits: &Tensor,
     vocab: usize,
@@ -189,6 +189,8 @@ fn smoothed_mean(
     if x.dtype() != DType::F64 {
         x = x.to_dtype(DType::F32)?;
     }
+    // Shifted so that exp cannot overflow; the loss does not change with it, so the shift needs no gradient.
+    let x = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?;
     let ids = Tensor::from_slice(&supervised.ids, (count, 1), device)?;
     let target = x.gather(&ids, 1)?;
     let predicted = if s == 0.0 {
@@ -196,16 +198,5 @@ fn smoothed_mean(
     } else {
         ((target * (1.0 - s))? + (x.mean_keepdim(D::Minus1)? * s)?)?
     };
-    (log_sum_exp(&x)? - predicted)?.mean_all()
-}
-
-/// `ln(sum_j exp(x[i, j]))` of each row, `(n, vocab)` to `(n, 1)`, without overflow.
-fn log_sum_exp(x: &Tensor) -> candle_core::Result<Tensor> {
-    // The shift cancels, so it needs no gradient.
-    let shift = x.max_keepdim(D::Minus1)?.detach();
-    x.broadcast_sub(&shift)?
-        .exp()?
-        .sum_keepdim(D::Minus1)?
-        .log()?
-        + shift
+    (x.exp()?.sum_keepdim(D::Minus1)?.log()? - predicted)?.mean_all()
 }
