@@ -1,4 +1,4 @@
-//! `AdamW` against PyTorch's numbers and a loop in f64; the schedules at their corners and against their formula.
+//! `AdamW` against the numbers of `PyTorch` and against its formula as a loop; the schedules at their corners and in shape.
 
 use candle_core::{DType, Device, Tensor, Var};
 use metal_candle::training::{AdamW, AdamWConfig, LRScheduler};
@@ -21,7 +21,7 @@ const GRADIENTS: [[f32; 4]; 3] = [
     [2.0, 0.0, -1.0, 1e-4],
 ];
 
-/// What PyTorch 2 makes of `START` and `GRADIENTS`:
+/// What `PyTorch` 2 makes of `START` and `GRADIENTS`:
 ///
 /// ```python
 /// w = torch.tensor(START, requires_grad=True)
@@ -76,6 +76,30 @@ fn named_parameters_step_as_in_pytorch() -> Result<()> {
     for (gradient, want) in GRADIENTS.iter().zip(&PYTORCH) {
         w = optimizer.step("w", &w, &Tensor::new(gradient, &CPU)?)?;
         assert_close(&numbers(&w), want, 3e-7);
+    }
+    Ok(())
+}
+
+#[test]
+fn two_hundred_steps_follow_the_formula() -> Result<()> {
+    let mut optimizer = AdamW::new(AdamWConfig {
+        epsilon: 1e-3,
+        ..CONFIG
+    })?;
+    let [lr, beta1, beta2, epsilon, decay] = {
+        let c = optimizer.config();
+        [c.learning_rate, c.beta1, c.beta2, c.epsilon, c.weight_decay].map(f64::from)
+    };
+    let var = Var::new(&[1.5f64], &CPU)?;
+    let (mut w, mut m, mut v) = (1.5f64, 0.0, 0.0);
+    for t in 1..=200 {
+        let g = (f64::from(t) * 0.7).sin() + 0.1 * w;
+        optimizer.step_var(&var, &Tensor::new(&[g], &CPU)?)?;
+        m = beta1 * m + (1.0 - beta1) * g;
+        v = beta2 * v + (1.0 - beta2) * g * g;
+        let (m_hat, v_hat) = (m / (1.0 - beta1.powi(t)), v / (1.0 - beta2.powi(t)));
+        w -= lr * decay * w + lr * m_hat / (v_hat.sqrt() + epsilon);
+        assert_close(&numbers(&var), &[w], 1e-12);
     }
     Ok(())
 }
@@ -239,7 +263,7 @@ fn schedules_pass_through_their_corners() {
         LRScheduler::cosine(10_000, 1e-3, 1e-5),
     );
     let both = LRScheduler::warmup_cosine(1000, 11_000, 1e-3, 1e-5);
-    let middle = (1e-3 + 1e-5) / 2.0;
+    let middle = f32::midpoint(1e-3, 1e-5);
     for (schedule, step, want) in [
         (&LRScheduler::constant(1e-4), 0, 1e-4),
         (&LRScheduler::constant(1e-4), usize::MAX, 1e-4),

@@ -3,7 +3,7 @@
 //! The mean runs over supervised tokens alone, and the arithmetic is f32 (f64 for f64 logits) whatever the dtype of the
 //! logits. Made of operations whose gradients Candle has; token ids are checked on the host before a device sees them.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 use crate::error::{During, Error, Result, TrainingError, shape_text};
 
@@ -125,8 +125,8 @@ impl Supervised {
             ));
         }
         let values = targets
-            .flatten_all()
-            .and_then(|t| t.to_dtype(DType::I64)?.to_vec1::<i64>())
+            .to_device(&Device::Cpu)
+            .and_then(|t| t.flatten_all()?.to_dtype(DType::I64)?.to_vec1::<i64>())
             .during(format_args!(
                 "{NAME}: reading targets {}",
                 shape_text(targets.dims())
