@@ -1,1 +1,46 @@
-//! metal-candle.
+//! Fine-tune language models with `LoRA` and generate text with the adapters.
+//!
+//! Two layers share this crate. The eager one, always built, runs each operation on [Candle](candle_core) as it is
+//! called: [`training`] holds adapter layers, losses, optimizer and schedules for programs that write their own loop.
+//! The lazy one (feature `graph`, on by default) records operations first and runs them as one plan.
+//!
+//! The crate never downloads anything and never prints: what went wrong is an [`Error`], what to show is the caller's choice.
+//!
+//! # Example
+//!
+//! One training step of an adapter on top of a frozen layer, with Candle's own autograd:
+//!
+//! ```
+//! use candle_core::Tensor;
+//! use metal_candle::Device;
+//! use metal_candle::training::{AdamW, AdamWConfig, LoRAConfig, LoRALayer};
+//!
+//! # fn main() -> metal_candle::Result<()> {
+//! let device = Device::new_cpu();
+//! let lora = LoRALayer::new(16, 8, &LoRAConfig::default(), &device)?;
+//! let mut optimizer = AdamW::new(AdamWConfig::default())?;
+//!
+//! let x = Tensor::randn(0f32, 1f32, (4, 16), device.as_candle_device())?;
+//! let frozen = Tensor::randn(0f32, 1f32, (16, 8), device.as_candle_device())?;
+//! let y = (x.matmul(&frozen)? + lora.forward(&x)?)?;
+//!
+//! let gradients = y.sqr()?.mean_all()?.backward()?;
+//! for parameter in lora.trainable_variables() {
+//!     if let Some(gradient) = gradients.get(parameter) {
+//!         optimizer.step_var(parameter, gradient)?;
+//!     }
+//! }
+//! assert_eq!(optimizer.step_count(), 1);
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod training;
+
+mod device;
+
+pub use device::{Device, DeviceInfo, DeviceType};
+pub use error::{Error, Result};

@@ -1,0 +1,182 @@
+//! What can go wrong, as types: one variant of [`Error`] per area, each with its own enum where the area has several.
+//!
+//! A message starts with what was being done, carries the shapes or names involved and says what to do about it.
+//! Candle's errors are never passed on bare by this crate: they are wrapped with the operation that met them.
+
+use std::fmt::Display;
+
+/// What every fallible function of this crate returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Any error of this crate.
+///
+/// # Example
+///
+/// ```
+/// use metal_candle::Error;
+/// use metal_candle::training::LoRAConfig;
+///
+/// let error = LoRAConfig { rank: 0, ..LoRAConfig::default() }.validate().unwrap_err();
+/// assert!(matches!(error, Error::Training(_)));
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A device could not be opened.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+
+    /// A setting or the state of training makes no sense.
+    #[error(transparent)]
+    Training(#[from] TrainingError),
+
+    /// A tensor or value given to an operation does not fit it.
+    #[error("{operation}: {reason}")]
+    InvalidInput {
+        /// The operation that refused, for example `cross_entropy_loss`.
+        operation: String,
+        /// What was wrong, with shapes or values, and what would be right.
+        reason: String,
+    },
+
+    /// Candle refused an operation.
+    #[error("{context}: {source}")]
+    Candle {
+        /// What was being done, for example `LoRA forward: matmul with lora_a (16, 4)`.
+        context: String,
+        /// Candle's own error.
+        source: Box<candle_core::Error>,
+    },
+}
+
+/// Lets `?` turn an error of a caller's own Candle operation into an [`Error`]; the crate itself says what it was doing.
+impl From<candle_core::Error> for Error {
+    fn from(source: candle_core::Error) -> Self {
+        Self::Candle {
+            context: "candle error".into(),
+            source: Box::new(source),
+        }
+    }
+}
+
+/// Why a device could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// There is no such Metal device, or the program was built without Metal.
+    #[error("Metal device not available: {reason}")]
+    MetalUnavailable {
+        /// Which device, why not, and what to do.
+        reason: String,
+    },
+
+    /// There is no such CUDA device, or the program was built without Candle's CUDA support.
+    #[error("CUDA device not available: {reason}")]
+    CudaUnavailable {
+        /// Which device, why not, and what to do.
+        reason: String,
+    },
+}
+
+/// What makes no sense about training.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainingError {
+    /// A setting is outside its range.
+    #[error("invalid training configuration: {reason}")]
+    InvalidConfig {
+        /// The setting, its value and its range.
+        reason: String,
+    },
+
+    /// The optimizer was asked about something that it does not hold.
+    #[error("training state: {reason}")]
+    StateError {
+        /// What is missing and how to add it.
+        reason: String,
+    },
+}
+
+impl TrainingError {
+    /// An [`TrainingError::InvalidConfig`], ready to return.
+    pub(crate) fn config(reason: impl Into<String>) -> Error {
+        Self::InvalidConfig {
+            reason: reason.into(),
+        }
+        .into()
+    }
+}
+
+impl Error {
+    /// An [`Error::InvalidInput`] of `operation`.
+    pub(crate) fn invalid_input(operation: &str, reason: impl Into<String>) -> Self {
+        Self::InvalidInput {
+            operation: operation.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// Says what was being done when Candle failed.
+pub(crate) trait During<T> {
+    /// Wraps a Candle error with `what`; `format_args!` costs nothing when there is none.
+    fn during(self, what: impl Display) -> Result<T>;
+}
+
+impl<T> During<T> for candle_core::Result<T> {
+    fn during(self, what: impl Display) -> Result<T> {
+        self.map_err(|source| Error::Candle {
+            context: what.to_string(),
+            source: Box::new(source),
+        })
+    }
+}
+
+/// A shape as messages write it: `(2, 3)`.
+pub(crate) fn shape_text(dims: &[usize]) -> String {
+    let dims: Vec<String> = dims.iter().map(ToString::to_string).collect();
+    format!("({})", dims.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    fn candle_failure() -> candle_core::Result<Tensor> {
+        let a = Tensor::new(&[[1f32, 2.0]], &Device::Cpu)?;
+        a.matmul(&a)
+    }
+
+    #[test]
+    fn candle_errors_say_what_was_being_done_and_keep_their_cause() {
+        let error = candle_failure()
+            .during(format_args!("scores: q {}", shape_text(&[1, 2])))
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("scores: q (1, 2): "), "{text}");
+        assert!(text.contains("matmul"), "{text}");
+        assert!(std::error::Error::source(&error).is_some());
+    }
+
+    #[test]
+    fn question_mark_takes_candle_errors() {
+        fn program() -> Result<Tensor> {
+            Ok(candle_failure()?)
+        }
+        assert!(matches!(program(), Err(Error::Candle { .. })));
+    }
+
+    #[test]
+    fn errors_cross_threads() {
+        fn check<T: Send + Sync + 'static>() {}
+        check::<Error>();
+    }
+
+    #[test]
+    fn shapes_read_as_in_the_documentation() {
+        assert_eq!(shape_text(&[]), "()");
+        assert_eq!(shape_text(&[3]), "(3)");
+        assert_eq!(shape_text(&[16, 4]), "(16, 4)");
+    }
+}

@@ -1,0 +1,16 @@
+//! Training: adapter layers, losses, the optimizer and learning-rate schedules.
+//!
+//! The eager part, under the names of version 1: every call runs at once on Candle, and gradients come from Candle's
+//! `backward`. Nothing here uses Candle's fused softmax or norms, which stop gradients without saying so.
+
+mod adamw;
+mod lora_config;
+mod lora_layer;
+mod loss;
+mod lr_scheduler;
+
+pub use adamw::{AdamW, AdamWConfig};
+pub use lora_config::LoRAConfig;
+pub use lora_layer::LoRALayer;
+pub use loss::{cross_entropy_loss, cross_entropy_loss_with_smoothing};
+pub use lr_scheduler::LRScheduler;
