@@ -1,1 +1,3 @@
 //! The lazy tensor engine of metal-candle.
+
+pub mod io;
