@@ -1,1 +1,6 @@
 //! metal-candle.
+
+#[cfg(feature = "graph")]
+pub mod inference;
+#[cfg(feature = "graph")]
+pub mod models;

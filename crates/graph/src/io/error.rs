@@ -195,6 +195,24 @@ pub enum FileError {
         /// Bytes asked for.
         bytes: u64,
     },
+    /// A settings file larger than any real one.
+    #[error("{}: {size} bytes is too large for a settings file, the limit is {limit}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// Largest accepted size in bytes.
+        limit: u64,
+    },
+    /// Not a JSON object, or an ambiguous one.
+    #[error("{}: {reason}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The reason, with line and column.
+        reason: String,
+    },
     /// The index of a sharded checkpoint is not what it should be.
     #[error("{}: {reason}", path.display())]
     BadIndex {

@@ -11,6 +11,7 @@ mod checkpoint;
 mod elements;
 mod error;
 mod header;
+mod json;
 pub mod safetensors;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ mod tests;
 pub use atomic::{sync_folder, write_atomically};
 pub use checkpoint::Checkpoint;
 pub use error::FileError;
+pub use json::read_json_object;
 pub use safetensors::{SafetensorsFile, TensorInfo};
 
 /// `Result` with [`FileError`].
