@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! The lazy tensor engine of metal-candle. Operations on a [`LazyTensor`] record a graph; `eval` turns the graph into a
 //! plan (found again by its structure), and a backend runs the plan. The engine knows no language-model word.
 //!
@@ -36,3 +37,8 @@ pub use graph::{
 pub use lazy_tensor::{LazyTensor, eval_all};
 pub use ops::{AdamWState, AttentionInputs};
 pub use plan::{Statistics, statistics};
+=======
+//! The lazy tensor engine of metal-candle.
+
+pub mod io;
+>>>>>>> files

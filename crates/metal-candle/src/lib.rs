@@ -38,6 +38,10 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+#[cfg(feature = "graph")]
+pub mod inference;
+#[cfg(feature = "graph")]
+pub mod models;
 pub mod training;
 
 mod device;
