@@ -1,1 +1,6 @@
 //! metal-candle.
+
+#[cfg(feature = "graph")]
+pub mod data;
+#[cfg(feature = "graph")]
+pub mod text;
