@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! The lazy tensor engine of metal-candle. Operations on a [`LazyTensor`] record a graph; `eval` turns the graph into a
 //! plan (found again by its structure), and a backend runs the plan. The engine knows no language-model word.
 //!
@@ -21,6 +20,7 @@ mod error;
 pub mod fused;
 pub mod grad;
 pub mod graph;
+pub mod io;
 mod lazy_tensor;
 mod ops;
 pub mod pass;
@@ -37,8 +37,3 @@ pub use graph::{
 pub use lazy_tensor::{LazyTensor, eval_all};
 pub use ops::{AdamWState, AttentionInputs};
 pub use plan::{Statistics, statistics};
-=======
-//! The lazy tensor engine of metal-candle.
-
-pub mod io;
->>>>>>> files
