@@ -245,8 +245,10 @@ fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
             } else {
                 *logit / penalty
             };
-            // A penalty near 0 rewards; the reward stays finite so that softmax stays a number.
-            *logit = changed.min(f32::MAX);
+            // Only what was excluded stays infinite, whatever the penalty.
+            if logit.is_finite() {
+                *logit = changed.clamp(f32::MIN, f32::MAX);
+            }
         }
     }
 }
