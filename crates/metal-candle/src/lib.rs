@@ -43,8 +43,6 @@ pub mod adapters;
 pub mod data;
 pub mod error;
 #[cfg(feature = "graph")]
-pub mod adapters;
-#[cfg(feature = "graph")]
 pub mod inference;
 #[cfg(feature = "graph")]
 pub mod models;
