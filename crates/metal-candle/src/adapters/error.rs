@@ -110,6 +110,9 @@ pub enum AdapterError {
         /// Candle's reason.
         source: Box<candle_core::Error>,
     },
+    /// The engine refused or failed to compute a tensor.
+    #[error(transparent)]
+    Graph(#[from] metal_candle_graph::Error),
 }
 
 /// `Result` with [`AdapterError`].
