@@ -1,4 +1,4 @@
-//! LoRA adapters on disk: PEFT's `adapter_config.json` and `adapter_model.safetensors`.
+//! Adapters on disk: PEFT's `adapter_config.json` and `adapter_model.safetensors`.
 //!
 //! What PEFT wrote is read, and PEFT reads what is written here. Settings that would change the numbers and are not
 //! implemented are refused by name, and so is every tensor that is missing, extra or misshapen: an adapter
@@ -9,7 +9,7 @@ mod error;
 mod files;
 mod target_modules;
 
-pub use config::AdapterConfig;
+pub use config::{AdapterConfig, PerModule};
 pub use error::AdapterError;
 pub use files::{Adapter, AdapterReport, LoraPair, write_adapter};
 pub use target_modules::{TargetModules, select};
