@@ -110,7 +110,9 @@ pub(super) fn write<T: Element>(target: &mut dyn Write, values: &[T]) -> std::io
     let mut chunk = Vec::with_capacity(CHUNK);
     for part in values.chunks(CHUNK / T::SIZE) {
         chunk.clear();
-        part.iter().for_each(|v| v.push_le(&mut chunk));
+        for value in part {
+            value.push_le(&mut chunk);
+        }
         target.write_all(&chunk)?;
     }
     Ok(())

@@ -49,7 +49,7 @@ pub fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
     }
 }
 
-/// A value whose objects repeat no key. Depth is bounded by serde_json itself.
+/// A value whose objects repeat no key. Depth is bounded by `serde_json` itself.
 struct Unambiguous(Value);
 
 impl<'de> Deserialize<'de> for Unambiguous {

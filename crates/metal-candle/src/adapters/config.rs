@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use metal_candle_graph::io::{read_json_object, write_atomically};
+use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::error::Result;
@@ -12,6 +13,9 @@ use crate::models::{ConfigError, Fields};
 
 /// Name of the file within an adapter's folder.
 pub(super) const FILE: &str = "adapter_config.json";
+
+/// Most entries of a pattern table; one for each linear layer of the largest models fits.
+const MAX_PATTERNS: usize = 1024;
 
 /// Settings of PEFT that change the numbers and are not implemented: each must be absent, null, false or empty.
 const MUST_BE_OFF: [&str; 18] = [
@@ -35,7 +39,7 @@ const MUST_BE_OFF: [&str; 18] = [
     "velora_config",
 ];
 
-/// The settings of a LoRA adapter, under PEFT's names.
+/// The settings of an adapter, under PEFT's names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterConfig {
     /// Rank of the two factors.
@@ -54,6 +58,36 @@ pub struct AdapterConfig {
     pub alpha_pattern: Vec<(String, f64)>,
     /// Where the base model comes from, if known.
     pub base_model_name_or_path: Option<String>,
+}
+
+/// Rank and scaling of each module; made by [`AdapterConfig::per_module`].
+#[derive(Debug)]
+pub struct PerModule<'c> {
+    config: &'c AdapterConfig,
+    ranks: Vec<(Regex, usize)>,
+    alphas: Vec<(Regex, f64)>,
+}
+
+impl PerModule<'_> {
+    /// Rank of a module: that of the first matching `rank_pattern`, else `r`.
+    #[must_use]
+    pub fn rank_of(&self, module: &str) -> usize {
+        first_match(&self.ranks, module).unwrap_or(self.config.r)
+    }
+
+    /// Factor of a module's low-rank term, from its rank and alpha.
+    #[must_use]
+    pub fn scaling_of(&self, module: &str) -> f64 {
+        let alpha = first_match(&self.alphas, module).unwrap_or(self.config.lora_alpha);
+        self.config.scale(self.rank_of(module), alpha)
+    }
+}
+
+fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
+    patterns
+        .iter()
+        .find(|(pattern, _)| pattern.is_match(module))
+        .map(|&(_, value)| value)
 }
 
 impl Default for AdapterConfig {
@@ -91,22 +125,16 @@ impl AdapterConfig {
         alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
-    /// Rank of one module: that of the first matching `rank_pattern`, else `r`.
+    /// Rank and scaling module by module, with the patterns compiled once.
     ///
     /// # Errors
-    /// [`AdapterError::Pattern`].
-    pub fn rank_of(&self, module: &str) -> Result<usize> {
-        Ok(first_match("rank_pattern", &self.rank_pattern, module)?.unwrap_or(self.r))
-    }
-
-    /// Scaling of one module, from its rank and alpha.
-    ///
-    /// # Errors
-    /// [`AdapterError::Pattern`].
-    pub fn scaling_of(&self, module: &str) -> Result<f64> {
-        let alpha =
-            first_match("alpha_pattern", &self.alpha_pattern, module)?.unwrap_or(self.lora_alpha);
-        Ok(self.scale(self.rank_of(module)?, alpha))
+    /// [`AdapterError::Pattern`], and [`AdapterError::Setting`] if there are too many patterns.
+    pub fn per_module(&self) -> Result<PerModule<'_>> {
+        Ok(PerModule {
+            config: self,
+            ranks: compiled("rank_pattern", &self.rank_pattern)?,
+            alphas: compiled("alpha_pattern", &self.alpha_pattern)?,
+        })
     }
 
     /// Whether every setting is in its range.
@@ -153,8 +181,7 @@ impl AdapterConfig {
                 format!("gives `{pattern}` alpha {a}"),
             )?;
         }
-        first_match("rank_pattern", &self.rank_pattern, "")?;
-        first_match("alpha_pattern", &self.alpha_pattern, "")?;
+        self.per_module()?;
         match &self.target_modules {
             TargetModules::Names(names)
                 if names.is_empty() || names.iter().any(String::is_empty) =>
@@ -267,18 +294,18 @@ fn number(value: f64) -> Value {
     }
 }
 
-/// The value of the first pattern that matches the end of a module's name.
-fn first_match<T: Copy>(
-    field: &'static str,
-    patterns: &[(String, T)],
-    module: &str,
-) -> Result<Option<T>> {
-    for (pattern, value) in patterns {
-        if full_match(field, pattern, r"(?:.*\.)?")?.is_match(module) {
-            return Ok(Some(*value));
-        }
+/// Patterns that match the end of a module's name, after a dot or from its beginning.
+fn compiled<T: Copy>(field: &'static str, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>> {
+    if patterns.len() > MAX_PATTERNS {
+        let reason = format!(
+            "has {} entries, the limit is {MAX_PATTERNS}",
+            patterns.len()
+        );
+        return Err(AdapterError::Setting { field, reason });
     }
-    Ok(None)
+    let compile =
+        |(pattern, value): &(String, T)| Ok((full_match(field, pattern, r"(?:.*\.)?")?, *value));
+    patterns.iter().map(compile).collect()
 }
 
 fn refuse_unsupported(fields: &Fields<'_>) -> std::result::Result<(), ConfigError> {

@@ -47,25 +47,13 @@ fn reads_what_peft_writes() {
         base_model_name_or_path: Some("some/model".into()),
     };
     assert_eq!(config, expected);
-    assert_eq!(
-        config.rank_of("model.layers.0.self_attn.v_proj").unwrap(),
-        3
-    );
-    assert_eq!(
-        config.rank_of("model.layers.1.self_attn.v_proj").unwrap(),
-        4
-    );
-    assert_eq!(
-        config.rank_of("model.layers.1.self_attn.xv_proj").unwrap(),
-        2
-    );
-    assert_eq!(
-        config
-            .scaling_of("model.layers.0.self_attn.v_proj")
-            .unwrap(),
-        2.0
-    );
-    assert_eq!(config.scaling_of("q_proj").unwrap(), config.scaling());
+    let each = config.per_module().unwrap();
+    assert_eq!(each.rank_of("model.layers.0.self_attn.v_proj"), 3);
+    assert_eq!(each.rank_of("model.layers.1.self_attn.v_proj"), 4);
+    assert_eq!(each.rank_of("model.layers.1.self_attn.xv_proj"), 2);
+    let scalings =
+        ["model.layers.0.self_attn.v_proj", "v_proj", "q_proj"].map(|m| each.scaling_of(m));
+    assert_eq!(scalings.map(|s| s.to_string()), ["2", "1.5", "2"]);
 }
 
 #[test]
@@ -134,6 +122,10 @@ fn bad_values_name_the_field() {
         ("rank_pattern", json!({"q_proj": "x"})),
         ("rank_pattern", json!({"(": 1})),
         ("alpha_pattern", json!([1])),
+        (
+            "alpha_pattern",
+            (0..2000).map(|i| (i.to_string(), json!(1))).collect(),
+        ),
         ("peft_type", json!(null)),
     ] {
         let fault = changed(&json!({ field: value })).unwrap_err().to_string();

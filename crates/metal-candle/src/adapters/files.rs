@@ -11,6 +11,8 @@ use super::{AdapterConfig, AdapterError};
 
 /// Name of the weights within an adapter's folder.
 const FILE: &str = "adapter_model.safetensors";
+/// More modules than any model has.
+const MAX_MODULES: usize = 8192;
 /// The weights of old versions of PEFT.
 const PICKLE: &str = "adapter_model.bin";
 const ADVICE: &str = "python -c \"import torch, safetensors.torch as s; \
@@ -65,8 +67,9 @@ impl Adapter {
         }
         let file = SafetensorsFile::open(&path)?;
         let modules = modules(&path, &file)?;
+        let each = config.per_module()?;
         for module in &modules {
-            check_rank(&path, &file, module, config.rank_of(module)?)?;
+            check_rank(&path, &file, module, each.rank_of(module))?;
         }
         let mut pairs = BTreeMap::new();
         for module in modules {
@@ -101,6 +104,7 @@ impl Adapter {
                 name: key(extra, 'A'),
             });
         }
+        let each = self.config.per_module()?;
         for (module, input, output) in expected {
             let Some(pair) = self.pairs.get(module) else {
                 return Err(AdapterError::MissingTensor {
@@ -108,7 +112,7 @@ impl Adapter {
                     name: key(module, 'A'),
                 });
             };
-            let rank = self.config.rank_of(module)?;
+            let rank = each.rank_of(module);
             self.check_shape(module, 'A', &pair.a, [rank, *input])?;
             self.check_shape(module, 'B', &pair.b, [*output, rank])?;
         }
@@ -169,9 +173,10 @@ pub fn write_adapter(
     if pairs.is_empty() {
         return Err(AdapterError::Empty { path });
     }
+    let each = config.per_module()?;
     let mut tensors = Vec::with_capacity(2 * pairs.len());
     for (module, pair) in pairs {
-        let rank = config.rank_of(module)?;
+        let rank = each.rank_of(module);
         for (half, tensor, at) in [('A', &pair.a, 0), ('B', &pair.b, 1)] {
             expect_rank(&path, module, half, tensor.dims(), (rank, at))?;
             if !values(module, half, tensor)?.iter().all(|v| v.is_finite()) {
@@ -226,6 +231,15 @@ fn modules(path: &Path, file: &SafetensorsFile) -> Result<BTreeSet<String>> {
                 name: name.to_owned(),
             })?;
         modules.insert(module.to_owned());
+        if modules.len() > MAX_MODULES {
+            let (path, what) = (path.to_owned(), "adapted modules");
+            return Err(FileError::TooMany {
+                path,
+                what,
+                limit: MAX_MODULES,
+            }
+            .into());
+        }
     }
     if modules.is_empty() {
         return Err(AdapterError::Empty {

@@ -11,7 +11,7 @@ mod files;
 mod target_modules;
 mod wrap;
 
-pub use config::AdapterConfig;
+pub use config::{AdapterConfig, PerModule};
 pub use error::AdapterError;
 pub use files::{Adapter, AdapterReport, LoraPair, write_adapter};
 pub use target_modules::{TargetModules, select};

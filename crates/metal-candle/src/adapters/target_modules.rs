@@ -136,9 +136,9 @@ mod tests {
         names
     }
 
-    fn picked(targets: TargetModules) -> Vec<usize> {
+    fn picked(targets: &TargetModules) -> Vec<usize> {
         let all = linears();
-        let chosen = select(&all, &targets, "lm_head").unwrap();
+        let chosen = select(&all, targets, "lm_head").unwrap();
         chosen
             .iter()
             .map(|c| all.iter().position(|n| n == c).unwrap())
@@ -177,7 +177,7 @@ mod tests {
                 vec![0, 1, 4, 5],
             ),
         ] {
-            assert_eq!(picked(targets.clone()), expected, "{targets:?}");
+            assert_eq!(picked(&targets), expected, "{targets:?}");
         }
     }
 

@@ -186,13 +186,14 @@ impl Sampler {
         // Shifted first, so that a tiny temperature cannot turn the largest logit into infinity.
         let largest = logits[likeliest(logits) as usize];
         let temperature = self.config.temperature as f32;
-        logits.iter_mut().for_each(|l| {
-            *l = if *l == largest {
-                0.0
+        for logit in logits.iter_mut() {
+            // Equal logits stay equal and finite even where the temperature rounds to 0.
+            *logit = if *logit < largest {
+                (*logit - largest) / temperature
             } else {
-                (*l - largest) / temperature
-            }
-        });
+                0.0
+            };
+        }
         let mut kept = top_k(logits, self.config.top_k);
         kept.sort_unstable_by(|(a, x), (b, y)| x.total_cmp(y).then(a.cmp(b)));
         normalise(&mut kept);
@@ -232,9 +233,6 @@ fn likeliest(logits: &[f32]) -> u32 {
 
 /// Makes each token of the history less likely, once however often it occurred.
 fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
-    if penalty == 1.0 {
-        return;
-    }
     let mut seen = history.to_vec();
     seen.sort_unstable();
     seen.dedup();
@@ -267,9 +265,13 @@ fn top_k(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
 
 /// Turns logits into probabilities: softmax. The largest logit is 0.
 fn normalise(kept: &mut [(u32, f32)]) {
-    kept.iter_mut().for_each(|(_, l)| *l = l.exp());
+    for (_, logit) in kept.iter_mut() {
+        *logit = logit.exp();
+    }
     let sum: f32 = kept.iter().map(|(_, p)| p).sum();
-    kept.iter_mut().for_each(|(_, p)| *p /= sum);
+    for (_, probability) in kept.iter_mut() {
+        *probability /= sum;
+    }
 }
 
 /// Drops the unlikeliest tokens while what is dropped adds up to at most `1 - p`; keeps at least one.

@@ -17,170 +17,52 @@ fn plain() -> SamplingConfig {
 fn probabilities(config: SamplingConfig, history: &[u32]) -> [f32; 10] {
     let mut logits = LOGITS;
     penalise(&mut logits, history, config.repetition_penalty as f32);
-    let mut kept = Sampler::new(config).unwrap().kept(&mut logits);
+    let kept = Sampler::new(config).unwrap().kept(&mut logits);
     let whole: f32 = kept.iter().map(|(_, p)| p).sum();
     let mut all = [0.0; 10];
-    kept.drain(..)
-        .for_each(|(id, p)| all[id as usize] = p / whole);
+    for (id, p) in kept {
+        all[id as usize] = p / whole;
+    }
     all
 }
 
-/// The expected numbers come from transformers 5: its processors in the order of `generate`, then softmax.
-#[test]
-fn probabilities_equal_transformers() {
-    let topped = [
-        0.186_323_7,
-        0.,
-        0.,
-        0.,
-        0.506_480_4,
-        0.,
-        0.,
-        0.,
-        0.307_195_9,
-        0.,
-    ];
-    let tied = [
-        0.163_860_2,
-        0.060_280_8,
-        0.,
-        0.,
-        0.445_418_3,
-        0.060_280_8,
-        0.,
-        0.,
-        0.270_159_9,
-        0.,
-    ];
+/// Name, settings, history, and the probabilities of transformers 5: its processors in the order of `generate`,
+/// then softmax.
+type Case = (&'static str, SamplingConfig, &'static [u32], [f32; 10]);
+
+#[rustfmt::skip]
+fn cases() -> [Case; 10] {
+    let topped = [0.186_323_7, 0., 0., 0., 0.506_480_4, 0., 0., 0., 0.307_195_9, 0.];
+    let tied = [0.163_860_2, 0.060_280_8, 0., 0., 0.445_418_3, 0.060_280_8, 0., 0., 0.270_159_9, 0.];
     let one = [0., 0., 0., 0., 1., 0., 0., 0., 0., 0.];
     let warm = [
-        0.126_347_3,
-        0.030_279_3,
-        0.014_823,
-        0.003_552_3,
-        0.527_213_6,
-        0.030_279_3,
-        0.000_416_8,
-        0.007_256_5,
-        0.258_093,
-        0.001_739,
+        0.126_347_3, 0.030_279_3, 0.014_823, 0.003_552_3, 0.527_213_6,
+        0.030_279_3, 0.000_416_8, 0.007_256_5, 0.258_093, 0.001_739,
     ];
     let less = [
-        0.191_238_3,
-        0.070_352_6,
-        0.042_671,
-        0.013_511_2,
-        0.260_138_1,
-        0.070_352_6,
-        0.003_502_7,
-        0.025_881_3,
-        0.315_298_6,
-        0.007_053_5,
+        0.191_238_3, 0.070_352_6, 0.042_671, 0.013_511_2, 0.260_138_1,
+        0.070_352_6, 0.003_502_7, 0.025_881_3, 0.315_298_6, 0.007_053_5,
     ];
-    let all = [
-        0.140_796_1,
-        0.,
-        0.,
-        0.,
-        0.399_007_1,
-        0.061_189_7,
-        0.,
-        0.,
-        0.399_007_1,
-        0.,
-    ];
-    let everything = SamplingConfig {
-        temperature: 0.8,
-        top_k: 6,
-        top_p: 0.9,
-        min_p: 0.05,
-        repetition_penalty: 1.2,
-        seed: 0,
-    };
-    for (name, config, history, expected) in [
-        (
-            "temperature",
-            SamplingConfig {
-                temperature: 0.7,
-                ..plain()
-            },
-            &[][..],
-            warm,
-        ),
-        (
-            "top-k",
-            SamplingConfig {
-                top_k: 3,
-                ..plain()
-            },
-            &[],
-            topped,
-        ),
-        (
-            "top-k with a tie at the edge",
-            SamplingConfig {
-                top_k: 4,
-                ..plain()
-            },
-            &[],
-            tied,
-        ),
-        (
-            "top-p",
-            SamplingConfig {
-                top_p: 0.8,
-                ..plain()
-            },
-            &[],
-            topped,
-        ),
-        (
-            "top-p with a tie",
-            SamplingConfig {
-                top_p: 0.9,
-                ..plain()
-            },
-            &[],
-            tied,
-        ),
-        (
-            "small top-p",
-            SamplingConfig {
-                top_p: 0.3,
-                ..plain()
-            },
-            &[],
-            one,
-        ),
-        (
-            "top-p 0",
-            SamplingConfig {
-                top_p: 0.0,
-                ..plain()
-            },
-            &[],
-            one,
-        ),
-        (
-            "min-p",
-            SamplingConfig {
-                min_p: 0.2,
-                ..plain()
-            },
-            &[],
-            topped,
-        ),
-        (
-            "penalty",
-            SamplingConfig {
-                repetition_penalty: 1.3,
-                ..plain()
-            },
-            &[4, 4, 9, 3],
-            less,
-        ),
-        ("all", everything, &[4, 9, 0], all),
-    ] {
+    let all = [0.140_796_1, 0., 0., 0., 0.399_007_1, 0.061_189_7, 0., 0., 0.399_007_1, 0.];
+    let every =
+        SamplingConfig { temperature: 0.8, top_k: 6, top_p: 0.9, min_p: 0.05, repetition_penalty: 1.2, seed: 0 };
+    [
+        ("temperature", SamplingConfig { temperature: 0.7, ..plain() }, &[], warm),
+        ("top-k", SamplingConfig { top_k: 3, ..plain() }, &[], topped),
+        ("top-k with a tie at the edge", SamplingConfig { top_k: 4, ..plain() }, &[], tied),
+        ("top-p", SamplingConfig { top_p: 0.8, ..plain() }, &[], topped),
+        ("top-p with a tie", SamplingConfig { top_p: 0.9, ..plain() }, &[], tied),
+        ("small top-p", SamplingConfig { top_p: 0.3, ..plain() }, &[], one),
+        ("top-p 0", SamplingConfig { top_p: 0.0, ..plain() }, &[], one),
+        ("min-p", SamplingConfig { min_p: 0.2, ..plain() }, &[], topped),
+        ("penalty", SamplingConfig { repetition_penalty: 1.3, ..plain() }, &[4, 4, 9, 3], less),
+        ("all", every, &[4, 9, 0], all),
+    ]
+}
+
+#[test]
+fn probabilities_equal_transformers() {
+    for (name, config, history, expected) in cases() {
         let found = probabilities(config, history);
         for (token, (f, e)) in found.iter().zip(expected).enumerate() {
             assert!(
@@ -230,9 +112,9 @@ fn uniform_is_uniform_along_steps_and_seeds() {
     let along_seeds: Vec<f64> = (0..16_000).map(|i| uniform(i, 3)).collect();
     for numbers in [along_steps, along_seeds] {
         let mut cells = [0f64; 16];
-        numbers
-            .iter()
-            .for_each(|u| cells[(u * 16.0) as usize] += 1.0);
+        for u in &numbers {
+            cells[(u * 16.0) as usize] += 1.0;
+        }
         let chi_square: f64 = cells.iter().map(|n| (n - 1000.0).powi(2) / 1000.0).sum();
         assert!(chi_square < 37.7, "{chi_square}");
         let lagged: f64 = numbers

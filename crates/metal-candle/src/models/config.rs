@@ -209,10 +209,10 @@ impl Heads {
 
 /// A whole number from 1 to `limit`; products of two stay far below the largest integer.
 fn size(fields: &Fields<'_>, field: &str, limit: usize, default: Option<usize>) -> Result<usize> {
-    let value = match (fields.usize(field)?, default) {
-        (Some(value), _) | (None, Some(value)) => value,
-        (None, None) => return Err(fields.missing(field)),
-    };
+    let value = fields
+        .usize(field)?
+        .or(default)
+        .ok_or_else(|| fields.missing(field))?;
     if (1..=limit).contains(&value) {
         return Ok(value);
     }

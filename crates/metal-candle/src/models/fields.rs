@@ -51,10 +51,6 @@ impl<'a> Fields<'a> {
         self.typed(field, "a whole number", whole)
     }
 
-    pub(crate) fn required_usize(&self, field: &str) -> Result<usize> {
-        self.usize(field)?.ok_or_else(|| self.missing(field))
-    }
-
     pub(crate) fn f64(&self, field: &str) -> Result<Option<f64>> {
         self.typed(field, "a number", Value::as_f64)
     }
