@@ -20,6 +20,7 @@ mod error;
 pub mod fused;
 pub mod grad;
 pub mod graph;
+pub mod io;
 mod lazy_tensor;
 mod ops;
 pub mod pass;

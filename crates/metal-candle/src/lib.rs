@@ -37,7 +37,19 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "graph")]
+pub mod adapters;
+#[cfg(feature = "graph")]
+pub mod data;
 pub mod error;
+#[cfg(feature = "graph")]
+pub mod inference;
+#[cfg(feature = "graph")]
+pub mod models;
+#[cfg(feature = "graph")]
+pub mod nn;
+#[cfg(feature = "graph")]
+pub mod text;
 pub mod training;
 
 mod device;

@@ -1,0 +1,119 @@
+//! What can be wrong with an adapter.
+
+use std::path::PathBuf;
+
+use metal_candle_graph::io::FileError;
+
+use crate::models::ConfigError;
+
+/// An adapter that cannot be read, written or applied.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// `adapter_config.json` cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A setting out of its range.
+    #[error("adapter: `{field}` {reason}")]
+    Setting {
+        /// The setting.
+        field: &'static str,
+        /// What is wrong, as the rest of a sentence that begins with the setting.
+        reason: String,
+    },
+    /// A pattern that is not a regular expression this library can run.
+    #[error(
+        "adapter: `{field}`: cannot use the pattern `{pattern}`: {reason} (look-around and back-references are not supported)"
+    )]
+    Pattern {
+        /// The setting.
+        field: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A target that no linear layer matches.
+    #[error("target_modules: {target} matches no linear layer; this model has: {}", available.join(", "))]
+    NothingMatched {
+        /// The entry or pattern.
+        target: String,
+        /// The last parts of the names of the model's linear layers.
+        available: Vec<String>,
+    },
+    /// A tensor that is neither half of a pair.
+    #[error("{}: tensor `{}` is not a LoRA weight (base_model.model.<module>.lora_A.weight or lora_B.weight)", path.display(), name.escape_debug())]
+    NotALoraWeight {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// One half of a pair, or a pair that the model expects, is missing.
+    #[error("{}: tensor `{}` is missing", path.display(), name.escape_debug())]
+    MissingTensor {
+        /// The file.
+        path: PathBuf,
+        /// The missing tensor.
+        name: String,
+    },
+    /// A pair for a module that the model or the settings do not have.
+    #[error("{}: tensor `{}` belongs to no module that is adapted; is this adapter for another model?", path.display(), name.escape_debug())]
+    UnexpectedTensor {
+        /// The file.
+        path: PathBuf,
+        /// The extra tensor.
+        name: String,
+    },
+    /// A tensor of the wrong shape.
+    #[error("{}: tensor `{}` is {found:?}, expected {expected}", path.display(), name.escape_debug())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The shape that settings and model imply.
+        expected: String,
+        /// The shape found.
+        found: Vec<usize>,
+    },
+    /// A file without any pair.
+    #[error("{}: the adapter holds no tensors", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A weight that is NaN or infinite; such an adapter is never written.
+    #[error("tensor `{name}` holds a value that is not finite; the adapter is not written")]
+    NotFinite {
+        /// The tensor.
+        name: String,
+    },
+    /// Candle could not read a tensor out.
+    #[error("tensor `{name}`: {source}")]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// Candle's reason.
+        source: Box<candle_core::Error>,
+    },
+    /// The engine refused or failed to compute a tensor.
+    #[error(transparent)]
+    Graph(#[from] metal_candle_graph::Error),
+}
+
+/// `Result` with [`AdapterError`].
+pub(super) type Result<T> = std::result::Result<T, AdapterError>;

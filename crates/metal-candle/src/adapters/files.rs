@@ -1,0 +1,305 @@
+//! An adapter's folder: settings and weights, read and written together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use metal_candle_graph::io::{FileError, SafetensorsFile, safetensors, sync_folder};
+
+use super::error::Result;
+use super::{AdapterConfig, AdapterError};
+
+/// Name of the weights within an adapter's folder.
+const FILE: &str = "adapter_model.safetensors";
+/// More modules than any model has.
+const MAX_MODULES: usize = 8192;
+/// The weights of old versions of PEFT.
+const PICKLE: &str = "adapter_model.bin";
+const ADVICE: &str = "python -c \"import torch, safetensors.torch as s; \
+     s.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')\"";
+
+/// The two factors of one module's low-rank term `B A`.
+#[derive(Debug, Clone)]
+pub struct LoraPair {
+    /// `(r, in)`.
+    pub a: Tensor,
+    /// `(out, r)`.
+    pub b: Tensor,
+}
+
+/// An adapter as read from its folder.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// Its settings.
+    pub config: AdapterConfig,
+    /// Its factors in f32, by the full name of the module they adapt, such as `model.layers.0.self_attn.q_proj`.
+    pub pairs: BTreeMap<String, LoraPair>,
+    path: PathBuf,
+}
+
+/// What there is to say about a sound adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterReport {
+    /// Number of adapted modules.
+    pub modules: usize,
+    /// Number of weights.
+    pub parameters: usize,
+    /// Whether every low-rank term is zero, so that the adapter changes nothing: each pair has a factor of zeros.
+    pub all_deltas_zero: bool,
+}
+
+impl Adapter {
+    /// Reads `adapter_config.json` and `adapter_model.safetensors`. Names, pairs and ranks are checked before any weight
+    /// is read; whether they fit a model is for [`check_against`](Self::check_against).
+    ///
+    /// # Errors
+    /// [`AdapterError`] naming the file and the field or tensor; pickled weights are refused.
+    pub fn read(folder: &Path, device: &Device) -> Result<Self> {
+        let config = AdapterConfig::read(folder)?;
+        let path = folder.join(FILE);
+        let pickle = folder.join(PICKLE);
+        if path.symlink_metadata().is_err() && pickle.symlink_metadata().is_ok() {
+            return Err(FileError::PickleRefused {
+                path: pickle,
+                advice: ADVICE,
+            }
+            .into());
+        }
+        let file = SafetensorsFile::open(&path)?;
+        let modules = modules(&path, &file)?;
+        let each = config.per_module()?;
+        for module in &modules {
+            check_rank(&path, &file, module, each.rank_of(module))?;
+        }
+        let mut pairs = BTreeMap::new();
+        for module in modules {
+            let a = file.load_as(&key(&module, 'A'), DType::F32, device)?;
+            let b = file.load_as(&key(&module, 'B'), DType::F32, device)?;
+            pairs.insert(module, LoraPair { a, b });
+        }
+        Ok(Self {
+            config,
+            pairs,
+            path,
+        })
+    }
+
+    /// Compares the adapter with the modules that a model adapts: name, input size, output size.
+    ///
+    /// # Errors
+    /// [`AdapterError::MissingTensor`], [`AdapterError::UnexpectedTensor`] and [`AdapterError::Shape`] for the first
+    /// tensor that differs.
+    pub fn check_against(&self, expected: &[(String, usize, usize)]) -> Result<()> {
+        let known: BTreeSet<&str> = expected
+            .iter()
+            .map(|(module, ..)| module.as_str())
+            .collect();
+        if let Some(extra) = self
+            .pairs
+            .keys()
+            .find(|module| !known.contains(module.as_str()))
+        {
+            return Err(AdapterError::UnexpectedTensor {
+                path: self.path.clone(),
+                name: key(extra, 'A'),
+            });
+        }
+        let each = self.config.per_module()?;
+        for (module, input, output) in expected {
+            let Some(pair) = self.pairs.get(module) else {
+                return Err(AdapterError::MissingTensor {
+                    path: self.path.clone(),
+                    name: key(module, 'A'),
+                });
+            };
+            let rank = each.rank_of(module);
+            self.check_shape(module, 'A', &pair.a, [rank, *input])?;
+            self.check_shape(module, 'B', &pair.b, [*output, rank])?;
+        }
+        Ok(())
+    }
+
+    fn check_shape(
+        &self,
+        module: &str,
+        half: char,
+        tensor: &Tensor,
+        expected: [usize; 2],
+    ) -> Result<()> {
+        if tensor.dims() == expected {
+            return Ok(());
+        }
+        Err(AdapterError::Shape {
+            path: self.path.clone(),
+            name: key(module, half),
+            expected: format!("{expected:?}"),
+            found: tensor.dims().to_vec(),
+        })
+    }
+
+    /// Counts what there is and says whether it does anything.
+    ///
+    /// # Errors
+    /// [`AdapterError::Tensor`] if a weight cannot be read from its device.
+    pub fn report(&self) -> Result<AdapterReport> {
+        let mut report = AdapterReport {
+            modules: self.pairs.len(),
+            parameters: 0,
+            all_deltas_zero: true,
+        };
+        for (module, pair) in &self.pairs {
+            report.parameters += pair.a.elem_count() + pair.b.elem_count();
+            let zero = |half, tensor| {
+                Ok::<_, AdapterError>(values(module, half, tensor)?.iter().all(|&v| v == 0.0))
+            };
+            report.all_deltas_zero &= zero('B', &pair.b)? || zero('A', &pair.a)?;
+        }
+        Ok(report)
+    }
+}
+
+/// Writes an adapter's folder, creating it if need be, so that PEFT can load it. Each file is written beside and renamed,
+/// the weights first, so a folder with settings has weights.
+///
+/// # Errors
+/// [`AdapterError`] if settings, shapes or values are not sound (nothing is written then), or a file cannot be written.
+pub fn write_adapter(
+    folder: &Path,
+    config: &AdapterConfig,
+    pairs: &BTreeMap<String, LoraPair>,
+) -> Result<()> {
+    config.validate()?;
+    let path = folder.join(FILE);
+    if pairs.is_empty() {
+        return Err(AdapterError::Empty { path });
+    }
+    let each = config.per_module()?;
+    let mut tensors = Vec::with_capacity(2 * pairs.len());
+    for (module, pair) in pairs {
+        let rank = each.rank_of(module);
+        for (half, tensor, at) in [('A', &pair.a, 0), ('B', &pair.b, 1)] {
+            expect_rank(&path, module, half, tensor.dims(), (rank, at))?;
+            if !values(module, half, tensor)?.iter().all(|v| v.is_finite()) {
+                return Err(AdapterError::NotFinite {
+                    name: key(module, half),
+                });
+            }
+            tensors.push((key(module, half), tensor.clone()));
+        }
+    }
+    create(folder)?;
+    // PEFT's own mark; its loaders look for it.
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::write(&path, &tensors, &metadata)?;
+    config.write(folder)
+}
+
+/// Creates the folder, so that it survives a power cut.
+fn create(folder: &Path) -> Result<()> {
+    let io = |source| AdapterError::Io {
+        path: folder.to_owned(),
+        action: "create the folder",
+        source,
+    };
+    if folder.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder).map_err(io)?;
+    match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => Ok(sync_folder(parent)?),
+        _ => Ok(sync_folder(Path::new("."))?),
+    }
+}
+
+/// The name of one half of a module's pair in PEFT's files.
+fn key(module: &str, half: char) -> String {
+    format!("base_model.model.{module}.lora_{half}.weight")
+}
+
+/// The modules of a file: every tensor is half of a pair, and every pair is whole.
+fn modules(path: &Path, file: &SafetensorsFile) -> Result<BTreeSet<String>> {
+    let mut modules = BTreeSet::new();
+    for name in file.names() {
+        let inner = name.strip_prefix("base_model.model.");
+        let module = inner
+            .and_then(|n| {
+                n.strip_suffix(".lora_A.weight")
+                    .or_else(|| n.strip_suffix(".lora_B.weight"))
+            })
+            .ok_or_else(|| AdapterError::NotALoraWeight {
+                path: path.to_owned(),
+                name: name.to_owned(),
+            })?;
+        modules.insert(module.to_owned());
+        if modules.len() > MAX_MODULES {
+            let (path, what) = (path.to_owned(), "adapted modules");
+            return Err(FileError::TooMany {
+                path,
+                what,
+                limit: MAX_MODULES,
+            }
+            .into());
+        }
+    }
+    if modules.is_empty() {
+        return Err(AdapterError::Empty {
+            path: path.to_owned(),
+        });
+    }
+    Ok(modules)
+}
+
+/// Both halves are there and have the module's rank.
+fn check_rank(path: &Path, file: &SafetensorsFile, module: &str, rank: usize) -> Result<()> {
+    for (half, at) in [('A', 0), ('B', 1)] {
+        let name = key(module, half);
+        let Ok(info) = file.info(&name) else {
+            return Err(AdapterError::MissingTensor {
+                path: path.to_owned(),
+                name,
+            });
+        };
+        expect_rank(path, module, half, &info.shape, (rank, at))?;
+    }
+    Ok(())
+}
+
+/// A matrix whose dimension `at` is the rank.
+fn expect_rank(
+    path: &Path,
+    module: &str,
+    half: char,
+    shape: &[usize],
+    (rank, at): (usize, usize),
+) -> Result<()> {
+    if shape.len() == 2 && shape[at] == rank {
+        return Ok(());
+    }
+    let expected = if at == 0 {
+        format!("[{rank}, in]")
+    } else {
+        format!("[out, {rank}]")
+    };
+    Err(AdapterError::Shape {
+        path: path.to_owned(),
+        name: key(module, half),
+        expected,
+        found: shape.to_vec(),
+    })
+}
+
+/// A tensor's numbers on the host.
+fn values(module: &str, half: char, tensor: &Tensor) -> Result<Vec<f32>> {
+    let read = tensor
+        .to_dtype(DType::F32)
+        .and_then(|t| t.flatten_all())
+        .and_then(|t| t.to_vec1());
+    read.map_err(|e| AdapterError::Tensor {
+        name: key(module, half),
+        source: Box::new(e),
+    })
+}
+
+#[cfg(test)]
+#[path = "files_tests.rs"]
+mod tests;

@@ -1,0 +1,291 @@
+//! Puts adapters around the linear layers of a model, from outside: the model never learns of it.
+//!
+//! A trained adapter keeps its factors in [`AdapterParameters`], and each pass is given them, so that a compiled step
+//! can have them as arguments. An adapter that is only used keeps them in the layers. Factors are f32, `A` `(in, rank)` and
+//! `B` `(rank, out)`; PEFT's files hold their transposes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use metal_candle_graph::{LazyTensor, random};
+
+use super::error::Result;
+use super::{Adapter, AdapterConfig, AdapterError, LoraPair, select, write_adapter};
+use crate::models::CausalLm;
+use crate::nn::{Pass, Projection};
+
+/// `y = base(x) + (dropout(x) A B) * scaling`.
+pub struct LoraLinear {
+    base: Arc<dyn Projection>,
+    factors: Factors,
+    scaling: f32,
+    dropout: f32,
+}
+
+/// Where the factors of a layer are.
+enum Factors {
+    /// Module number `.0` of the pass.
+    OfPass(usize),
+    /// In the layer.
+    Own(LazyTensor, LazyTensor),
+}
+
+impl LoraLinear {
+    fn factors<'a>(&'a self, pass: &'a Pass<'_>) -> metal_candle_graph::Result<(&'a LazyTensor, &'a LazyTensor)> {
+        match &self.factors {
+            Factors::OfPass(index) => pass.adapter(*index),
+            Factors::Own(a, b) => Ok((a, b)),
+        }
+    }
+
+    /// The adapter's input: in training some of it is dropped.
+    fn input(&self, x: &LazyTensor, pass: &Pass<'_>) -> metal_candle_graph::Result<LazyTensor> {
+        match self.factors {
+            Factors::OfPass(index) if self.dropout > 0.0 => match pass.dropout_key(index)? {
+                Some(key) => x.dropout(self.dropout, &key),
+                None => Ok(x.clone()),
+            },
+            _ => Ok(x.clone()),
+        }
+    }
+}
+
+impl Projection for LoraLinear {
+    fn forward(&self, x: &LazyTensor, pass: &Pass<'_>) -> metal_candle_graph::Result<LazyTensor> {
+        let (a, b) = self.factors(pass)?;
+        let (a, b) = (a.cast(x.dtype())?, b.cast(x.dtype())?);
+        let low_rank = self.input(x, pass)?.lora_fused(&a, &b, self.scaling)?;
+        self.base.forward(x, pass)?.add(&low_rank)
+    }
+
+    fn in_features(&self) -> usize {
+        self.base.in_features()
+    }
+
+    fn out_features(&self) -> usize {
+        self.base.out_features()
+    }
+}
+
+/// An adapted linear layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdaptedModule {
+    /// Its full name, such as `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// Size of its input.
+    pub in_features: usize,
+    /// Size of its output.
+    pub out_features: usize,
+    /// Rank of its factors.
+    pub rank: usize,
+    /// Factor of its low-rank term.
+    pub scaling: f64,
+}
+
+/// The trainable weights of an adapted model.
+#[derive(Debug, Clone)]
+pub struct AdapterParameters {
+    config: AdapterConfig,
+    modules: Vec<AdaptedModule>,
+    tensors: Vec<LazyTensor>,
+}
+
+impl AdapterParameters {
+    /// The settings they were made with.
+    #[must_use]
+    pub fn config(&self) -> &AdapterConfig {
+        &self.config
+    }
+
+    /// The adapted layers, in the order in which they run.
+    #[must_use]
+    pub fn modules(&self) -> &[AdaptedModule] {
+        &self.modules
+    }
+
+    /// The factors, f32: `A` `(in, rank)` and `B` `(rank, out)` of each module in order, as
+    /// [`Pass::with_adapters`] takes them.
+    #[must_use]
+    pub fn tensors(&self) -> &[LazyTensor] {
+        &self.tensors
+    }
+
+    /// The name of each of [`tensors`](Self::tensors): the module's, followed by `.lora_A` or `.lora_B`.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let of = |module: &AdaptedModule| ["lora_A", "lora_B"].map(|half| format!("{}.{half}", module.name));
+        self.modules.iter().flat_map(of).collect()
+    }
+
+    /// Number of trainable weights.
+    #[must_use]
+    pub fn num_parameters(&self) -> usize {
+        self.tensors.iter().map(|t| t.shape().elem_count()).sum()
+    }
+
+    /// Puts new factors in place of the old, for example those of a training step.
+    ///
+    /// # Errors
+    /// [`AdapterError::Graph`] unless there are as many, of the same shapes and dtypes.
+    pub fn set_tensors(&mut self, tensors: Vec<LazyTensor>) -> Result<()> {
+        let fits = tensors.len() == self.tensors.len()
+            && tensors.iter().zip(&self.tensors).all(|(new, old)| new.meta() == old.meta());
+        if !fits {
+            let message = "the tensors have not the number, shapes and dtypes of the adapter's".to_owned();
+            return Err(metal_candle_graph::Error::Shape { operation: "set_tensors", message }.into());
+        }
+        self.tensors = tensors;
+        Ok(())
+    }
+
+    /// Takes the factors of an adapter that was read from a file.
+    ///
+    /// # Errors
+    /// [`AdapterError`] naming the first tensor that is missing, extra or misshapen.
+    pub fn set_adapter(&mut self, adapter: &Adapter) -> Result<()> {
+        let sizes: Vec<_> = self.modules.iter().map(|m| (m.name.clone(), m.in_features, m.out_features)).collect();
+        adapter.check_against(&sizes)?;
+        let mut tensors = Vec::with_capacity(self.tensors.len());
+        for (module, old) in self.modules.iter().zip(self.tensors.chunks_exact(2)) {
+            tensors.extend(of_pair(&module.name, &adapter.pairs[&module.name], old[0].device())?);
+        }
+        self.set_tensors(tensors)
+    }
+
+    /// The factors as PEFT lays them out, by module.
+    ///
+    /// # Errors
+    /// [`AdapterError::Graph`] if a factor cannot be computed, [`AdapterError::Tensor`] if it cannot be transposed.
+    pub fn to_pairs(&self) -> Result<BTreeMap<String, LoraPair>> {
+        let pair = |(module, ab): (&AdaptedModule, &[LazyTensor])| {
+            let turned = |t: &LazyTensor| transposed(&module.name, &t.eval()?);
+            Ok((module.name.clone(), LoraPair { a: turned(&ab[0])?, b: turned(&ab[1])? }))
+        };
+        self.modules.iter().zip(self.tensors.chunks_exact(2)).map(pair).collect()
+    }
+
+    /// Writes the adapter so that PEFT can load it; see [`write_adapter`].
+    ///
+    /// # Errors
+    /// See [`write_adapter`]; on an error what was there before is untouched or whole.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        write_adapter(folder, &self.config, &self.to_pairs()?)
+    }
+}
+
+/// Wraps the linear layers that `config` targets, once per model, for training: `A` is uniform in
+/// `-1/sqrt(in)..1/sqrt(in)` as in PEFT, a function of `seed` and the number of the module; `B` is zero, so that nothing
+/// changes at first. From now on each [`Pass`] needs the returned factors.
+///
+/// # Errors
+/// [`AdapterError::Setting`] for a setting out of its range, [`AdapterError::NothingMatched`] for a target that no layer matches.
+pub fn apply(model: &mut dyn CausalLm, config: &AdapterConfig, seed: u64) -> Result<AdapterParameters> {
+    let modules = targets(model, config)?;
+    let device = model.head().device().clone();
+    let mut tensors = Vec::with_capacity(2 * modules.len());
+    for (number, module) in modules.iter().enumerate() {
+        tensors.push(initial_a(module, number, seed, &device)?);
+        let b = vec![0f32; module.rank * module.out_features];
+        tensors.push(LazyTensor::from_slice(&b, &[module.rank, module.out_features], &device)?);
+    }
+    let factors = (0..modules.len()).map(Factors::OfPass).collect();
+    wrap(model, &modules, factors, config.lora_dropout as f32);
+    Ok(AdapterParameters { config: config.clone(), modules, tensors })
+}
+
+/// Wraps a model with an adapter from a file, to go on training it; [`apply`] with the file's settings and weights.
+///
+/// # Errors
+/// See [`apply`] and [`AdapterParameters::set_adapter`]. The model is wrapped only if the adapter fits.
+pub fn apply_adapter(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<AdapterParameters> {
+    check(model, adapter)?;
+    let mut parameters = apply(model, &adapter.config, 0)?;
+    parameters.set_adapter(adapter)?;
+    Ok(parameters)
+}
+
+/// Wraps a model with an adapter from a file, to use it: the weights stay in the layers, and a [`Pass`] needs nothing.
+///
+/// # Errors
+/// [`AdapterError`] naming the target that matches nothing, or the tensor that is missing, extra or misshapen; the
+/// model is unchanged then.
+pub fn attach(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<()> {
+    let modules = check(model, adapter)?;
+    let device = model.head().device().clone();
+    let own = |module: &AdaptedModule| {
+        let [a, b] = of_pair(&module.name, &adapter.pairs[&module.name], &device)?;
+        Ok(Factors::Own(a, b))
+    };
+    let factors = modules.iter().map(own).collect::<Result<_>>()?;
+    wrap(model, &modules, factors, 0.0);
+    Ok(())
+}
+
+/// The modules of an adapter in a model that it fits.
+fn check(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<Vec<AdaptedModule>> {
+    let modules = targets(model, &adapter.config)?;
+    let sizes: Vec<_> = modules.iter().map(|m| (m.name.clone(), m.in_features, m.out_features)).collect();
+    adapter.check_against(&sizes)?;
+    Ok(modules)
+}
+
+/// The layers of a model that the settings target.
+fn targets(model: &mut dyn CausalLm, config: &AdapterConfig) -> Result<Vec<AdaptedModule>> {
+    config.validate()?;
+    let mut linears = Vec::new();
+    model.for_each_linear(&mut |name, linear| {
+        linears.push((name.to_owned(), linear.in_features(), linear.out_features()));
+    });
+    let names: Vec<String> = linears.iter().map(|(name, ..)| name.clone()).collect();
+    let picked = select(&names, &config.target_modules, "lm_head")?;
+    let sizes: HashMap<String, (usize, usize)> = linears.into_iter().map(|(name, i, o)| (name, (i, o))).collect();
+    let each = config.per_module()?;
+    let module = |name: String| {
+        let (in_features, out_features) = sizes[&name];
+        let (rank, scaling) = (each.rank_of(&name), each.scaling_of(&name));
+        AdaptedModule { name, in_features, out_features, rank, scaling }
+    };
+    Ok(picked.into_iter().map(module).collect())
+}
+
+/// Puts the wrappers in place.
+fn wrap(model: &mut dyn CausalLm, modules: &[AdaptedModule], factors: Vec<Factors>, dropout: f32) {
+    let mut waiting: HashMap<&str, (f64, Factors)> =
+        modules.iter().zip(factors).map(|(module, factors)| (module.name.as_str(), (module.scaling, factors))).collect();
+    model.for_each_linear(&mut |name, linear| {
+        if let Some((scaling, factors)) = waiting.remove(name) {
+            let base = Arc::clone(linear);
+            *linear = Arc::new(LoraLinear { base, factors, scaling: scaling as f32, dropout });
+        }
+    });
+}
+
+/// Uniform in `-1/sqrt(in)..1/sqrt(in)`: Kaiming's bound for a slope of `sqrt(5)`.
+fn initial_a(module: &AdaptedModule, number: usize, seed: u64, device: &Device) -> Result<LazyTensor> {
+    // The second word sets these numbers apart from those that a training run draws with the same seed.
+    let stream = [number as u32, 0x4c6f_5241];
+    let bound = 1.0 / (module.in_features as f32).sqrt();
+    let draws = random::uniform32([seed as u32, (seed >> 32) as u32], stream);
+    let count = module.in_features * module.rank;
+    let values: Vec<f32> = draws.take(count).map(|u| (2.0 * u - 1.0) * bound).collect();
+    Ok(LazyTensor::from_slice(&values, &[module.in_features, module.rank], device)?)
+}
+
+/// PEFT's layout to ours.
+fn of_pair(module: &str, pair: &LoraPair, device: &Device) -> Result<[LazyTensor; 2]> {
+    let turned = |t: &Tensor| {
+        let moved = t.to_device(device).map_err(|e| tensor_error(module, e))?;
+        Ok::<_, AdapterError>(LazyTensor::from_tensor(transposed(module, &moved)?)?)
+    };
+    Ok([turned(&pair.a)?, turned(&pair.b)?])
+}
+
+fn transposed(module: &str, tensor: &Tensor) -> Result<Tensor> {
+    tensor.t().and_then(|t| t.contiguous()).map_err(|e| tensor_error(module, e))
+}
+
+fn tensor_error(module: &str, source: candle_core::Error) -> AdapterError {
+    AdapterError::Tensor { name: module.to_owned(), source: Box::new(source) }
+}

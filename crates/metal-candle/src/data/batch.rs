@@ -1,0 +1,265 @@
+//! Batches: examples in a seeded order, padded or packed into rows of one length.
+//!
+//! Each epoch uses every example exactly once, in an order of its own; any batch can be made again from its
+//! [`Cursor`], so a resumed run sees what an uninterrupted one would have seen. Few distinct shapes occur, because each
+//! shape is planned (and compiled) anew by whoever computes with it.
+
+use super::pack::first_fit;
+use super::{DataError, Dataset, Example, permutation};
+
+/// The target of a token after which nothing is to be learnt.
+pub const IGNORED: i64 = -100;
+
+/// Rows of tokens, all flat and row by row: index `row * length + position`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Number of rows.
+    pub rows: usize,
+    /// Tokens of each row.
+    pub length: usize,
+    /// Token ids `(rows, length)`; the padding token where there is none.
+    pub tokens: Vec<u32>,
+    /// What comes after each token `(rows, length)`, or [`IGNORED`].
+    pub targets: Vec<i64>,
+    /// Which example of its row a token belongs to `(rows, length)`: 1, 2, ...; 0 for padding.
+    pub segments: Vec<u32>,
+    /// Position of each token in its example `(rows, length)`, from 0; 0 for padding.
+    pub positions: Vec<u32>,
+}
+
+impl Batch {
+    /// Puts each row's examples one after another, and padding to `rows` rows of `length` tokens.
+    fn new(rows: usize, length: usize, pad: u32, content: &[Vec<&Example>]) -> Self {
+        let size = rows * length;
+        let mut batch = Self {
+            rows,
+            length,
+            tokens: vec![pad; size],
+            targets: vec![IGNORED; size],
+            segments: vec![0; size],
+            positions: vec![0; size],
+        };
+        for (row, examples) in content.iter().enumerate() {
+            let mut at = row * length;
+            for (segment, example) in (1..).zip(examples) {
+                batch.write(at, segment, example);
+                at += example.tokens.len();
+            }
+        }
+        batch
+    }
+
+    fn write(&mut self, at: usize, segment: u32, example: &Example) {
+        let end = at + example.tokens.len();
+        self.tokens[at..end].copy_from_slice(&example.tokens);
+        self.segments[at..end].fill(segment);
+        for (position, slot) in (0..).zip(&mut self.positions[at..end]) {
+            *slot = position;
+        }
+        // The last token of an example has no target: what follows in the row is another example.
+        for (next, slot) in (1..example.tokens.len()).zip(&mut self.targets[at..end]) {
+            if example.supervised[next] {
+                *slot = i64::from(example.tokens[next]);
+            }
+        }
+    }
+
+    /// How many targets there are: what a mean loss divides by.
+    #[must_use]
+    pub fn supervised_tokens(&self) -> usize {
+        self.targets.iter().filter(|target| **target != IGNORED).count()
+    }
+}
+
+/// How examples lie in rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One example a row; each batch is as long as [`bucket_length`] of its longest.
+    Padded,
+    /// One example a row; every batch has `max_length` tokens a row, so that only one shape occurs.
+    Fixed,
+    /// As many examples a row as first fit finds room for; every batch has the same shape.
+    Packed,
+}
+
+/// How examples become batches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchOptions {
+    /// Rows of a batch, at least 1.
+    pub rows: usize,
+    /// Longest row in tokens; no example may be longer.
+    pub max_length: usize,
+    /// How examples lie in rows.
+    pub layout: Layout,
+    /// The order of the file if `None`, else a new order each epoch by this seed.
+    pub shuffle: Option<u64>,
+    /// Token written where there is none.
+    pub pad_token: u32,
+}
+
+/// The length a padded batch gets: the least of 8, 16, 24, 32, 48, 64, 96, 128, 192, ... (`8 * 2^k` and `24 * 2^k`) that
+/// holds `longest`, but at most `max_length`. Two lengths a doubling, so few shapes, and less than half of a row is padding.
+#[must_use]
+pub fn bucket_length(longest: usize, max_length: usize) -> usize {
+    let mut length = 8;
+    while length < longest.min(max_length) {
+        // 8 -> 16 -> 24 -> 32 -> 48 -> 64: a power of two is followed by itself and a half, but 8 by 16
+        length = match length {
+            8 => 16,
+            power if power.is_power_of_two() => power / 2 * 3,
+            half => half / 3 * 4,
+        };
+    }
+    length.min(max_length)
+}
+
+/// A place in the sequence of batches: the batch `index` of `epoch`, both from 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor {
+    /// How many times all examples have been seen.
+    pub epoch: u64,
+    /// How many batches of this epoch have been seen.
+    pub index: usize,
+}
+
+/// A data set cut into batches, epoch after epoch.
+///
+/// ```
+/// use metal_candle::data::{BatchOptions, Batches, Cursor, Dataset, Example, Layout};
+///
+/// let example = |n| Example { tokens: vec![7; n], supervised: vec![true; n] };
+/// let dataset = Dataset::from_examples(vec![example(3), example(5), example(4)])?;
+/// let options = BatchOptions { rows: 2, max_length: 64, layout: Layout::Padded, shuffle: Some(42), pad_token: 0 };
+/// let batches = Batches::new(dataset, options)?;
+/// let shapes: Vec<_> = batches.epoch(0).map(|(_, batch)| (batch.rows, batch.length)).collect();
+/// assert_eq!(shapes, [(2, 8), (2, 8)]);
+/// let resumed = batches.iter_from(Cursor { epoch: 0, index: 1 }).next();
+/// assert_eq!(resumed, batches.epoch(0).nth(1));
+/// # Ok::<(), metal_candle::data::DataError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Batches {
+    dataset: Dataset,
+    options: BatchOptions,
+    /// Tokens of a row, where all batches have the same.
+    length: Option<usize>,
+}
+
+impl Batches {
+    /// Prepares the batches of a data set.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Option`] for an empty data set, no rows, or an example that is empty or longer than `max_length`.
+    pub fn new(dataset: Dataset, options: BatchOptions) -> Result<Self, DataError> {
+        let wrong = |name, reason| Err(DataError::Option { name, reason });
+        if options.rows == 0 {
+            return wrong("batch size", "must be at least 1, got 0".to_owned());
+        }
+        let stats = dataset.stats();
+        if stats.examples == 0 {
+            return wrong("examples", "there are none to make batches of".to_owned());
+        }
+        if dataset.examples().iter().any(|example| example.tokens.is_empty()) {
+            return wrong("examples", "an example has no tokens".to_owned());
+        }
+        if stats.longest > options.max_length {
+            let reason = format!("{}, but an example has {} tokens", options.max_length, stats.longest);
+            return wrong("max_length", reason);
+        }
+        let length = match options.layout {
+            Layout::Padded => None,
+            Layout::Fixed => Some(options.max_length),
+            // A small data set does not fill even one row of the full length.
+            Layout::Packed => Some(bucket_length(stats.tokens, options.max_length)),
+        };
+        Ok(Self { dataset, options, length })
+    }
+
+    /// The examples that the batches are made of.
+    #[must_use]
+    pub fn dataset(&self) -> &Dataset {
+        &self.dataset
+    }
+
+    /// How many batches an epoch has. With [`Layout::Packed`] this can differ between epochs, by how well rows fill.
+    #[must_use]
+    pub fn batches_in(&self, epoch: u64) -> usize {
+        self.plan(epoch).len().div_ceil(self.options.rows)
+    }
+
+    /// The batches of one epoch.
+    pub fn epoch(&self, epoch: u64) -> impl Iterator<Item = (Cursor, Batch)> + '_ {
+        self.iter_from(Cursor { epoch, index: 0 }).take_while(move |(cursor, _)| cursor.epoch == epoch)
+    }
+
+    /// All batches from a place on, epoch after epoch without end, each with its own place. A place past the end of its
+    /// epoch is the beginning of the next.
+    #[must_use]
+    pub fn iter_from(&self, cursor: Cursor) -> BatchIter<'_> {
+        BatchIter { batches: self, next: cursor, plan: self.plan(cursor.epoch) }
+    }
+
+    /// The examples of each row of an epoch.
+    fn plan(&self, epoch: u64) -> Vec<Vec<usize>> {
+        let count = self.dataset.examples().len();
+        let order = match self.options.shuffle {
+            Some(seed) => permutation(count, seed, epoch),
+            None => (0..count).collect(),
+        };
+        match (self.options.layout, self.length) {
+            (Layout::Packed, Some(length)) => {
+                let lengths: Vec<usize> = order.iter().map(|index| self.dataset.examples()[*index].tokens.len()).collect();
+                let rows = first_fit(&lengths, length);
+                rows.into_iter().map(|row| row.into_iter().map(|place| order[place]).collect()).collect()
+            }
+            _ => order.into_iter().map(|index| vec![index]).collect(),
+        }
+    }
+
+    /// One batch of planned rows; the last of an epoch is filled up with empty rows, so that its shape is no other.
+    fn batch(&self, plan: &[Vec<usize>]) -> Batch {
+        let examples = self.dataset.examples();
+        let rows: Vec<Vec<&Example>> =
+            plan.iter().map(|row| row.iter().map(|index| &examples[*index]).collect()).collect();
+        let longest = rows.iter().map(|row| row.iter().map(|example| example.tokens.len()).sum()).max().unwrap_or(0);
+        let length = self.length.unwrap_or_else(|| bucket_length(longest, self.options.max_length));
+        Batch::new(self.options.rows, length, self.options.pad_token, &rows)
+    }
+}
+
+/// Batches from a place on, without end.
+#[derive(Clone, Debug)]
+pub struct BatchIter<'a> {
+    batches: &'a Batches,
+    next: Cursor,
+    plan: Vec<Vec<usize>>,
+}
+
+impl BatchIter<'_> {
+    /// The place of the next batch: what to keep for resuming.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        self.next
+    }
+}
+
+impl Iterator for BatchIter<'_> {
+    type Item = (Cursor, Batch);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rows = self.batches.options.rows;
+        if self.next.index >= self.plan.len().div_ceil(rows) {
+            self.next = Cursor { epoch: self.next.epoch + 1, index: 0 };
+            self.plan = self.batches.plan(self.next.epoch);
+        }
+        let (cursor, start) = (self.next, self.next.index * rows);
+        self.next.index += 1;
+        let end = self.plan.len().min(start + rows);
+        Some((cursor, self.batches.batch(&self.plan[start..end])))
+    }
+}
+
+#[cfg(test)]
+#[path = "batch_tests.rs"]
+mod tests;

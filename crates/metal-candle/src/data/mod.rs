@@ -1,0 +1,122 @@
+//! Training data: JSONL rows become [`Example`]s (token ids, and which of them the model learns to say), and examples
+//! become [`Batch`]es of one shape.
+//!
+//! Rows are read by [`Rows`], rendered and tokenised by [`Dataset`], put in a seeded order and padded or packed by
+//! [`Batches`]. Everything is plain vectors: nothing here knows a tensor, a model or a device, and the same seed gives
+//! the same batches on every machine.
+
+mod batch;
+mod example;
+mod jsonl;
+mod pack;
+mod shuffle;
+
+use crate::text::TextError;
+
+pub use batch::{Batch, BatchIter, BatchOptions, Batches, Cursor, IGNORED, Layout, bucket_length};
+pub use example::{Dataset, DatasetOptions, DatasetStats, Example};
+pub use jsonl::{Row, RowContent, RowFormat, Rows};
+pub use shuffle::{permutation, philox4x32, split_indices};
+
+/// What can go wrong between a data file and a batch.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// The file could not be read.
+    #[error("{file}: cannot be read: {source}")]
+    Read {
+        /// The file.
+        file: String,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A line is not a row of the file's format.
+    #[error("{file}:{line}: {reason}{}", further(*more))]
+    Row {
+        /// The file.
+        file: String,
+        /// The first bad line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+        /// How many further lines are bad.
+        more: usize,
+    },
+    /// The file has no rows.
+    #[error("{file}: no rows; expected one JSON object a line, with \"messages\", \"prompt\" and \"completion\", or \"text\"")]
+    Empty {
+        /// The file.
+        file: String,
+    },
+    /// Rows of `messages` need a chat template.
+    #[error(
+        "{file}: rows of \"messages\" need a chat template, and this model's folder has none; \
+         add a chat_template.jinja to it, or use \"prompt\" and \"completion\" rows"
+    )]
+    NoChatTemplate {
+        /// The file.
+        file: String,
+    },
+    /// Rows of plain text end with the end-of-text token, which the tokenizer does not name.
+    #[error(
+        "{file}: the tokenizer names no end-of-text token, so the model could not learn where to stop; \
+         set \"eos_token\" in tokenizer_config.json"
+    )]
+    NoEndOfText {
+        /// The file.
+        file: String,
+    },
+    /// A row could not be tokenised.
+    #[error("{file}:{line}: {source}")]
+    Text {
+        /// The file.
+        file: String,
+        /// The row's line, from 1.
+        line: usize,
+        /// The tokenizer's or the template's reason.
+        source: TextError,
+    },
+    /// The template does not say where an assistant's turn begins or ends.
+    #[error(
+        "{file}:{line}: message {message}: the chat template does not only append (the text up to the {what} of this turn \
+         changes as the conversation goes on), so what the assistant says cannot be told apart; train on everything \
+         (`train_on_inputs`, `--train-on-everything`), or use a chat template that only appends"
+    )]
+    NoPrefix {
+        /// The file.
+        file: String,
+        /// The row's line, from 1.
+        line: usize,
+        /// The assistant's message, from 1.
+        message: usize,
+        /// Which end of the turn cannot be found: `beginning` or `end`.
+        what: &'static str,
+    },
+    /// No example has a token to learn.
+    #[error("{file}: no token to learn in {rows} rows: {advice}")]
+    NothingSupervised {
+        /// The file.
+        file: String,
+        /// Rows of the file.
+        rows: usize,
+        /// What to do.
+        advice: String,
+    },
+    /// A setting makes no sense.
+    #[error("{name}: {reason}")]
+    Option {
+        /// The setting.
+        name: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The end of a message about bad lines.
+fn further(more: usize) -> String {
+    match more {
+        0 => String::new(),
+        1 => " (and 1 further bad line)".to_owned(),
+        more => format!(" (and {more} further bad lines)"),
+    }
+}

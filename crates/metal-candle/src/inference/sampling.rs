@@ -1,0 +1,330 @@
+//! From logits to a token: penalty, temperature, top-k, top-p, min-p, and a draw.
+//!
+//! The steps, their order and their treatment of ties are those of `transformers`. The draw comes from a counter-based
+//! generator keyed by seed and step, so the same seed gives the same tokens and a step can be repeated alone.
+//! Never changes the order of the vocabulary, and never returns a token whose logit is not a number.
+
+use crate::models::GenerationConfig;
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingConfig {
+    /// Divisor of the logits; 0 takes the likeliest token (greedy). At least 0.
+    pub temperature: f64,
+    /// Keep tokens at least as likely as the `k`-th likeliest; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the likeliest tokens whose probabilities add up to this; 1 keeps all. From 0 to 1.
+    pub top_p: f64,
+    /// Keep tokens at least this likely relative to the likeliest; 0 keeps all. From 0 to 1.
+    pub min_p: f64,
+    /// Divides positive logits of tokens that occurred and multiplies negative ones; 1 is none. Above 0.
+    pub repetition_penalty: f64,
+    /// Key of the random draws.
+    pub seed: u64,
+}
+
+impl Default for SamplingConfig {
+    /// Greedy, without a penalty.
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+impl SamplingConfig {
+    /// What a model's `generation_config.json` suggests: greedy unless `do_sample`; where it is silent,
+    /// transformers' temperature 1 and top-k 50.
+    #[must_use]
+    pub fn suggested_by(generation: &GenerationConfig, seed: u64) -> Self {
+        let repetition_penalty = generation.repetition_penalty.unwrap_or(1.0);
+        if generation.do_sample != Some(true) {
+            return Self {
+                repetition_penalty,
+                seed,
+                ..Self::default()
+            };
+        }
+        Self {
+            temperature: generation.temperature.unwrap_or(1.0),
+            top_k: generation.top_k.unwrap_or(50),
+            top_p: generation.top_p.unwrap_or(1.0),
+            min_p: generation.min_p.unwrap_or(0.0),
+            repetition_penalty,
+            seed,
+        }
+    }
+
+    /// Whether every setting is in its range.
+    ///
+    /// # Errors
+    /// [`SamplingError::Setting`] for the first that is not.
+    pub fn validate(&self) -> Result<(), SamplingError> {
+        let bound = |name, value: f64, ok: bool, range| {
+            if ok {
+                Ok(())
+            } else {
+                Err(SamplingError::Setting { name, value, range })
+            }
+        };
+        let (t, p, m, r) = (
+            self.temperature,
+            self.top_p,
+            self.min_p,
+            self.repetition_penalty,
+        );
+        bound(
+            "temperature",
+            t,
+            t >= 0.0 && t.is_finite(),
+            "0 (greedy) or above",
+        )?;
+        bound("top_p", p, (0.0..=1.0).contains(&p), "from 0 to 1")?;
+        bound("min_p", m, (0.0..=1.0).contains(&m), "from 0 to 1")?;
+        bound("repetition_penalty", r, r > 0.0 && r.is_finite(), "above 0")
+    }
+}
+
+/// Why no token was chosen.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SamplingError {
+    /// A setting out of its range.
+    #[error("sampling: {name} is {value}, it should be {range}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it should be.
+        range: &'static str,
+    },
+    /// There are no logits.
+    #[error("sampling: the vocabulary is empty")]
+    Empty,
+    /// A logit is not a number or is positive infinity: the model's numbers have broken down.
+    #[error(
+        "sampling: the logit of token {token} is {value}; the model's numbers have broken down"
+    )]
+    NotFinite {
+        /// The token.
+        token: usize,
+        /// Its logit.
+        value: f32,
+    },
+    /// Every logit is negative infinity.
+    #[error("sampling: every token is excluded (all logits are -inf)")]
+    AllExcluded,
+}
+
+/// Chooses tokens; holds the settings and the step.
+///
+/// ```
+/// use metal_candle::inference::{Sampler, SamplingConfig};
+///
+/// let mut greedy = Sampler::new(SamplingConfig::default())?;
+/// assert_eq!(greedy.sample(&mut [0.1, 2.0, -1.0, 2.0], &[])?, 1);
+///
+/// let config = SamplingConfig { temperature: 0.8, top_p: 0.9, seed: 7, ..Default::default() };
+/// let (mut one, mut two) = (Sampler::new(config.clone())?, Sampler::new(config)?);
+/// assert_eq!(one.sample(&mut [1.0, 1.1, 0.9], &[])?, two.sample(&mut [1.0, 1.1, 0.9], &[])?);
+/// # Ok::<(), metal_candle::inference::SamplingError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    config: SamplingConfig,
+    step: u64,
+}
+
+impl Sampler {
+    /// A sampler at step 0.
+    ///
+    /// # Errors
+    /// [`SamplingError::Setting`] if a setting is out of its range.
+    pub fn new(config: SamplingConfig) -> Result<Self, SamplingError> {
+        config.validate()?;
+        Ok(Self { config, step: 0 })
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &SamplingConfig {
+        &self.config
+    }
+
+    /// Number of draws so far.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Chooses the next token from `logits` `(vocab)`, which it overwrites. `history` holds the tokens that the penalty
+    /// acts on, prompt included; ids beyond the vocabulary are ignored. Of equally likely tokens greedy takes
+    /// the lowest id.
+    ///
+    /// # Errors
+    /// [`SamplingError::Empty`], [`SamplingError::NotFinite`], [`SamplingError::AllExcluded`].
+    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32, SamplingError> {
+        check(logits)?;
+        penalise(logits, history, self.config.repetition_penalty as f32);
+        if self.config.temperature == 0.0 {
+            return Ok(likeliest(logits));
+        }
+        let kept = self.kept(logits);
+        let token = draw(&kept, uniform(self.config.seed, self.step));
+        self.step += 1;
+        Ok(token)
+    }
+
+    /// The tokens that may be drawn, by rising probability, and their probabilities.
+    fn kept(&self, logits: &mut [f32]) -> Vec<(u32, f32)> {
+        // Shifted first, so that a tiny temperature cannot turn the largest logit into infinity.
+        let largest = logits[likeliest(logits) as usize];
+        let temperature = self.config.temperature as f32;
+        for logit in logits.iter_mut() {
+            // Equal logits stay equal and finite even where the temperature rounds to 0.
+            *logit = if *logit < largest {
+                (*logit - largest) / temperature
+            } else {
+                0.0
+            };
+        }
+        let mut kept = top_k(logits, self.config.top_k);
+        kept.sort_unstable_by(|(a, x), (b, y)| x.total_cmp(y).then(a.cmp(b)));
+        normalise(&mut kept);
+        top_p(&mut kept, self.config.top_p);
+        min_p(&mut kept, self.config.min_p);
+        kept
+    }
+}
+
+fn check(logits: &[f32]) -> Result<(), SamplingError> {
+    if logits.is_empty() {
+        return Err(SamplingError::Empty);
+    }
+    let broken = |l: &f32| l.is_nan() || *l == f32::INFINITY;
+    if let Some(token) = logits.iter().position(broken) {
+        return Err(SamplingError::NotFinite {
+            token,
+            value: logits[token],
+        });
+    }
+    if logits.iter().all(|&l| l == f32::NEG_INFINITY) {
+        return Err(SamplingError::AllExcluded);
+    }
+    Ok(())
+}
+
+/// The lowest id of the largest logit.
+fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+/// Makes each token of the history less likely, once however often it occurred.
+fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
+    let mut seen = history.to_vec();
+    seen.sort_unstable();
+    seen.dedup();
+    for id in seen {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            let changed = if *logit < 0.0 {
+                *logit * penalty
+            } else {
+                *logit / penalty
+            };
+            // Only what was excluded stays infinite, whatever the penalty.
+            if logit.is_finite() {
+                *logit = changed.clamp(f32::MIN, f32::MAX);
+            }
+        }
+    }
+}
+
+/// Tokens with a logit of at least the `k`-th largest, so ties at the edge all stay; 0 keeps all.
+fn top_k(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let mut edge = f32::NEG_INFINITY;
+    if k > 0 && k < logits.len() {
+        let mut order = logits.to_vec();
+        edge = *order.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
+    }
+    let ids = (0u32..).zip(logits.iter().copied());
+    ids.filter(|&(_, l)| l >= edge && l > f32::NEG_INFINITY)
+        .collect()
+}
+
+/// Turns logits into probabilities: softmax. The largest logit is 0.
+fn normalise(kept: &mut [(u32, f32)]) {
+    for (_, logit) in kept.iter_mut() {
+        *logit = logit.exp();
+    }
+    let sum: f32 = kept.iter().map(|(_, p)| p).sum();
+    for (_, probability) in kept.iter_mut() {
+        *probability /= sum;
+    }
+}
+
+/// Drops the unlikeliest tokens while what is dropped adds up to at most `1 - p`; keeps at least one.
+fn top_p(kept: &mut Vec<(u32, f32)>, p: f64) {
+    if p >= 1.0 {
+        return;
+    }
+    let (mut sum, spare) = (0.0, (1.0 - p) as f32);
+    let dropped = kept.iter().take_while(|(_, probability)| {
+        sum += probability;
+        sum <= spare
+    });
+    let dropped = dropped.count().min(kept.len() - 1);
+    kept.drain(..dropped);
+}
+
+/// Drops tokens less likely than `p` times the likeliest.
+fn min_p(kept: &mut Vec<(u32, f32)>, p: f64) {
+    let edge = p as f32 * kept.last().map_or(0.0, |&(_, largest)| largest);
+    kept.retain(|&(_, probability)| probability >= edge);
+}
+
+/// The token in whose share of the whole the number from `[0, 1)` falls.
+fn draw(kept: &[(u32, f32)], uniform: f64) -> u32 {
+    let whole: f64 = kept.iter().map(|&(_, p)| f64::from(p)).sum();
+    let mut left = uniform * whole;
+    let mut token = 0;
+    // From the likeliest down: the loop mostly ends early.
+    for &(id, probability) in kept.iter().rev() {
+        token = id;
+        left -= f64::from(probability);
+        if left < 0.0 {
+            break;
+        }
+    }
+    token
+}
+
+/// A number from `[0, 1)` for a seed and a step: two rounds of the `SplitMix64` finaliser, one to spread the seed and
+/// one over seed and step, with 53 bits kept.
+fn uniform(seed: u64, step: u64) -> f64 {
+    let key = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
+    let bits = mix(key.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The finaliser of `SplitMix64` (Steele, Lea and Flood, 2014): every input bit affects every output bit.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+#[path = "sampling_tests.rs"]
+mod tests;

@@ -1,0 +1,92 @@
+//! What can be wrong with a settings file: the file, the field, what was found and what would do.
+
+use std::path::PathBuf;
+
+use metal_candle_graph::io::FileError;
+
+/// A settings file (`config.json`, `generation_config.json`, `adapter_config.json`) that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read or is not a JSON object.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A required field is absent or null.
+    #[error("{}: `{field}` is missing", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+    },
+    /// A field of the wrong type.
+    #[error("{}: `{field}` should be {expected}, found {found}", path.display())]
+    Type {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// What it should be.
+        expected: &'static str,
+        /// The value found, shortened.
+        found: String,
+    },
+    /// A `model_type` that is not implemented.
+    #[error("{}: model_type `{}` is not supported; supported are: {supported}", path.display(), found.escape_debug())]
+    UnknownArchitecture {
+        /// The file.
+        path: PathBuf,
+        /// The `model_type` found.
+        found: String,
+        /// The supported ones.
+        supported: String,
+    },
+    /// A setting that is valid elsewhere and not implemented here.
+    #[error("{}: `{field}` = {found} is not supported; supported: {supported}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// The value found, shortened.
+        found: String,
+        /// What is supported.
+        supported: &'static str,
+    },
+    /// A value that is out of bounds or contradicts another.
+    #[error("{}: `{field}` {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// What is wrong, as the rest of a sentence that begins with the field.
+        reason: String,
+    },
+    /// The weights lack a tensor that the settings ask for.
+    #[error("{}: no tensor `{name}` {shape:?}, which {} asks for", folder.display(), config.display())]
+    MissingTensor {
+        /// The folder of the weights.
+        folder: PathBuf,
+        /// The settings file.
+        config: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its expected shape.
+        shape: Vec<usize>,
+    },
+    /// The weights disagree with the settings about a shape.
+    #[error("{}: tensor `{name}` is {found:?} but {} asks for {expected:?}", folder.display(), config.display())]
+    ShapeMismatch {
+        /// The folder of the weights.
+        folder: PathBuf,
+        /// The settings file.
+        config: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The shape that the settings imply.
+        expected: Vec<usize>,
+        /// The shape that the weights have.
+        found: Vec<usize>,
+    },
+}

@@ -1,0 +1,94 @@
+//! A decoder-only language model: embedding, layers, final norm, output head.
+
+use std::sync::Arc;
+
+use metal_candle_graph::{LazyTensor, Result};
+
+use super::weights::Weights;
+use super::{LoadError, ModelConfig};
+use crate::nn::{Block, Embedding, Pass, Projection, RmsNorm, Rotary};
+
+/// A causal language model.
+pub trait CausalLm: Send + Sync {
+    /// Its settings.
+    fn config(&self) -> &ModelConfig;
+
+    /// `tokens` `(batch, seq)`, u32, to `(batch, seq, hidden)` after the final norm. A cache in `pass` is extended.
+    ///
+    /// # Errors
+    /// When the pass does not fit the tokens or the model. An id outside the vocabulary is reported when it runs.
+    fn hidden(&self, tokens: &LazyTensor, pass: &mut Pass<'_>) -> Result<LazyTensor>;
+
+    /// The output head `(vocab, hidden)`; with tied embeddings the embedding itself.
+    fn head(&self) -> &LazyTensor;
+
+    /// Visits every linear layer but the head by its name in checkpoints, such as `model.layers.0.self_attn.q_proj`, in
+    /// the order in which they run. The visitor may put another projection in its place.
+    fn for_each_linear(&mut self, visit: &mut dyn FnMut(&str, &mut Arc<dyn Projection>));
+
+    /// `tokens` `(batch, seq)` to logits `(batch, seq, vocab)`.
+    ///
+    /// # Errors
+    /// See [`hidden`](Self::hidden).
+    fn logits(&self, tokens: &LazyTensor, pass: &mut Pass<'_>) -> Result<LazyTensor> {
+        self.hidden(tokens, pass)?.matmul_t(self.head())
+    }
+}
+
+/// The body shared by pre-norm decoders with rotary positions; they differ in their layers.
+pub(super) struct Decoder {
+    config: ModelConfig,
+    embed_tokens: Embedding,
+    layers: Vec<Block>,
+    norm: RmsNorm,
+    lm_head: LazyTensor,
+    rotary: Rotary,
+}
+
+impl Decoder {
+    /// Reads embedding, norm and head; `block` makes layer `i`.
+    pub fn build(
+        config: &ModelConfig,
+        weights: &Weights,
+        block: impl Fn(usize) -> std::result::Result<Block, LoadError>,
+    ) -> std::result::Result<Self, LoadError> {
+        let embed_tokens = Embedding::new(weights.get("model.embed_tokens.weight")?);
+        let lm_head =
+            if config.tie_word_embeddings { embed_tokens.weight().clone() } else { weights.get("lm_head.weight")? };
+        Ok(Self {
+            layers: (0..config.num_hidden_layers).map(block).collect::<std::result::Result<_, _>>()?,
+            norm: weights.rms_norm("model.norm", config)?,
+            rotary: Rotary::new(&config.inverse_frequencies(), embed_tokens.weight().device())?,
+            embed_tokens,
+            lm_head,
+            config: config.clone(),
+        })
+    }
+}
+
+impl CausalLm for Decoder {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn hidden(&self, tokens: &LazyTensor, pass: &mut Pass<'_>) -> Result<LazyTensor> {
+        let mut x = self.embed_tokens.forward(tokens)?;
+        let rotation = self.rotary.at(pass.positions(), x.dtype())?;
+        for layer in &self.layers {
+            x = layer.forward(&x, &rotation, pass)?;
+        }
+        self.norm.forward(&x)
+    }
+
+    fn head(&self) -> &LazyTensor {
+        &self.lm_head
+    }
+
+    fn for_each_linear(&mut self, visit: &mut dyn FnMut(&str, &mut Arc<dyn Projection>)) {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            for (name, linear) in layer.linears() {
+                visit(&format!("model.layers.{i}.{name}"), linear);
+            }
+        }
+    }
+}

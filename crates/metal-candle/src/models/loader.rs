@@ -1,0 +1,117 @@
+//! From a Hugging Face folder to a model: settings, weights, tokenizer, each checked before the next is read.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use metal_candle_graph::io::Checkpoint;
+
+use super::weights::Weights;
+use super::{Architecture, CausalLm, GenerationConfig, LoadError, ModelConfig, llama, qwen2};
+use crate::text::Tokenizer;
+
+/// A model with what belongs to it.
+pub struct LoadedModel {
+    /// The model.
+    pub model: Box<dyn CausalLm>,
+    /// Its tokenizer, with its chat template.
+    pub tokenizer: Tokenizer,
+    /// How its authors suggest to generate.
+    pub generation: GenerationConfig,
+}
+
+impl LoadedModel {
+    /// Puts together what was loaded separately.
+    ///
+    /// # Errors
+    /// [`LoadError::Vocabulary`] if the tokenizer has tokens that the model does not.
+    pub fn new(
+        model: Box<dyn CausalLm>,
+        tokenizer: Tokenizer,
+        generation: GenerationConfig,
+    ) -> Result<Self, LoadError> {
+        let (has, fits) = (tokenizer.vocab_size(), model.config().vocab_size);
+        if has > fits {
+            return Err(LoadError::Vocabulary { tokenizer: has, model: fits });
+        }
+        Ok(Self { model, tokenizer, generation })
+    }
+
+    /// Tokens that end a text: those of `generation_config.json`, else of `config.json`, and the tokenizer's.
+    #[must_use]
+    pub fn stop_tokens(&self) -> Vec<u32> {
+        let suggested = &self.generation.eos_token_ids;
+        let mut stop = if suggested.is_empty() { self.model.config().eos_token_ids.clone() } else { suggested.clone() };
+        stop.extend(self.tokenizer.stop_token_ids());
+        stop.sort_unstable();
+        stop.dedup();
+        stop
+    }
+}
+
+/// Loads a model folder: `config.json`, the weights, `tokenizer.json`, and where they are there
+/// `generation_config.json` and the chat template. Weights are converted to `dtype` as they are read.
+///
+/// ```no_run
+/// use candle_core::{DType, Device};
+///
+/// let loaded = metal_candle::models::load("path/to/model", DType::F32, &Device::Cpu)?;
+/// println!("{} layers", loaded.model.config().num_hidden_layers);
+/// # Ok::<(), metal_candle::models::LoadError>(())
+/// ```
+///
+/// # Errors
+/// [`LoadError`] naming the file and the field or tensor.
+pub fn load(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<LoadedModel, LoadError> {
+    let folder = existing(folder.as_ref())?;
+    let config = ModelConfig::read(folder)?;
+    let tokenizer = Tokenizer::from_folder(folder)?;
+    let generation = GenerationConfig::read(folder)?;
+    LoadedModel::new(read(&config, folder, dtype, device)?, tokenizer, generation)
+}
+
+/// Loads `config.json` and the weights of a model folder, without a tokenizer.
+///
+/// # Errors
+/// See [`load`].
+pub fn load_model(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
+    let folder = existing(folder.as_ref())?;
+    read(&ModelConfig::read(folder)?, folder, dtype, device)
+}
+
+/// Builds a model from tensors in memory, by their names in checkpoints; they are converted to `dtype`.
+///
+/// # Errors
+/// [`LoadError::Tensors`] naming every tensor that is missing, of another shape or unexpected.
+pub fn from_parts(
+    config: &ModelConfig,
+    tensors: HashMap<String, Tensor>,
+    dtype: DType,
+    device: &Device,
+) -> Result<Box<dyn CausalLm>, LoadError> {
+    build(config, &Weights::of_tensors(tensors, float(dtype)?, device))
+}
+
+fn read(config: &ModelConfig, folder: &Path, dtype: DType, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
+    build(config, &Weights::of_folder(Checkpoint::open(folder)?, float(dtype)?, device))
+}
+
+/// The registry: which file builds which `model_type`.
+fn build(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn CausalLm>, LoadError> {
+    weights.check(config)?;
+    Ok(Box::new(match config.architecture {
+        Architecture::Llama => llama::build(config, weights)?,
+        Architecture::Qwen2 => qwen2::build(config, weights)?,
+    }))
+}
+
+fn existing(folder: &Path) -> Result<&Path, LoadError> {
+    if folder.is_dir() { Ok(folder) } else { Err(LoadError::NoFolder { path: folder.to_owned() }) }
+}
+
+fn float(dtype: DType) -> Result<DType, LoadError> {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 | DType::F64 => Ok(dtype),
+        found => Err(LoadError::Dtype { found }),
+    }
+}

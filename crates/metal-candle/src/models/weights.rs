@@ -1,0 +1,106 @@
+//! The tensors a model is built from: a folder's files or tensors in memory, behind one set of names.
+//!
+//! Names and shapes are compared with what the settings ask for before a weight is read, so a folder that does not fit
+//! costs nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use metal_candle_graph::LazyTensor;
+use metal_candle_graph::io::Checkpoint;
+
+use super::{LoadError, ModelConfig, TensorFaults};
+use crate::error::During;
+use crate::nn::{Linear, Projection, RmsNorm};
+
+/// Weights, and what they become when read.
+pub(super) struct Weights {
+    source: Source,
+    dtype: DType,
+    device: Device,
+}
+
+enum Source {
+    Folder(Checkpoint),
+    Memory(HashMap<String, Tensor>),
+}
+
+impl Weights {
+    pub fn of_folder(checkpoint: Checkpoint, dtype: DType, device: &Device) -> Self {
+        Self { source: Source::Folder(checkpoint), dtype, device: device.clone() }
+    }
+
+    pub fn of_tensors(tensors: HashMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
+        Self { source: Source::Memory(tensors), dtype, device: device.clone() }
+    }
+
+    /// One tensor in the dtype and on the device of the model.
+    pub fn get(&self, name: &str) -> Result<LazyTensor, LoadError> {
+        let tensor = match &self.source {
+            Source::Folder(checkpoint) => checkpoint.load_as(name, self.dtype, &self.device)?,
+            Source::Memory(tensors) => {
+                let missing = || self.faults(TensorFaults { missing: vec![name.to_owned()], ..TensorFaults::default() });
+                let tensor = tensors.get(name).ok_or_else(missing)?;
+                let moved = tensor.to_device(&self.device).and_then(|t| t.to_dtype(self.dtype));
+                moved.during(format_args!("tensor `{name}`")).map_err(Box::new)?
+            }
+        };
+        Ok(LazyTensor::from_tensor(tensor)?)
+    }
+
+    /// The linear layer of that name.
+    pub fn linear(&self, name: &str, bias: bool) -> Result<Arc<dyn Projection>, LoadError> {
+        let bias = bias.then(|| self.get(&format!("{name}.bias"))).transpose()?;
+        Ok(Arc::new(Linear::new(self.get(&format!("{name}.weight"))?, bias)?))
+    }
+
+    /// The norm of that name.
+    pub fn rms_norm(&self, name: &str, config: &ModelConfig) -> Result<RmsNorm, LoadError> {
+        Ok(RmsNorm::new(self.get(&format!("{name}.weight"))?, config.rms_norm_eps as f32))
+    }
+
+    /// Compares names and shapes with those that the settings imply, before anything is read.
+    pub fn check(&self, config: &ModelConfig) -> Result<(), LoadError> {
+        let found = self.shapes()?;
+        let expected: BTreeMap<String, Vec<usize>> = config.parameter_shapes().into_iter().collect();
+        let known: BTreeSet<&String> = expected.keys().collect();
+        let mut faults = TensorFaults::default();
+        for (name, shape) in &expected {
+            match found.get(name) {
+                None => faults.missing.push(name.clone()),
+                Some(other) if other != shape => {
+                    faults.misshapen.push((name.clone(), other.clone(), shape.clone()));
+                }
+                Some(_) => {}
+            }
+        }
+        let unexpected = found.keys().filter(|name| !known.contains(name) && !is_redundant(name, config));
+        faults.unexpected = unexpected.cloned().collect();
+        if faults.is_empty() { Ok(()) } else { Err(self.faults(faults)) }
+    }
+
+    fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>, LoadError> {
+        match &self.source {
+            Source::Folder(checkpoint) => {
+                let shape = |name: &str| Ok((name.to_owned(), checkpoint.info(name)?.shape.clone()));
+                checkpoint.names().map(shape).collect()
+            }
+            Source::Memory(tensors) => Ok(tensors.iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect()),
+        }
+    }
+
+    fn faults(&self, faults: TensorFaults) -> LoadError {
+        let source = match &self.source {
+            Source::Folder(checkpoint) => checkpoint.folder().to_owned(),
+            Source::Memory(_) => PathBuf::from("tensors in memory"),
+        };
+        LoadError::Tensors { source_name: source, faults }
+    }
+}
+
+/// Tensors that some exports carry although they follow from the settings.
+fn is_redundant(name: &str, config: &ModelConfig) -> bool {
+    name.ends_with(".rotary_emb.inv_freq") || (name == "lm_head.weight" && config.tie_word_embeddings)
+}

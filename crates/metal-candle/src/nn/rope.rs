@@ -1,0 +1,51 @@
+//! Rotary position embedding: angles from positions, once per pass, shared by all layers.
+//!
+//! The angle of pair `i` at position `p` is `p * inverse_frequencies[i]`. Angles, sines and cosines are computed in f32
+//! and only then cast: at position 30,000 a bf16 angle would be off by whole turns.
+
+use candle_core::{DType, Device};
+use metal_candle_graph::{LazyTensor, Result};
+
+/// The inverse frequencies of a model.
+#[derive(Debug, Clone)]
+pub struct Rotary {
+    /// `(1, 1, head_dim / 2)`, f32.
+    inverse_frequencies: LazyTensor,
+}
+
+/// Cosines and sines of a pass.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    cos: LazyTensor,
+    sin: LazyTensor,
+}
+
+impl Rotary {
+    /// From `head_dim / 2` angles per position, in radians.
+    ///
+    /// # Errors
+    /// When the device refuses the tensor.
+    pub fn new(inverse_frequencies: &[f32], device: &Device) -> Result<Self> {
+        let shape = [1, 1, inverse_frequencies.len()];
+        Ok(Self { inverse_frequencies: LazyTensor::from_slice(inverse_frequencies, &shape, device)? })
+    }
+
+    /// The rotation at `positions` `(batch or 1, seq)` for activations of `dtype`.
+    ///
+    /// # Errors
+    /// When `positions` has not two dimensions.
+    pub fn at(&self, positions: &LazyTensor, dtype: DType) -> Result<Rotation> {
+        let angles = positions.cast(DType::F32)?.unsqueeze(2)?.mul(&self.inverse_frequencies)?;
+        Ok(Rotation { cos: angles.cos()?.cast(dtype)?, sin: angles.sin()?.cast(dtype)? })
+    }
+}
+
+impl Rotation {
+    /// Turns `x` `(batch, seq, heads, head_dim)`; pairs are `(i, i + head_dim / 2)`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn turn(&self, x: &LazyTensor) -> Result<LazyTensor> {
+        x.rope(&self.cos, &self.sin, false)
+    }
+}

@@ -1,0 +1,334 @@
+//! Chat templates: the Jinja program beside a model that writes a conversation as the text the model was trained on.
+//!
+//! Renders what transformers' `apply_chat_template` renders (trimmed blocks, `raise_exception`, `strftime_now`, plain
+//! `tojson`, Python's string methods). A template is a stranger's program: it runs with a budget of work and output,
+//! reads no file, and sees only the messages, the tools and the names of the special tokens.
+
+use std::io;
+use std::sync::LazyLock;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Value, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
+use regex::Regex;
+use serde_json::{Map, Value as Json};
+
+use super::{TextError, clock, first_line, guarded, json};
+
+/// Work one rendering may do: instructions, and 64 bytes of text each; so also at most 64 MB of memory.
+const FUEL: u64 = 1_000_000;
+/// Longest text one rendering may write.
+const MAX_OUTPUT: usize = 16 << 20;
+/// Longest template that is compiled.
+const MAX_SOURCE: usize = 1 << 20;
+const NAME: &str = "chat_template";
+const REFUSED: &str = "raise_exception: ";
+
+/// One message of a conversation: an object with at least a `role`, and whatever else the template reads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatMessage {
+    fields: Map<String, Json>,
+}
+
+impl ChatMessage {
+    /// A message with a role (`system`, `user`, `assistant`) and its text.
+    #[must_use]
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        let fields = [("role".to_owned(), Json::String(role.into())), ("content".to_owned(), Json::String(content.into()))];
+        Self { fields: fields.into_iter().collect() }
+    }
+
+    /// A message as JSON. Fields besides `role` and `content` (`tool_calls`, `name`, ...) reach the template unchanged.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::Message`] unless it is an object with a string `role`, and a `content` that is a string, a list or
+    /// null (or absent beside `tool_calls`).
+    pub fn from_json(value: &Json) -> Result<Self, TextError> {
+        let wrong = |reason: String| TextError::Message { reason };
+        let Json::Object(fields) = value else {
+            return Err(wrong(format!("expected an object with \"role\" and \"content\", found {}", kind(Some(value)))));
+        };
+        match fields.get("role") {
+            Some(Json::String(_)) => {}
+            other => return Err(wrong(format!("expected field \"role\" (string), found {}", kind(other)))),
+        }
+        match fields.get("content") {
+            Some(Json::String(_) | Json::Array(_) | Json::Null) => {}
+            None if fields.contains_key("tool_calls") => {}
+            other => return Err(wrong(format!("expected field \"content\" (string), found {}", kind(other)))),
+        }
+        Ok(Self { fields: fields.clone() })
+    }
+
+    /// Who speaks.
+    #[must_use]
+    pub fn role(&self) -> &str {
+        self.fields.get("role").and_then(Json::as_str).unwrap_or_default()
+    }
+
+    /// What is said, where that is plain text.
+    #[must_use]
+    pub fn content(&self) -> Option<&str> {
+        self.fields.get("content").and_then(Json::as_str)
+    }
+}
+
+/// What a JSON value is, in a word for error messages.
+pub(crate) fn kind(value: Option<&Json>) -> &'static str {
+    match value {
+        None => "nothing",
+        Some(Json::Null) => "null",
+        Some(Json::Bool(_)) => "boolean",
+        Some(Json::Number(_)) => "number",
+        Some(Json::String(_)) => "string",
+        Some(Json::Array(_)) => "list",
+        Some(Json::Object(_)) => "object",
+    }
+}
+
+/// A compiled chat template.
+///
+/// ```
+/// use metal_candle::text::{ChatMessage, ChatTemplate};
+///
+/// let source = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{{ eos_token }}{% endfor %}";
+/// let template = ChatTemplate::new("chat_template.jinja", source, [("eos_token", "</s>")])?;
+/// let text = template.render(&[ChatMessage::new("user", " hi ")], false)?;
+/// assert_eq!(text, "<user>hi</s>");
+/// # Ok::<(), metal_candle::text::TextError>(())
+/// ```
+#[derive(Clone)]
+pub struct ChatTemplate {
+    file: String,
+    source: String,
+    environment: Environment<'static>,
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatTemplate").field("file", &self.file).field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+impl ChatTemplate {
+    /// Compiles a template. `file` says in errors where it came from; `variables` are the special tokens by name
+    /// (`bos_token`, `eos_token`, ...).
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::TemplateSyntax`] where it does not parse, [`TextError::TemplateBudget`] over 1 MiB of source.
+    pub fn new<K, V>(file: &str, source: &str, variables: impl IntoIterator<Item = (K, V)>) -> Result<Self, TextError>
+    where
+        K: Into<String>,
+        V: Into<String>,
+    {
+        if source.len() > MAX_SOURCE {
+            let reason = format!("its source has {} bytes, more than {MAX_SOURCE}", source.len());
+            return Err(TextError::TemplateBudget { file: file.to_owned(), reason });
+        }
+        let mut environment = environment();
+        for (name, value) in variables {
+            environment.add_global(name.into(), Value::from(value.into()));
+        }
+        let mut template = Self { file: file.to_owned(), source: source.to_owned(), environment };
+        let compiled = without_generation_tags(source);
+        guarded(|| Ok(template.environment.add_template_owned(NAME, compiled)))
+            .map_err(|reason| TextError::TemplateSyntax { file: file.to_owned(), line: 1, reason })?
+            .map_err(|error| template.explain(&error))?;
+        Ok(template)
+    }
+
+    /// The template as it was written.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The same template with the clock of `strftime_now` stopped at `seconds` since 1970 (UTC).
+    #[must_use]
+    pub fn with_clock(mut self, seconds: i64) -> Self {
+        self.environment.add_function("strftime_now", move |format: &str| strftime(format, seconds));
+        self
+    }
+
+    /// Writes the conversation; with `add_generation_prompt`, also what stands before the assistant's next words.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::TemplateRefused`] where the template calls `raise_exception`, [`TextError::TemplateRender`] where it
+    /// fails, [`TextError::TemplateBudget`] where it works or writes without end.
+    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TextError> {
+        self.render_with_tools(messages, None, add_generation_prompt)
+    }
+
+    /// [`render`](Self::render) with the descriptions of the tools (a JSON list) that the model may call.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`render`](Self::render).
+    pub fn render_with_tools(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TextError> {
+        let messages: Vec<Value> = messages.iter().map(|message| json::object(&message.fields)).collect();
+        let context = Value::from_pairs([
+            ("messages", Value::from(messages)),
+            ("tools", tools.map_or(Value::from(()), json::to_template)),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ]);
+        let mut out = Limited::default();
+        guarded(|| {
+            let template = self.environment.get_template(NAME);
+            Ok(template.and_then(|template| template.render_captured_to(context, &mut out).map(drop)))
+        })
+        .map_err(|reason| TextError::TemplateRender { file: self.file.clone(), line: 1, reason })?
+        .map_err(|error| self.explain(&error))?;
+        String::from_utf8(out.bytes).map_err(|error| TextError::TemplateRender {
+            file: self.file.clone(),
+            line: 1,
+            reason: error.to_string(),
+        })
+    }
+
+    /// The engine's error as ours.
+    fn explain(&self, error: &Error) -> TextError {
+        let (file, line) = (self.file.clone(), error.line().unwrap_or(1));
+        let detail = error.detail().unwrap_or_default();
+        if let Some(message) = detail.strip_prefix(REFUSED) {
+            return TextError::TemplateRefused { file, message: message.to_owned() };
+        }
+        let reason = if detail.is_empty() { error.kind().to_string() } else { format!("{}: {detail}", error.kind()) };
+        let reason = first_line(&reason);
+        match error.kind() {
+            ErrorKind::OutOfFuel => {
+                let reason = "it did more work than a conversation can need; shorten the conversation or mend the template";
+                TextError::TemplateBudget { file, reason: reason.to_owned() }
+            }
+            ErrorKind::WriteFailure => {
+                TextError::TemplateBudget { file, reason: format!("it wrote more than {MAX_OUTPUT} bytes") }
+            }
+            ErrorKind::SyntaxError | ErrorKind::BadEscape => TextError::TemplateSyntax { file, line, reason },
+            _ => TextError::TemplateRender { file, line, reason },
+        }
+    }
+}
+
+/// An environment that behaves like the one of transformers.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    // Building fails only for odd delimiters, and these are the usual ones.
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().unwrap_or_default());
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(method);
+    environment.add_filter("tojson", json::tojson);
+    environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
+    });
+    environment.add_function("strftime_now", |format: &str| strftime(format, clock::now()));
+    environment
+}
+
+fn strftime(format: &str, seconds: i64) -> Result<String, Error> {
+    clock::strftime(format, seconds).map_err(|reason| Error::new(ErrorKind::InvalidOperation, reason))
+}
+
+/// `{% generation %}` marks assistant text for transformers' masks and writes nothing itself: make it an `if true`.
+fn without_generation_tags(source: &str) -> String {
+    static TAG: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").ok());
+    let Some(tag) = TAG.as_ref() else { return source.to_owned() };
+    tag.replace_all(source, |found: &regex::Captures| {
+        let statement = if found.get(2).is_some() { "endif" } else { "if true" };
+        format!("{{%{} {statement} {}%}}", &found[1], &found[3])
+    })
+    .into_owned()
+}
+
+/// Python's methods of strings, maps and lists, each paid for before it runs: some make text far larger than their inputs.
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let size = |value: &Value| value.as_str().map_or_else(|| value.len().unwrap_or(1), str::len) as u64;
+    let own = size(value);
+    let given: u64 = args.iter().map(size).sum();
+    let written = match (name, value.as_str()) {
+        ("join", Some(_)) => match args.first() {
+            Some(list) => joined(state, own, list)?,
+            None => 0,
+        },
+        ("replace", Some(text)) => {
+            let found = args.first().and_then(Value::as_str).map_or(0, |old| text.matches(old).count());
+            (found as u64).saturating_mul(args.get(1).map_or(0, size))
+        }
+        ("format", Some(text)) => formatted(text, args)?,
+        // Lists of pieces: a slot holds more than the byte it stands for.
+        ("split" | "splitlines", Some(_)) => own.saturating_mul(24),
+        _ => 0,
+    };
+    state.consume_fuel(1 + own.saturating_add(given).saturating_add(written) / 64)?;
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// Bytes that `separator.join(list)` writes.
+fn joined(state: &State, separator: u64, list: &Value) -> Result<u64, Error> {
+    let mut total = 0u64;
+    for item in list.try_iter()?.checked() {
+        state.consume_fuel(1)?;
+        let item = item?;
+        if matches!(item.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
+            return Err(Error::new(ErrorKind::InvalidOperation, format!("join: expected strings, found {}", item.kind())));
+        }
+        total = total.saturating_add(separator).saturating_add(item.as_str().map_or(32, str::len) as u64);
+    }
+    Ok(total)
+}
+
+/// Bytes that `text.format(args)` may write; widths and precisions of more than three digits are refused.
+fn formatted(text: &str, args: &[Value]) -> Result<u64, Error> {
+    let refused = |reason: &str| Err(Error::new(ErrorKind::InvalidOperation, format!("format: {reason}")));
+    let mut digits = 0;
+    for letter in text.chars() {
+        digits = if letter.is_ascii_digit() { digits + 1 } else { 0 };
+        if digits > 3 {
+            return refused("numbers of more than three digits are not allowed in the pattern");
+        }
+    }
+    let mut widest = 1000u64;
+    for value in args {
+        match value.kind() {
+            ValueKind::String => widest = widest.saturating_add(value.as_str().map_or(0, str::len) as u64),
+            ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+                return refused("lists and maps are not allowed as arguments");
+            }
+            _ => {}
+        }
+    }
+    Ok(widest.saturating_mul(text.matches('{').count() as u64))
+}
+
+/// Output that refuses to grow past [`MAX_OUTPUT`].
+#[derive(Default)]
+struct Limited {
+    bytes: Vec<u8>,
+}
+
+impl io::Write for Limited {
+    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + more.len() > MAX_OUTPUT {
+            return Err(io::Error::other("output too long"));
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "chat_template_tests.rs"]
+mod tests;

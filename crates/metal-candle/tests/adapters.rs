@@ -1,0 +1,152 @@
+//! Adapters around models: what PEFT wrote gives PEFT's logits, in every way in which an adapter can be put on.
+
+#![cfg(feature = "graph")]
+
+mod common;
+
+use candle_core::{DType, Device, Tensor};
+use common::{fixture, largest_difference, reference, tokens_of};
+use metal_candle::adapters::{Adapter, AdapterConfig, AdapterError, TargetModules, apply, apply_adapter, attach};
+use metal_candle::models::{CausalLm, load_model};
+use metal_candle::nn::Pass;
+use metal_candle_graph::LazyTensor;
+
+const ADAPTED: [&str; 2] = ["llama-tiny", "qwen2-tiny"];
+
+fn model(name: &str) -> Box<dyn CausalLm> {
+    load_model(fixture(&format!("models/{name}")), DType::F32, &Device::Cpu).unwrap()
+}
+
+fn adapter(name: &str) -> Adapter {
+    Adapter::read(&fixture(&format!("adapters/peft-{name}")), &Device::Cpu).unwrap()
+}
+
+fn logits(model: &dyn CausalLm, tokens: &LazyTensor, adapters: &[LazyTensor], key: Option<[u32; 4]>) -> Tensor {
+    let mut pass = Pass::from_start(tokens.dims()[1], &Device::Cpu).unwrap().with_adapters(adapters);
+    if let Some(key) = key {
+        pass = pass.with_dropout(LazyTensor::from_data(&key, &[4], &Device::Cpu).unwrap());
+    }
+    model.logits(tokens, &mut pass).unwrap().eval().unwrap()
+}
+
+#[test]
+fn logits_with_pefts_adapters_equal_pefts() {
+    for name in ADAPTED {
+        let (adapter, expected) = (adapter(name), reference(&format!("adapters/peft-{name}/reference.safetensors")));
+        let tokens = tokens_of(&expected["input_ids"]);
+        let mut used = model(name);
+        attach(&mut *used, &adapter).unwrap();
+        let mut trained = model(name);
+        let parameters = apply_adapter(&mut *trained, &adapter).unwrap();
+        for (way, found) in [
+            ("attached", logits(&*used, &tokens, &[], None)),
+            ("applied", logits(&*trained, &tokens, parameters.tensors(), None)),
+        ] {
+            let difference = largest_difference(&found, &expected["logits"]);
+            assert!(difference <= 1e-4, "{name}, {way}: logits differ by {difference:e}");
+        }
+        // The comparison means something: the adapter moves the logits by far more than the tolerance.
+        let moved = largest_difference(&logits(&*model(name), &tokens, &[], None), &expected["logits"]);
+        assert!(moved > 1e-2, "{name}: the adapter moves logits by {moved:e} only");
+    }
+}
+
+#[test]
+fn a_new_adapter_changes_nothing_and_is_a_function_of_its_seed() {
+    let base = model("qwen2-tiny");
+    let tokens = LazyTensor::from_data(&[5u32, 6, 7], &[1, 3], &Device::Cpu).unwrap();
+    let start = |seed| {
+        let mut model = model("qwen2-tiny");
+        let parameters = apply(&mut *model, &AdapterConfig::default(), seed).unwrap();
+        (model, parameters)
+    };
+    let (wrapped, parameters) = start(7);
+    let plain = logits(&*base, &tokens, &[], None);
+    assert_eq!(largest_difference(&plain, &logits(&*wrapped, &tokens, parameters.tensors(), None)), 0.0);
+
+    let a = |parameters: &metal_candle::adapters::AdapterParameters, i: usize| {
+        parameters.tensors()[2 * i].to_vec::<f32>().unwrap()
+    };
+    assert_eq!(a(&parameters, 0), a(&start(7).1, 0));
+    assert_ne!(a(&parameters, 0), a(&start(8).1, 0));
+    assert_ne!(a(&parameters, 0), a(&parameters, 1));
+    for (i, module) in parameters.modules().iter().enumerate() {
+        let bound = 1.0 / (module.in_features as f32).sqrt();
+        let values = a(&parameters, i);
+        let spread = (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
+        assert!(values.iter().all(|v| v.abs() <= bound), "{}", module.name);
+        // The standard deviation of a uniform distribution is its bound over sqrt(3).
+        assert!((spread * 3f32.sqrt() / bound - 1.0).abs() < 0.15, "{}: {spread} for {bound}", module.name);
+    }
+    let (linears, layers) = (7, 3);
+    assert_eq!(parameters.modules().len(), linears * layers);
+    assert_eq!(parameters.names()[1], "model.layers.0.self_attn.q_proj.lora_B");
+    let counted: usize = parameters.modules().iter().map(|m| m.rank * (m.in_features + m.out_features)).sum();
+    assert_eq!(parameters.num_parameters(), counted);
+}
+
+#[test]
+fn saved_and_read_again_gives_the_same_logits() {
+    let adapter = adapter("llama-tiny");
+    let mut one = model("llama-tiny");
+    let parameters = apply_adapter(&mut *one, &adapter).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter");
+    parameters.save(&path).unwrap();
+    let again = Adapter::read(&path, &Device::Cpu).unwrap();
+    assert_eq!(again.config.target_modules, adapter.config.target_modules);
+    let mut two = model("llama-tiny");
+    attach(&mut *two, &again).unwrap();
+    let tokens = LazyTensor::from_data(&[5u32, 6, 7, 8], &[2, 2], &Device::Cpu).unwrap();
+    let difference =
+        largest_difference(&logits(&*one, &tokens, parameters.tensors(), None), &logits(&*two, &tokens, &[], None));
+    assert_eq!(difference, 0.0);
+}
+
+#[test]
+fn dropout_acts_only_with_a_key_and_repeats_with_it() {
+    let mut adapter = adapter("llama-tiny");
+    adapter.config.lora_dropout = 0.5;
+    let mut model = model("llama-tiny");
+    let parameters = apply_adapter(&mut *model, &adapter).unwrap();
+    let tokens = LazyTensor::from_data(&[5u32, 6, 7, 8], &[1, 4], &Device::Cpu).unwrap();
+    let run = |key| logits(&*model, &tokens, parameters.tensors(), key);
+    let differ = |a, b| largest_difference(&run(a), &run(b)) > 0.0;
+    assert!(differ(None, Some([1, 2, 3, 0])));
+    assert!(!differ(Some([1, 2, 3, 0]), Some([1, 2, 3, 0])));
+    assert!(differ(Some([1, 2, 3, 0]), Some([1, 2, 4, 0])));
+}
+
+#[test]
+fn what_does_not_fit_is_named_and_leaves_the_model_alone() {
+    let tokens = LazyTensor::from_data(&[5u32, 6], &[1, 2], &Device::Cpu).unwrap();
+    let mut model = model("qwen2-tiny");
+    let plain = logits(&*model, &tokens, &[], None);
+
+    let config =
+        AdapterConfig { target_modules: TargetModules::Names(vec!["query".to_owned()]), ..AdapterConfig::default() };
+    assert!(matches!(apply(&mut *model, &config, 0), Err(AdapterError::NothingMatched { .. })));
+    let config = AdapterConfig { r: 0, ..AdapterConfig::default() };
+    assert!(matches!(apply(&mut *model, &config, 0), Err(AdapterError::Setting { field: "r", .. })));
+
+    let mut incomplete = adapter("qwen2-tiny");
+    incomplete.pairs.remove("model.layers.1.self_attn.v_proj");
+    let fault = attach(&mut *model, &incomplete).unwrap_err();
+    assert!(fault.to_string().contains("model.layers.1.self_attn.v_proj"), "{fault}");
+    let mut misshapen = adapter("qwen2-tiny");
+    let pair = misshapen.pairs.get_mut("model.layers.0.self_attn.q_proj").unwrap();
+    pair.b = Tensor::zeros((47, 4), DType::F32, &Device::Cpu).unwrap();
+    assert!(matches!(apply_adapter(&mut *model, &misshapen), Err(AdapterError::Shape { .. })));
+
+    assert_eq!(largest_difference(&plain, &logits(&*model, &tokens, &[], None)), 0.0);
+}
+
+#[test]
+fn a_pass_without_the_factors_is_an_error_that_says_so() {
+    let mut model = model("qwen2-tiny");
+    apply(&mut *model, &AdapterConfig::default(), 0).unwrap();
+    let tokens = LazyTensor::from_data(&[5u32, 6], &[1, 2], &Device::Cpu).unwrap();
+    let mut pass = Pass::from_start(2, &Device::Cpu).unwrap();
+    let fault = model.logits(&tokens, &mut pass).unwrap_err().to_string();
+    assert!(fault.starts_with("adapter: module 0 has no weights"), "{fault}");
+}

@@ -1,0 +1,34 @@
+//! Where the fixtures are and how numbers are compared.
+
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Tensor};
+use metal_candle_graph::LazyTensor;
+
+/// Every model folder of the fixtures.
+pub const MODELS: [&str; 4] = ["llama-tiny", "llama-tied-tiny", "qwen2-tiny", "qwen2-sharded-tiny"];
+
+/// A file or folder of the fixtures.
+pub fn fixture(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
+}
+
+/// The tensors of a safetensors file of the fixtures.
+pub fn reference(path: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(fixture(path), &Device::Cpu).unwrap()
+}
+
+/// Token ids as models take them.
+pub fn tokens_of(ids: &Tensor) -> LazyTensor {
+    LazyTensor::from_tensor(ids.to_dtype(DType::U32).unwrap()).unwrap()
+}
+
+/// The largest absolute difference of two tensors of one shape.
+pub fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    let difference = (a.to_dtype(DType::F32).unwrap() - b.to_dtype(DType::F32).unwrap()).unwrap();
+    difference.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
