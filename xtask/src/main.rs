@@ -1,10 +1,11 @@
-//! Developer commands of the workspace: `cargo xtask ci` and `cargo xtask tidy`.
+//! Developer commands of the workspace: `cargo xtask ci`, `cargo xtask tidy` and `cargo xtask demo`.
 //!
 //! Nothing here is part of the library or of the binary people install. The commands read and write only inside the
-//! repository; they need no network.
+//! repository and the folder given by `--output`; they need no network.
 #![forbid(unsafe_code)]
 
 mod ci;
+mod demo;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ enum Command {
     Ci(ci::Arguments),
     /// Check the house rules a machine can check and print each offence with its file and line.
     Tidy,
+    /// Make the data of the built-in demonstration.
+    Demo(demo::Arguments),
 }
 
 fn main() -> miette::Result<()> {
@@ -32,6 +35,7 @@ fn main() -> miette::Result<()> {
     match Arguments::parse().command {
         Command::Ci(arguments) => ci::run(&root, &arguments),
         Command::Tidy => tidy::run(&root),
+        Command::Demo(arguments) => demo::run(&arguments),
     }
 }
 
