@@ -5,6 +5,7 @@
 //! f64 for f64). Large calls are spread over rayon's pool, cut by shape alone, so a result never depends on the number
 //! of threads. No kernel allocates more than a small scratch per task.
 
+pub mod attention;
 mod float;
 mod inout;
 pub mod math;
