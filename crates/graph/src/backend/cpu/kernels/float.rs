@@ -158,8 +158,8 @@ macro_rules! real {
                 // SAFETY: the caller's promise is the one gemm asks for.
                 unsafe {
                     gemm::gemm(
-                        m, n, k, c.ptr, c.cols, c.rows, accumulate, a.ptr, a.cols, a.rows, b.ptr,
-                        b.cols, b.rows, 1.0, alpha, false, false, false, threads,
+                        m, n, k, c.ptr, c.cols, c.rows, accumulate, a.ptr, a.cols, a.rows, b.ptr, b.cols, b.rows, 1.0,
+                        alpha, false, false, false, threads,
                     );
                 }
             }
@@ -210,28 +210,14 @@ impl Float for f16 {
         let sign = (bits >> 16) & 0x8000;
         let magnitude = bits & 0x7fff_ffff;
         // Below f16's smallest normal 2^-14: adding 0.5 leaves the rounded subnormal in the low bits.
-        let small = (f32::from_bits(magnitude) + 0.5)
-            .to_bits()
-            .wrapping_sub(0x3f00_0000);
+        let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
         let normal = magnitude
             .wrapping_sub(0x3800_0000)
             .wrapping_add(0xfff + ((magnitude >> 13) & 1))
             >> 13;
-        let narrow = if magnitude < 0x3880_0000 {
-            small
-        } else {
-            normal
-        };
-        let narrow = if magnitude >= 0x477f_f000 {
-            0x7c00
-        } else {
-            narrow
-        };
-        let narrow = if magnitude > 0x7f80_0000 {
-            0x7e00
-        } else {
-            narrow
-        };
+        let narrow = if magnitude < 0x3880_0000 { small } else { normal };
+        let narrow = if magnitude >= 0x477f_f000 { 0x7c00 } else { narrow };
+        let narrow = if magnitude > 0x7f80_0000 { 0x7e00 } else { narrow };
         f16::from_bits((sign | narrow) as u16)
     }
 }
@@ -273,11 +259,7 @@ mod tests {
                 assert!(f16::from_acc(x).is_nan() && bf16::from_acc(x).is_nan());
                 continue;
             }
-            assert_eq!(
-                f16::from_acc(x).to_bits(),
-                f16::from_f32(x).to_bits(),
-                "f16 of {x:e}"
-            );
+            assert_eq!(f16::from_acc(x).to_bits(), f16::from_f32(x).to_bits(), "f16 of {x:e}");
             assert_eq!(
                 bf16::from_acc(x).to_bits(),
                 bf16::from_f32(x).to_bits(),

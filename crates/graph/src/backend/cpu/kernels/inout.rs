@@ -5,12 +5,6 @@ use std::marker::PhantomData;
 /// An input and an output of equal length that are either disjoint or exactly the same memory.
 ///
 /// A kernel that takes one reads any piece of the input before it writes the same piece of the output.
-///
-/// ```
-/// # use metal_candle_graph::backend::cpu::kernels::InOut;
-/// let mut x = [1.0f32, 2.0];
-/// assert_eq!(InOut::in_place(&mut x).len(), 2);
-/// ```
 pub struct InOut<'a, T> {
     src: *const T,
     dst: *mut T,

@@ -160,11 +160,7 @@ pub mod double {
     #[must_use]
     pub fn sigmoid(x: f64) -> f64 {
         let e = exp(-x.abs());
-        if x < 0.0 {
-            e / (1.0 + e)
-        } else {
-            1.0 / (1.0 + e)
-        }
+        if x < 0.0 { e / (1.0 + e) } else { 1.0 / (1.0 + e) }
     }
 }
 
@@ -181,8 +177,7 @@ mod tests {
         if !got.is_finite() || !nearest.is_finite() {
             return f64::INFINITY;
         }
-        let unit =
-            f64::from(f32::from_bits(nearest.abs().to_bits() + 1)) - f64::from(nearest.abs());
+        let unit = f64::from(f32::from_bits(nearest.abs().to_bits() + 1)) - f64::from(nearest.abs());
         (f64::from(got) - exact).abs() / unit
     }
 
@@ -218,10 +213,7 @@ mod tests {
     #[test]
     fn special_values() {
         let inf = f32::INFINITY;
-        assert_eq!(
-            [single::exp(inf), single::exp(-inf), single::exp(0.0)],
-            [inf, 0.0, 1.0]
-        );
+        assert_eq!([single::exp(inf), single::exp(-inf), single::exp(0.0)], [inf, 0.0, 1.0]);
         assert_eq!(
             [single::exp(88.72), single::exp(88.73)].map(f32::is_finite),
             [true, false]
@@ -230,22 +222,11 @@ mod tests {
         assert_eq!([single::erf(inf), single::erf(-inf)], [1.0, -1.0]);
         assert_eq!([single::sigmoid(inf), single::sigmoid(-inf)], [1.0, 0.0]);
         assert_eq!(
-            [
-                single::ln(inf),
-                single::ln(0.0),
-                single::ln(-0.0),
-                single::ln(1.0)
-            ],
+            [single::ln(inf), single::ln(0.0), single::ln(-0.0), single::ln(1.0)],
             [inf, -inf, -inf, 0.0]
         );
         assert!(single::ln(-1.0).is_nan() && single::ln(-inf).is_nan());
-        for f in [
-            single::exp,
-            single::ln,
-            single::tanh,
-            single::erf,
-            single::sigmoid,
-        ] {
+        for f in [single::exp, single::ln, single::tanh, single::erf, single::sigmoid] {
             assert!(f(f32::NAN).is_nan());
         }
         assert!(single::tanh(-0.0).is_sign_negative() && single::erf(-0.0).is_sign_negative());

@@ -77,11 +77,7 @@ pub fn matmul<T: Float>(
     let MatmulShape { m, n, k } = shape;
     let batch = a.offsets.len();
     assert_eq!(batch, b.offsets.len(), "matmul: batches differ");
-    assert_eq!(
-        c.len(),
-        batch * m * n,
-        "matmul: the output has another size"
-    );
+    assert_eq!(c.len(), batch * m * n, "matmul: the output has another size");
     a.check(m, k, "A");
     b.check(k, n, "B");
     if c.is_empty() {
@@ -96,15 +92,7 @@ pub fn matmul<T: Float>(
     let out = Shared::new(c);
     // SAFETY: `check` covered every element; each product writes its own m * n elements of C.
     let one = |t: usize, dims: (usize, usize, usize), parallel: bool| unsafe {
-        product(
-            dims,
-            alpha,
-            a.mat(t),
-            b.mat(t),
-            out.at(t * m * n),
-            accumulate,
-            parallel,
-        );
+        product(dims, alpha, a.mat(t), b.mat(t), out.at(t * m * n), accumulate, parallel);
     };
     if batch > 1 && shares_right(&a, &b, m) {
         return one(0, (batch * m, n, k), parallel_pays(batch * m, n, k));
@@ -122,9 +110,7 @@ pub fn matmul<T: Float>(
 /// True where the batch is one tall product: every B the same, the A's below one another.
 fn shares_right<T>(a: &MatView<'_, T>, b: &MatView<'_, T>, m: usize) -> bool {
     b.offsets.iter().all(|&o| o == b.offsets[0])
-        && a.offsets
-            .windows(2)
-            .all(|pair| pair[1] == pair[0] + m * a.row_stride)
+        && a.offsets.windows(2).all(|pair| pair[1] == pair[0] + m * a.row_stride)
 }
 
 fn parallel_pays(m: usize, n: usize, k: usize) -> bool {
@@ -330,44 +316,41 @@ impl<T: Float> Tiles<T> {
     unsafe fn tile(&self, (i, rows): (usize, usize), (j, cols): (usize, usize)) {
         let (_, n, k) = self.dims;
         let deep = TILE_K.min(k);
-        with_scratch(
-            (rows + cols) * deep + rows * cols,
-            |scratch: &mut [T::Acc]| {
-                let (panel_a, rest) = scratch.split_at_mut(rows * deep);
-                let (panel_b, tile) = rest.split_at_mut(cols * deep);
-                for depth in (0..k).step_by(deep) {
-                    let step = deep.min(k - depth);
-                    // SAFETY: the panels are inside A and B, the scratch holds them.
-                    unsafe {
-                        let a = widen(self.a.at(i, depth), (rows, step), panel_a);
-                        let b = widen(self.b.at(depth, j), (step, cols), panel_b);
-                        let c = Mat {
-                            ptr: tile.as_mut_ptr(),
-                            rows: cols as isize,
-                            cols: 1,
-                        };
-                        T::Acc::gemm((rows, cols, step), self.alpha, a, b, c, depth > 0, false);
-                    }
+        with_scratch((rows + cols) * deep + rows * cols, |scratch: &mut [T::Acc]| {
+            let (panel_a, rest) = scratch.split_at_mut(rows * deep);
+            let (panel_b, tile) = rest.split_at_mut(cols * deep);
+            for depth in (0..k).step_by(deep) {
+                let step = deep.min(k - depth);
+                // SAFETY: the panels are inside A and B, the scratch holds them.
+                unsafe {
+                    let a = widen(self.a.at(i, depth), (rows, step), panel_a);
+                    let b = widen(self.b.at(depth, j), (step, cols), panel_b);
+                    let c = Mat {
+                        ptr: tile.as_mut_ptr(),
+                        rows: cols as isize,
+                        cols: 1,
+                    };
+                    T::Acc::gemm((rows, cols, step), self.alpha, a, b, c, depth > 0, false);
                 }
-                simd(
-                    #[inline(always)]
-                    || {
-                        for (r, row) in tile.chunks_exact_mut(cols).enumerate() {
-                            let out = self.out.at((i + r) * n + j);
-                            // SAFETY: row r of the tile lies there.
-                            unsafe {
-                                if self.accumulate {
-                                    for (c, x) in row.iter_mut().enumerate() {
-                                        *x += (*out.add(c)).to_acc();
-                                    }
+            }
+            simd(
+                #[inline(always)]
+                || {
+                    for (r, row) in tile.chunks_exact_mut(cols).enumerate() {
+                        let out = self.out.at((i + r) * n + j);
+                        // SAFETY: row r of the tile lies there.
+                        unsafe {
+                            if self.accumulate {
+                                for (c, x) in row.iter_mut().enumerate() {
+                                    *x += (*out.add(c)).to_acc();
                                 }
-                                store(row, out);
                             }
+                            store(row, out);
                         }
-                    },
-                );
-            },
-        );
+                    }
+                },
+            );
+        });
     }
 }
 
@@ -401,11 +384,7 @@ pub(crate) unsafe fn widen<T: Float>(
     scratch: &mut [T::Acc],
 ) -> Mat<*const T::Acc> {
     let by_columns = src.rows == 1 && src.cols != 1;
-    let (lines, len) = if by_columns {
-        (cols, rows)
-    } else {
-        (rows, cols)
-    };
+    let (lines, len) = if by_columns { (cols, rows) } else { (rows, cols) };
     let (across, along) = if by_columns {
         (src.cols, src.rows)
     } else {
@@ -457,19 +436,14 @@ mod tests {
         let (b, b64) = noise_as::<T>(2, batch * k * n + 5);
         let (mut c, c64) = noise_as::<T>(3, batch * m * n);
         let a_offsets: Vec<usize> = (0..batch).map(|t| 3 + t * m * k).collect();
-        let b_offsets: Vec<usize> = (0..batch)
-            .map(|t| if shared { 5 } else { 5 + t * k * n })
-            .collect();
+        let b_offsets: Vec<usize> = (0..batch).map(|t| if shared { 5 } else { 5 + t * k * n }).collect();
         let ((ar, ac), (br, bc)) = (strides(ta, m, k), strides(tb, k, n));
         let mut want = vec![0.0; batch * m * n];
         for t in 0..batch {
             for i in 0..m {
                 for j in 0..n {
                     let dot: f64 = (0..k)
-                        .map(|l| {
-                            a64[a_offsets[t] + i * ar + l * ac]
-                                * b64[b_offsets[t] + l * br + j * bc]
-                        })
+                        .map(|l| a64[a_offsets[t] + i * ar + l * ac] * b64[b_offsets[t] + l * br + j * bc])
                         .sum();
                     let at = (t * m + i) * n + j;
                     want[at] = 0.5 * dot + if accumulate { c64[at] } else { 0.0 };
@@ -488,14 +462,7 @@ mod tests {
             row_stride: br,
             col_stride: bc,
         };
-        matmul(
-            MatmulShape { m, n, k },
-            T::Acc::of(0.5),
-            a,
-            b,
-            accumulate,
-            &mut c,
-        );
+        matmul(MatmulShape { m, n, k }, T::Acc::of(0.5), a, b, accumulate, &mut c);
         // The sums are f32 for the narrow types too, and may be one after another.
         let sum = if T::IS_ACC { epsilon::<T>() } else { 1.2e-7 };
         let tolerance = epsilon::<T>() + sum * (k as f64 / 8.0);
@@ -546,14 +513,7 @@ mod tests {
                 row_stride: 10,
                 col_stride: 3,
             };
-            matmul(
-                MatmulShape { m, n: 2, k: 2 },
-                1.0,
-                left,
-                right,
-                false,
-                &mut c,
-            );
+            matmul(MatmulShape { m, n: 2, k: 2 }, 1.0, left, right, false, &mut c);
             // b[1], b[4]; b[11], b[14]
             assert_eq!(c, [23.0, 32.0].repeat(m));
         }
@@ -564,10 +524,7 @@ mod tests {
         let (a, _) = noise_as::<T>(7, m * k);
         let (b, _) = noise_as::<T>(8, k * n);
         let run = |threads: usize, m: usize| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut c = vec![T::default(); m * n];
             let left = MatView {
                 data: &a,
@@ -581,16 +538,7 @@ mod tests {
                 row_stride: 1,
                 col_stride: k,
             };
-            pool.install(|| {
-                matmul(
-                    MatmulShape { m, n, k },
-                    T::Acc::ONE,
-                    left,
-                    right,
-                    false,
-                    &mut c,
-                )
-            });
+            pool.install(|| matmul(MatmulShape { m, n, k }, T::Acc::ONE, left, right, false, &mut c));
             c
         };
         for m in [1, m] {

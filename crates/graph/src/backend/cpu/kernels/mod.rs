@@ -5,6 +5,10 @@
 //! f64 for f64). Large calls are spread over rayon's pool, cut by shape alone, so a result never depends on the number
 //! of threads. No kernel allocates more than a small scratch per task.
 
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+mod error;
 mod float;
 mod inout;
 pub mod math;
@@ -15,6 +19,7 @@ pub mod rope;
 mod row;
 pub mod swiglu;
 
+pub use error::KernelError;
 pub use float::{Float, Real};
 pub use inout::InOut;
 

@@ -42,12 +42,7 @@ pub(crate) fn for_rows(rows: usize, row_work: usize, f: impl Fn(Range<usize>) + 
 }
 
 /// Runs `f(i, range i)` over `0..rows` in pieces of `piece` (the last may be shorter).
-pub(crate) fn for_pieces(
-    rows: usize,
-    piece: usize,
-    parallel: bool,
-    f: impl Fn(usize, Range<usize>) + Sync,
-) {
+pub(crate) fn for_pieces(rows: usize, piece: usize, parallel: bool, f: impl Fn(usize, Range<usize>) + Sync) {
     let run = |i: usize| f(i, i * piece..(i * piece + piece).min(rows));
     let count = rows.div_ceil(piece);
     if parallel && count > 1 {

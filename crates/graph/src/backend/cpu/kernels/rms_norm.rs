@@ -113,14 +113,7 @@ pub fn rms_norm_vjp<T: Float>(
 
 /// One row; `g` is overwritten. `sum` is added the weight's gradient, unless empty.
 #[inline(always)]
-fn row_vjp<T: Float>(
-    r: T::Acc,
-    weight: &[T::Acc],
-    x: &[T::Acc],
-    g: &mut [T::Acc],
-    dx: &mut [T],
-    sum: &mut [T::Acc],
-) {
+fn row_vjp<T: Float>(r: T::Acc, weight: &[T::Acc], x: &[T::Acc], g: &mut [T::Acc], dx: &mut [T], sum: &mut [T::Acc]) {
     for (sum, (g, x)) in sum.iter_mut().zip(g.iter().zip(x)) {
         *sum += *g * *x * r;
     }
@@ -142,10 +135,7 @@ mod tests {
         let n = w.len();
         let normalise = |row: &[f64]| {
             let r = 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / n as f64 + eps).sqrt();
-            row.iter()
-                .zip(w)
-                .map(|(x, w)| x * r * w)
-                .collect::<Vec<_>>()
+            row.iter().zip(w).map(|(x, w)| x * r * w).collect::<Vec<_>>()
         };
         x.chunks(n).flat_map(normalise).collect()
     }
@@ -157,11 +147,7 @@ mod tests {
             rms_norm(&InOut::new(&x, &mut y), n, Some(&w), 1e-5);
             close(&widen(&y), &naive(&x64, &w64, 1e-5), 4.0 * epsilon::<T>());
             rms_norm(&InOut::new(&x, &mut y), n, None, 1e-5);
-            close(
-                &widen(&y),
-                &naive(&x64, &vec![1.0; n], 1e-5),
-                4.0 * epsilon::<T>(),
-            );
+            close(&widen(&y), &naive(&x64, &vec![1.0; n], 1e-5), 4.0 * epsilon::<T>());
             rms_norm(&InOut::in_place(&mut x), n, None, 1e-5);
             assert!(x == y);
         }
@@ -176,13 +162,7 @@ mod tests {
     fn gradients_agree_with_differences() {
         for (rows, n) in [(1, 1), (3, 7), (4, 40)] {
             let (x, w, g) = (noise(1, rows * n), noise(2, n), noise(3, rows * n));
-            let loss = |x: &[f64], w: &[f64]| {
-                naive(x, w, 1e-3)
-                    .iter()
-                    .zip(&g)
-                    .map(|(y, g)| y * g)
-                    .sum::<f64>()
-            };
+            let loss = |x: &[f64], w: &[f64]| naive(x, w, 1e-3).iter().zip(&g).map(|(y, g)| y * g).sum::<f64>();
             let (mut dx, mut dw) = (vec![0.0; rows * n], vec![0.0; n]);
             rms_norm_vjp(&x, n, Some(&w), 1e-3, &g, &mut dx, Some(&mut dw));
             close(&dx, &differences(&x, |x| loss(x, &w)), 1e-6);

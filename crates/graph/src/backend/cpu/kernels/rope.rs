@@ -61,9 +61,7 @@ pub fn rope<T: Float, C: Float>(shape: RopeShape, x: &InOut<'_, T>, cos: &[C], s
                         for head in 0..heads {
                             let at = (row * heads + head) * d;
                             // SAFETY: the head is inside both buffers and belongs to this task.
-                            unsafe {
-                                turn(shape.interleaved, (src.at(at), dst.at(at)), c, s, work)
-                            };
+                            unsafe { turn(shape.interleaved, (src.at(at), dst.at(at)), c, s, work) };
                         }
                     }
                 },
@@ -130,11 +128,7 @@ mod tests {
         let mut y = x.to_vec();
         for (at, head) in x.chunks(d).enumerate() {
             let position = at / heads;
-            let angle = if cos.len() == seq * r {
-                position % seq
-            } else {
-                position
-            } * r;
+            let angle = if cos.len() == seq * r { position % seq } else { position } * r;
             for i in 0..r {
                 let (p, q) = if shape.interleaved {
                     (2 * i, 2 * i + 1)
@@ -143,11 +137,7 @@ mod tests {
                 };
                 let (c, s) = (
                     cos[angle + i],
-                    if shape.inverse {
-                        -sin[angle + i]
-                    } else {
-                        sin[angle + i]
-                    },
+                    if shape.inverse { -sin[angle + i] } else { sin[angle + i] },
                 );
                 y[at * d + p] = head[p] * c - head[q] * s;
                 y[at * d + q] = head[q] * c + head[p] * s;
@@ -178,17 +168,10 @@ mod tests {
                 };
                 let rows = if flags & 4 == 4 { seq } else { batch * seq };
                 let (mut x, x64) = noise_as::<T>(1, batch * seq * heads * head_dim);
-                let ((cos, c64), (sin, s64)) = (
-                    noise_as::<C>(2, rows * pairs),
-                    noise_as::<C>(3, rows * pairs),
-                );
+                let ((cos, c64), (sin, s64)) = (noise_as::<C>(2, rows * pairs), noise_as::<C>(3, rows * pairs));
                 let mut y = vec![T::default(); x.len()];
                 rope(shape, &InOut::new(&x, &mut y), &cos, &sin);
-                close(
-                    &widen(&y),
-                    &naive(shape, &x64, &c64, &s64),
-                    2.0 * epsilon::<T>(),
-                );
+                close(&widen(&y), &naive(shape, &x64, &c64, &s64), 2.0 * epsilon::<T>());
                 rope(shape, &InOut::in_place(&mut x), &cos, &sin);
                 assert!(x == y);
             }

@@ -51,10 +51,7 @@ pub(crate) unsafe fn map_row<T: Float, const N: usize>(
 
 /// A weight of `n` elements, widened; `missing` everywhere where there is none.
 pub(crate) fn widened<T: Float>(weight: Option<&[T]>, n: usize, missing: T::Acc) -> Vec<T::Acc> {
-    weight.map_or_else(
-        || vec![missing; n],
-        |w| w.iter().map(|x| x.to_acc()).collect(),
-    )
+    weight.map_or_else(|| vec![missing; n], |w| w.iter().map(|x| x.to_acc()).collect())
 }
 
 /// Sums down the rows: each piece of rows has its own partial sums, added in order at the end. The pieces depend on the

@@ -42,11 +42,7 @@ pub fn swiglu_vjp<T: Float>(gate: &[T], up: &[T], g: &[T], dgate: &mut [T], dup:
     assert_eq!(lengths, [n; 4], "swiglu: lengths differ");
     let (dgate, dup) = (Shared::new(dgate), Shared::new(dup));
     for_blocks(n, 12, |start, len| {
-        let (gate, up, g) = (
-            &gate[start..][..len],
-            &up[start..][..len],
-            &g[start..][..len],
-        );
+        let (gate, up, g) = (&gate[start..][..len], &up[start..][..len], &g[start..][..len]);
         // SAFETY: the block belongs to this task.
         let (dgate, dup) = unsafe { (dgate.slice(start, len), dup.slice(start, len)) };
         simd(
@@ -77,11 +73,7 @@ mod tests {
             let ((mut gate, gate64), (mut up, up64)) = (noise_as::<T>(1, n), noise_as::<T>(2, n));
             let mut y = vec![T::default(); n];
             unsafe { swiglu(gate.as_ptr(), up.as_ptr(), y.as_mut_ptr(), n) };
-            let want: Vec<f64> = gate64
-                .iter()
-                .zip(&up64)
-                .map(|(&g, &u)| naive(g, u))
-                .collect();
+            let want: Vec<f64> = gate64.iter().zip(&up64).map(|(&g, &u)| naive(g, u)).collect();
             close(&widen(&y), &want, 4.0 * epsilon::<T>());
             let (copy, g) = (up.clone(), gate.as_mut_ptr());
             unsafe { swiglu(gate.as_ptr(), up.as_ptr(), up.as_mut_ptr(), n) };
@@ -102,19 +94,14 @@ mod tests {
         let (up, g) = (noise(2, n), noise(3, n));
         let (mut dgate, mut dup) = (vec![0.0; n], vec![0.0; n]);
         swiglu_vjp(&gate, &up, &g, &mut dgate, &mut dup);
-        let loss =
-            |gate: &[f64], up: &[f64]| (0..n).map(|i| naive(gate[i], up[i]) * g[i]).sum::<f64>();
+        let loss = |gate: &[f64], up: &[f64]| (0..n).map(|i| naive(gate[i], up[i]) * g[i]).sum::<f64>();
         close(&dgate, &differences(&gate, |x| loss(x, &up)), 1e-6);
         close(&dup, &differences(&up, |x| loss(&gate, x)), 1e-6);
     }
 
     fn narrow<T: Float>() {
         let n = 20_000;
-        let ((gate, gate64), (up, up64), (g, g64)) = (
-            noise_as::<T>(1, n),
-            noise_as::<T>(2, n),
-            noise_as::<T>(3, n),
-        );
+        let ((gate, gate64), (up, up64), (g, g64)) = (noise_as::<T>(1, n), noise_as::<T>(2, n), noise_as::<T>(3, n));
         let (mut a, mut b) = (vec![T::default(); n], vec![T::default(); n]);
         let (mut a64, mut b64) = (vec![0.0; n], vec![0.0; n]);
         swiglu_vjp(&gate, &up, &g, &mut a, &mut b);
