@@ -20,7 +20,7 @@ use half::{bf16, f16};
 
 use super::{Executable, Value};
 use crate::error::{Context, Error, Result};
-use crate::graph::{Graph, GraphNode, Meta};
+use crate::graph::{Graph, Meta};
 
 pub(super) use self::fused::has_kernel;
 
