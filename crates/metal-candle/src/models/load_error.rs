@@ -50,8 +50,13 @@ pub enum LoadError {
         found: candle_core::DType,
     },
     /// The device refused a tensor.
-    #[error(transparent)]
-    Tensor(#[from] Box<crate::Error>),
+    #[error("tensor `{name}`: {source}")]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// Candle's reason.
+        source: Box<candle_core::Error>,
+    },
     /// The engine refused a tensor.
     #[error(transparent)]
     Graph(#[from] metal_candle_graph::Error),

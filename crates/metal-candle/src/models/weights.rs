@@ -12,7 +12,6 @@ use metal_candle_graph::LazyTensor;
 use metal_candle_graph::io::Checkpoint;
 
 use super::{LoadError, ModelConfig, TensorFaults};
-use crate::error::During;
 use crate::nn::{Linear, Projection, RmsNorm};
 
 /// Weights, and what they become when read.
@@ -44,7 +43,7 @@ impl Weights {
                 let missing = || self.faults(TensorFaults { missing: vec![name.to_owned()], ..TensorFaults::default() });
                 let tensor = tensors.get(name).ok_or_else(missing)?;
                 let moved = tensor.to_device(&self.device).and_then(|t| t.to_dtype(self.dtype));
-                moved.during(format_args!("tensor `{name}`")).map_err(Box::new)?
+                moved.map_err(|e| LoadError::Tensor { name: name.to_owned(), source: Box::new(e) })?
             }
         };
         Ok(LazyTensor::from_tensor(tensor)?)
