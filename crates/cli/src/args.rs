@@ -1,0 +1,433 @@
+//! The command line: each flag is defined once, here, with its documentation and its default.
+//!
+//! The settings of `train` are also the keys of a settings file (`config_file.rs`), so a flag added here is a key there.
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use metal_candle::adapters::{AdapterConfig, TargetModules};
+use metal_candle::data::DatasetOptions;
+use metal_candle::training::{Schedule, TrainerConfig};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::error::{Failure, Result};
+
+const EXAMPLES: &str = "\
+Examples:
+  metal-candle train
+      Fine-tune the built-in demonstration model: a minute, no files needed
+  metal-candle train --model ./Qwen2.5-0.5B --data chats.jsonl --output my-adapter
+      Fine-tune your own model on your own data
+  metal-candle generate --model ./Qwen2.5-0.5B --adapter my-adapter --prompt \"Hello\"
+      Answer with the adapter
+
+METAL_CANDLE_LOG=graph shows what the engine does.";
+
+const TRAIN_EXAMPLES: &str = "\
+Examples:
+  metal-candle train
+      The demonstration: a built-in model learns to turn orders into JSON records
+  metal-candle train --model ./Qwen2.5-0.5B --data chats.jsonl
+      The usual case; the adapter is written to metal-candle-output
+  metal-candle train --model ./Llama-3.2-1B --data pairs.jsonl --validation-split 0.05 --eval-steps 50 \\
+      --r 16 --lora-alpha 32 --target-modules q_proj,v_proj --learning-rate 1e-4 --num-train-epochs 2
+      Adapt two kinds of layers, and measure on a twentieth of the data every 50 steps
+  metal-candle train --config run.toml --seed 7
+      All settings from a file, one of them changed
+
+Data is JSONL, one object a line; the first line decides which of
+  {\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Hello!\"}]}
+  {\"prompt\": \"Hi\", \"completion\": \"Hello!\"}
+  {\"text\": \"Learnt whole.\"}
+The model learns what the assistant says (the completion, the text), not the prompts.
+
+A settings file has the flags' names with underscores:
+  model = \"Qwen2.5-0.5B\"
+  data = \"chats.jsonl\"
+  learning_rate = 1e-4
+  target_modules = [\"q_proj\", \"v_proj\"]
+
+Ctrl-C ends after the current step and saves the adapter.";
+
+const GENERATE_EXAMPLES: &str = "\
+Examples:
+  metal-candle generate --adapter metal-candle-output --prompt \"Nine red apples for Ada in Oslo on Monday, please.\"
+      The demonstration's adapter on the built-in model
+  metal-candle generate --model ./Qwen2.5-0.5B-Instruct --prompt \"Name three rivers.\" --system \"Be brief.\"
+      A conversation: the model's chat template is used where it has one
+  metal-candle generate --model ./Llama-3.2-1B --raw --prompt \"Once upon a time\" --temperature 0.8 --top-p 0.95 --seed 7
+      Plain continuation, sampled
+
+The text goes to stdout as it is made, the numbers to stderr.";
+
+/// Fine-tune language models with LoRA, and generate text with the adapters.
+#[derive(Debug, Parser)]
+#[command(name = "metal-candle", version, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fine-tune a model with LoRA; without arguments, a demonstration with what is built in.
+    #[command(after_help = TRAIN_EXAMPLES)]
+    Train(Box<TrainArgs>),
+    /// Continue a prompt or answer it, with or without an adapter.
+    #[command(after_help = GENERATE_EXAMPLES)]
+    Generate(GenerateArgs),
+}
+
+/// Arguments of `train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Take settings from this TOML file; flags win over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The settings.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// Everything that can be set about a training run.
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
+pub struct Settings {
+    /// The base model: a folder in Hugging Face's layout. Without it, the built-in model.
+    #[arg(long, value_name = "DIR", help_heading = "Model and data")]
+    pub model: Option<PathBuf>,
+    /// What to learn: a JSONL file. Without it and without --model, the demonstration.
+    #[arg(long, value_name = "FILE", help_heading = "Model and data")]
+    pub data: Option<PathBuf>,
+    /// A JSONL file to measure the loss on.
+    #[arg(long, value_name = "FILE", help_heading = "Model and data")]
+    pub validation: Option<PathBuf>,
+    /// Share of the data that is set aside to measure the loss on, from 0 to below 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, help_heading = "Model and data")]
+    pub validation_split: f64,
+    /// Longest example in tokens; longer ones are cut.
+    #[arg(long, value_name = "TOKENS", default_value_t = TrainerConfig::default().max_length, help_heading = "Model and data")]
+    pub max_length: usize,
+    /// Put several examples into one row; they do not see each other.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Model and data")]
+    pub packing: bool,
+    /// Learn the prompts too, not only the answers.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Model and data")]
+    pub train_on_inputs: bool,
+
+    /// Folder for the adapter, the metrics and the picture; it must be empty or absent.
+    /// Without it, metal-candle-output, or the first free of metal-candle-output-2, -3 ...
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+    /// Write into --output even if it is not empty, over files of an earlier run.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Output")]
+    pub overwrite_output: bool,
+
+    /// Rank of the adapter.
+    #[arg(long, visible_alias = "rank", value_name = "N", default_value_t = AdapterConfig::default().r, help_heading = "Adapter (PEFT's names)")]
+    pub r: usize,
+    /// Strength of the adapter: its output is scaled by lora-alpha / r.
+    #[arg(long, value_name = "X", default_value_t = AdapterConfig::default().lora_alpha, help_heading = "Adapter (PEFT's names)")]
+    pub lora_alpha: f64,
+    /// Probability that an input of the adapter is dropped.
+    #[arg(long, value_name = "P", default_value_t = AdapterConfig::default().lora_dropout, help_heading = "Adapter (PEFT's names)")]
+    pub lora_dropout: f64,
+    /// Scale by lora-alpha / sqrt(r) instead.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Adapter (PEFT's names)")]
+    pub use_rslora: bool,
+    /// Layers to adapt: names such as q_proj,v_proj, or all-linear, or one regular expression for whole names.
+    #[arg(long, value_name = "NAMES", num_args = 1.., default_value = "all-linear", help_heading = "Adapter (PEFT's names)")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub target_modules: Vec<String>,
+
+    /// Highest learning rate.
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().learning_rate, help_heading = "Training (Hugging Face's names)")]
+    pub learning_rate: f64,
+    /// How often the data is seen; a fraction is allowed.
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().num_train_epochs, help_heading = "Training (Hugging Face's names)")]
+    pub num_train_epochs: f64,
+    /// Optimizer steps; decides instead of the epochs.
+    #[arg(long, value_name = "N", help_heading = "Training (Hugging Face's names)")]
+    pub max_steps: Option<usize>,
+    /// Rows of a batch.
+    #[arg(long, visible_alias = "batch-size", value_name = "N", help_heading = "Training (Hugging Face's names)",
+        default_value_t = TrainerConfig::default().per_device_train_batch_size)]
+    pub per_device_train_batch_size: usize,
+    /// Batches that make one optimizer step.
+    #[arg(long, value_name = "N", help_heading = "Training (Hugging Face's names)",
+        default_value_t = TrainerConfig::default().gradient_accumulation_steps)]
+    pub gradient_accumulation_steps: usize,
+    /// How the learning rate goes on after the warm-up.
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = Scheduler::Cosine, help_heading = "Training (Hugging Face's names)")]
+    pub lr_scheduler_type: Scheduler,
+    /// Steps over which the learning rate rises; decides instead of the ratio.
+    #[arg(long, value_name = "N", help_heading = "Training (Hugging Face's names)")]
+    pub warmup_steps: Option<usize>,
+    /// Share of the steps over which the learning rate rises.
+    #[arg(long, value_name = "SHARE", default_value_t = TrainerConfig::default().warmup_ratio, help_heading = "Training (Hugging Face's names)")]
+    pub warmup_ratio: f64,
+    /// Decoupled weight decay.
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().weight_decay, help_heading = "Training (Hugging Face's names)")]
+    pub weight_decay: f64,
+    /// AdamW: decay of the first moment.
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().adam_beta1, help_heading = "Training (Hugging Face's names)")]
+    pub adam_beta1: f64,
+    /// AdamW: decay of the second moment.
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().adam_beta2, help_heading = "Training (Hugging Face's names)")]
+    pub adam_beta2: f64,
+    /// AdamW: added to the denominator.
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().adam_epsilon, help_heading = "Training (Hugging Face's names)")]
+    pub adam_epsilon: f64,
+    /// Norm that gradients are clipped to; 0 for no clipping.
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().max_grad_norm, help_heading = "Training (Hugging Face's names)")]
+    pub max_grad_norm: f64,
+    /// Steps between measurements of the validation loss; it is measured at the end in any case.
+    #[arg(long, value_name = "N", help_heading = "Training (Hugging Face's names)")]
+    pub eval_steps: Option<usize>,
+    /// Everything random follows from this number.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(..=i64::MAX as u64),
+        default_value_t = TrainerConfig::default().seed, help_heading = "Training (Hugging Face's names)")]
+    pub seed: u64,
+    /// Steps in a row without finite numbers after which training gives up; none of them is applied.
+    #[arg(long, value_name = "N", default_value_t = TrainerConfig::default().max_nonfinite_steps, help_heading = "Training (Hugging Face's names)")]
+    pub max_nonfinite_steps: usize,
+
+    /// Numbers of the base model; the adapter is f32 in any case.
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = DtypeChoice::Auto, help_heading = "Machine")]
+    pub dtype: DtypeChoice,
+    /// Where to compute.
+    #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto, help_heading = "Machine")]
+    pub device: DeviceChoice,
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The model: a folder in Hugging Face's layout. Without it, the model that the adapter names, else the built-in one.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// An adapter for it: a folder as `train` or PEFT writes it.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// What to answer or continue.
+    #[arg(long, short, value_name = "TEXT")]
+    pub prompt: String,
+    /// Insist on the chat template; without --chat and --raw it is used where the model has one.
+    #[arg(long, conflicts_with = "raw")]
+    pub chat: bool,
+    /// Continue the prompt as it is, without the chat template.
+    #[arg(long, conflicts_with = "system")]
+    pub raw: bool,
+    /// A system message before the prompt.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Most tokens to generate [default: the model's suggestion, else 256].
+    #[arg(long, value_name = "N")]
+    pub max_new_tokens: Option<usize>,
+    /// 0 takes the likeliest token, 1 draws from the model's own distribution [default: the model's suggestion, else 0;
+    /// 1 where another sampling flag is given].
+    #[arg(long, value_name = "X", help_heading = "Sampling")]
+    pub temperature: Option<f64>,
+    /// Draw only from the N likeliest tokens; 0 for all.
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    pub top_k: Option<usize>,
+    /// Draw only from the likeliest tokens that make up this share.
+    #[arg(long, value_name = "P", help_heading = "Sampling")]
+    pub top_p: Option<f64>,
+    /// Draw only from tokens at least this likely relative to the likeliest.
+    #[arg(long, value_name = "P", help_heading = "Sampling")]
+    pub min_p: Option<f64>,
+    /// Above 1, tokens that occurred become less likely.
+    #[arg(long, value_name = "X", help_heading = "Sampling")]
+    pub repetition_penalty: Option<f64>,
+    /// The same number gives the same text.
+    #[arg(long, value_name = "N", default_value_t = 42, help_heading = "Sampling")]
+    pub seed: u64,
+    /// Text that ends the answer and is not part of it; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Write the text as it is made; --stream=false writes it at the end.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
+        action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub stream: bool,
+    /// Numbers of the model.
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = DtypeChoice::Auto, help_heading = "Machine")]
+    pub dtype: DtypeChoice,
+    /// Where to compute.
+    #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto, help_heading = "Machine")]
+    pub device: DeviceChoice,
+}
+
+/// Values of `--lr-scheduler-type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheduler {
+    /// Stays.
+    Constant,
+    /// Falls to zero in a straight line.
+    Linear,
+    /// Falls to zero as half a cosine.
+    Cosine,
+}
+
+/// Values of `--dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtypeChoice {
+    /// What is fastest on the device: f32 on a CPU.
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits with the range of 32.
+    Bf16,
+}
+
+/// Values of `--device`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+    /// An Apple GPU.
+    Metal,
+}
+
+impl DtypeChoice {
+    /// The dtype of weights on the CPU.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::Auto | Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// The device.
+    ///
+    /// # Errors
+    /// For a device that this version has no kernels for.
+    pub fn device(self) -> Result<Device> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda => Err(no_kernels("cuda")),
+            Self::Metal => Err(no_kernels("metal")),
+        }
+    }
+}
+
+fn no_kernels(name: &str) -> Failure {
+    Failure::with_tip(format!("--device {name}: this version computes on the CPU only"), "use `--device cpu`, or leave it out")
+}
+
+impl Settings {
+    /// Those of the trainer.
+    pub fn trainer(&self) -> TrainerConfig {
+        TrainerConfig {
+            learning_rate: self.learning_rate,
+            num_train_epochs: self.num_train_epochs,
+            max_steps: self.max_steps,
+            per_device_train_batch_size: self.per_device_train_batch_size,
+            gradient_accumulation_steps: self.gradient_accumulation_steps,
+            max_length: self.max_length,
+            packing: self.packing,
+            lr_scheduler_type: match self.lr_scheduler_type {
+                Scheduler::Constant => Schedule::Constant,
+                Scheduler::Linear => Schedule::Linear,
+                Scheduler::Cosine => Schedule::Cosine,
+            },
+            warmup_steps: self.warmup_steps,
+            warmup_ratio: self.warmup_ratio,
+            weight_decay: self.weight_decay,
+            adam_beta1: self.adam_beta1,
+            adam_beta2: self.adam_beta2,
+            adam_epsilon: self.adam_epsilon,
+            max_grad_norm: self.max_grad_norm,
+            eval_steps: self.eval_steps,
+            seed: self.seed,
+            max_nonfinite_steps: self.max_nonfinite_steps,
+        }
+    }
+
+    /// Those of the adapter of a model that is called `base`.
+    pub fn adapter(&self, base: &str) -> AdapterConfig {
+        AdapterConfig {
+            r: self.r,
+            lora_alpha: self.lora_alpha,
+            lora_dropout: self.lora_dropout,
+            use_rslora: self.use_rslora,
+            target_modules: targets(&self.target_modules),
+            base_model_name_or_path: Some(base.to_owned()),
+            ..AdapterConfig::default()
+        }
+    }
+
+    /// Those of the data.
+    pub fn dataset(&self) -> DatasetOptions {
+        DatasetOptions { max_length: self.max_length, train_on_inputs: self.train_on_inputs }
+    }
+}
+
+/// One value with a regular expression's marks is one; everything else is a list of names.
+fn targets(values: &[String]) -> TargetModules {
+    match values {
+        [one] if one.eq_ignore_ascii_case("all-linear") || one.contains(['*', '+', '?', '(', '[', '{', '|', '^', '$', '\\']) => {
+            TargetModules::from_text(one)
+        }
+        many => TargetModules::Names(many.iter().flat_map(|v| v.split(',')).map(|v| v.trim().to_owned()).collect()),
+    }
+}
+
+/// In a settings file, one name need not stand in a list.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a name or a list of names")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(one) => vec![one],
+        OneOrMany::Many(many) => many,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn targets_by_peft_s_rules() {
+        let of = |values: &[&str]| targets(&values.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
+        let names = |values: &[&str]| TargetModules::Names(values.iter().map(|v| (*v).to_owned()).collect());
+        assert_eq!(of(&["q_proj,v_proj"]), names(&["q_proj", "v_proj"]));
+        assert_eq!(of(&["q_proj", "self_attn.v_proj"]), names(&["q_proj", "self_attn.v_proj"]));
+        assert_eq!(of(&["all-linear"]), TargetModules::AllLinear);
+        assert_eq!(of(&[r".*\.[qv]_proj"]), TargetModules::Pattern(r".*\.[qv]_proj".to_owned()));
+    }
+
+    #[test]
+    fn defaults_are_the_library_s() {
+        let cli = Cli::try_parse_from(["metal-candle", "train"]).unwrap();
+        let Command::Train(arguments) = cli.command else { panic!("train") };
+        assert_eq!(arguments.settings.trainer(), TrainerConfig::default());
+        let base = AdapterConfig { base_model_name_or_path: Some("m".to_owned()), ..AdapterConfig::default() };
+        assert_eq!(arguments.settings.adapter("m"), base);
+    }
+}

@@ -1,0 +1,115 @@
+//! Why a command ends early: the message, what to do about it, and the exit code.
+//!
+//! Library errors already say what and where; here they are only sorted into bad input (exit code 2) and the rest (1).
+
+use std::fmt;
+
+use metal_candle::Error;
+use metal_candle::error::TrainingError;
+use metal_candle::graph::io::FileError;
+use metal_candle::inference::GenerateError;
+
+/// A command that cannot go on.
+#[derive(Debug)]
+pub enum Failure {
+    /// Something given cannot be used; nothing was written.
+    Input {
+        /// What and where.
+        message: String,
+        /// What to do, where the message does not say so.
+        tip: Option<String>,
+    },
+    /// Something failed on the way.
+    Run(String),
+}
+
+/// What every fallible function of this program returns.
+pub type Result<T> = std::result::Result<T, Failure>;
+
+impl Failure {
+    /// Bad input, with a message that says what to do.
+    pub fn input(message: impl Into<String>) -> Self {
+        Self::Input { message: message.into(), tip: None }
+    }
+
+    /// Bad input, with advice on a line of its own.
+    pub fn with_tip(message: impl Into<String>, tip: impl Into<String>) -> Self {
+        Self::Input { message: message.into(), tip: Some(tip.into()) }
+    }
+
+    /// An error of the library while the inputs are still being checked: bad input, unless the engine itself failed.
+    pub fn checking(error: impl Into<Error>) -> Self {
+        let error = error.into();
+        match error {
+            Error::Graph(_) | Error::Candle { .. } | Error::Training(TrainingError::NotFinite { .. }) => {
+                Self::Run(error.to_string())
+            }
+            _ => Self::input(error.to_string()),
+        }
+    }
+
+    /// An error of the library after the inputs were found good.
+    pub fn running(error: impl Into<Error>) -> Self {
+        Self::Run(error.into().to_string())
+    }
+
+    /// 2 for bad input, as for a wrong flag; 1 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Input { .. } => 2,
+            Self::Run(_) => 1,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Input { message, tip: Some(tip) } => write!(f, "error: {message}\n\n  tip: {tip}"),
+            Self::Input { message, tip: None } | Self::Run(message) => write!(f, "error: {message}"),
+        }
+    }
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
+        Self::running(error)
+    }
+}
+
+impl From<GenerateError> for Failure {
+    fn from(error: GenerateError) -> Self {
+        match error {
+            GenerateError::EmptyPrompt
+            | GenerateError::TokenOutOfVocabulary { .. }
+            | GenerateError::ContextTooLong { .. }
+            | GenerateError::NoChatTemplate
+            | GenerateError::EmptyStopString
+            | GenerateError::Text(_)
+            | GenerateError::Sampling(metal_candle::inference::SamplingError::Setting { .. }) => {
+                Self::input(error.to_string())
+            }
+            other => Self::Run(other.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metal_candle::adapters::AdapterError;
+
+    #[test]
+    fn bad_input_and_failures_have_their_codes() {
+        let adapter = || AdapterError::Setting { field: "r", reason: "is 0".to_owned() };
+        assert_eq!(Failure::checking(adapter()).exit_code(), 2);
+        assert_eq!(Failure::running(adapter()).exit_code(), 1);
+        assert_eq!(Failure::from(GenerateError::EmptyPrompt).exit_code(), 2);
+    }
+
+    #[test]
+    fn the_advice_has_its_own_line() {
+        let text = Failure::with_tip("no model", "give one").to_string();
+        assert_eq!(text, "error: no model\n\n  tip: give one");
+    }
+}

@@ -1,0 +1,127 @@
+//! The folder that a training run writes: chosen and checked first, made only once everything else was found good.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use metal_candle::graph::io::write_atomically;
+
+use crate::args::Settings;
+use crate::config_file;
+use crate::error::{Failure, Result};
+
+const DEFAULT: &str = "metal-candle-output";
+
+/// An output folder.
+#[derive(Debug)]
+pub struct Output {
+    /// Where.
+    pub folder: PathBuf,
+}
+
+impl Output {
+    /// Decides on the folder; nothing is made.
+    ///
+    /// # Errors
+    /// A given folder that is not empty (unless `overwrite`) or is no folder.
+    pub fn choose(given: Option<&Path>, overwrite: bool) -> Result<Self> {
+        let Some(folder) = given else { return Ok(Self { folder: first_free(Path::new(DEFAULT)) }) };
+        let name = folder.display();
+        if folder.exists() && !folder.is_dir() {
+            return Err(Failure::with_tip(format!("{name}: is not a folder"), "name a new folder with --output"));
+        }
+        if !overwrite && !is_free(folder) {
+            let tip = "name a new folder with --output, or write over it with --overwrite-output";
+            return Err(Failure::with_tip(format!("{name}: the output folder is not empty"), tip));
+        }
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// Makes the folder, with the settings in it, and the file for the metrics.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn create(&self, settings: &Settings) -> Result<File> {
+        let refused = |path: &Path, error: &std::io::Error| Failure::input(format!("{}: cannot be made: {error}", path.display()));
+        fs::create_dir_all(&self.folder).map_err(|error| refused(&self.folder, &error))?;
+        let text = describe(settings)?;
+        write_atomically(&self.settings(), |out| out.write_all(text.as_bytes()))?;
+        File::create(self.metrics()).map_err(|error| refused(&self.metrics(), &error))
+    }
+
+    /// Takes back what [`create`](Self::create) made: the run never began.
+    pub fn discard(&self) {
+        for file in [self.settings(), self.metrics()] {
+            let _ = fs::remove_file(file);
+        }
+        // Refused where there is anything else in it.
+        let _ = fs::remove_dir(&self.folder);
+    }
+
+    /// The settings of the run.
+    pub fn settings(&self) -> PathBuf {
+        self.folder.join("training.toml")
+    }
+
+    /// One JSON object for each step and evaluation.
+    pub fn metrics(&self) -> PathBuf {
+        self.folder.join("metrics.jsonl")
+    }
+
+    /// The picture of the loss.
+    pub fn picture(&self) -> PathBuf {
+        self.folder.join("loss.svg")
+    }
+}
+
+/// The settings as a file that `--config` takes; where the output went is left out, so that a second run goes elsewhere.
+fn describe(settings: &Settings) -> Result<String> {
+    let mut table = config_file::table(settings)?;
+    table.remove("output");
+    table.remove("overwrite_output");
+    let version = env!("CARGO_PKG_VERSION");
+    Ok(format!("# The settings of this run of metal-candle {version}.\n# Again: metal-candle train --config training.toml\n\n{table}"))
+}
+
+/// The folder, or the first of `folder-2`, `folder-3` ... that is absent or empty.
+fn first_free(folder: &Path) -> PathBuf {
+    let numbered = (2..).map(|number| PathBuf::from(format!("{}-{number}", folder.display())));
+    std::iter::once(folder.to_owned()).chain(numbered).find(|folder| is_free(folder)).unwrap_or_else(|| folder.to_owned())
+}
+
+/// Absent, or an empty folder.
+fn is_free(folder: &Path) -> bool {
+    match fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_name_counts_on() {
+        let home = tempfile::tempdir().unwrap();
+        let name = home.path().join("out");
+        assert_eq!(first_free(&name), name);
+        fs::create_dir(&name).unwrap();
+        assert_eq!(first_free(&name), name);
+        fs::write(name.join("a"), "").unwrap();
+        fs::create_dir(home.path().join("out-2")).unwrap();
+        fs::write(home.path().join("out-2/a"), "").unwrap();
+        assert_eq!(first_free(&name), home.path().join("out-3"));
+    }
+
+    #[test]
+    fn a_folder_in_use_is_refused_and_nothing_is_made() {
+        let home = tempfile::tempdir().unwrap();
+        let absent = home.path().join("new/deep");
+        assert_eq!(Output::choose(Some(&absent), false).unwrap().folder, absent);
+        assert!(!home.path().join("new").exists());
+        fs::write(home.path().join("a"), "").unwrap();
+        assert!(Output::choose(Some(home.path()), false).is_err());
+        assert!(Output::choose(Some(home.path()), true).is_ok());
+        assert!(Output::choose(Some(&home.path().join("a")), true).is_err());
+    }
+}

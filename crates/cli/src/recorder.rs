@@ -1,0 +1,106 @@
+//! What happens in a run, as it happens: a line of `metrics.jsonl`, a point of the picture, the progress on the screen.
+
+use std::fs::File;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use metal_candle::training::{Event, StepReport};
+use serde_json::{Value, json};
+
+use crate::error::{Failure, Result};
+use crate::plot::Curve;
+use crate::progress::Progress;
+
+/// Writes down a run.
+pub struct Recorder {
+    file: File,
+    path: PathBuf,
+    progress: Progress,
+    curve: Curve,
+    failure: Option<Failure>,
+}
+
+impl Recorder {
+    /// Writes to `file`, which messages call `path`.
+    pub fn new(file: File, path: PathBuf, total_steps: usize) -> Self {
+        Self { file, path, progress: Progress::start(total_steps), curve: Curve::default(), failure: None }
+    }
+
+    /// Takes an event; breaks off where it cannot be written.
+    pub fn observe(&mut self, event: &Event) -> ControlFlow<()> {
+        match event {
+            Event::Step(report) => {
+                self.curve.step(report.step, report.loss);
+                self.progress.step(report);
+            }
+            Event::Evaluation { step, loss, .. } => {
+                self.curve.evaluation(*step, *loss);
+                self.progress.evaluation(*step, *loss);
+            }
+        }
+        // One write a line: whoever reads along never sees half of one, and nothing is left in a buffer.
+        match self.file.write_all(format!("{}\n", line(event)).as_bytes()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                self.failure = Some(Failure::Run(format!("{}: cannot be written: {error}", self.path.display())));
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    /// Whether any step was done.
+    pub fn is_empty(&self) -> bool {
+        self.curve.is_empty()
+    }
+
+    /// Ends the progress, and hands out the curve.
+    ///
+    /// # Errors
+    /// The first line that could not be written.
+    pub fn finish(self) -> Result<Curve> {
+        self.progress.finish();
+        match self.failure {
+            None => Ok(self.curve),
+            Some(failure) => Err(failure),
+        }
+    }
+}
+
+/// An event under the names of Hugging Face's logs.
+fn line(event: &Event) -> Value {
+    match event {
+        Event::Step(StepReport { step, epoch, loss, grad_norm, learning_rate, tokens, supervised_tokens, seconds, skipped, .. }) => {
+            json!({
+                "step": step,
+                "epoch": number(*epoch),
+                "loss": number(*loss),
+                "grad_norm": number(*grad_norm),
+                "learning_rate": number(*learning_rate),
+                "tokens": tokens,
+                "supervised_tokens": supervised_tokens,
+                "seconds": number(*seconds),
+                "skipped": skipped,
+            })
+        }
+        Event::Evaluation { step, loss, supervised_tokens } => {
+            json!({ "step": step, "eval_loss": number(*loss), "eval_supervised_tokens": supervised_tokens })
+        }
+    }
+}
+
+/// JSON has no number for NaN and infinity; they are logged as text rather than lost.
+fn number(value: f64) -> Value {
+    if value.is_finite() { json!(value) } else { json!(value.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_keep_what_is_not_a_number() {
+        let event = Event::Evaluation { step: 3, loss: f64::NAN, supervised_tokens: 7 };
+        assert_eq!(line(&event).to_string(), r#"{"step":3,"eval_loss":"NaN","eval_supervised_tokens":7}"#);
+    }
+}

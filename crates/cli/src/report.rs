@@ -1,0 +1,158 @@
+//! What a run says at its beginning and its end, in words, numbers and commands to go on with.
+
+use metal_candle::adapters::AdapterParameters;
+use metal_candle::data::{Dataset, DatasetStats};
+use metal_candle::training::Summary;
+
+use crate::console::{say, warn};
+use crate::demo::{Question, Score};
+use crate::output::Output;
+
+/// Longest answer shown in full.
+const WIDTH: usize = 110;
+
+/// What is about to happen.
+pub fn beginning(model: &str, adapter: &AdapterParameters, train: &Dataset, validation: Option<&Dataset>, name: &str) {
+    let stats = train.stats();
+    let held = validation.map_or(String::new(), |set| format!("; {} for validation", count(set.stats().examples)));
+    let (rank, layers) = (adapter.config().r, adapter.modules().len());
+    say(&format!("  model    {name} ({model})"));
+    say(&format!(
+        "  data     {} examples, {} tokens, {} of them learnt{held}",
+        count(stats.examples),
+        count(stats.tokens),
+        count(stats.supervised_tokens)
+    ));
+    say(&format!("  adapter  rank {rank} on {layers} layers, {} weights", count(adapter.num_parameters())));
+    say("");
+    cuts(&stats);
+}
+
+/// Examples that are not learnt as they are written.
+fn cuts(stats: &DatasetStats) {
+    if stats.truncated > 0 {
+        warn(&format!("warning: {} examples are longer than --max-length and are cut", count(stats.truncated)));
+    }
+    if stats.dropped > 0 {
+        warn(&format!("warning: {} rows have nothing to learn and are left out", count(stats.dropped)));
+    }
+}
+
+/// What came of it.
+pub fn training(run: &Summary) {
+    let speed = if run.seconds > 0.0 { run.tokens as f64 / run.seconds } else { 0.0 };
+    let evaluation = run.evaluation_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
+    say(&format!(
+        "Trained {} steps in {}, {} tokens/s: loss {:.4} to {:.4}{evaluation}",
+        count(run.steps),
+        duration(run.seconds),
+        count(speed as usize),
+        run.first_loss,
+        run.last_loss
+    ));
+}
+
+/// Right answers and examples of the demonstration, before and after.
+pub fn comparison(questions: &[Question], before: &Score, after: &Score) {
+    let share = |score: &Score| format!("{:5.1} %", 100.0 * score.right as f64 / score.asked.max(1) as f64);
+    say("");
+    say(&format!("Right answers to {} held-out orders, letter for letter", after.asked));
+    say(&format!("  before   {}", share(before)));
+    say(&format!("  after    {}", share(after)));
+    for ((question, old), new) in questions.iter().zip(&before.answers).zip(&after.answers) {
+        say("");
+        say(&format!("  order    {}", one_line(question.text())));
+        say(&format!("  before   {}", one_line(old)));
+        say(&format!("  after    {}", one_line(new)));
+    }
+}
+
+/// What was written, and how to go on.
+pub fn ending(output: &Output, model: Option<&str>, prompt: Option<&str>, picture: bool) {
+    let folder = output.folder.display().to_string();
+    say("");
+    say(&format!("Written to {folder}"));
+    let mut files = vec![
+        ("adapter_model.safetensors", "the adapter, with adapter_config.json as PEFT has it"),
+        ("metrics.jsonl", "every step: loss, gradient norm, learning rate, tokens, seconds"),
+    ];
+    files.extend(picture.then_some(("loss.svg", "the loss as a picture")));
+    files.push(("training.toml", "the settings, to run it again with --config"));
+    for (file, what) in files {
+        say(&format!("  {file:<27}{what}"));
+    }
+    let program = quoted(&std::env::args().next().unwrap_or_else(|| "metal-candle".to_owned()));
+    let of_model = model.map_or(String::new(), |model| format!(" --model {}", quoted(model)));
+    let prompt = quoted(prompt.unwrap_or("Hello"));
+    say("");
+    say("Next");
+    say(&format!("  {program} generate{of_model} --adapter {} --prompt {prompt}", quoted(&folder)));
+    if model.is_none() {
+        say(&format!("  {program} train --model DIR --data FILE.jsonl"));
+    }
+    say(&format!("  {program} train --help"));
+}
+
+/// A number with commas: `12,345`.
+pub fn count(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Seconds as a person says them: `0.42 s`, `12 s`, `3 min 05 s`, `2 h 07 min`.
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0).round() as u64;
+    match whole {
+        0..10 => format!("{:.2} s", seconds.max(0.0)),
+        10..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// A text on one line, not wider than the screen.
+fn one_line(text: &str) -> String {
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match flat.char_indices().nth(WIDTH) {
+        Some((end, _)) => format!("{}…", &flat[..end]),
+        None => flat,
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0.4, 12.4, 65.0, 7621.0].map(duration), ["0.40 s", "12 s", "1 min 05 s", "2 h 07 min"]);
+        assert_eq!(duration(-1.0), "0.00 s");
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(quoted("target/release/metal-candle"), "target/release/metal-candle");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn long_answers_are_cut_between_characters() {
+        assert_eq!(one_line("a\n b"), "a b");
+        assert_eq!(one_line(&"é".repeat(200)).chars().count(), WIDTH + 1);
+    }
+}
