@@ -109,9 +109,41 @@ pub enum DeviceError {
 }
 
 /// What makes no sense about training.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainingError {
+    /// A parameter that the loss does not depend on.
+    #[error("training: {parameter} is not reachable from the loss{reason}")]
+    Unreachable {
+        /// The parameter's name.
+        parameter: String,
+        /// What cuts the path: starts with `: `.
+        reason: String,
+    },
+
+    /// Loss or gradients were not finite for too many steps in a row.
+    #[error(
+        "training: loss {loss} and gradient norm {grad_norm} after {steps} steps in a row that were not finite; \
+         lower the learning rate, or look for broken examples in the data"
+    )]
+    NotFinite {
+        /// How many steps.
+        steps: usize,
+        /// Loss of the last of them.
+        loss: f64,
+        /// Gradient norm of the last of them.
+        grad_norm: f64,
+    },
+
+    /// A token of the data that the model does not have.
+    #[error("training: token {token} is outside the model's vocabulary of {vocabulary}; is this the model's own tokenizer?")]
+    Token {
+        /// The token id.
+        token: u32,
+        /// Tokens of the model.
+        vocabulary: usize,
+    },
+
     /// A setting is outside its range.
     #[error("invalid training configuration: {reason}")]
     InvalidConfig {
