@@ -1,5 +1,8 @@
 //! Lowers fused operations to the kernels, and says which it has. What is not listed runs as its fallback.
 
+mod attention;
+mod training;
+
 use smallvec::{SmallVec, smallvec};
 
 use super::build::Builder;
@@ -18,8 +21,8 @@ type Views = SmallVec<[View; 1]>;
 pub(crate) fn has_kernel(_graph: &Graph, node: &GraphNode) -> bool {
     use Operation as O;
     match &node.operation {
-        O::RMSNorm { .. } | O::Rope { .. } | O::SwiGLU => true,
-        O::Vjp { of, .. } => matches!(**of, O::RMSNorm { .. } | O::SwiGLU),
+        O::RMSNorm { .. } | O::Rope { .. } | O::SwiGLU | O::Attention(_) | O::CrossEntropy(_) | O::AdamW(_) => true,
+        O::Vjp { of, .. } => matches!(**of, O::RMSNorm { .. } | O::SwiGLU | O::Attention(_) | O::CrossEntropy(_)),
         _ => false,
     }
 }
@@ -30,9 +33,14 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::RMSNorm { eps } => rms_norm_step(builder, node, f64::from(*eps)),
         O::Rope { interleaved } => rope_step(builder, node, *interleaved),
         O::SwiGLU => swiglu_step(builder, node),
+        O::Attention(options) => attention::forward(builder, node, *options),
+        O::CrossEntropy(options) => training::loss(builder, node, *options),
+        O::AdamW(options) => training::optimizer(builder, node, *options),
         O::Vjp { of, wanted } => match &**of {
             O::RMSNorm { eps } => rms_norm_vjp_step(builder, node, *wanted, f64::from(*eps)),
             O::SwiGLU => swiglu_vjp_step(builder, node, *wanted),
+            O::Attention(options) => attention::backward(builder, node, *options, *wanted),
+            O::CrossEntropy(options) => training::loss_vjp(builder, node, *options, *wanted),
             other => Err(Error::shape(other.name(), "has no vjp kernel")),
         },
         other => Err(Error::shape(other.name(), "has no kernel")),
