@@ -39,6 +39,26 @@ pub enum Error {
         reason: String,
     },
 
+    /// A model folder cannot be loaded.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    Load(#[from] crate::models::LoadError),
+
+    /// An adapter cannot be read, written or applied.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    Adapter(#[from] crate::adapters::AdapterError),
+
+    /// Text cannot be generated.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    Generate(#[from] crate::inference::GenerateError),
+
+    /// The lazy engine refused an operation or failed to run it.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    Graph(#[from] metal_candle_graph::Error),
+
     /// Candle refused an operation.
     #[error("{context}: {source}")]
     Candle {

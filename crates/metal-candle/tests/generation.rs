@@ -12,9 +12,9 @@ use metal_candle::adapters::{Adapter, apply_adapter, attach};
 use metal_candle::inference::{
     FinishReason, GenerateError, Generation, GenerationOptions, Generator, Prompt, SamplingConfig,
 };
-use metal_candle::models::{LoadedModel, load};
+use metal_candle::models::{GenerationConfig, LoadedModel, ModelConfig, from_parts, load};
 use metal_candle::nn::{Cache, Pass};
-use metal_candle::text::ChatMessage;
+use metal_candle::text::{ChatMessage, Tokenizer};
 use metal_candle_graph::LazyTensor;
 use serde_json::Value;
 
@@ -120,21 +120,32 @@ fn decoding_with_the_cache_equals_the_full_forward() {
     }
 }
 
+/// qwen2-tiny with a context of 2048 tokens; nothing else depends on that.
+fn long_context() -> LoadedModel {
+    let folder = fixture("models/qwen2-tiny");
+    let config = ModelConfig { max_position_embeddings: 2048, ..ModelConfig::read(&folder).unwrap() };
+    let tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
+    let model = from_parts(&config, tensors, DType::F32, &Device::Cpu).unwrap();
+    LoadedModel::new(model, Tokenizer::from_folder(&folder).unwrap(), GenerationConfig::default()).unwrap()
+}
+
 #[test]
-fn long_prompts_read_in_parts_and_outgrown_caches_change_nothing() {
-    let loaded = loaded("qwen2-tiny");
-    // 62 tokens fill the cache's first room of 64 during decoding.
-    let prompt: Vec<u32> = (0..62).map(|i| (i * 53 + 7) % 290).collect();
-    let answer = run(&Generator::new(&loaded), Prompt::Tokens(&prompt), &up_to(8));
-    let mut text = prompt.clone();
-    for &token in &answer.tokens {
+fn outgrown_caches_and_prompts_read_in_parts_change_nothing() {
+    let loaded = long_context();
+    let generator = Generator::new(&loaded);
+    // The cache begins with room for 64 tokens; prompts are read 512 tokens at a time.
+    for (length, new) in [(62, 8), (64, 2), (520, 2)] {
+        let mut text: Vec<u32> = (0..length).map(|i| (i * 53 + 7) % 290).collect();
+        let options = GenerationOptions { stop_tokens: Some(vec![]), ..up_to(new) };
+        let answer = run(&generator, Prompt::Tokens(&text), &options);
+        text.extend(&answer.tokens);
         let row = LazyTensor::from_data(&text, &[1, text.len()], &Device::Cpu).unwrap();
         let mut pass = Pass::from_start(text.len(), &Device::Cpu).unwrap();
-        let logits = loaded.model.logits(&row, &mut pass).unwrap().slice(1, text.len() - 1, text.len()).unwrap();
-        assert_eq!(logits.argmax(2).unwrap().to_vec::<u32>().unwrap(), [token]);
-        text.push(token);
+        let logits = loaded.model.logits(&row, &mut pass).unwrap();
+        let likeliest = logits.argmax(2).unwrap().to_vec::<u32>().unwrap();
+        assert_eq!(likeliest[length as usize - 1..text.len() - 1], answer.tokens, "prompt of {length} tokens");
+        assert_eq!(answer.tokens.len(), new);
     }
-    assert_eq!(answer.tokens.len(), 8);
 }
 
 #[test]

@@ -88,11 +88,12 @@ type Step<'m> = Box<dyn Fn(&[LazyTensor]) -> metal_candle_graph::Result<Vec<Lazy
 /// ```no_run
 /// use std::ops::ControlFlow;
 ///
-/// use candle_core::{DType, Device};
+/// use candle_core::DType;
+/// use metal_candle::Device;
 /// use metal_candle::inference::{GenerationOptions, Generator, Prompt};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let loaded = metal_candle::models::load("path/to/model", DType::F32, &Device::Cpu)?;
+/// let loaded = metal_candle::models::load("path/to/model", DType::F32, &Device::new_cpu())?;
 /// let generator = Generator::new(&loaded);
 /// let answer = generator.generate(Prompt::Text("Once upon"), &GenerationOptions::default(), &mut |piece| {
 ///     print!("{piece}");

@@ -1,5 +1,6 @@
 //! From a Hugging Face folder to a model: settings, weights, tokenizer, each checked before the next is read.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -53,30 +54,39 @@ impl LoadedModel {
 /// `generation_config.json` and the chat template. Weights are converted to `dtype` as they are read.
 ///
 /// ```no_run
-/// use candle_core::{DType, Device};
+/// use candle_core::DType;
+/// use metal_candle::Device;
 ///
-/// let loaded = metal_candle::models::load("path/to/model", DType::F32, &Device::Cpu)?;
+/// let loaded = metal_candle::models::load("path/to/model", DType::F32, &Device::new_cpu())?;
 /// println!("{} layers", loaded.model.config().num_hidden_layers);
 /// # Ok::<(), metal_candle::models::LoadError>(())
 /// ```
 ///
 /// # Errors
 /// [`LoadError`] naming the file and the field or tensor.
-pub fn load(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<LoadedModel, LoadError> {
+pub fn load(
+    folder: impl AsRef<Path>,
+    dtype: DType,
+    device: &(impl Borrow<Device> + ?Sized),
+) -> Result<LoadedModel, LoadError> {
     let folder = existing(folder.as_ref())?;
     let config = ModelConfig::read(folder)?;
     let tokenizer = Tokenizer::from_folder(folder)?;
     let generation = GenerationConfig::read(folder)?;
-    LoadedModel::new(read(&config, folder, dtype, device)?, tokenizer, generation)
+    LoadedModel::new(read(&config, folder, dtype, device.borrow())?, tokenizer, generation)
 }
 
 /// Loads `config.json` and the weights of a model folder, without a tokenizer.
 ///
 /// # Errors
 /// See [`load`].
-pub fn load_model(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
+pub fn load_model(
+    folder: impl AsRef<Path>,
+    dtype: DType,
+    device: &(impl Borrow<Device> + ?Sized),
+) -> Result<Box<dyn CausalLm>, LoadError> {
     let folder = existing(folder.as_ref())?;
-    read(&ModelConfig::read(folder)?, folder, dtype, device)
+    read(&ModelConfig::read(folder)?, folder, dtype, device.borrow())
 }
 
 /// Builds a model from tensors in memory, by their names in checkpoints; they are converted to `dtype`.
@@ -87,9 +97,9 @@ pub fn from_parts(
     config: &ModelConfig,
     tensors: HashMap<String, Tensor>,
     dtype: DType,
-    device: &Device,
+    device: &(impl Borrow<Device> + ?Sized),
 ) -> Result<Box<dyn CausalLm>, LoadError> {
-    build(config, &Weights::of_tensors(tensors, float(dtype)?, device))
+    build(config, &Weights::of_tensors(tensors, float(dtype)?, device.borrow()))
 }
 
 fn read(config: &ModelConfig, folder: &Path, dtype: DType, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
