@@ -30,6 +30,36 @@ pub enum Error {
     #[error(transparent)]
     Training(#[from] TrainingError),
 
+    /// The lazy engine refused an operation or failed to run it.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    Graph(#[from] metal_candle_graph::Error),
+
+    /// A file could not be read or written, or lies about what it holds.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    File(#[from] metal_candle_graph::io::FileError),
+
+    /// A model folder cannot be loaded.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    Model(#[from] crate::models::LoadError),
+
+    /// An adapter's settings, names or weights do not fit.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    Adapter(#[from] crate::adapters::AdapterError),
+
+    /// A tokenizer or chat template cannot be used.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    Text(#[from] crate::text::TextError),
+
+    /// A data set cannot be used.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    Data(#[from] crate::data::DataError),
+
     /// A tensor or value given to an operation does not fit it.
     #[error("{operation}: {reason}")]
     InvalidInput {

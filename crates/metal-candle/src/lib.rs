@@ -43,6 +43,8 @@ pub mod adapters;
 pub mod data;
 pub mod error;
 #[cfg(feature = "graph")]
+pub mod graph;
+#[cfg(feature = "graph")]
 pub mod inference;
 #[cfg(feature = "graph")]
 pub mod models;

@@ -75,6 +75,7 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         O::Constant { value, shape, dtype } => constant(*value, shape.dims(), *dtype, device)?,
         O::Iota { dim, shape, dtype } => iota(*dim, shape.dims(), *dtype, device)?,
         O::Random { distribution, .. } => return random(*distribution, meta, x(), device),
+        O::Neg | O::Abs | O::Sign if x().dtype() == DType::I64 => signed(&node.operation, x())?,
         O::Neg => x().neg()?,
         O::Abs => x().abs()?,
         O::Sign => x().sign()?,
@@ -168,6 +169,20 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         | O::Vjp { .. } => return Ok(Err(Error::shape(node.operation.name(), "was not lowered to its fallback"))),
     };
     Ok(Ok(tensor))
+}
+
+/// Candle has no functions of one integer: they are made of comparisons and differences.
+fn signed(operation: &Operation, x: &Tensor) -> candle_core::Result<Tensor> {
+    let zero = x.zeros_like()?;
+    let negative = zero.sub(x)?;
+    if *operation == Operation::Neg {
+        return Ok(negative);
+    }
+    let magnitude = x.maximum(&negative)?;
+    if *operation == Operation::Abs {
+        return Ok(magnitude);
+    }
+    x.gt(&zero)?.to_dtype(DType::I64)?.sub(&x.lt(&zero)?.to_dtype(DType::I64)?)
 }
 
 fn constant(value: f64, dims: &[usize], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {

@@ -1,6 +1,272 @@
-//! The engine's own kernels on the host.
-use super::{Executable};
-use crate::error::Result;
-use crate::graph::{Graph, GraphNode};
-pub(super) fn has_kernel(_graph: &Graph, _node: &GraphNode) -> bool { false }
-pub(super) fn compile(graph: &Graph) -> Result<Box<dyn Executable>> { Ok(Box::new(super::candle::Interpreter::new(graph.clone()))) }
+//! The engine's own kernels on the host. A plan becomes a list of closures over one arena: views are strides, buffers
+//! have fixed places, results get memory of their own, and what nobody else holds is overwritten in place.
+
+mod build;
+mod elementwise;
+mod fused;
+mod index;
+pub(crate) mod kernels;
+mod memory;
+mod pointwise;
+mod primitives;
+mod reduce;
+mod view;
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use half::{bf16, f16};
+
+use super::{Executable, Value};
+use crate::error::{Context, Error, Result};
+use crate::graph::{Graph, Meta};
+
+pub(super) use self::fused::has_kernel;
+
+/// Compiles an optimised graph.
+pub(super) fn compile(graph: &Graph) -> Result<Box<dyn Executable>> {
+    Ok(Box::new(build::build(graph)?))
+}
+
+/// One kernel call, with its operands bound.
+type Step = Box<dyn Fn(&Memory) -> Result<()> + Send + Sync>;
+
+/// The addresses of a run's buffers.
+struct Memory {
+    pointers: Vec<*mut u8>,
+}
+
+/// Where a buffer lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// At this offset of the arena.
+    Arena(usize),
+    /// In this input's memory.
+    Input(usize),
+    /// In this output's own memory.
+    Output(usize),
+    /// In this constant.
+    Constant(usize),
+}
+
+/// Where a result is found when the steps are done.
+#[derive(Debug, Clone, Copy)]
+enum Outcome {
+    /// It has memory of its own.
+    Own,
+    /// It was written over this input.
+    Over(usize),
+}
+
+struct Program {
+    steps: Vec<Step>,
+    places: Vec<Place>,
+    arena_bytes: usize,
+    /// Eight bytes are enough for any element.
+    constants: Vec<[u8; 8]>,
+    inputs: Vec<Meta>,
+    /// Whether a step writes into the input's memory.
+    written: Vec<bool>,
+    outputs: Vec<(Meta, Outcome)>,
+}
+
+impl Executable for Program {
+    fn run(&self, inputs: Vec<Value>) -> Result<Vec<Value>> {
+        let mut bound = self.bind(inputs)?;
+        let mut results: Vec<Option<CpuStorage>> = self
+            .outputs
+            .iter()
+            .map(|(meta, result)| matches!(result, Outcome::Own).then(|| allocate(meta.dtype, meta.shape.elem_count())).transpose())
+            .collect::<Result<_>>()?;
+        memory::with_arena(self.arena_bytes, |arena| {
+            let mut guards = Vec::with_capacity(bound.len());
+            let input_pointers: Vec<*mut u8> = bound.iter_mut().map(|input| input.pointer(&mut guards)).collect();
+            let output_pointers: Vec<*mut u8> =
+                results.iter_mut().map(|r| r.as_mut().map_or(std::ptr::null_mut(), |s| pointer_mut(s))).collect();
+            let pointers = self
+                .places
+                .iter()
+                .map(|place| match *place {
+                    Place::Arena(offset) => arena.pointer().wrapping_add(offset),
+                    Place::Input(i) => input_pointers[i],
+                    Place::Output(i) => output_pointers[i],
+                    Place::Constant(i) => self.constants[i].as_ptr().cast_mut(),
+                })
+                .collect();
+            let memory = Memory { pointers };
+            self.steps.iter().try_for_each(|step| step(&memory))
+        })?;
+        self.outputs
+            .iter()
+            .zip(results)
+            .map(|((_, result), own)| {
+                let storage = match (result, own) {
+                    (Outcome::Own, Some(storage)) => storage,
+                    (Outcome::Over(input), _) => bound[*input].take()?,
+                    (Outcome::Own, None) => return Err(Error::Placeholder),
+                };
+                Ok(Value::Host(Arc::new(storage)))
+            })
+            .collect()
+    }
+}
+
+/// A read lock on a storage of Candle's.
+type Guard<'a> = Box<dyn Deref<Target = Storage> + 'a>;
+
+/// An input as a run holds it.
+enum Bound {
+    /// Candle's, contiguous; locked for reading while the run lasts.
+    Tensor(Tensor),
+    /// The engine's, read only.
+    Shared(Arc<CpuStorage>),
+    /// Of this run alone; a step may write it.
+    Owned(CpuStorage),
+}
+
+impl Bound {
+    /// Address of the first element. A lock that must last as long as the address is put in `guards`.
+    fn pointer<'a>(&'a mut self, guards: &mut Vec<Guard<'a>>) -> *mut u8 {
+        match self {
+            Self::Owned(storage) => pointer_mut(storage),
+            Self::Shared(storage) => pointer(storage),
+            Self::Tensor(tensor) => {
+                let (storage, layout) = tensor.storage_and_layout();
+                let address = match &*storage {
+                    Storage::Cpu(cpu) => pointer(cpu).wrapping_add(layout.start_offset() * tensor.dtype().size_in_bytes()),
+                    _ => std::ptr::null_mut(),
+                };
+                guards.push(Box::new(storage));
+                address
+            }
+        }
+    }
+
+    fn take(&mut self) -> Result<CpuStorage> {
+        match std::mem::replace(self, Self::Owned(CpuStorage::U8(Vec::new()))) {
+            Self::Owned(storage) => Ok(storage),
+            Self::Tensor(_) | Self::Shared(_) => Err(Error::Placeholder),
+        }
+    }
+}
+
+impl Program {
+    /// Makes every input readable at one address, and those that are written this run's own: the buffer itself where
+    /// nobody else holds it, a copy otherwise.
+    fn bind(&self, inputs: Vec<Value>) -> Result<Vec<Bound>> {
+        if inputs.len() != self.inputs.len() {
+            return Err(Error::Placeholder);
+        }
+        let zipped = inputs.into_iter().zip(&self.inputs).zip(&self.written);
+        zipped
+            .map(|((value, meta), &written)| match value {
+                Value::Host(storage) if written => Ok(Bound::Owned(Arc::unwrap_or_clone(storage))),
+                Value::Host(storage) => Ok(Bound::Shared(storage)),
+                Value::Tensor(tensor) => bind_tensor(&tensor, meta, written),
+                Value::Gone => Err(Error::Placeholder),
+            })
+            .collect()
+    }
+}
+
+fn bind_tensor(tensor: &Tensor, meta: &Meta, written: bool) -> Result<Bound> {
+    let tensor = tensor.contiguous().context(|| "contiguous input".into())?;
+    if !matches!(tensor.device(), Device::Cpu) || tensor.shape() != &meta.shape || tensor.dtype() != meta.dtype {
+        return Err(Error::shape("Input", format!("a plan for {meta} got a {:?} {:?}", tensor.dtype(), tensor.dims())));
+    }
+    if !written {
+        return Ok(Bound::Tensor(tensor));
+    }
+    let (storage, layout) = tensor.storage_and_layout();
+    let (start, len) = (layout.start_offset(), meta.shape.elem_count());
+    match &*storage {
+        Storage::Cpu(storage) => copy_range(storage, start, len).map(Bound::Owned),
+        _ => Err(Error::Placeholder),
+    }
+}
+
+/// Runs an expression with `$t` bound to the Rust type of a dtype, any that the engine computes with.
+macro_rules! with_type {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => { type $t = f32; $body }
+            candle_core::DType::F64 => { type $t = f64; $body }
+            candle_core::DType::F16 => { type $t = half::f16; $body }
+            candle_core::DType::BF16 => { type $t = half::bf16; $body }
+            candle_core::DType::U8 => { type $t = u8; $body }
+            candle_core::DType::U32 => { type $t = u32; $body }
+            candle_core::DType::I64 => { type $t = i64; $body }
+            other => Err($crate::error::Error::shape("plan", format!("dtype {other:?} on the host"))),
+        }
+    };
+}
+
+/// As `with_type`, floats only.
+macro_rules! with_float {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => { type $t = f32; $body }
+            candle_core::DType::F64 => { type $t = f64; $body }
+            candle_core::DType::F16 => { type $t = half::f16; $body }
+            candle_core::DType::BF16 => { type $t = half::bf16; $body }
+            other => Err($crate::error::Error::shape("plan", format!("dtype {other:?} is not a float"))),
+        }
+    };
+}
+use {with_float, with_type};
+
+/// Memory for a result. The steps write every element before anyone reads it.
+fn allocate(dtype: DType, len: usize) -> Result<CpuStorage> {
+    Ok(match dtype {
+        DType::F32 => CpuStorage::F32(vec![0.0; len]),
+        DType::F64 => CpuStorage::F64(vec![0.0; len]),
+        DType::F16 => CpuStorage::F16(vec![f16::ZERO; len]),
+        DType::BF16 => CpuStorage::BF16(vec![bf16::ZERO; len]),
+        DType::U8 => CpuStorage::U8(vec![0; len]),
+        DType::U32 => CpuStorage::U32(vec![0; len]),
+        DType::I64 => CpuStorage::I64(vec![0; len]),
+        other => return Err(Error::shape("plan", format!("dtype {other:?} on the host"))),
+    })
+}
+
+fn copy_range(storage: &CpuStorage, start: usize, len: usize) -> Result<CpuStorage> {
+    let range = start..start + len;
+    Ok(match storage {
+        CpuStorage::F32(data) => CpuStorage::F32(data[range].to_vec()),
+        CpuStorage::F64(data) => CpuStorage::F64(data[range].to_vec()),
+        CpuStorage::F16(data) => CpuStorage::F16(data[range].to_vec()),
+        CpuStorage::BF16(data) => CpuStorage::BF16(data[range].to_vec()),
+        CpuStorage::U8(data) => CpuStorage::U8(data[range].to_vec()),
+        CpuStorage::U32(data) => CpuStorage::U32(data[range].to_vec()),
+        CpuStorage::I64(data) => CpuStorage::I64(data[range].to_vec()),
+        _ => return Err(Error::shape("plan", "unsupported storage on the host")),
+    })
+}
+
+/// Address of the first element, to be read; written only through an owned storage.
+fn pointer(storage: &CpuStorage) -> *mut u8 {
+    match storage {
+        CpuStorage::F32(data) => data.as_ptr().cast_mut().cast(),
+        CpuStorage::F64(data) => data.as_ptr().cast_mut().cast(),
+        CpuStorage::F16(data) => data.as_ptr().cast_mut().cast(),
+        CpuStorage::BF16(data) => data.as_ptr().cast_mut().cast(),
+        CpuStorage::U8(data) => data.as_ptr().cast_mut(),
+        CpuStorage::U32(data) => data.as_ptr().cast_mut().cast(),
+        CpuStorage::I64(data) => data.as_ptr().cast_mut().cast(),
+        _ => std::ptr::null_mut(),
+    }
+}
+
+fn pointer_mut(storage: &mut CpuStorage) -> *mut u8 {
+    match storage {
+        CpuStorage::F32(data) => data.as_mut_ptr().cast(),
+        CpuStorage::F64(data) => data.as_mut_ptr().cast(),
+        CpuStorage::F16(data) => data.as_mut_ptr().cast(),
+        CpuStorage::BF16(data) => data.as_mut_ptr().cast(),
+        CpuStorage::U8(data) => data.as_mut_ptr(),
+        CpuStorage::U32(data) => data.as_mut_ptr().cast(),
+        CpuStorage::I64(data) => data.as_mut_ptr().cast(),
+        _ => std::ptr::null_mut(),
+    }
+}

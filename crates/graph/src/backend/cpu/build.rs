@@ -1,0 +1,308 @@
+//! From an optimised graph to a program: gives every value a view of some buffer, makes one step per kernel call, decides
+//! what is overwritten in place, and places the buffers.
+
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use candle_core::DType;
+
+use super::memory::{Life, place};
+use super::view::{BufferId, View};
+use super::{Memory, Outcome, Place, Program, Step, elementwise, fused, primitives, with_type};
+use crate::error::Result;
+use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef};
+
+/// A buffer while the program is being built.
+struct Buffer {
+    bytes: usize,
+    origin: Origin,
+    /// The step that writes it first, and the last one that touches it.
+    first: usize,
+    last: usize,
+    /// The last node that needs what is in it.
+    needed_until: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Computed,
+    Input(usize),
+    Constant(usize),
+}
+
+pub(super) struct Builder<'a> {
+    pub graph: &'a Graph,
+    /// The node being lowered.
+    node: usize,
+    views: Vec<SmallVec<[View; 1]>>,
+    buffers: Vec<Buffer>,
+    steps: Vec<Step>,
+    constants: Vec<[u8; 8]>,
+    inputs: Vec<Meta>,
+    written: Vec<bool>,
+    /// For each value, the last node that needs it, through views too.
+    needed: Vec<SmallVec<[usize; 1]>>,
+    /// Contiguous copies of strided values.
+    copies: FxHashMap<ValueRef, View>,
+}
+
+pub(super) fn build(graph: &Graph) -> Result<Program> {
+    let mut builder = Builder {
+        graph,
+        node: 0,
+        views: Vec::with_capacity(graph.nodes.len()),
+        buffers: Vec::new(),
+        steps: Vec::new(),
+        constants: Vec::new(),
+        inputs: Vec::new(),
+        written: Vec::new(),
+        needed: needed_until(graph),
+        copies: FxHashMap::default(),
+    };
+    for (index, node) in graph.nodes.iter().enumerate() {
+        builder.node = index;
+        let views = if node.operation.is_fused() {
+            fused::lower(&mut builder, node)?
+        } else {
+            primitives::lower(&mut builder, node)?
+        };
+        builder.assign(views);
+    }
+    builder.finish()
+}
+
+/// The last node that needs each value. A view's need is its source's.
+fn needed_until(graph: &Graph) -> Vec<SmallVec<[usize; 1]>> {
+    let mut needed: Vec<SmallVec<[usize; 1]>> =
+        graph.nodes.iter().enumerate().map(|(i, n)| SmallVec::from_elem(i, n.outputs.len())).collect();
+    for output in &graph.outputs {
+        needed[output.node as usize][output.output as usize] = usize::MAX;
+    }
+    for (index, node) in graph.nodes.iter().enumerate().rev() {
+        let until = if node.operation.is_view() { needed[index][0].max(index) } else { index };
+        for input in &node.inputs {
+            let slot = &mut needed[input.node as usize][input.output as usize];
+            *slot = (*slot).max(until);
+        }
+    }
+    needed
+}
+
+impl Builder<'_> {
+    /// The view of an input of the node being lowered.
+    pub fn view(&self, value: ValueRef) -> &View {
+        &self.views[value.node as usize][value.output as usize]
+    }
+
+    /// Views of all inputs.
+    pub fn input_views(&self, node: &GraphNode) -> Vec<View> {
+        node.inputs.iter().map(|&input| self.view(input).clone()).collect()
+    }
+
+    /// A contiguous view of an input: its own if it is, else that of a copy, made once.
+    pub fn contiguous(&mut self, value: ValueRef) -> Result<View> {
+        let view = self.view(value).clone();
+        if view.is_contiguous() {
+            return Ok(view);
+        }
+        if let Some(copy) = self.copies.get(&value) {
+            return Ok(copy.clone());
+        }
+        let copy = self.copy_of(&view)?;
+        self.buffers[copy.buffer].needed_until = self.needed[value.node as usize][value.output as usize];
+        self.copies.insert(value, copy.clone());
+        Ok(copy)
+    }
+
+    /// Contiguous views of all inputs.
+    pub fn contiguous_inputs(&mut self, node: &GraphNode) -> Result<Vec<View>> {
+        node.inputs.iter().map(|&input| self.contiguous(input)).collect()
+    }
+
+    /// A fresh contiguous copy.
+    pub fn copy_of(&mut self, view: &View) -> Result<View> {
+        let copy = self.fresh(&view.dims, view.dtype);
+        let nest = elementwise::Nest::new(&view.dims, [view]);
+        let (from, to) = (view.clone(), copy.clone());
+        with_type!(view.dtype, T => {
+            self.step(&[view], &[&copy], move |memory| {
+                elementwise::map1::<T, T>(memory, &nest, &from, &to, #[inline(always)] |x| x);
+                Ok(())
+            });
+            Ok(())
+        })?;
+        Ok(copy)
+    }
+
+    /// A new buffer.
+    pub fn fresh(&mut self, dims: &[usize], dtype: DType) -> View {
+        let bytes = dims.iter().product::<usize>() * dtype.size_in_bytes();
+        let buffer = self.buffer(bytes, Origin::Computed);
+        View::contiguous(buffer, dims, dtype)
+    }
+
+    /// A new buffer for output `output` of the node being lowered.
+    pub fn output(&mut self, node: &GraphNode, output: usize) -> View {
+        let meta = &node.outputs[output];
+        self.fresh(meta.shape.dims(), meta.dtype)
+    }
+
+    /// The output over one of the candidates' buffers where that is whole, of the same size, computed by this plan and
+    /// not needed any more; else a new buffer. Only for kernels that read an element before they write it; `candidates`
+    /// are the views of all inputs.
+    pub fn output_over(&mut self, node: &GraphNode, candidates: &[&View]) -> View {
+        let meta = &node.outputs[0];
+        let alike = |a: &View, b: &View| a.offset == b.offset && a.dims == b.dims && a.is_contiguous() && b.is_contiguous();
+        let over = candidates.iter().find(|view| {
+            let buffer = &self.buffers[view.buffer];
+            // Another look at the same memory, say its transpose, must not be overwritten while it is read.
+            if candidates.iter().any(|other| other.buffer == view.buffer && !alike(other, view)) {
+                return false;
+            }
+            let whole = view.offset == 0 && view.is_contiguous() && view.dims == meta.shape.dims();
+            whole
+                && view.dtype.size_in_bytes() == meta.dtype.size_in_bytes()
+                && buffer.bytes == meta.bytes()
+                && buffer.origin == Origin::Computed
+                && buffer.needed_until <= self.node
+        });
+        match over {
+            Some(view) => View::contiguous(view.buffer, meta.shape.dims(), meta.dtype),
+            None => self.output(node, 0),
+        }
+    }
+
+    /// A view of an input's value that a step may write: its own buffer where nobody needs the old value any more, else a
+    /// copy. For updates of a few elements, and of optimizer state.
+    pub fn writable(&mut self, value: ValueRef) -> Result<View> {
+        let view = self.view(value).clone();
+        let buffer = &self.buffers[view.buffer];
+        let whole = view.offset == 0 && view.is_contiguous() && buffer.bytes == view.len() * view.dtype.size_in_bytes();
+        let inputs = &self.graph.nodes[self.node].inputs;
+        let alone = inputs.iter().filter(|&&input| self.view(input).buffer == view.buffer).count() == 1;
+        if !(whole && alone && buffer.needed_until <= self.node) {
+            return self.copy_of(&view);
+        }
+        match buffer.origin {
+            Origin::Constant(_) => self.copy_of(&view),
+            Origin::Computed => Ok(view),
+            Origin::Input(input) => {
+                self.written[input] = true;
+                Ok(view)
+            }
+        }
+    }
+
+    /// A constant of every element `value`, as strides of zero over one element.
+    pub fn constant(&mut self, meta: &Meta, bytes: [u8; 8]) -> View {
+        self.constants.push(bytes);
+        let buffer = self.buffer(8, Origin::Constant(self.constants.len() - 1));
+        let dims = meta.shape.dims();
+        View { buffer, offset: 0, dims: dims.to_vec(), strides: vec![0; dims.len()], dtype: meta.dtype }
+    }
+
+    /// The next input of the plan.
+    pub fn input(&mut self, meta: &Meta) -> View {
+        self.inputs.push(meta.clone());
+        self.written.push(false);
+        let buffer = self.buffer(meta.bytes(), Origin::Input(self.inputs.len() - 1));
+        View::contiguous(buffer, meta.shape.dims(), meta.dtype)
+    }
+
+    /// Appends a kernel call.
+    pub fn step(
+        &mut self,
+        reads: &[&View],
+        writes: &[&View],
+        run: impl Fn(&Memory) -> Result<()> + Send + Sync + 'static,
+    ) {
+        let now = self.steps.len();
+        for view in reads.iter().chain(writes) {
+            let buffer = &mut self.buffers[view.buffer];
+            buffer.first = buffer.first.min(now);
+            buffer.last = buffer.last.max(now);
+        }
+        self.steps.push(Box::new(run));
+    }
+
+    fn buffer(&mut self, bytes: usize, origin: Origin) -> BufferId {
+        self.buffers.push(Buffer { bytes, origin, first: usize::MAX, last: 0, needed_until: 0 });
+        self.buffers.len() - 1
+    }
+
+    /// Gives the node's outputs their views.
+    fn assign(&mut self, views: SmallVec<[View; 1]>) {
+        for (view, &needed) in views.iter().zip(&self.needed[self.node]) {
+            let buffer = &mut self.buffers[view.buffer];
+            buffer.needed_until = buffer.needed_until.max(needed);
+        }
+        self.views.push(views);
+    }
+
+    fn finish(mut self) -> Result<Program> {
+        let mut places: FxHashMap<BufferId, Place> = FxHashMap::default();
+        let mut outputs = Vec::with_capacity(self.graph.outputs.len());
+        let mut taken = vec![false; self.inputs.len()];
+        for (index, &value) in self.graph.outputs.iter().enumerate() {
+            let view = self.view(value).clone();
+            let buffer = &self.buffers[view.buffer];
+            let whole = view.offset == 0
+                && view.is_contiguous()
+                && buffer.bytes == view.len() * view.dtype.size_in_bytes()
+                && !places.contains_key(&view.buffer);
+            let outcome = match buffer.origin {
+                Origin::Computed if whole => {
+                    places.insert(view.buffer, Place::Output(index));
+                    Outcome::Own
+                }
+                Origin::Input(input) if whole && self.written[input] && !std::mem::replace(&mut taken[input], true) => {
+                    Outcome::Over(input)
+                }
+                _ => {
+                    let copy = self.copy_of(&view)?;
+                    places.insert(copy.buffer, Place::Output(index));
+                    Outcome::Own
+                }
+            };
+            outputs.push((self.graph.meta(value).clone(), outcome));
+        }
+        let (places, arena_bytes) = self.place_rest(&places);
+        Ok(Program {
+            steps: self.steps,
+            places,
+            arena_bytes,
+            constants: self.constants,
+            inputs: self.inputs,
+            written: self.written,
+            outputs,
+        })
+    }
+
+    /// Puts what has no place of its own into the arena.
+    fn place_rest(&self, fixed: &FxHashMap<BufferId, Place>) -> (Vec<Place>, usize) {
+        let in_arena: Vec<BufferId> = (0..self.buffers.len())
+            .filter(|id| self.buffers[*id].origin == Origin::Computed && !fixed.contains_key(id))
+            .collect();
+        let lives: Vec<Life> = in_arena
+            .iter()
+            .map(|&id| &self.buffers[id])
+            // A buffer no step touches has no elements.
+            .map(|b| Life { bytes: b.bytes, first: b.first.min(b.last), last: b.last })
+            .collect();
+        let (offsets, bytes) = place(&lives);
+        let mut places: Vec<Place> = (0..self.buffers.len())
+            .map(|id| match self.buffers[id].origin {
+                Origin::Input(i) => Place::Input(i),
+                Origin::Constant(i) => Place::Constant(i),
+                Origin::Computed => fixed.get(&id).copied().unwrap_or(Place::Arena(0)),
+            })
+            .collect();
+        in_arena.iter().zip(offsets).for_each(|(&id, offset)| places[id] = Place::Arena(offset));
+        (places, bytes)
+    }
+}
+
+/// Whether a node is the constant zero.
+pub(super) fn is_zero(graph: &Graph, value: ValueRef) -> bool {
+    matches!(graph.nodes[value.node as usize].operation, Operation::Constant { value, .. } if value == 0.0)
+}

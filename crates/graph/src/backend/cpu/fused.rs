@@ -1,0 +1,170 @@
+//! Lowers fused operations to the kernels, and says which it has. What is not listed runs as its fallback.
+
+use smallvec::{SmallVec, smallvec};
+
+use super::build::Builder;
+use super::kernels::InOut;
+use super::kernels::rms_norm::{rms_norm, rms_norm_vjp};
+use super::kernels::rope::{RopeShape, rope};
+use super::kernels::swiglu::{swiglu, swiglu_vjp};
+use super::view::View;
+use super::{Memory, with_float};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, GraphNode, Operation};
+
+type Views = SmallVec<[View; 1]>;
+
+/// Whether there is a kernel for this node.
+pub(crate) fn has_kernel(_graph: &Graph, node: &GraphNode) -> bool {
+    use Operation as O;
+    match &node.operation {
+        O::RMSNorm { .. } | O::Rope { .. } | O::SwiGLU => true,
+        O::Vjp { of, .. } => matches!(**of, O::RMSNorm { .. } | O::SwiGLU),
+        _ => false,
+    }
+}
+
+pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
+    use Operation as O;
+    match &node.operation {
+        O::RMSNorm { eps } => rms_norm_step(builder, node, f64::from(*eps)),
+        O::Rope { interleaved } => rope_step(builder, node, *interleaved),
+        O::SwiGLU => swiglu_step(builder, node),
+        O::Vjp { of, wanted } => match &**of {
+            O::RMSNorm { eps } => rms_norm_vjp_step(builder, node, *wanted, f64::from(*eps)),
+            O::SwiGLU => swiglu_vjp_step(builder, node, *wanted),
+            other => Err(Error::shape(other.name(), "has no vjp kernel")),
+        },
+        other => Err(Error::shape(other.name(), "has no kernel")),
+    }
+}
+
+/// Input and output memory of a kernel that may work in place.
+///
+/// # Safety
+/// `T` is the dtype of both views, and the plan let the output lie over the input only where nobody needs it.
+unsafe fn in_out<'a, T>(memory: &'a Memory, x: &View, y: &View) -> InOut<'a, T> {
+    // SAFETY: the caller's promise; both views are contiguous and of one length.
+    unsafe { InOut::from_raw(x.pointer::<T>(memory).cast_const(), y.pointer::<T>(memory), x.len()) }
+}
+
+fn rms_norm_step(builder: &mut Builder<'_>, node: &GraphNode, eps: f64) -> Result<Views> {
+    let inputs = builder.contiguous_inputs(node)?;
+    let all: Vec<&View> = inputs.iter().collect();
+    let out = builder.output_over(node, &all);
+    let (views, to) = (inputs.clone(), out.clone());
+    let n = out.dims[out.dims.len() - 1];
+    with_float!(out.dtype, T => {
+        builder.step(&all, &[&out], move |memory| {
+            // SAFETY: the plan gave each view its memory; see `in_out`.
+            unsafe {
+                let weight = views.get(1).map(|w| w.slice::<T>(memory));
+                rms_norm(&in_out::<T>(memory, &views[0], &to), n, weight, eps);
+            }
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}
+
+/// Outputs for the wanted gradients, `None` where nobody asks.
+fn wanted_outputs<const N: usize>(builder: &mut Builder<'_>, node: &GraphNode, wanted: u32) -> [Option<View>; N] {
+    let mut next = 0;
+    std::array::from_fn(|i| {
+        (wanted >> i & 1 == 1).then(|| {
+            next += 1;
+            builder.output(node, next - 1)
+        })
+    })
+}
+
+/// The wanted views in order.
+fn collect<const N: usize>(views: &[Option<View>; N]) -> Views {
+    views.iter().flatten().cloned().collect()
+}
+
+fn rms_norm_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, wanted: u32, eps: f64) -> Result<Views> {
+    let inputs = builder.contiguous_inputs(node)?;
+    let weighted = inputs.len() == 4;
+    let [dx, dweight] = wanted_outputs::<2>(builder, node, wanted);
+    let outputs = collect(&[dx.clone(), dweight.clone()]);
+    // The kernel always makes dx; where only the weight's gradient is wanted it goes to scratch.
+    let dx = dx.unwrap_or_else(|| builder.fresh(&inputs[0].dims, inputs[0].dtype));
+    let n = dx.dims[dx.dims.len() - 1];
+    let writes: Vec<View> = outputs.iter().cloned().chain([dx.clone()]).collect();
+    let (reads, views) = (inputs.clone(), inputs.clone());
+    with_float!(dx.dtype, T => {
+        builder.step(&reads.iter().collect::<Vec<_>>(), &writes.iter().collect::<Vec<_>>(), move |memory| {
+            // SAFETY: distinct buffers; the outputs are this step's to write.
+            unsafe {
+                let weight = weighted.then(|| views[1].slice::<T>(memory));
+                let g = views[views.len() - 1].slice::<T>(memory);
+                let dweight = dweight.as_ref().map(|w| w.slice_mut::<T>(memory));
+                rms_norm_vjp(views[0].slice::<T>(memory), n, weight, eps, g, dx.slice_mut::<T>(memory), dweight);
+            }
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(outputs)
+}
+
+fn rope_step(builder: &mut Builder<'_>, node: &GraphNode, interleaved: bool) -> Result<Views> {
+    let inputs = builder.contiguous_inputs(node)?;
+    let all: Vec<&View> = inputs.iter().collect();
+    let out = builder.output_over(node, &all);
+    let [batch, seq, heads, head_dim] = [0, 1, 2, 3].map(|i| out.dims[i]);
+    let shape = RopeShape { batch, seq, heads, head_dim, pairs: inputs[1].dims[2], interleaved, inverse: false };
+    let (views, to) = (inputs.clone(), out.clone());
+    with_float!(out.dtype, T => {
+        builder.step(&all, &[&out], move |memory| {
+            // SAFETY: the plan gave each view its memory; see `in_out`.
+            unsafe {
+                let (cos, sin) = (views[1].slice::<T>(memory), views[2].slice::<T>(memory));
+                rope::<T, T>(shape, &in_out::<T>(memory, &views[0], &to), cos, sin);
+            }
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}
+
+fn swiglu_step(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
+    let inputs = builder.contiguous_inputs(node)?;
+    let all: Vec<&View> = inputs.iter().collect();
+    let out = builder.output_over(node, &all);
+    let (views, to) = (inputs.clone(), out.clone());
+    with_float!(out.dtype, T => {
+        builder.step(&all, &[&out], move |memory| {
+            let (gate, up) = (views[0].pointer::<T>(memory), views[1].pointer::<T>(memory));
+            // SAFETY: all three are of this length, and the output may be exactly one of the inputs.
+            unsafe { swiglu::<T>(gate, up, to.pointer::<T>(memory), to.len()) };
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}
+
+fn swiglu_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, wanted: u32) -> Result<Views> {
+    let inputs = builder.contiguous_inputs(node)?;
+    let [dgate, dup] = wanted_outputs::<2>(builder, node, wanted);
+    let outputs = collect(&[dgate.clone(), dup.clone()]);
+    let mut scratch = |view: Option<View>| view.unwrap_or_else(|| builder.fresh(&inputs[0].dims, inputs[0].dtype));
+    let (dgate, dup) = (scratch(dgate), scratch(dup));
+    let (views, writes) = (inputs.clone(), [dgate.clone(), dup.clone()]);
+    with_float!(dgate.dtype, T => {
+        builder.step(&inputs.iter().collect::<Vec<_>>(), &[&writes[0], &writes[1]], move |memory| {
+            // SAFETY: distinct buffers; the outputs are this step's to write.
+            unsafe {
+                let [gate, up, _, g] = [0, 1, 2, 3].map(|i| views[i].slice::<T>(memory));
+                swiglu_vjp(gate, up, g, dgate.slice_mut::<T>(memory), dup.slice_mut::<T>(memory));
+            }
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(outputs)
+}

@@ -1,0 +1,237 @@
+//! The forward pass: one task for each (sequence, key head, block of queries).
+
+use std::ops::Range;
+
+use super::super::float::{Float, Mat, Real};
+use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1, sum2, with_scratch};
+use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, cut, dense, dense_mut, key_blocks, transposed};
+
+/// Up to this many rows, products are plain loops that read each key once (decoding).
+const DIRECT_ROWS: usize = 4;
+
+/// Writes o (batch, queries, heads, dim) and the log-sum-exp of the masked scores, lse (batch, queries, heads), both
+/// contiguous; 0 and minus infinity where a query sees no key.
+///
+/// # Panics
+/// If the sizes do not fit.
+#[allow(clippy::too_many_arguments)] // Inputs, settings, outputs: each its own thing.
+pub fn attention<T: Float>(
+    shape: AttentionShape,
+    q: HeadsView<'_, T>,
+    k: HeadsView<'_, T>,
+    v: HeadsView<'_, T>,
+    scale: T::Acc,
+    mask: Mask<'_>,
+    o: &mut [T],
+    lse: &mut [T::Acc],
+) {
+    let AttentionShape {
+        batch,
+        queries,
+        heads,
+        kv_heads,
+        dim,
+        ..
+    } = shape;
+    let job = Job { shape, q, k, v, mask };
+    job.check();
+    assert_eq!(o.len(), batch * queries * heads * dim, "attention: o has another size");
+    assert_eq!(lse.len(), batch * queries * heads, "attention: lse has another size");
+    if o.is_empty() {
+        return;
+    }
+    let out = (Shared::new(o), Shared::new(lse));
+    let block = shape.block_queries();
+    let (blocks, groups) = (queries.div_ceil(block), batch * kv_heads);
+    for_pieces(groups * blocks, 1, shape.work() >= PARALLEL_WORK, |task, _| {
+        // The last queries may see the most keys, so they start first.
+        let start = (blocks - 1 - task / groups) * block;
+        let (b, g) = (task % groups / kv_heads, task % kv_heads);
+        let range = start..queries.min(start + block);
+        let rows = range.len() * shape.group();
+        let widened = if T::IS_ACC { 0 } else { BLOCK_KEYS * dim };
+        let lengths = [rows * dim, rows * dim, rows * BLOCK_KEYS, rows, rows, widened];
+        with_scratch(lengths.iter().sum(), |scratch| {
+            let [q, o, scores, max, sum, wide] = cut(scratch, lengths);
+            let mut block = Block {
+                job: &job,
+                b,
+                g,
+                queries: range,
+                q,
+                o,
+                scores,
+                max,
+                sum,
+            };
+            block.run(scale, wide);
+            // SAFETY: the rows of this block belong to this task.
+            unsafe { block.finish(out) };
+        });
+    });
+}
+
+/// The rows (query, head of the group) of one task and what is known of them so far.
+struct Block<'s, 'a, T: Float> {
+    job: &'s Job<'a, T>,
+    b: usize,
+    g: usize,
+    queries: Range<usize>,
+    /// (rows, dim), scaled.
+    q: &'s mut [T::Acc],
+    /// (rows, dim): sum of exp(score - max) * value.
+    o: &'s mut [T::Acc],
+    /// (rows, `BLOCK_KEYS`)
+    scores: &'s mut [T::Acc],
+    /// (rows): the largest score.
+    max: &'s mut [T::Acc],
+    /// (rows): sum of exp(score - max).
+    sum: &'s mut [T::Acc],
+}
+
+impl<T: Float> Block<'_, '_, T> {
+    fn run(&mut self, scale: T::Acc, wide: &mut [T::Acc]) {
+        let (job, b, g) = (self.job, self.b, self.g);
+        job.rows(&job.q, b, g, &self.queries, self.q);
+        self.q.iter_mut().for_each(|x| *x = *x * scale);
+        self.o.fill(T::Acc::ZERO);
+        self.max.fill(T::Acc::NEG_INFINITY);
+        self.sum.fill(T::Acc::ZERO);
+        for keys in key_blocks(job.mask.block_keys(&self.queries)) {
+            if job.apart(b, &self.queries, &keys) {
+                continue;
+            }
+            let k = job.keys(&job.k, b, g, &keys, wide);
+            self.score(k, keys.len());
+            simd(
+                #[inline(always)]
+                || self.soften(&keys),
+            );
+            let v = job.keys(&job.v, b, g, &keys, wide);
+            self.weigh(v, keys.len());
+        }
+    }
+
+    /// scores = q @ k^T
+    fn score(&mut self, k: Mat<*const T::Acc>, keys: usize) {
+        let (rows, dim) = (self.max.len(), self.job.shape.dim);
+        if rows <= DIRECT_ROWS {
+            return simd(
+                #[inline(always)]
+                || {
+                    for j in 0..keys {
+                        // SAFETY: key j has `dim` contiguous channels.
+                        let key = unsafe { std::slice::from_raw_parts(k.at(j, 0).ptr, dim) };
+                        for (r, q) in self.q.chunks_exact(dim).enumerate() {
+                            self.scores[r * BLOCK_KEYS + j] = sum2(q, key, |q, k| q * k);
+                        }
+                    }
+                },
+            );
+        }
+        let scores = dense_mut(self.scores, BLOCK_KEYS);
+        // SAFETY: q is (rows, dim), k (keys, dim) and the scores have room for (rows, keys).
+        unsafe {
+            T::Acc::gemm(
+                (rows, keys, dim),
+                T::Acc::ONE,
+                dense(self.q, dim),
+                transposed(k),
+                scores,
+                false,
+                false,
+            );
+        }
+    }
+
+    /// Turns scores into exp(score - max), with max and what was summed so far brought up to date.
+    #[inline(always)]
+    fn soften(&mut self, keys: &Range<usize>) {
+        let (group, dim) = (self.job.shape.group(), self.job.shape.dim);
+        for (r, row) in self.scores.chunks_exact_mut(BLOCK_KEYS).enumerate() {
+            let row = &mut row[..keys.len()];
+            let query = self.queries.start + r / group;
+            self.job.hide(self.b, query, keys, row, T::Acc::NEG_INFINITY);
+            let max = max_nan(self.max[r], max1(row, |x| x));
+            if max == T::Acc::NEG_INFINITY {
+                row.fill(T::Acc::ZERO);
+                continue;
+            }
+            let shrink = (self.max[r] - max).exp();
+            for x in &mut *row {
+                *x = (*x - max).exp();
+            }
+            self.max[r] = max;
+            self.sum[r] = self.sum[r] * shrink + sum1(row, |x| x);
+            if shrink != T::Acc::ONE {
+                self.o[r * dim..][..dim].iter_mut().for_each(|o| *o = *o * shrink);
+            }
+        }
+    }
+
+    /// o += probabilities @ v
+    fn weigh(&mut self, v: Mat<*const T::Acc>, keys: usize) {
+        let (rows, dim) = (self.max.len(), self.job.shape.dim);
+        if rows <= DIRECT_ROWS {
+            return simd(
+                #[inline(always)]
+                || {
+                    for j in 0..keys {
+                        // SAFETY: value j has `dim` contiguous channels.
+                        let value = unsafe { std::slice::from_raw_parts(v.at(j, 0).ptr, dim) };
+                        for (r, o) in self.o.chunks_exact_mut(dim).enumerate() {
+                            let p = self.scores[r * BLOCK_KEYS + j];
+                            for (o, &v) in o.iter_mut().zip(value) {
+                                *o += p * v;
+                            }
+                        }
+                    }
+                },
+            );
+        }
+        let o = dense_mut(self.o, dim);
+        // SAFETY: the probabilities are (rows, keys), v (keys, dim), o (rows, dim).
+        unsafe {
+            T::Acc::gemm(
+                (rows, dim, keys),
+                T::Acc::ONE,
+                dense(self.scores, BLOCK_KEYS),
+                v,
+                o,
+                true,
+                false,
+            );
+        }
+    }
+
+    /// Divides by the sums and writes the rows out.
+    ///
+    /// # Safety
+    /// The outputs are as [`attention`] takes them and no other task writes these rows.
+    unsafe fn finish(self, (o, lse): (Shared<T>, Shared<T::Acc>)) {
+        let AttentionShape {
+            queries, heads, dim, ..
+        } = self.job.shape;
+        let group = self.job.shape.group();
+        for (r, row) in self.o.chunks_exact_mut(dim).enumerate() {
+            let query = self.b * queries + self.queries.start + r / group;
+            let at = query * heads + self.g * group + r % group;
+            let nothing = self.max[r] == T::Acc::NEG_INFINITY;
+            let factor = if nothing {
+                T::Acc::ZERO
+            } else {
+                T::Acc::ONE / self.sum[r]
+            };
+            row.iter_mut().for_each(|x| *x = *x * factor);
+            // SAFETY: the caller's promise.
+            unsafe {
+                store(row, o.at(at * dim));
+                *lse.at(at) = if nothing {
+                    self.max[r]
+                } else {
+                    self.max[r] + self.sum[r].ln()
+                };
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Scaled dot-product attention with an online softmax: `o = softmax(scale * q k^T, masked) v`.
+//!
+//! Works block by block of queries and keys, so no (queries, keys) matrix exists; blocks that the mask hides whole are
+//! skipped. Query heads that share a key head are rows of one block, so each key is read once for all of them. A query
+//! that sees no key gives 0. The gradient recomputes the probabilities from the saved log-sum-exp.
+
+mod backward;
+mod forward;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+pub use backward::attention_vjp;
+pub use forward::attention;
+
+use super::float::{Float, Mat};
+use super::matmul::widen;
+use super::par::load;
+
+/// Rows (query, head of the group) of a block, about.
+const BLOCK_ROWS: usize = 64;
+/// Keys of a block.
+const BLOCK_KEYS: usize = 128;
+
+/// Sizes of an attention: q is (batch, queries, heads, dim), k and v are (batch, keys, kv_heads, dim).
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Sequences in the batch.
+    pub batch: usize,
+    /// Queries of a sequence.
+    pub queries: usize,
+    /// Keys of a sequence that k and v have room for.
+    pub keys: usize,
+    /// Query heads, a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Channels of a head.
+    pub dim: usize,
+}
+
+impl AttentionShape {
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Queries of a block.
+    fn block_queries(&self) -> usize {
+        (BLOCK_ROWS / self.group()).clamp(1, self.queries.max(1))
+    }
+
+    /// Element operations, about.
+    fn work(&self) -> usize {
+        self.batch * self.heads * self.queries * self.keys * self.dim
+    }
+}
+
+/// Heads in a buffer: channel c of (sequence, position, head) is
+/// `data[sequence * batch_stride + position * seq_stride + head * head_stride + c]`.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadsView<'a, T> {
+    /// The buffer.
+    pub data: &'a [T],
+    /// Elements from one sequence to the next.
+    pub batch_stride: usize,
+    /// Elements from one position to the next.
+    pub seq_stride: usize,
+    /// Elements from one head to the next.
+    pub head_stride: usize,
+}
+
+impl<'a, T> HeadsView<'a, T> {
+    /// A contiguous (batch, positions, heads, dim) buffer.
+    #[must_use]
+    pub fn contiguous(data: &'a [T], positions: usize, heads: usize, dim: usize) -> Self {
+        HeadsView {
+            data,
+            batch_stride: positions * heads * dim,
+            seq_stride: heads * dim,
+            head_stride: dim,
+        }
+    }
+
+    fn check(&self, batch: usize, positions: usize, heads: usize, dim: usize, name: &str) {
+        if batch * positions * heads * dim > 0 {
+            let last = (batch - 1) * self.batch_stride
+                + (positions - 1) * self.seq_stride
+                + (heads - 1) * self.head_stride
+                + dim;
+            assert!(last <= self.data.len(), "attention: {name} reaches past its buffer");
+        }
+    }
+
+    fn at(&self, sequence: usize, position: usize, head: usize) -> &'a [T] {
+        &self.data[sequence * self.batch_stride + position * self.seq_stride + head * self.head_stride..]
+    }
+}
+
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Mask<'a> {
+    /// Query i stands at position `offset + i` and sees no later key.
+    pub causal: bool,
+    /// With `causal`: of those only the last so many, its own included.
+    pub window: Option<usize>,
+    /// The position of the first query.
+    pub offset: usize,
+    /// Keys from this one on are not there.
+    pub kv_len: usize,
+    /// Segment of each query (batch, queries) and key (batch, keys): only the same segment is seen.
+    pub segments: Option<(&'a [u32], &'a [u32])>,
+}
+
+impl Mask<'_> {
+    /// The keys that query i may see, segments aside; both ends grow with i.
+    fn keys(&self, i: usize) -> Range<usize> {
+        if !self.causal {
+            return 0..self.kv_len;
+        }
+        let next = self.offset + i + 1;
+        let end = self.kv_len.min(next);
+        let start = self.window.map_or(0, |w| next.saturating_sub(w));
+        start.min(end)..end
+    }
+
+    /// The keys that some query of a block may see.
+    fn block_keys(&self, queries: &Range<usize>) -> Range<usize> {
+        let (first, last) = (self.keys(queries.start), self.keys(queries.end - 1));
+        first.start..last.end.max(first.start)
+    }
+}
+
+/// The inputs of one attention.
+struct Job<'a, T> {
+    shape: AttentionShape,
+    q: HeadsView<'a, T>,
+    k: HeadsView<'a, T>,
+    v: HeadsView<'a, T>,
+    mask: Mask<'a>,
+}
+
+impl<T: Float> Job<'_, T> {
+    fn check(&self) {
+        let AttentionShape {
+            batch,
+            queries,
+            keys,
+            heads,
+            kv_heads,
+            dim,
+        } = self.shape;
+        assert!(
+            kv_heads > 0 && heads % kv_heads == 0,
+            "attention: {heads} heads on {kv_heads} key heads"
+        );
+        assert!(
+            self.mask.kv_len <= keys,
+            "attention: {} of {keys} keys",
+            self.mask.kv_len
+        );
+        self.q.check(batch, queries, heads, dim, "q");
+        self.k.check(batch, keys, kv_heads, dim, "k");
+        self.v.check(batch, keys, kv_heads, dim, "v");
+        if let Some((q, k)) = self.mask.segments {
+            let fits = q.len() == batch * queries && k.len() == batch * keys;
+            assert!(fits, "attention: segments have another size");
+        }
+    }
+
+    /// Widens the rows (query, head of group g) of a block, row after row.
+    fn rows(&self, view: &HeadsView<'_, T>, b: usize, g: usize, queries: &Range<usize>, into: &mut [T::Acc]) {
+        let (group, dim) = (self.shape.group(), self.shape.dim);
+        for (r, row) in into.chunks_exact_mut(dim).enumerate() {
+            let from = view.at(b, queries.start + r / group, g * group + r % group);
+            // SAFETY: `check` found the whole head inside the buffer.
+            unsafe { load(from[..dim].as_ptr(), row) };
+        }
+    }
+
+    /// Keys or values of a block: where they lie, or widened into scratch.
+    fn keys(
+        &self,
+        view: &HeadsView<'_, T>,
+        b: usize,
+        g: usize,
+        keys: &Range<usize>,
+        scratch: &mut [T::Acc],
+    ) -> Mat<*const T::Acc> {
+        let mat = Mat {
+            ptr: view.at(b, keys.start, g).as_ptr(),
+            rows: view.seq_stride as isize,
+            cols: 1,
+        };
+        if T::IS_ACC {
+            return mat.cast();
+        }
+        // SAFETY: `check` found the keys inside the buffer.
+        unsafe { widen(mat, (keys.len(), self.shape.dim), scratch) }
+    }
+
+    /// True where segments hide every key of the block from every query of it.
+    fn apart(&self, b: usize, queries: &Range<usize>, keys: &Range<usize>) -> bool {
+        let Some((q, k)) = self.mask.segments else {
+            return false;
+        };
+        let q = &q[b * self.shape.queries..][queries.clone()];
+        let k = &k[b * self.shape.keys..][keys.clone()];
+        let (Some(q_least), Some(q_most)) = (q.iter().min(), q.iter().max()) else {
+            return true;
+        };
+        let (Some(k_least), Some(k_most)) = (k.iter().min(), k.iter().max()) else {
+            return true;
+        };
+        q_most < k_least || k_most < q_least
+    }
+
+    /// Puts `hidden` where query i does not see the block's key.
+    #[inline(always)]
+    fn hide(&self, b: usize, i: usize, keys: &Range<usize>, row: &mut [T::Acc], hidden: T::Acc) {
+        let seen = self.mask.keys(i);
+        let start = seen.start.clamp(keys.start, keys.end) - keys.start;
+        let end = seen.end.clamp(keys.start, keys.end) - keys.start;
+        row[..start.min(end)].fill(hidden);
+        row[end..].fill(hidden);
+        if let Some((q, k)) = self.mask.segments {
+            let segment = q[b * self.shape.queries + i];
+            let k = &k[b * self.shape.keys..][keys.clone()];
+            for (x, &other) in row.iter_mut().zip(k) {
+                *x = if other == segment { *x } else { hidden };
+            }
+        }
+    }
+}
+
+/// Pieces of `range`, each of at most [`BLOCK_KEYS`] keys.
+fn key_blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range
+        .step_by(BLOCK_KEYS)
+        .map(move |start| start..end.min(start + BLOCK_KEYS))
+}
+
+/// A row-major matrix in scratch.
+fn dense<A>(data: &[A], cols: usize) -> Mat<*const A> {
+    Mat {
+        ptr: data.as_ptr(),
+        rows: cols as isize,
+        cols: 1,
+    }
+}
+
+fn dense_mut<A>(data: &mut [A], cols: usize) -> Mat<*mut A> {
+    Mat {
+        ptr: data.as_mut_ptr(),
+        rows: cols as isize,
+        cols: 1,
+    }
+}
+
+fn transposed<P>(mat: Mat<P>) -> Mat<P> {
+    Mat {
+        ptr: mat.ptr,
+        rows: mat.cols,
+        cols: mat.rows,
+    }
+}
+
+/// Cuts scratch into parts of these lengths.
+fn cut<A, const N: usize>(mut scratch: &mut [A], lengths: [usize; N]) -> [&mut [A]; N] {
+    lengths.map(|len| {
+        let (part, rest) = std::mem::take(&mut scratch).split_at_mut(len);
+        scratch = rest;
+        part
+    })
+}

@@ -1,0 +1,82 @@
+//! A kernel's input and output where both may be the same memory.
+
+use std::marker::PhantomData;
+
+/// An input and an output of equal length that are either disjoint or exactly the same memory.
+///
+/// A kernel that takes one reads any piece of the input before it writes the same piece of the output.
+pub struct InOut<'a, T> {
+    src: *const T,
+    dst: *mut T,
+    len: usize,
+    memory: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it stands for a `&[T]` and a `&mut [T]`, which may cross threads when T may.
+unsafe impl<T: Send + Sync> Sync for InOut<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync> Send for InOut<'_, T> {}
+
+impl<'a, T> InOut<'a, T> {
+    /// From one buffer to another.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[must_use]
+    pub fn new(src: &'a [T], dst: &'a mut [T]) -> Self {
+        assert_eq!(src.len(), dst.len(), "input and output lengths differ");
+        InOut {
+            src: src.as_ptr(),
+            dst: dst.as_mut_ptr(),
+            len: dst.len(),
+            memory: PhantomData,
+        }
+    }
+
+    /// Over the input itself.
+    #[must_use]
+    pub fn in_place(buffer: &'a mut [T]) -> Self {
+        let dst = buffer.as_mut_ptr();
+        InOut {
+            src: dst,
+            dst,
+            len: buffer.len(),
+            memory: PhantomData,
+        }
+    }
+
+    /// From raw memory.
+    ///
+    /// # Safety
+    /// `src` is readable and `dst` writable for `len` elements for as long as the value lives, nothing else touches
+    /// `dst` meanwhile, and the two ranges are equal or disjoint.
+    #[must_use]
+    pub unsafe fn from_raw(src: *const T, dst: *mut T, len: usize) -> Self {
+        InOut {
+            src,
+            dst,
+            len,
+            memory: PhantomData,
+        }
+    }
+
+    /// The number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True without elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn src(&self) -> *const T {
+        self.src
+    }
+
+    pub(super) fn dst(&self) -> *mut T {
+        self.dst
+    }
+}

@@ -1,0 +1,27 @@
+//! CPU kernels: plain functions over slices of contiguous (or explicitly strided) memory.
+//!
+//! A kernel knows nothing of graphs, nodes or devices: it is given memory and sizes, checks that they fit, and
+//! computes. Arithmetic is done in the accumulation type of the element ([`Float::Acc`]: f32 for f32, f16 and bf16;
+//! f64 for f64). Large calls are spread over rayon's pool, cut by shape alone, so a result never depends on the number
+//! of threads. No kernel allocates more than a small scratch per task.
+
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+mod error;
+mod float;
+mod inout;
+pub mod math;
+pub mod matmul;
+pub(crate) mod par;
+pub mod rms_norm;
+pub mod rope;
+mod row;
+pub mod swiglu;
+
+pub use error::KernelError;
+pub use float::{Float, Real};
+pub use inout::InOut;
+
+#[cfg(test)]
+pub(crate) mod testing;

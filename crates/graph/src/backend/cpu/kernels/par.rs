@@ -1,0 +1,224 @@
+//! How work is cut over threads and how loops reach the widest vector instructions of the machine.
+//!
+//! Pieces are cut by sizes alone, never by the number of threads.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::float::{Float, Real};
+
+/// Below this many element operations a call stays on the caller's thread.
+pub(crate) const PARALLEL_WORK: usize = 1 << 16;
+/// A piece of work is at least this many element operations.
+const PIECE_WORK: usize = 1 << 14;
+/// And there are at most this many pieces.
+const MAX_PIECES: usize = 64;
+/// Elements of a loop's stack buffer.
+pub(crate) const BLOCK: usize = 256;
+
+/// Runs `f` compiled for the widest vectors of this machine. `f` and what it calls must be `#[inline(always)]`.
+#[inline(always)]
+pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// Runs `f` over pieces of `0..rows`, in parallel where `rows * row_work` is large. The cut is unspecified:
+/// for work whose rows do not meet.
+pub(crate) fn for_rows(rows: usize, row_work: usize, f: impl Fn(Range<usize>) + Sync) {
+    let work = rows.saturating_mul(row_work);
+    if rows == 0 {
+        return;
+    }
+    if work < PARALLEL_WORK || rows == 1 {
+        return f(0..rows);
+    }
+    let piece = PIECE_WORK
+        .div_ceil(row_work.max(1))
+        .max(rows.div_ceil(MAX_PIECES))
+        .min(rows);
+    for_pieces(rows, piece, true, |_, range| f(range));
+}
+
+/// Runs `f(i, range i)` over `0..rows` in pieces of `piece` (the last may be shorter).
+pub(crate) fn for_pieces(rows: usize, piece: usize, parallel: bool, f: impl Fn(usize, Range<usize>) + Sync) {
+    let run = |i: usize| f(i, i * piece..(i * piece + piece).min(rows));
+    let count = rows.div_ceil(piece);
+    if parallel && count > 1 {
+        (0..count).into_par_iter().with_max_len(1).for_each(run);
+    } else {
+        (0..count).for_each(run);
+    }
+}
+
+/// A pointer that tasks may share: each writes a part that no other touches.
+pub(crate) struct Shared<T>(*mut T);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<T> {}
+
+// SAFETY: only `slice` gives access, and its caller promises disjoint parts.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) fn new(slice: &mut [T]) -> Self {
+        Shared(slice.as_mut_ptr())
+    }
+
+    pub(crate) fn raw(start: *mut T) -> Self {
+        Shared(start)
+    }
+
+    /// The part from `start`, `len` long.
+    ///
+    /// # Safety
+    /// The part is inside the slice this was made of, which is still borrowed, and no other task uses it meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn at(self, start: usize) -> *mut T {
+        self.0.wrapping_add(start)
+    }
+}
+
+/// Widens `into.len()` elements from `src`.
+///
+/// # Safety
+/// `src` is readable for that many elements and apart from `into`.
+#[inline(always)]
+pub(crate) unsafe fn load<T: Float>(src: *const T, into: &mut [T::Acc]) {
+    // SAFETY: the caller's promise.
+    let from = unsafe { std::slice::from_raw_parts(src, into.len()) };
+    for (x, from) in into.iter_mut().zip(from) {
+        *x = from.to_acc();
+    }
+}
+
+/// Rounds `from` into the elements at `dst`.
+///
+/// # Safety
+/// `dst` is writable for `from.len()` elements and apart from `from`.
+#[inline(always)]
+pub(crate) unsafe fn store<T: Float>(from: &[T::Acc], dst: *mut T) {
+    // SAFETY: the caller's promise.
+    let into = unsafe { std::slice::from_raw_parts_mut(dst, from.len()) };
+    for (to, &x) in into.iter_mut().zip(from) {
+        *to = T::from_acc(x);
+    }
+}
+
+/// Accumulators of a sum: fixed, so that a sum has one order on every machine.
+pub(crate) const LANES: usize = 32;
+
+/// Adds `f(x)` of each element over [`LANES`] accumulators.
+#[inline(always)]
+pub(crate) fn sum1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [A::ZERO; LANES];
+    for x in chunks {
+        for l in 0..LANES {
+            lanes[l] += f(x[l]);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += f(x);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// Adds `f(x, y)` of each pair of elements over [`LANES`] accumulators; the slices are equally long.
+#[inline(always)]
+pub(crate) fn sum2<X: Copy, Y: Copy, A: Real>(x: &[X], y: &[Y], f: impl Fn(X, Y) -> A) -> A {
+    let (x_chunks, x_rest) = x.as_chunks::<LANES>();
+    let (y_chunks, y_rest) = y.as_chunks::<LANES>();
+    let mut lanes = [A::ZERO; LANES];
+    for (x, y) in x_chunks.iter().zip(y_chunks) {
+        for l in 0..LANES {
+            lanes[l] += f(x[l], y[l]);
+        }
+    }
+    for (lane, (&x, &y)) in lanes.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *lane += f(x, y);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// The largest `f(x)`: NaN if one is NaN, minus infinity of nothing.
+#[inline(always)]
+pub(crate) fn max1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [A::NEG_INFINITY; LANES];
+    for x in chunks {
+        for l in 0..LANES {
+            lanes[l] = max_nan(lanes[l], f(x[l]));
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = max_nan(*lane, f(x));
+    }
+    fold(lanes, max_nan)
+}
+
+/// The larger; NaN if either is NaN.
+#[inline(always)]
+#[allow(clippy::eq_op)] // NaN is what differs from itself.
+pub(crate) fn max_nan<A: PartialOrd + Copy>(a: A, b: A) -> A {
+    if a >= b || a != a { a } else { b }
+}
+
+#[inline(always)]
+fn fold<A: Copy>(mut lanes: [A; LANES], f: impl Fn(A, A) -> A) -> A {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] = f(lanes[l], lanes[l + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+thread_local! {
+    static SCRATCH: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+}
+
+/// A thread keeps scratch up to this many bytes for its next task.
+const KEPT_BYTES: usize = 16 << 20;
+
+/// Lends `f` scratch of `len` elements with unspecified contents. Calls may nest.
+pub(crate) fn with_scratch<A: Real, R>(len: usize, f: impl FnOnce(&mut [A]) -> R) -> R {
+    let words = (len * size_of::<A>()).div_ceil(size_of::<u64>());
+    let mut buffer = SCRATCH.take();
+    if buffer.len() < words {
+        buffer = vec![0; words];
+    }
+    // SAFETY: f32 and f64, the only Reals, take any bits, and u64 is aligned for both.
+    let scratch = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<A>(), len) };
+    let result = f(scratch);
+    if buffer.len() * size_of::<u64>() <= KEPT_BYTES {
+        SCRATCH.set(buffer);
+    }
+    result
+}
+
+/// Runs `f(start, len)` over `0..n` in blocks of at most [`BLOCK`], in parallel where `n * work` is large.
+pub(crate) fn for_blocks(n: usize, work: usize, f: impl Fn(usize, usize) + Sync) {
+    for_rows(n.div_ceil(BLOCK), BLOCK * work, |blocks| {
+        for block in blocks {
+            let start = block * BLOCK;
+            f(start, BLOCK.min(n - start));
+        }
+    });
+}

@@ -1,0 +1,109 @@
+//! What kernels over the rows of a (rows, n) matrix share: mapping a row in place, and sums down the rows.
+
+use std::ops::Range;
+
+use super::float::{Float, Real};
+use super::par::{BLOCK, PARALLEL_WORK, Shared, for_pieces, load, simd, store};
+
+/// Rows that share one partial sum at least, and partial sums at most.
+const MIN_PIECE: usize = 16;
+const MAX_PIECES: usize = 32;
+
+/// The number of rows of `n` in `len` elements.
+///
+/// # Panics
+/// If the elements do not make whole rows.
+pub(crate) fn rows(len: usize, n: usize) -> usize {
+    if n == 0 {
+        assert_eq!(len, 0, "rows of no elements cannot hold {len}");
+        return 0;
+    }
+    assert_eq!(len % n, 0, "{len} elements are no whole rows of {n}");
+    len / n
+}
+
+/// `dst[i] = f(src[i], [side[i] of each side])`, block by block so that `src` may be `dst`; the sides are a row long.
+///
+/// # Safety
+/// `src` and `dst` are valid for `n` elements, and equal or disjoint.
+#[inline(always)]
+pub(crate) unsafe fn map_row<T: Float, const N: usize>(
+    (src, dst): (*const T, *mut T),
+    n: usize,
+    sides: [&[T::Acc]; N],
+    f: impl Fn(T::Acc, [T::Acc; N]) -> T::Acc,
+) {
+    let mut block = [T::Acc::ZERO; BLOCK];
+    for start in (0..n).step_by(BLOCK) {
+        let len = BLOCK.min(n - start);
+        let part = &mut block[..len];
+        let sides = sides.map(|side| &side[start..][..len]);
+        // SAFETY: the block is inside both.
+        unsafe {
+            load(src.add(start), part);
+            for i in 0..len {
+                part[i] = f(part[i], sides.map(|side| side[i]));
+            }
+            store(part, dst.add(start));
+        }
+    }
+}
+
+/// A weight of `n` elements, widened; `missing` everywhere where there is none.
+pub(crate) fn widened<T: Float>(weight: Option<&[T]>, n: usize, missing: T::Acc) -> Vec<T::Acc> {
+    weight.map_or_else(|| vec![missing; n], |w| w.iter().map(|x| x.to_acc()).collect())
+}
+
+/// Sums down the rows: each piece of rows has its own partial sums, added in order at the end. The pieces depend on the
+/// number of rows alone.
+pub(crate) struct RowSums<A> {
+    rows: usize,
+    n: usize,
+    piece: usize,
+    kinds: usize,
+    partial: Vec<A>,
+}
+
+impl<A: Real> RowSums<A> {
+    /// For `kinds` sums of `n` columns each.
+    pub(crate) fn new(rows: usize, n: usize, kinds: usize) -> Self {
+        let piece = rows.div_ceil(MAX_PIECES).max(MIN_PIECE);
+        RowSums {
+            rows,
+            n,
+            piece,
+            kinds,
+            partial: vec![A::ZERO; rows.div_ceil(piece) * kinds * n],
+        }
+    }
+
+    /// Runs `f(rows, sums)` over all pieces; `sums` is (kinds, n), zero at first.
+    pub(crate) fn run(&mut self, row_work: usize, f: impl Fn(Range<usize>, &mut [A]) + Sync) {
+        let parallel = self.rows * row_work >= PARALLEL_WORK;
+        let width = self.kinds * self.n;
+        let partial = Shared::new(&mut self.partial);
+        for_pieces(self.rows, self.piece, parallel, |i, range| {
+            // SAFETY: piece i owns row i of the partial sums.
+            f(range, unsafe { partial.slice(i * width, width) });
+        });
+    }
+
+    /// Adds up the partial sums of one kind and rounds them into `out`.
+    pub(crate) fn finish<T: Float<Acc = A>>(&self, kind: usize, out: &mut [T]) {
+        assert_eq!(out.len(), self.n, "gradient of another length than a row");
+        simd(
+            #[inline(always)]
+            || {
+                let mut total = vec![A::ZERO; self.n];
+                for piece in self.partial.chunks_exact((self.kinds * self.n).max(1)) {
+                    for (t, &x) in total.iter_mut().zip(&piece[kind * self.n..][..self.n]) {
+                        *t += x;
+                    }
+                }
+                for (o, &t) in out.iter_mut().zip(&total) {
+                    *o = T::from_acc(t);
+                }
+            },
+        );
+    }
+}

@@ -1,0 +1,136 @@
+//! Where buffers lie: one arena per run, offsets fixed when the plan is made, from the steps at which each buffer is
+//! first written and last read. Arenas are kept and handed to the next run.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::sync::{Mutex, PoisonError};
+
+/// Cache-line alignment, so that rows of vectors do not straddle lines.
+pub(super) const ALIGNMENT: usize = 64;
+
+/// The life of one buffer, in steps.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Life {
+    pub bytes: usize,
+    pub first: usize,
+    pub last: usize,
+}
+
+/// Offsets for buffers, such that two that are alive at the same step never overlap, and the arena's size.
+/// Greedy by size: the largest first, each at the lowest place that is free over its life.
+pub(super) fn place(lives: &[Life]) -> (Vec<usize>, usize) {
+    let mut order: Vec<usize> = (0..lives.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(lives[i].bytes), lives[i].first));
+    let mut offsets = vec![0; lives.len()];
+    // Placed buffers by offset.
+    let mut placed: Vec<usize> = Vec::new();
+    let mut size = 0;
+    for i in order {
+        let life = lives[i];
+        let bytes = life.bytes.next_multiple_of(ALIGNMENT);
+        let mut offset = 0;
+        for &other in &placed {
+            let taken = lives[other];
+            if taken.first <= life.last && life.first <= taken.last {
+                if offset + bytes <= offsets[other] {
+                    break;
+                }
+                offset = offset.max(offsets[other] + taken.bytes.next_multiple_of(ALIGNMENT));
+            }
+        }
+        offsets[i] = offset;
+        size = size.max(offset + bytes);
+        let position = placed.partition_point(|&other| offsets[other] <= offset);
+        placed.insert(position, i);
+    }
+    (offsets, size)
+}
+
+/// Aligned, uninitialised bytes.
+pub(super) struct Arena {
+    pointer: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: an arena is plain memory owned by whoever holds it.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    fn new(bytes: usize) -> Self {
+        let bytes = bytes.max(ALIGNMENT);
+        let layout = Self::layout(bytes);
+        // SAFETY: the size is not zero.
+        let pointer = unsafe { alloc(layout) };
+        if pointer.is_null() {
+            handle_alloc_error(layout);
+        }
+        Self { pointer, bytes }
+    }
+
+    fn layout(bytes: usize) -> Layout {
+        Layout::from_size_align(bytes, ALIGNMENT).unwrap_or_else(|_| Layout::new::<u64>())
+    }
+
+    pub fn pointer(&self) -> *mut u8 {
+        self.pointer
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: allocated with the same layout.
+        unsafe { dealloc(self.pointer, Self::layout(self.bytes)) }
+    }
+}
+
+static SPARE: Mutex<Vec<Arena>> = Mutex::new(Vec::new());
+
+/// Runs `f` with an arena of at least `bytes`, reused from an earlier run where one is large enough.
+pub(super) fn with_arena<R>(bytes: usize, f: impl FnOnce(&Arena) -> R) -> R {
+    let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+    let taken = spare().pop();
+    let arena = match taken {
+        Some(arena) if arena.bytes >= bytes => arena,
+        // The smaller one is freed before the larger is made.
+        other => {
+            drop(other);
+            Arena::new(bytes)
+        }
+    };
+    let result = f(&arena);
+    let mut spare = spare();
+    // The largest stays on top.
+    let position = spare.partition_point(|other| other.bytes <= arena.bytes);
+    spare.insert(position, arena);
+    if spare.len() > 2 {
+        spare.remove(0);
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_alive_together_do_not_overlap() {
+        let numbers: Vec<u32> = crate::random::bits([5, 6], [7, 8]).take(600).collect();
+        let lives: Vec<Life> = numbers
+            .chunks(3)
+            .map(|n| {
+                let first = n[0] as usize % 100;
+                Life { bytes: 1 + n[1] as usize % 5000, first, last: first + n[2] as usize % 10 }
+            })
+            .collect();
+        let (offsets, size) = place(&lives);
+        for i in 0..lives.len() {
+            assert!(offsets[i] + lives[i].bytes <= size && offsets[i].is_multiple_of(ALIGNMENT));
+            for j in 0..i {
+                let together = lives[i].first <= lives[j].last && lives[j].first <= lives[i].last;
+                let apart = offsets[i] + lives[i].bytes <= offsets[j] || offsets[j] + lives[j].bytes <= offsets[i];
+                assert!(!together || apart, "{i} and {j} share memory");
+            }
+        }
+        let total: usize = lives.iter().map(|life| life.bytes).sum();
+        assert!(size < total / 4, "{size} of {total}: memory is reused");
+    }
+}

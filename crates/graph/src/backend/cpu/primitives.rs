@@ -1,0 +1,418 @@
+//! Lowers primitive operations to steps. Views become strides; everything else becomes one kernel call.
+
+use candle_core::DType;
+use half::{bf16, f16};
+use smallvec::{SmallVec, smallvec};
+
+use super::build::Builder;
+use super::elementwise::{self, Nest};
+use super::kernels::matmul::{MatView, MatmulShape, matmul};
+use super::kernels::{Float, Real};
+use super::reduce::{self, Block};
+use super::view::View;
+use super::{index, with_float, with_type};
+use crate::error::{Error, Result};
+use crate::graph::{Distribution, GraphNode, Meta, Operation};
+use crate::random;
+
+type Views = SmallVec<[View; 1]>;
+
+pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
+    use Operation as O;
+    let meta = &node.outputs[0];
+    let one = |view: View| Ok(smallvec![view]);
+    let input = |i: usize| node.inputs[i];
+    match &node.operation {
+        O::Input => one(builder.input(meta)),
+        O::Constant { value, dtype, .. } => one(builder.constant(meta, element_bytes(*value, *dtype)?)),
+        O::Iota { dim, .. } => iota(builder, node, *dim),
+        O::Random { distribution, .. } => random_numbers(builder, node, *distribution),
+        O::Reshape { shape } => {
+            let reshaped = builder.view(input(0)).reshaped(shape.dims());
+            match reshaped {
+                Some(view) => one(view),
+                None => {
+                    let whole = builder.contiguous(input(0))?;
+                    whole.reshaped(shape.dims()).map_or(Err(Error::shape("Reshape", "strides")), one)
+                }
+            }
+        }
+        O::Permute { dims } => one(builder.view(input(0)).permuted(dims)),
+        O::Broadcast { shape } => one(builder.view(input(0)).broadcast(shape.dims())),
+        O::Slice { start, end } => one(builder.view(input(0)).sliced(start, end)),
+        O::StopGradient => one(builder.view(input(0)).clone()),
+        O::Neg
+        | O::Abs
+        | O::Sign
+        | O::Exp
+        | O::Log
+        | O::Sqrt
+        | O::Rsqrt
+        | O::Recip
+        | O::Sin
+        | O::Cos
+        | O::Tanh
+        | O::Erf
+        | O::Sigmoid
+        | O::Floor
+        | O::MulScalar { .. }
+        | O::AddScalar { .. }
+        | O::Cast { .. }
+        | O::Add
+        | O::Sub
+        | O::Mul
+        | O::Div
+        | O::Pow
+        | O::Maximum
+        | O::Minimum
+        | O::Equal
+        | O::Less
+        | O::LessEqual
+        | O::Where => super::pointwise::lower(builder, node),
+        O::Sum { dims } => reduction(builder, node, dims, Kind::Sum),
+        O::Max { dims } => reduction(builder, node, dims, Kind::Max),
+        O::ArgMax { dim } => reduction(builder, node, &[*dim], Kind::ArgMax),
+        O::Concat { dim } => concat(builder, node, *dim),
+        O::Pad { before, .. } => pad(builder, node, before),
+        O::IndexSelect { dim } | O::Gather { dim } => pick(builder, node, *dim),
+        O::IndexAdd { dim } | O::ScatterAdd { dim } => pick_add(builder, node, *dim),
+        O::DynamicSlice { dim, length } => dynamic_slice(builder, node, *dim, *length),
+        O::SliceUpdate { dim } => slice_update(builder, node, *dim),
+        O::Matmul => product(builder, node),
+        O::Softmax { .. }
+        | O::RMSNorm { .. }
+        | O::LayerNorm { .. }
+        | O::Rope { .. }
+        | O::SwiGLU
+        | O::GELU { .. }
+        | O::LoRA { .. }
+        | O::Attention(_)
+        | O::CrossEntropy(_)
+        | O::AdamW(_)
+        | O::Vjp { .. } => Err(Error::shape(node.operation.name(), "is lowered as a fused operation")),
+    }
+}
+
+/// An element as the first bytes of eight.
+fn element_bytes(value: f64, dtype: DType) -> Result<[u8; 8]> {
+    fn padded(bytes: &[u8]) -> [u8; 8] {
+        std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0))
+    }
+    Ok(match dtype {
+        DType::F32 => padded(&(value as f32).to_ne_bytes()),
+        DType::F64 => padded(&value.to_ne_bytes()),
+        DType::F16 => padded(&f16::from_f64(value).to_ne_bytes()),
+        DType::BF16 => padded(&bf16::from_f64(value).to_ne_bytes()),
+        DType::U8 => padded(&(value as u8).to_ne_bytes()),
+        DType::U32 => padded(&(value as u32).to_ne_bytes()),
+        DType::I64 => padded(&(value as i64).to_ne_bytes()),
+        other => return Err(Error::shape("Constant", format!("dtype {other:?} on the host"))),
+    })
+}
+
+/// `(outer, dims[dim], inner)`
+pub(super) fn block_around(dims: &[usize], dim: usize) -> Block {
+    Block { outer: dims[..dim].iter().product(), reduced: dims[dim], inner: dims[dim + 1..].iter().product() }
+}
+
+/// Conversion of a count to an element.
+trait FromCount: Copy + Send + Sync + 'static {
+    fn from_count(count: usize) -> Self;
+}
+
+macro_rules! from_count {
+    ($($t:ty => $convert:expr),*) => { $(
+        impl FromCount for $t {
+            fn from_count(count: usize) -> Self { $convert(count) }
+        }
+    )* };
+}
+from_count!(
+    f32 => |n| n as f32, f64 => |n| n as f64, u8 => |n| n as u8, u32 => |n| n as u32, i64 => |n| n as i64,
+    f16 => |n| f16::from_f64(n as f64), bf16 => |n| bf16::from_f64(n as f64)
+);
+
+/// Counts once along the dimension; the other dimensions are strides of zero.
+fn iota(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
+    let meta = &node.outputs[0];
+    let counted = builder.fresh(&[meta.shape.dims()[dim]], meta.dtype);
+    let out = counted.clone();
+    with_type!(meta.dtype, T => {
+        builder.step(&[], &[&counted], move |memory| {
+            // SAFETY: the buffer is this step's to write.
+            let out = unsafe { out.slice_mut::<T>(memory) };
+            out.iter_mut().enumerate().for_each(|(i, x)| *x = T::from_count(i));
+            Ok(())
+        });
+        Ok(())
+    })?;
+    let strides = (0..meta.shape.dims().len()).map(|d| usize::from(d == dim)).collect();
+    Ok(smallvec![View { dims: meta.shape.dims().to_vec(), strides, ..counted }])
+}
+
+fn random_numbers(builder: &mut Builder<'_>, node: &GraphNode, distribution: Distribution) -> Result<Views> {
+    let key = builder.contiguous(node.inputs[0])?;
+    let out = builder.output(node, 0);
+    let (from, to) = (key.clone(), out.clone());
+    builder.step(&[&key], &[&out], move |memory| {
+        // SAFETY: the key is read only; the buffer is this step's to write.
+        let words = unsafe { from.slice::<u32>(memory) };
+        let (key, stream) = ([words[0], words[1]], [words[2], words[3]]);
+        match distribution {
+            // SAFETY: as above.
+            Distribution::Bits => fill(unsafe { to.slice_mut::<u32>(memory) }, random::bits(key, stream)),
+            Distribution::Uniform if to.dtype == DType::F64 => {
+                // SAFETY: as above.
+                fill(unsafe { to.slice_mut::<f64>(memory) }, random::uniform64(key, stream));
+            }
+            Distribution::Normal if to.dtype == DType::F64 => {
+                // SAFETY: as above.
+                fill(unsafe { to.slice_mut::<f64>(memory) }, random::normal64(key, stream));
+            }
+            Distribution::Uniform | Distribution::Normal => with_float!(to.dtype, T => {
+                // SAFETY: as above.
+                let out = unsafe { to.slice_mut::<T>(memory) };
+                let round = |x: f32| T::from_acc(<T as Float>::Acc::of(f64::from(x)));
+                if distribution == Distribution::Uniform {
+                    fill(out, random::uniform32(key, stream).map(round));
+                } else {
+                    fill(out, random::normal32(key, stream).map(round));
+                }
+                Ok(())
+            })?,
+        }
+        Ok(())
+    });
+    Ok(smallvec![out])
+}
+
+fn fill<T>(out: &mut [T], numbers: impl Iterator<Item = T>) {
+    out.iter_mut().zip(numbers).for_each(|(out, number)| *out = number);
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Sum,
+    Max,
+    ArgMax,
+}
+
+/// Reduces a block of adjacent dimensions where it is one, else moves the reduced dimensions to the end first.
+fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: Kind) -> Result<Views> {
+    let dims = builder.view(node.inputs[0]).dims.clone();
+    if over.is_empty() {
+        return Ok(smallvec![builder.view(node.inputs[0]).clone()]);
+    }
+    let adjacent = over.windows(2).all(|pair| pair[1] == pair[0] + 1);
+    let (x, block) = if adjacent {
+        let (first, last) = (over[0], over[over.len() - 1]);
+        let block = Block {
+            outer: dims[..first].iter().product(),
+            reduced: dims[first..=last].iter().product(),
+            inner: dims[last + 1..].iter().product(),
+        };
+        (builder.contiguous(node.inputs[0])?, block)
+    } else {
+        let kept = (0..dims.len()).filter(|d| !over.contains(d));
+        let order: Vec<usize> = kept.chain(over.iter().copied()).collect();
+        let moved = builder.view(node.inputs[0]).permuted(&order);
+        let reduced: usize = over.iter().map(|&d| dims[d]).product();
+        let outer = dims.iter().product::<usize>() / reduced.max(1);
+        (builder.copy_of(&moved)?, Block { outer, reduced, inner: 1 })
+    };
+    let out = builder.output(node, 0);
+    let (from, to) = (x.clone(), out.clone());
+    with_type!(x.dtype, T => {
+        builder.step(&[&x], &[&out], move |memory| {
+            // SAFETY: disjoint buffers, the output is this step's to write.
+            let x = unsafe { from.slice::<T>(memory) };
+            match kind {
+                // SAFETY: as above.
+                Kind::Sum => reduce::sum(block, x, unsafe { to.slice_mut::<T>(memory) }),
+                // SAFETY: as above.
+                Kind::Max => reduce::max(block, x, unsafe { to.slice_mut::<T>(memory) }),
+                // SAFETY: as above.
+                Kind::ArgMax => reduce::argmax(block, x, unsafe { to.slice_mut::<u32>(memory) }),
+            }
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}
+
+/// Copies every input to its place.
+fn concat(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
+    let out = builder.output(node, 0);
+    let mut start = 0;
+    for &input in &node.inputs {
+        let x = builder.view(input).clone();
+        let mut place = out.clone();
+        place.dims.clone_from(&x.dims);
+        place.offset += start * out.strides[dim];
+        start += x.dims[dim];
+        copy_into(builder, &x, &place)?;
+    }
+    Ok(smallvec![out])
+}
+
+fn pad(builder: &mut Builder<'_>, node: &GraphNode, before: &[usize]) -> Result<Views> {
+    let out = builder.output(node, 0);
+    let zero = builder.constant(&Meta::new(out.dims.clone(), out.dtype), [0; 8]);
+    copy_into(builder, &zero, &out)?;
+    let x = builder.view(node.inputs[0]).clone();
+    let mut place = out.clone();
+    place.dims.clone_from(&x.dims);
+    place.offset += before.iter().zip(&out.strides).map(|(b, s)| b * s).sum::<usize>();
+    copy_into(builder, &x, &place)?;
+    Ok(smallvec![out])
+}
+
+/// Copies between strided views, a row of the last dimension at a time.
+fn copy_into(builder: &mut Builder<'_>, x: &View, place: &View) -> Result<()> {
+    let (from, to) = (x.clone(), place.clone());
+    with_type!(x.dtype, T => {
+        builder.step(&[x], &[place], move |memory| {
+            elementwise::copy_strided::<T>(memory, &from, &to);
+            Ok(())
+        });
+        Ok(())
+    })
+}
+
+macro_rules! with_index {
+    ($dtype:expr, $i:ident => $body:expr) => {
+        if $dtype == DType::U32 { type $i = u32; $body } else { type $i = i64; $body }
+    };
+}
+
+fn pick(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
+    let inputs = builder.contiguous_inputs(node)?;
+    let (x, indices) = (inputs[0].clone(), inputs[1].clone());
+    let out = builder.output(node, 0);
+    let (block, picks) = (block_around(&x.dims, dim), out.dims[dim]);
+    let whole = matches!(node.operation, Operation::IndexSelect { .. });
+    let (reads, to) = (inputs, out.clone());
+    with_type!(x.dtype, T => with_index!(indices.dtype, I => {
+        builder.step(&[&reads[0], &reads[1]], &[&out], move |memory| {
+            // SAFETY: disjoint buffers, the output is this step's to write.
+            let (x, indices, out) =
+                unsafe { (x.slice::<T>(memory), indices.slice::<I>(memory), to.slice_mut::<T>(memory)) };
+            if whole { index::select(block, x, indices, out) } else { index::gather(block, picks, x, indices, out) }
+        });
+        Ok(())
+    }))?;
+    Ok(smallvec![out])
+}
+
+fn pick_add(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
+    let out = builder.writable(node.inputs[0])?;
+    let (indices, updates) = (builder.contiguous(node.inputs[1])?, builder.contiguous(node.inputs[2])?);
+    let (block, picks) = (block_around(&out.dims, dim), updates.dims[dim]);
+    let whole = matches!(node.operation, Operation::IndexAdd { .. });
+    let (reads, to) = ((indices.clone(), updates.clone()), out.clone());
+    with_type!(out.dtype, T => with_index!(indices.dtype, I => {
+        builder.step(&[&reads.0, &reads.1], &[&out], move |memory| {
+            // SAFETY: `writable` gives a buffer that no other input of this operation lies in.
+            let (indices, updates, out) =
+                unsafe { (indices.slice::<I>(memory), updates.slice::<T>(memory), to.slice_mut::<T>(memory)) };
+            if whole {
+                index::add(block, indices, updates, out)
+            } else {
+                index::scatter_add(block, picks, indices, updates, out)
+            }
+        });
+        Ok(())
+    }))?;
+    Ok(smallvec![out])
+}
+
+fn dynamic_slice(builder: &mut Builder<'_>, node: &GraphNode, dim: usize, length: usize) -> Result<Views> {
+    let inputs = builder.contiguous_inputs(node)?;
+    let out = builder.output(node, 0);
+    let (x, position, to) = (inputs[0].clone(), inputs[1].clone(), out.clone());
+    let block = block_around(&x.dims, dim);
+    with_type!(x.dtype, T => {
+        builder.step(&[&inputs[0], &inputs[1]], &[&out], move |memory| {
+            // SAFETY: disjoint buffers, the output is this step's to write.
+            let (x, position, out) =
+                unsafe { (x.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
+            let start = index::box_start("DynamicSlice", position[0], length, block.reduced)?;
+            index::read_box(block, length, start, x, out);
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}
+
+fn slice_update(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
+    let out = builder.writable(node.inputs[0])?;
+    let (update, position) = (builder.contiguous(node.inputs[1])?, builder.contiguous(node.inputs[2])?);
+    let (block, length) = (block_around(&out.dims, dim), update.dims[dim]);
+    let (reads, to) = ((update.clone(), position.clone()), out.clone());
+    with_type!(out.dtype, T => {
+        builder.step(&[&reads.0, &reads.1], &[&out], move |memory| {
+            // SAFETY: `writable` gives a buffer that no other input of this operation lies in.
+            let (update, position, out) =
+                unsafe { (update.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
+            let start = index::box_start("SliceUpdate", position[0], length, block.reduced)?;
+            index::write_box(block, length, start, update, out);
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}
+
+/// `(.., m, k) x (.., k, n)` with any strides: transposes and broadcasts cost nothing.
+fn product(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
+    let inputs = builder.input_views(node);
+    let out = builder.output(node, 0);
+    let rank = out.dims.len();
+    let (m, n) = (out.dims[rank - 2], out.dims[rank - 1]);
+    let k = inputs[0].dims[inputs[0].dims.len() - 1];
+    // A matrix on the right of a batch whose rows lie one after the other is one product of all rows.
+    let flat = inputs[1].dims.len() == 2 && inputs[0].is_contiguous();
+    let batch: usize = out.dims[..rank - 2].iter().product();
+    let (shape, left, right) = if flat {
+        (MatmulShape { m: m * batch, n, k }, vec![0], vec![0])
+    } else {
+        let offsets = |view: &View| batch_offsets(view, &out.dims[..rank - 2]);
+        (MatmulShape { m, n, k }, offsets(&inputs[0]), offsets(&inputs[1]))
+    };
+    let (a, b, to) = (inputs[0].clone(), inputs[1].clone(), out.clone());
+    with_float!(out.dtype, T => {
+        builder.step(&[&inputs[0], &inputs[1]], &[&out], move |memory| {
+            // SAFETY: the inputs are read only; the output is this step's to write.
+            let (x, y, z) = unsafe { (a.span::<T>(memory), b.span::<T>(memory), to.slice_mut::<T>(memory)) };
+            matmul(shape, <T as Float>::Acc::ONE, matrix(&a, x, &left), matrix(&b, y, &right), false, z);
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}
+
+/// The last two dimensions of a view as a kernel's operand.
+pub(super) fn matrix<'a, T>(view: &View, data: &'a [T], offsets: &'a [usize]) -> MatView<'a, T> {
+    let rank = view.dims.len();
+    MatView { data, offsets, row_stride: view.strides[rank - 2], col_stride: view.strides[rank - 1] }
+}
+
+/// Where each matrix of a broadcast batch starts.
+fn batch_offsets(view: &View, batch: &[usize]) -> Vec<usize> {
+    let own = view.dims.len() - 2;
+    let leading = View { dims: view.dims[..own].to_vec(), strides: view.strides[..own].to_vec(), ..view.clone() };
+    let strides = leading.broadcast(batch).strides;
+    let mut offsets = vec![0];
+    for (&size, &stride) in batch.iter().zip(&strides) {
+        offsets = offsets.iter().flat_map(|&at| (0..size).map(move |i| at + i * stride)).collect();
+    }
+    offsets
+}
+
+/// Keeps the nest's type in one place for the files that lower elementwise operations.
+pub(super) fn nest<const N: usize>(out: &View, inputs: [&View; N]) -> Nest<N> {
+    Nest::new(&out.dims, inputs)
+}

@@ -1,0 +1,120 @@
+//! A strided look at a buffer of a plan. Views cost nothing at run time: reshapes, permutations, broadcasts and slices
+//! become other strides over the same memory when the plan is made.
+
+use candle_core::DType;
+
+use super::Memory;
+
+/// Index of a buffer in a program.
+pub(super) type BufferId = usize;
+
+/// Offsets and strides count elements.
+#[derive(Debug, Clone)]
+pub(super) struct View {
+    pub buffer: BufferId,
+    pub offset: usize,
+    pub dims: Vec<usize>,
+    pub strides: Vec<usize>,
+    pub dtype: DType,
+}
+
+/// Row-major strides.
+pub(super) fn row_major(dims: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; dims.len()];
+    for i in (1..dims.len()).rev() {
+        strides[i - 1] = strides[i] * dims[i];
+    }
+    strides
+}
+
+impl View {
+    pub fn contiguous(buffer: BufferId, dims: &[usize], dtype: DType) -> Self {
+        Self { buffer, offset: 0, dims: dims.to_vec(), strides: row_major(dims), dtype }
+    }
+
+    pub fn len(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    pub fn is_contiguous(&self) -> bool {
+        let expected = row_major(&self.dims);
+        self.len() == 0 || (0..self.dims.len()).all(|i| self.dims[i] == 1 || self.strides[i] == expected[i])
+    }
+
+    /// The same elements under another shape, where strides can say so.
+    pub fn reshaped(&self, dims: &[usize]) -> Option<Self> {
+        let strides = if self.is_contiguous() { row_major(dims) } else { self.reshaped_strides(dims)? };
+        Some(Self { dims: dims.to_vec(), strides, ..self.clone() })
+    }
+
+    /// Only ones added or removed: the other dimensions keep their strides.
+    fn reshaped_strides(&self, dims: &[usize]) -> Option<Vec<usize>> {
+        let mut old = (0..self.dims.len()).filter(|&i| self.dims[i] != 1);
+        let mut strides = Vec::with_capacity(dims.len());
+        for &dim in dims {
+            if dim == 1 {
+                strides.push(0);
+                continue;
+            }
+            let i = old.next()?;
+            if self.dims[i] != dim {
+                return None;
+            }
+            strides.push(self.strides[i]);
+        }
+        old.next().is_none().then_some(strides)
+    }
+
+    pub fn permuted(&self, order: &[usize]) -> Self {
+        let pick = |list: &[usize]| order.iter().map(|&i| list[i]).collect();
+        Self { dims: pick(&self.dims), strides: pick(&self.strides), ..self.clone() }
+    }
+
+    pub fn broadcast(&self, dims: &[usize]) -> Self {
+        let added = dims.len() - self.dims.len();
+        let stride = |i: usize| if i < added || self.dims[i - added] != dims[i] { 0 } else { self.strides[i - added] };
+        Self { dims: dims.to_vec(), strides: (0..dims.len()).map(stride).collect(), ..self.clone() }
+    }
+
+    pub fn sliced(&self, start: &[usize], end: &[usize]) -> Self {
+        let offset = self.offset + start.iter().zip(&self.strides).map(|(s, stride)| s * stride).sum::<usize>();
+        Self { offset, dims: start.iter().zip(end).map(|(s, e)| e - s).collect(), ..self.clone() }
+    }
+
+    /// Address of the first element.
+    pub fn pointer<T>(&self, memory: &Memory) -> *mut T {
+        memory.pointers[self.buffer].cast::<T>().wrapping_add(self.offset)
+    }
+
+    /// The elements of a contiguous view.
+    ///
+    /// # Safety
+    /// `T` is the dtype's type; nobody writes the buffer while the slice lives.
+    pub unsafe fn slice<'a, T>(&self, memory: &'a Memory) -> &'a [T] {
+        debug_assert!(self.is_contiguous());
+        // SAFETY: the plan gave the buffer room for the view; the caller vouches for type and exclusivity.
+        unsafe { std::slice::from_raw_parts(self.pointer::<T>(memory), self.len()) }
+    }
+
+    /// The elements of a contiguous view, to be written.
+    ///
+    /// # Safety
+    /// `T` is the dtype's type; nobody else reads or writes the buffer while the slice lives.
+    #[allow(clippy::mut_from_ref)] // memory is a table of raw pointers
+    pub unsafe fn slice_mut<'a, T>(&self, memory: &'a Memory) -> &'a mut [T] {
+        debug_assert!(self.is_contiguous());
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer::<T>(memory), self.len()) }
+    }
+
+    /// Everything from the first element to the end of a strided view.
+    ///
+    /// # Safety
+    /// `T` is the dtype's type; nobody writes the buffer while the slice lives.
+    pub unsafe fn span<'a, T>(&self, memory: &'a Memory) -> &'a [T] {
+        let reach: usize = self.dims.iter().zip(&self.strides).map(|(d, s)| d.saturating_sub(1) * s).sum();
+        let len = if self.len() == 0 { 0 } else { reach + 1 };
+        // SAFETY: the last element of the view is inside the buffer.
+        unsafe { std::slice::from_raw_parts(self.pointer::<T>(memory), len) }
+    }
+}

@@ -1,0 +1,3 @@
+//! The lazy engine: tensors that record operations, gradients, compiled functions. See [`metal_candle_graph`].
+
+pub use metal_candle_graph::*;

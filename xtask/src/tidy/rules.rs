@@ -1,0 +1,331 @@
+//! The rules that look at one file at a time. Each is a small function from a file to its offences.
+//!
+//! A rule that concerns only part of the tree asks for the path itself, so the list below is all there is to run.
+
+use super::Offence;
+use super::source::{Source, has_word};
+
+/// Longest `.rs` file, in lines.
+const FILE_LINES: usize = 500;
+/// Longest model file, in lines.
+const MODEL_LINES: usize = 300;
+const GRAPH: &str = "crates/graph/src/";
+const MODELS: &str = "crates/metal-candle/src/models/";
+/// The files of `models/` that are not one model.
+const NOT_MODELS: [&str; 4] = ["mod.rs", "config.rs", "loader.rs", "registry.rs"];
+
+/// Runs every rule of this page on `source`.
+pub fn check_file(source: &Source) -> Vec<Offence> {
+    let rules = [
+        header,
+        length,
+        model_length,
+        unfinished,
+        machine_paths,
+        wildcard_arms,
+        storages,
+        devices,
+        unsafe_place,
+        unsafe_reason,
+    ];
+    rules.iter().flat_map(|rule| rule(source)).collect()
+}
+
+/// Every Rust file says in its first lines what it is.
+fn header(source: &Source) -> Vec<Offence> {
+    let first = source.text.lines().find(|line| !line.starts_with("#!["));
+    let missing = source.is_rust() && !first.is_some_and(|line| line.starts_with("//!"));
+    offend_if(
+        missing,
+        source,
+        "no module header: begin the file with //! lines that say what it is",
+    )
+}
+
+fn length(source: &Source) -> Vec<Offence> {
+    let lines = source.text.lines().count();
+    let message = format!("{lines} lines, at most {FILE_LINES}: split the file");
+    offend_if(source.is_rust() && lines > FILE_LINES, source, message)
+}
+
+fn model_length(source: &Source) -> Vec<Offence> {
+    let Some(name) = source.path.strip_prefix(MODELS) else {
+        return Vec::new();
+    };
+    let lines = source.text.lines().count();
+    let message = format!("{lines} lines, at most {MODEL_LINES} for a model: move what is general into nn/");
+    offend_if(!NOT_MODELS.contains(&name) && lines > MODEL_LINES, source, message)
+}
+
+/// No marks of unfinished work.
+fn unfinished(source: &Source) -> Vec<Offence> {
+    // Written in halves, or this file would offend.
+    let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")];
+    let macros = [
+        concat!("to", "do!"),
+        concat!("un", "implemented!"),
+        concat!("db", "g!("),
+    ];
+    let in_text = lines_with(source, &source.text, |line| {
+        marks.iter().any(|mark| has_word(line, mark))
+    });
+    let in_code = lines_with(source, &source.code, |line| {
+        macros.iter().any(|name| line.contains(name))
+    });
+    let message = "unfinished work: finish it, or take it out";
+    in_text
+        .into_iter()
+        .chain(in_code)
+        .map(|line| Offence::new(&source.path, line, message))
+        .collect()
+}
+
+/// No path that exists only on somebody's machine.
+fn machine_paths(source: &Source) -> Vec<Offence> {
+    let places = [
+        concat!("/ho", "me/"),
+        concat!("/Us", "ers/"),
+        concat!("/ro", "ot/"),
+        concat!("/tm", "p/"),
+    ];
+    let message = "a path of one machine: use a relative path, or std::env::temp_dir() or the tempfile crate";
+    offend_lines(source, &source.text, message, |line| {
+        places.iter().any(|place| {
+            // `crates/home/x` is a path of the repository; only one that begins here is absolute.
+            line.match_indices(place)
+                .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+        })
+    })
+}
+
+/// The tables over `Operation` are exhaustive, so that the compiler lists what a new operation must answer.
+fn wildcard_arms(source: &Source) -> Vec<Offence> {
+    if !super::layout::is_table(&source.path) {
+        return Vec::new();
+    }
+    let message = "a `_ =>` arm in a table over Operation: list the operations";
+    offend_product_lines(source, message, |line| {
+        let arm = line.trim_start();
+        arm.starts_with("_ =>") || arm.starts_with("_ if ") || line.contains("| _ =>") || line.contains("{ _ =>")
+    })
+}
+
+/// Only `backend/` and `io/` of the engine know what memory is made of.
+fn storages(source: &Source) -> Vec<Offence> {
+    if !inside(source, GRAPH) || inside(source, "crates/graph/src/backend") || inside(source, "crates/graph/src/io") {
+        return Vec::new();
+    }
+    let words = [
+        "CpuStorage",
+        "CudaStorage",
+        "MetalStorage",
+        "cudarc",
+        "candle_metal_kernels",
+        "objc2_metal",
+    ];
+    offend_product_lines(
+        source,
+        "candle's storages, cudarc and Metal are named only in backend/ and io/",
+        |line| words.iter().any(|word| has_word(line, word)),
+    )
+}
+
+/// Gradients and passes turn graphs into graphs; they hold no data and ask no device.
+fn devices(source: &Source) -> Vec<Offence> {
+    if !inside(source, "crates/graph/src/grad") && !inside(source, "crates/graph/src/pass") {
+        return Vec::new();
+    }
+    let words = ["Tensor", "Tensor::", "CpuDevice", "Device::"];
+    offend_product_lines(
+        source,
+        "grad/ and pass/ never touch candle's tensors or a device",
+        |line| words.iter().any(|word| has_word(line, word)),
+    )
+}
+
+fn unsafe_place(source: &Source) -> Vec<Offence> {
+    if inside(source, "crates/graph/src/backend") {
+        return Vec::new();
+    }
+    offend_lines(
+        source,
+        &source.code,
+        "unsafe code belongs in crates/graph/src/backend",
+        |line| has_word(line, "unsafe"),
+    )
+}
+
+/// Each unsafe block has its reason in the lines above it.
+fn unsafe_reason(source: &Source) -> Vec<Offence> {
+    let text: Vec<_> = source.text.lines().collect();
+    let is_reasoned = |line: usize| {
+        text[line.saturating_sub(6)..line]
+            .iter()
+            .any(|line| line.contains("SAFETY:"))
+    };
+    let blocks = lines_with(source, &source.code, |line| {
+        has_word(line, "unsafe") && (line.contains("unsafe {") || line.contains("unsafe impl"))
+    });
+    let bare = blocks.into_iter().filter(|&line| !is_reasoned(line));
+    bare.map(|line| {
+        Offence::new(
+            &source.path,
+            line,
+            "an unsafe block without a `// SAFETY:` reason above it",
+        )
+    })
+    .collect()
+}
+
+fn inside(source: &Source, prefix: &str) -> bool {
+    source.path.starts_with(prefix)
+}
+
+fn offend_if(wrong: bool, source: &Source, message: impl Into<String>) -> Vec<Offence> {
+    if wrong {
+        vec![Offence::new(&source.path, 0, message)]
+    } else {
+        Vec::new()
+    }
+}
+
+fn lines_with(source: &Source, text: &str, wrong: impl Fn(&str) -> bool) -> Vec<usize> {
+    debug_assert!(text.is_empty() || text.len() == source.text.len() || text == source.code);
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| wrong(line))
+        .map(|(index, _)| index + 1)
+        .collect()
+}
+
+fn offend_lines(source: &Source, text: &str, message: &str, wrong: impl Fn(&str) -> bool) -> Vec<Offence> {
+    lines_with(source, text, wrong)
+        .into_iter()
+        .map(|line| Offence::new(&source.path, line, message))
+        .collect()
+}
+
+fn offend_product_lines(source: &Source, message: &str, wrong: impl Fn(&str) -> bool) -> Vec<Offence> {
+    let lines = source.product_lines().filter(|(_, line)| wrong(line));
+    lines
+        .map(|(line, _)| Offence::new(&source.path, line, message))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASS: &str = "crates/graph/src/pass/cse.rs";
+    const BACKEND: &str = "crates/graph/src/backend/cpu/mod.rs";
+
+    /// The lines at which `rule` objects to `text` at `path`.
+    fn lines(rule: fn(&Source) -> Vec<Offence>, path: &str, text: &str) -> Vec<usize> {
+        rule(&Source::new(path, text))
+            .into_iter()
+            .map(|offence| offence.line)
+            .collect()
+    }
+
+    #[test]
+    fn a_file_needs_a_header() {
+        assert_eq!(lines(header, "a.rs", "use std::fmt;\n"), [0]);
+        assert_eq!(lines(header, "a.rs", ""), [0]);
+        assert!(lines(header, "a.rs", "#![forbid(unsafe_code)]\n//! A thing.\n").is_empty());
+        assert!(lines(header, "a.py", "import os\n").is_empty());
+    }
+
+    #[test]
+    fn a_file_has_at_most_500_lines() {
+        assert_eq!(lines(length, "a.rs", &"x\n".repeat(501)), [0]);
+        assert!(lines(length, "a.rs", &"x\n".repeat(500)).is_empty());
+        assert!(lines(length, "a.md", &"x\n".repeat(501)).is_empty());
+    }
+
+    #[test]
+    fn a_model_has_at_most_300_lines() {
+        let (long, fit) = ("x\n".repeat(301), "x\n".repeat(300));
+        assert_eq!(
+            lines(model_length, "crates/metal-candle/src/models/qwen2.rs", &long),
+            [0]
+        );
+        assert!(lines(model_length, "crates/metal-candle/src/models/qwen2.rs", &fit).is_empty());
+        assert_eq!(
+            lines(model_length, "crates/metal-candle/src/models/loader.rs", &long),
+            []
+        );
+    }
+
+    #[test]
+    fn unfinished_work_is_found_in_comments_and_code() {
+        let text = concat!(
+            "// TO",
+            "DO: later\nfn f() { to",
+            "do!() }\nfn g() { un",
+            "implemented!() }\n"
+        );
+        assert_eq!(lines(unfinished, "a.rs", text), [1, 2, 3]);
+        assert_eq!(lines(unfinished, "a.rs", concat!("f(db", "g!(x));")), [1]);
+        assert!(lines(unfinished, "a.rs", "let mastodon = 1;").is_empty());
+    }
+
+    #[test]
+    fn paths_of_one_machine_are_found() {
+        assert_eq!(lines(machine_paths, "a.md", concat!("see /ho", "me/ann/x")), [1]);
+        assert_eq!(lines(machine_paths, "a.rs", concat!("let p = \"/tm", "p/x\";")), [1]);
+        assert_eq!(
+            lines(machine_paths, "a.rs", concat!("let p = \"crates/ro", "ot/x\";")),
+            []
+        );
+    }
+
+    #[test]
+    fn a_table_has_no_wildcard_arm() {
+        let table = "crates/graph/src/graph/infer.rs";
+        assert_eq!(lines(wildcard_arms, table, "match op {\n    _ => 1,\n}"), [2]);
+        assert_eq!(lines(wildcard_arms, table, "match op { A | _ => 1 }"), [1]);
+        assert!(lines(wildcard_arms, table, "match op {\n    (_, b) => 1,\n}").is_empty());
+        assert_eq!(
+            lines(wildcard_arms, table, "#[cfg(test)]\nmatch op {\n    _ => 1,\n}"),
+            []
+        );
+        assert!(lines(wildcard_arms, "crates/graph/src/device.rs", "    _ => 1,").is_empty());
+    }
+
+    #[test]
+    fn storages_stay_in_backend_and_io() {
+        let text = "use candle_core::CpuStorage;\n";
+        assert_eq!(lines(storages, "crates/graph/src/lazy_tensor.rs", text), [1]);
+        assert!(lines(storages, BACKEND, text).is_empty());
+        assert!(lines(storages, "crates/graph/src/io/gguf.rs", text).is_empty());
+    }
+
+    #[test]
+    fn gradients_and_passes_touch_no_tensor() {
+        for text in ["use candle_core::Tensor;", "let x = Tensor::zeros();", "Device::Cpu"] {
+            assert_eq!(lines(devices, PASS, text), [1], "{text}");
+        }
+        assert!(lines(devices, PASS, "let x: LazyTensor = LazyTensor::zeros();").is_empty());
+        assert!(lines(devices, BACKEND, "use candle_core::Tensor;").is_empty());
+    }
+
+    #[test]
+    fn unsafe_code_lives_in_the_backend_with_a_reason() {
+        let bare = "unsafe { f() }";
+        assert_eq!(lines(unsafe_place, PASS, bare), [1]);
+        assert_eq!(lines(unsafe_place, "crates/cli/src/main.rs", bare), [1]);
+        assert_eq!(
+            lines(unsafe_place, PASS, "#![forbid(unsafe_code)] // no unsafe here"),
+            []
+        );
+        assert_eq!(lines(unsafe_reason, BACKEND, bare), [1]);
+        assert_eq!(
+            lines(
+                unsafe_reason,
+                BACKEND,
+                "// SAFETY: f has no requirement.\nunsafe { f() }"
+            ),
+            []
+        );
+    }
+}
