@@ -33,16 +33,27 @@ impl LoadedModel {
     ) -> Result<Self, LoadError> {
         let (has, fits) = (tokenizer.vocab_size(), model.config().vocab_size);
         if has > fits {
-            return Err(LoadError::Vocabulary { tokenizer: has, model: fits });
+            return Err(LoadError::Vocabulary {
+                tokenizer: has,
+                model: fits,
+            });
         }
-        Ok(Self { model, tokenizer, generation })
+        Ok(Self {
+            model,
+            tokenizer,
+            generation,
+        })
     }
 
     /// Tokens that end a text: those of `generation_config.json`, else of `config.json`, and the tokenizer's.
     #[must_use]
     pub fn stop_tokens(&self) -> Vec<u32> {
         let suggested = &self.generation.eos_token_ids;
-        let mut stop = if suggested.is_empty() { self.model.config().eos_token_ids.clone() } else { suggested.clone() };
+        let mut stop = if suggested.is_empty() {
+            self.model.config().eos_token_ids.clone()
+        } else {
+            suggested.clone()
+        };
         stop.extend(self.tokenizer.stop_token_ids());
         stop.sort_unstable();
         stop.dedup();
@@ -103,7 +114,10 @@ pub fn from_parts(
 }
 
 fn read(config: &ModelConfig, folder: &Path, dtype: DType, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
-    build(config, &Weights::of_folder(Checkpoint::open(folder)?, float(dtype)?, device))
+    build(
+        config,
+        &Weights::of_folder(Checkpoint::open(folder)?, float(dtype)?, device),
+    )
 }
 
 /// The registry: which file builds which `model_type`.
@@ -116,7 +130,13 @@ fn build(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn CausalLm>, L
 }
 
 fn existing(folder: &Path) -> Result<&Path, LoadError> {
-    if folder.is_dir() { Ok(folder) } else { Err(LoadError::NoFolder { path: folder.to_owned() }) }
+    if folder.is_dir() {
+        Ok(folder)
+    } else {
+        Err(LoadError::NoFolder {
+            path: folder.to_owned(),
+        })
+    }
 }
 
 fn float(dtype: DType) -> Result<DType, LoadError> {

@@ -22,8 +22,14 @@ impl Linear {
             return Ok(Self { weight, bias });
         }
         let bias = bias.map_or_else(|| "none".to_owned(), |b| format!("{:?}", b.dims()));
-        let message = format!("weight {:?} is not (out, in), or the bias is not (out): {bias}", weight.dims());
-        Err(Error::Shape { operation: "linear", message })
+        let message = format!(
+            "weight {:?} is not (out, in), or the bias is not (out): {bias}",
+            weight.dims()
+        );
+        Err(Error::Shape {
+            operation: "linear",
+            message,
+        })
     }
 }
 
