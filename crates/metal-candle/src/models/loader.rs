@@ -1,7 +1,6 @@
 //! From a Hugging Face folder to a model: settings, weights, tokenizer, each checked before the next is read.
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -106,11 +105,14 @@ pub fn load_model(
 /// [`LoadError::Tensors`] naming every tensor that is missing, of another shape or unexpected.
 pub fn from_parts(
     config: &ModelConfig,
-    tensors: HashMap<String, Tensor>,
+    tensors: impl IntoIterator<Item = (String, Tensor)>,
     dtype: DType,
     device: &(impl Borrow<Device> + ?Sized),
 ) -> Result<Box<dyn CausalLm>, LoadError> {
-    build(config, &Weights::of_tensors(tensors, float(dtype)?, device.borrow()))
+    build(
+        config,
+        &Weights::of_tensors(tensors.into_iter().collect(), float(dtype)?, device.borrow()),
+    )
 }
 
 fn read(config: &ModelConfig, folder: &Path, dtype: DType, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
