@@ -33,32 +33,37 @@ pub enum Error {
     /// The lazy engine refused an operation or failed to run it.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    Graph(#[from] metal_candle_graph::Error),
+    Graph(Box<metal_candle_graph::Error>),
 
     /// A file could not be read or written, or lies about what it holds.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    File(#[from] metal_candle_graph::io::FileError),
+    File(Box<metal_candle_graph::io::FileError>),
 
     /// A model folder cannot be loaded.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    Model(#[from] crate::models::LoadError),
+    Model(Box<crate::models::LoadError>),
 
     /// An adapter's settings, names or weights do not fit.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    Adapter(#[from] crate::adapters::AdapterError),
+    Adapter(Box<crate::adapters::AdapterError>),
 
     /// A tokenizer or chat template cannot be used.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    Text(#[from] crate::text::TextError),
+    Text(Box<crate::text::TextError>),
 
     /// A data set cannot be used.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    Data(#[from] crate::data::DataError),
+    Data(Box<crate::data::DataError>),
+
+    /// Text cannot be generated.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    Generate(Box<crate::inference::GenerateError>),
 
     /// A tensor or value given to an operation does not fit it.
     #[error("{operation}: {reason}")]
@@ -77,6 +82,29 @@ pub enum Error {
         /// Candle's own error.
         source: Box<candle_core::Error>,
     },
+}
+
+// Boxed, because they are large and every result would be.
+#[cfg(feature = "graph")]
+macro_rules! boxed {
+    ($($variant:ident($source:ty),)*) => {
+        $(impl From<$source> for Error {
+            fn from(source: $source) -> Self {
+                Self::$variant(Box::new(source))
+            }
+        })*
+    };
+}
+
+#[cfg(feature = "graph")]
+boxed! {
+    Graph(metal_candle_graph::Error),
+    File(metal_candle_graph::io::FileError),
+    Model(crate::models::LoadError),
+    Adapter(crate::adapters::AdapterError),
+    Text(crate::text::TextError),
+    Data(crate::data::DataError),
+    Generate(crate::inference::GenerateError),
 }
 
 /// Lets `?` turn an error of a caller's own Candle operation into an [`Error`]; the crate itself says what it was doing.

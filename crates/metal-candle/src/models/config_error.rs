@@ -63,30 +63,4 @@ pub enum ConfigError {
         /// What is wrong, as the rest of a sentence that begins with the field.
         reason: String,
     },
-    /// The weights lack a tensor that the settings ask for.
-    #[error("{}: no tensor `{name}` {shape:?}, which {} asks for", folder.display(), config.display())]
-    MissingTensor {
-        /// The folder of the weights.
-        folder: PathBuf,
-        /// The settings file.
-        config: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Its expected shape.
-        shape: Vec<usize>,
-    },
-    /// The weights disagree with the settings about a shape.
-    #[error("{}: tensor `{name}` is {found:?} but {} asks for {expected:?}", folder.display(), config.display())]
-    ShapeMismatch {
-        /// The folder of the weights.
-        folder: PathBuf,
-        /// The settings file.
-        config: PathBuf,
-        /// The tensor.
-        name: String,
-        /// The shape that the settings imply.
-        expected: Vec<usize>,
-        /// The shape that the weights have.
-        found: Vec<usize>,
-    },
 }

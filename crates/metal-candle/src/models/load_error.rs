@@ -50,8 +50,13 @@ pub enum LoadError {
         found: candle_core::DType,
     },
     /// The device refused a tensor.
-    #[error(transparent)]
-    Tensor(#[from] Box<crate::Error>),
+    #[error("tensor `{name}`: {source}")]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// Candle's reason.
+        source: Box<candle_core::Error>,
+    },
     /// The engine refused a tensor.
     #[error(transparent)]
     Graph(#[from] metal_candle_graph::Error),
@@ -96,6 +101,10 @@ fn listed(what: &str, mut items: Vec<String>) -> Option<String> {
     const SHOWN: usize = 4;
     let more = items.len().saturating_sub(SHOWN);
     items.truncate(SHOWN);
-    let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let tail = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
     (!items.is_empty()).then(|| format!("{what}: {}{tail}", items.join(", ")))
 }

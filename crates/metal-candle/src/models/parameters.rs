@@ -1,10 +1,6 @@
-//! The tensors a model folder must hold, by name and shape, and the check that it does.
-//!
-//! The check reads headers only, so settings that claim absurd sizes fail before anything is allocated.
+//! The tensors a model folder must hold, by name and shape: what the settings imply, before anything is read.
 
-use metal_candle_graph::io::Checkpoint;
-
-use super::{Architecture, ConfigError, ModelConfig};
+use super::{Architecture, ModelConfig};
 
 impl ModelConfig {
     /// Name and shape of every tensor of the model, in Hugging Face's names; linear weights are `(out, in)`.
@@ -21,10 +17,7 @@ impl ModelConfig {
         }
         list.push(("model.norm.weight".to_owned(), vec![self.hidden_size]));
         if !self.tie_word_embeddings {
-            list.push((
-                "lm_head.weight".to_owned(),
-                vec![self.vocab_size, self.hidden_size],
-            ));
+            list.push(("lm_head.weight".to_owned(), vec![self.vocab_size, self.hidden_size]));
         }
         list
     }
@@ -59,36 +52,5 @@ impl ModelConfig {
             ("mlp.up_proj", hidden, inner, self.mlp_bias),
             ("mlp.down_proj", inner, hidden, self.mlp_bias),
         ]
-    }
-
-    /// Compares [`parameter_shapes`](Self::parameter_shapes) with the headers of the weights. Tensors beyond those
-    /// are ignored, as older exports carry some that are computed.
-    ///
-    /// # Errors
-    /// [`ConfigError::MissingTensor`] and [`ConfigError::ShapeMismatch`] for the first that differs.
-    pub fn check_weights(&self, weights: &Checkpoint) -> Result<(), ConfigError> {
-        for (name, expected) in self.parameter_shapes() {
-            let folder = || weights.folder().to_owned();
-            let config = self.path.clone();
-            let Ok(info) = weights.info(&name) else {
-                return Err(ConfigError::MissingTensor {
-                    folder: folder(),
-                    config,
-                    name,
-                    shape: expected,
-                });
-            };
-            if info.shape != expected {
-                let found = info.shape.clone();
-                return Err(ConfigError::ShapeMismatch {
-                    folder: folder(),
-                    config,
-                    name,
-                    expected,
-                    found,
-                });
-            }
-        }
-        Ok(())
     }
 }

@@ -11,8 +11,20 @@ pub(crate) const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' 
     message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' \
     }}{% endif %}";
 
-const WORDS: [&str; 12] =
-    ["user", "assistant", "system", "Ġthe", "Ġworld", "hello", "Ġhello", "Ġa", "Ġis", "yes", "Ġyes", "ĊĊ"];
+const WORDS: [&str; 12] = [
+    "user",
+    "assistant",
+    "system",
+    "Ġthe",
+    "Ġworld",
+    "hello",
+    "Ġhello",
+    "Ġa",
+    "Ġis",
+    "yes",
+    "Ġyes",
+    "ĊĊ",
+];
 
 /// Adds the merges that build each word from its letters, left to right.
 fn add_words(vocab: &mut Map<String, Value>, merges: &mut Vec<Value>, words: &[&str]) {
@@ -38,8 +50,11 @@ fn added(id: usize, content: &str) -> Value {
 pub(crate) fn byte_level_json() -> Vec<u8> {
     let mut letters: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     letters.sort_unstable();
-    let mut vocab: Map<String, Value> =
-        letters.iter().enumerate().map(|(id, letter)| (letter.to_string(), json!(id))).collect();
+    let mut vocab: Map<String, Value> = letters
+        .iter()
+        .enumerate()
+        .map(|(id, letter)| (letter.to_string(), json!(id)))
+        .collect();
     let mut merges = Vec::new();
     add_words(&mut vocab, &mut merges, &WORDS);
     let specials: Vec<Value> = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|bos|>"]
@@ -85,7 +100,11 @@ pub(crate) fn byte_fallback() -> Tokenizer {
         vocab.insert(letter.to_string(), json!(vocab.len()));
     }
     let mut merges = Vec::new();
-    add_words(&mut vocab, &mut merges, &["▁hello", "▁world", "▁▁", "he", "is"]);
+    add_words(
+        &mut vocab,
+        &mut merges,
+        &["▁hello", "▁world", "▁▁", "he", "is"],
+    );
     let specials = [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")];
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": specials,

@@ -18,8 +18,15 @@ const SPECIAL: &str = "special_tokens_map.json";
 const GENERATION: &str = "generation_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 /// The fields that name a special token; templates see them as variables.
-const SPECIAL_FIELDS: [&str; 7] =
-    ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"];
+const SPECIAL_FIELDS: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "unk_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+];
 
 /// Token ids with the place in the text that each one stands for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,18 +72,23 @@ impl Tokenizer {
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self, TextError> {
         let folder = folder.as_ref();
         let path = folder.join(TOKENIZER);
-        let tokenizer = std::fs::read(&path).map_err(|source| TextError::Read { file: path, source })?;
+        let tokenizer =
+            std::fs::read(&path).map_err(|source| TextError::Read { file: path, source })?;
         let object = |name: &str| match read_optional(&folder.join(name))? {
             Some(bytes) => parse_object(&folder.join(name).display().to_string(), &bytes),
             None => Ok(Map::new()),
         };
         let path = folder.join(TEMPLATE);
         let template = match read_optional(&path)? {
-            Some(bytes) => Some(String::from_utf8(bytes).map_err(|error| TextError::TemplateSyntax {
-                file: path.display().to_string(),
-                line: 1,
-                reason: error.to_string(),
-            })?),
+            Some(bytes) => {
+                Some(
+                    String::from_utf8(bytes).map_err(|error| TextError::TemplateSyntax {
+                        file: path.display().to_string(),
+                        line: 1,
+                        reason: error.to_string(),
+                    })?,
+                )
+            }
             None => None,
         };
         Self::build(Sources {
@@ -94,7 +106,10 @@ impl Tokenizer {
     /// # Errors
     ///
     /// Those of [`from_folder`](Self::from_folder).
-    pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config_json: &[u8]) -> Result<Self, TextError> {
+    pub fn from_bytes(
+        tokenizer_json: &[u8],
+        tokenizer_config_json: &[u8],
+    ) -> Result<Self, TextError> {
         Self::build(Sources {
             tokenizer: tokenizer_json.to_vec(),
             config: parse_object(CONFIG, tokenizer_config_json)?,
@@ -104,11 +119,17 @@ impl Tokenizer {
 
     fn build(sources: Sources) -> Result<Self, TextError> {
         let file = sources.name(TOKENIZER);
-        let wrong = |reason: String| TextError::Tokenizer { file: file.clone(), reason: first_line(&reason) };
+        let wrong = |reason: String| TextError::Tokenizer {
+            file: file.clone(),
+            reason: first_line(&reason),
+        };
         let mut inner = guarded(|| {
-            let mut inner = tokenizers::Tokenizer::from_bytes(&sources.tokenizer).map_err(|error| error.to_string())?;
+            let mut inner = tokenizers::Tokenizer::from_bytes(&sources.tokenizer)
+                .map_err(|error| error.to_string())?;
             inner.with_padding(None);
-            inner.with_truncation(None).map_err(|error| error.to_string())?;
+            inner
+                .with_truncation(None)
+                .map_err(|error| error.to_string())?;
             Ok(inner)
         })
         .map_err(wrong)?;
@@ -117,7 +138,8 @@ impl Tokenizer {
         let id = |field: &str| sources.special_id(&inner, &names, field);
         let (bos, eos, pad) = (id("bos_token")?, id("eos_token")?, id("pad_token")?);
         let ends = sources.generation_ids("eos_token_id")?;
-        let first = |field: &str| Ok::<_, TextError>(sources.generation_ids(field)?.first().copied());
+        let first =
+            |field: &str| Ok::<_, TextError>(sources.generation_ids(field)?.first().copied());
         let bos = bos.or(first("bos_token_id")?);
         let pad = pad.or(first("pad_token_id")?);
         let eos = eos.or(ends.first().copied());
@@ -127,9 +149,21 @@ impl Tokenizer {
                 stop.push(end);
             }
         }
-        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
+        let vocab_size = inner
+            .get_vocab(true)
+            .values()
+            .max()
+            .map_or(0, |id| *id as usize + 1);
         let chat_template = sources.chat_template(&names)?;
-        Ok(Self { inner, vocab_size, bos, eos, pad, stop, chat_template })
+        Ok(Self {
+            inner,
+            vocab_size,
+            bos,
+            eos,
+            pad,
+            stop,
+            chat_template,
+        })
     }
 
     /// The ids of a text; with `add_special_tokens`, also what `tokenizer.json` puts around a text (begin-of-text).
@@ -138,7 +172,8 @@ impl Tokenizer {
     ///
     /// [`TextError::Encode`] where the tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        self.encode_with_offsets(text, add_special_tokens).map(|encoded| encoded.ids)
+        self.encode_with_offsets(text, add_special_tokens)
+            .map(|encoded| encoded.ids)
     }
 
     /// [`encode`](Self::encode), with the place of each token in the text.
@@ -146,13 +181,27 @@ impl Tokenizer {
     /// # Errors
     ///
     /// Those of [`encode`](Self::encode).
-    pub fn encode_with_offsets(&self, text: &str, add_special_tokens: bool) -> Result<Encoded, TextError> {
-        let encoding = guarded(|| self.inner.encode(text, add_special_tokens).map_err(|error| error.to_string()))
-            .map_err(|reason| TextError::Encode { reason: first_line(&reason) })?;
+    pub fn encode_with_offsets(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<Encoded, TextError> {
+        let encoding = guarded(|| {
+            self.inner
+                .encode(text, add_special_tokens)
+                .map_err(|error| error.to_string())
+        })
+        .map_err(|reason| TextError::Encode {
+            reason: first_line(&reason),
+        })?;
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
-            added: encoding.get_special_tokens_mask().iter().map(|mask| *mask != 0).collect(),
+            added: encoding
+                .get_special_tokens_mask()
+                .iter()
+                .map(|mask| *mask != 0)
+                .collect(),
         })
     }
 
@@ -163,8 +212,14 @@ impl Tokenizer {
     ///
     /// [`TextError::Decode`] where the decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
-        guarded(|| self.inner.decode(ids, skip_special).map_err(|error| error.to_string()))
-            .map_err(|reason| TextError::Decode { reason: first_line(&reason) })
+        guarded(|| {
+            self.inner
+                .decode(ids, skip_special)
+                .map_err(|error| error.to_string())
+        })
+        .map_err(|reason| TextError::Decode {
+            reason: first_line(&reason),
+        })
     }
 
     /// One more than the largest token id: the least number of embedding rows a model needs for this tokenizer.
@@ -188,7 +243,11 @@ impl Tokenizer {
     /// Whether a token is special: not text but a mark, as begin-of-text or end-of-turn are.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+        self.inner
+            .get_added_vocabulary()
+            .get_added_tokens_decoder()
+            .get(&id)
+            .is_some_and(|token| token.special)
     }
 
     /// Begin-of-text, by `bos_token` of `tokenizer_config.json`, else `generation_config.json`.
@@ -235,11 +294,19 @@ type SpecialTokens = BTreeMap<&'static str, (String, &'static str)>;
 impl Sources {
     /// A file's name with its folder.
     fn name(&self, file: &str) -> String {
-        if self.folder.is_empty() { file.to_owned() } else { Path::new(&self.folder).join(file).display().to_string() }
+        if self.folder.is_empty() {
+            file.to_owned()
+        } else {
+            Path::new(&self.folder).join(file).display().to_string()
+        }
     }
 
     fn field(&self, file: &str, field: &str, reason: impl Into<String>) -> TextError {
-        TextError::Field { file: self.name(file), field: field.to_owned(), reason: reason.into() }
+        TextError::Field {
+            file: self.name(file),
+            field: field.to_owned(),
+            reason: reason.into(),
+        }
     }
 
     /// The special tokens that the files name; `tokenizer_config.json` goes before `special_tokens_map.json`.
@@ -254,12 +321,14 @@ impl Sources {
                     Some(Json::Object(token)) => match token.get("content") {
                         Some(Json::String(text)) => text,
                         other => {
-                            let reason = format!("expected \"content\" (string), found {}", kind(other));
+                            let reason =
+                                format!("expected \"content\" (string), found {}", kind(other));
                             return Err(self.field(file, field, reason));
                         }
                     },
                     other => {
-                        let reason = format!("expected a token (string or object), found {}", kind(other));
+                        let reason =
+                            format!("expected a token (string or object), found {}", kind(other));
                         return Err(self.field(file, field, reason));
                     }
                 };
@@ -275,18 +344,33 @@ impl Sources {
         names: &SpecialTokens,
         field: &str,
     ) -> Result<Option<u32>, TextError> {
-        let Some((text, file)) = names.get(field) else { return Ok(None) };
-        let unknown = || self.field(file, field, format!("the vocabulary of {TOKENIZER} has no token {text:?}"));
+        let Some((text, file)) = names.get(field) else {
+            return Ok(None);
+        };
+        let unknown = || {
+            self.field(
+                file,
+                field,
+                format!("the vocabulary of {TOKENIZER} has no token {text:?}"),
+            )
+        };
         inner.token_to_id(text).map(Some).ok_or_else(unknown)
     }
 
     /// A token id, or a list of them, of `generation_config.json`.
     fn generation_ids(&self, field: &str) -> Result<Vec<u32>, TextError> {
         let id = |value: &Json| {
-            value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
-                let found = first_line(&value.to_string());
-                self.field(GENERATION, field, format!("expected a token id, found {found}"))
-            })
+            value
+                .as_u64()
+                .and_then(|id| u32::try_from(id).ok())
+                .ok_or_else(|| {
+                    let found = first_line(&value.to_string());
+                    self.field(
+                        GENERATION,
+                        field,
+                        format!("expected a token id, found {found}"),
+                    )
+                })
         };
         match self.generation.get(field) {
             None | Some(Json::Null) => Ok(Vec::new()),
@@ -296,7 +380,11 @@ impl Sources {
     }
 
     fn chat_template(&self, names: &SpecialTokens) -> Result<Option<ChatTemplate>, TextError> {
-        let variables = || names.iter().map(|(field, (text, _))| (*field, text.as_str()));
+        let variables = || {
+            names
+                .iter()
+                .map(|(field, (text, _))| (*field, text.as_str()))
+        };
         if let Some(source) = &self.template {
             return ChatTemplate::new(&self.name(TEMPLATE), source, variables()).map(Some);
         }
@@ -305,14 +393,26 @@ impl Sources {
             None | Some(Json::Null) => return Ok(None),
             Some(Json::String(source)) => source,
             Some(Json::Array(list)) => {
-                let named = list.iter().find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"));
+                let named = list
+                    .iter()
+                    .find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"));
                 match named.and_then(|entry| entry.get("template")) {
                     Some(Json::String(source)) => source,
-                    _ => return Err(self.field(CONFIG, field, "the list has no template named \"default\"")),
+                    _ => {
+                        return Err(self.field(
+                            CONFIG,
+                            field,
+                            "the list has no template named \"default\"",
+                        ));
+                    }
                 }
             }
             other => {
-                return Err(self.field(CONFIG, field, format!("expected a template (string), found {}", kind(other))));
+                return Err(self.field(
+                    CONFIG,
+                    field,
+                    format!("expected a template (string), found {}", kind(other)),
+                ));
             }
         };
         ChatTemplate::new(&self.name(CONFIG), source, variables()).map(Some)
@@ -324,10 +424,18 @@ impl Sources {
 fn mark_special(inner: &mut tokenizers::Tokenizer, names: &SpecialTokens) -> Result<(), String> {
     for (text, _) in names.values() {
         let known = inner.token_to_id(text);
-        let special = |id| inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|t| t.special);
+        let special = |id| {
+            inner
+                .get_added_vocabulary()
+                .get_added_tokens_decoder()
+                .get(&id)
+                .is_some_and(|t| t.special)
+        };
         if known.is_some_and(|id| !special(id)) {
             let token = AddedToken::from(text.clone(), true);
-            inner.add_special_tokens([token]).map_err(|error| error.to_string())?;
+            inner
+                .add_special_tokens([token])
+                .map_err(|error| error.to_string())?;
         }
     }
     Ok(())
@@ -337,12 +445,18 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TextError::Read { file: path.to_owned(), source }),
+        Err(source) => Err(TextError::Read {
+            file: path.to_owned(),
+            source,
+        }),
     }
 }
 
 fn parse_object(file: &str, bytes: &[u8]) -> Result<Map<String, Json>, TextError> {
-    serde_json::from_slice(bytes).map_err(|error| TextError::NotJson { file: file.to_owned(), reason: error.to_string() })
+    serde_json::from_slice(bytes).map_err(|error| TextError::NotJson {
+        file: file.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,80 @@
+//! Keys and values of the tokens read so far, for one text.
+//!
+//! Room is a power of two and doubles when it runs out, so a growing text meets few shapes. What lies beyond the length
+//! is never seen: attention is causal from the position of the query.
+
+use candle_core::{DType, Device};
+use metal_candle_graph::{LazyTensor, Result};
+
+use crate::models::ModelConfig;
+
+/// The least room, in tokens.
+const LEAST: usize = 64;
+
+/// The cache of one text.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    /// Keys and values of each layer in turn, `(1, capacity, kv_heads, head_dim)`.
+    tensors: Vec<LazyTensor>,
+    len: usize,
+}
+
+impl KvCache {
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// When the engine does not compute with `dtype`.
+    pub fn new(config: &ModelConfig, dtype: DType, device: &Device) -> Result<Self> {
+        let shape = [1, LEAST, config.num_key_value_heads, config.head_dim];
+        let empty = |_| LazyTensor::zeros(&shape, dtype, device);
+        Ok(Self {
+            tensors: (0..2 * config.num_hidden_layers).map(empty).collect::<Result<_>>()?,
+            len: 0,
+        })
+    }
+
+    /// Number of tokens read.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing has been read.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of tokens there is room for.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.tensors.first().map_or(0, |t| t.dims()[1])
+    }
+
+    /// Makes room for `more` tokens.
+    ///
+    /// # Errors
+    /// Never for a cache made by [`new`](Self::new).
+    pub fn reserve(&mut self, more: usize) -> Result<()> {
+        let (has, needs) = (self.capacity(), self.len + more);
+        if needs <= has {
+            return Ok(());
+        }
+        let extra = needs.next_power_of_two() - has;
+        for tensor in &mut self.tensors {
+            *tensor = tensor.pad(&[0; 4], &[0, extra, 0, 0])?;
+        }
+        Ok(())
+    }
+
+    /// Hands the tensors over, so that a compiled step may write into their buffers.
+    pub(super) fn take(&mut self) -> Vec<LazyTensor> {
+        std::mem::take(&mut self.tensors)
+    }
+
+    /// Takes the tensors back after `read` more tokens.
+    pub(super) fn put(&mut self, tensors: Vec<LazyTensor>, read: usize) {
+        self.tensors = tensors;
+        self.len += read;
+    }
+}

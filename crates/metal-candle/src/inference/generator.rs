@@ -1,0 +1,363 @@
+//! From a prompt to text: read the prompt in a few long passes, then decode token by token.
+//!
+//! Both are one compiled step. Prompts are padded to a multiple of 32 tokens and read at most 512 at a time, and the
+//! cache's room is a power of two, so that few plans serve every prompt. The cache is donated to each step.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use candle_core::DType;
+use metal_candle_graph::{Compiled, Error, LazyTensor, compile};
+
+use super::stop::StopText;
+use super::{GenerateError, KvCache, Sampler, SamplingConfig};
+use crate::models::{CausalLm, LoadedModel};
+use crate::nn::{Cache, Pass};
+use crate::text::{ChatMessage, TextStream, Tokenizer};
+
+/// Prompts are padded to a multiple of this, in tokens.
+const BUCKET: usize = 32;
+/// Most tokens read at a time: a multiple of [`BUCKET`].
+const LONGEST: usize = 512;
+
+/// What to continue.
+#[derive(Debug, Clone, Copy)]
+pub enum Prompt<'p> {
+    /// Text, before which the tokenizer puts what it puts before a text.
+    Text(&'p str),
+    /// A conversation that the model's chat template renders, up to where the assistant speaks.
+    Chat(&'p [ChatMessage]),
+    /// Token ids, as they are.
+    Tokens(&'p [u32]),
+}
+
+/// How to continue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationOptions {
+    /// Most tokens to generate.
+    pub max_new_tokens: usize,
+    /// How each token is chosen.
+    pub sampling: SamplingConfig,
+    /// Texts that end the answer; they are not part of it.
+    pub stop_strings: Vec<String>,
+    /// Tokens that end the answer; `None` for those of the model.
+    pub stop_tokens: Option<Vec<u32>>,
+}
+
+impl Default for GenerationOptions {
+    /// Greedy, up to 256 tokens, ended by the model's own stop tokens.
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 256,
+            sampling: SamplingConfig::default(),
+            stop_strings: Vec::new(),
+            stop_tokens: None,
+        }
+    }
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token, which is the last of the tokens and not part of the text.
+    StopToken,
+    /// A stop string, which is not part of the text.
+    StopString,
+    /// The allowed number of tokens was reached.
+    Length,
+    /// The callback asked to stop.
+    Cancelled,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    /// The text, without special tokens.
+    pub text: String,
+    /// The generated tokens, a stop token included.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Number of tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Time spent reading the prompt.
+    pub prompt_time: Duration,
+    /// Time spent generating.
+    pub decode_time: Duration,
+}
+
+type Step<'m> = Box<dyn Fn(&[LazyTensor]) -> metal_candle_graph::Result<Vec<LazyTensor>> + Send + Sync + 'm>;
+
+/// Generates text with a model. Making one costs nothing; the first prompt traces the steps, later ones replay them.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+///
+/// use candle_core::DType;
+/// use metal_candle::Device;
+/// use metal_candle::inference::{GenerationOptions, Generator, Prompt};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let loaded = metal_candle::models::load("path/to/model", DType::F32, &Device::new_cpu())?;
+/// let generator = Generator::new(&loaded);
+/// let answer = generator.generate(Prompt::Text("Once upon"), &GenerationOptions::default(), &mut |piece| {
+///     print!("{piece}");
+///     ControlFlow::Continue(())
+/// })?;
+/// println!("\n{} tokens", answer.tokens.len());
+/// # Ok(())
+/// # }
+/// ```
+pub struct Generator<'m> {
+    model: &'m dyn CausalLm,
+    tokenizer: &'m Tokenizer,
+    stop_tokens: Vec<u32>,
+    adapters: Vec<LazyTensor>,
+    step: Compiled<Step<'m>>,
+}
+
+impl<'m> Generator<'m> {
+    /// A generator for a loaded model.
+    #[must_use]
+    pub fn new(loaded: &'m LoadedModel) -> Self {
+        let model = &*loaded.model;
+        let step: Step<'m> = Box::new(move |arguments| step(model, arguments));
+        let stop_tokens = loaded.stop_tokens();
+        Self {
+            model,
+            tokenizer: &loaded.tokenizer,
+            stop_tokens,
+            adapters: Vec::new(),
+            step: compile(step),
+        }
+    }
+
+    /// Generates with these factors of the model's adapters from now on; see
+    /// [`AdapterParameters::tensors`](crate::adapters::AdapterParameters::tensors).
+    pub fn set_adapters(&mut self, adapters: &[LazyTensor]) {
+        self.adapters = adapters.to_vec();
+    }
+
+    /// Continues a prompt. `on_text` receives the text piece by piece, each whole characters, and may end the
+    /// generation by returning `Break`.
+    ///
+    /// # Errors
+    /// [`GenerateError`], where it can before any work: an empty prompt, a token outside the vocabulary, a context that is
+    /// too short, a setting out of its range.
+    pub fn generate(
+        &self,
+        prompt: Prompt<'_>,
+        options: &GenerationOptions,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generation, GenerateError> {
+        let prompt = self.encode(prompt)?;
+        self.check(&prompt, options)?;
+        let sampler = Sampler::new(options.sampling.clone())?;
+        let start = Instant::now();
+        let mut cache = KvCache::new(
+            self.model.config(),
+            self.model.head().dtype(),
+            self.model.head().device(),
+        )?;
+        let logits = self.read(&mut cache, &prompt)?;
+        let prompt_time = start.elapsed();
+        let start = Instant::now();
+        let output = Output::new(TextStream::new(self.tokenizer, true), &options.stop_strings, on_text);
+        let (text, tokens, finish_reason) = self.decode(&mut cache, logits, &prompt, options, sampler, output)?;
+        let decode_time = start.elapsed();
+        Ok(Generation {
+            text,
+            tokens,
+            finish_reason,
+            prompt_tokens: prompt.len(),
+            prompt_time,
+            decode_time,
+        })
+    }
+
+    /// The tokens of a prompt.
+    ///
+    /// # Errors
+    /// [`GenerateError::NoChatTemplate`] and [`GenerateError::Text`].
+    pub fn encode(&self, prompt: Prompt<'_>) -> Result<Vec<u32>, GenerateError> {
+        Ok(match prompt {
+            Prompt::Text(text) => self.tokenizer.encode(text, true)?,
+            Prompt::Chat(messages) => {
+                let template = self.tokenizer.chat_template().ok_or(GenerateError::NoChatTemplate)?;
+                self.tokenizer.encode(&template.render(messages, true)?, false)?
+            }
+            Prompt::Tokens(tokens) => tokens.to_vec(),
+        })
+    }
+
+    fn check(&self, prompt: &[u32], options: &GenerationOptions) -> Result<(), GenerateError> {
+        let config = self.model.config();
+        let (vocab_size, limit) = (config.vocab_size, config.max_position_embeddings);
+        if prompt.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        if options.stop_strings.iter().any(String::is_empty) {
+            return Err(GenerateError::EmptyStopString);
+        }
+        if let Some(position) = prompt.iter().position(|&id| id as usize >= vocab_size) {
+            return Err(GenerateError::TokenOutOfVocabulary {
+                id: prompt[position],
+                position,
+                vocab_size,
+            });
+        }
+        let max_new_tokens = options.max_new_tokens;
+        if prompt.len().saturating_add(max_new_tokens) > limit {
+            return Err(GenerateError::ContextTooLong {
+                prompt: prompt.len(),
+                max_new_tokens,
+                limit,
+            });
+        }
+        Ok(())
+    }
+
+    /// Token after token until something ends the text.
+    fn decode(
+        &self,
+        cache: &mut KvCache,
+        mut logits: Vec<f32>,
+        prompt: &[u32],
+        options: &GenerationOptions,
+        mut sampler: Sampler,
+        mut output: Output<'_>,
+    ) -> Result<(String, Vec<u32>, FinishReason), GenerateError> {
+        let stop_tokens = options.stop_tokens.as_ref().unwrap_or(&self.stop_tokens);
+        let mut history = prompt.to_vec();
+        let mut reason = None;
+        while reason.is_none() && history.len() < prompt.len() + options.max_new_tokens {
+            if history.len() > prompt.len() {
+                logits = self.run(cache, &history[history.len() - 1..], 1)?;
+            }
+            let token = sampler.sample(&mut logits, &history)?;
+            history.push(token);
+            reason = if stop_tokens.contains(&token) {
+                Some(FinishReason::StopToken)
+            } else {
+                output.token(token)?
+            };
+        }
+        let (text, reason) = output.finish(reason.unwrap_or(FinishReason::Length))?;
+        Ok((text, history.split_off(prompt.len()), reason))
+    }
+
+    /// Reads the prompt; returns the logits after its last token.
+    fn read(&self, cache: &mut KvCache, prompt: &[u32]) -> Result<Vec<f32>, GenerateError> {
+        let mut logits = Vec::new();
+        for part in prompt.chunks(LONGEST) {
+            logits = self.run(cache, part, part.len().next_multiple_of(BUCKET))?;
+        }
+        Ok(logits)
+    }
+
+    /// One step: reads `tokens`, padded to `width`, into the cache; returns the logits after the last of them.
+    fn run(&self, cache: &mut KvCache, tokens: &[u32], width: usize) -> Result<Vec<f32>, GenerateError> {
+        cache.reserve(width)?;
+        let device = self.model.head().device();
+        let mut padded = tokens.to_vec();
+        // What is written for padding lies beyond the cache's length: never seen, and overwritten by what comes next.
+        padded.resize(width, 0);
+        let number = |n: usize| LazyTensor::from_data(&[n as u32], &[1], device);
+        let mut arguments = vec![
+            LazyTensor::from_data(&padded, &[1, width], device)?,
+            number(cache.len())?,
+            number(tokens.len().saturating_sub(1))?,
+        ];
+        arguments.extend(cache.take());
+        arguments.extend(self.adapters.iter().cloned());
+        let mut results = self.step.call(arguments)?;
+        cache.put(results.split_off(1), tokens.len());
+        Ok(results[0].to_vec()?)
+    }
+}
+
+/// The compiled function: `[tokens (1, seq), offset (1), last (1), keys and values of each layer.., adapters..]` to
+/// `[logits (vocab) after token number last, keys and values of each layer..]`.
+fn step(model: &dyn CausalLm, arguments: &[LazyTensor]) -> metal_candle_graph::Result<Vec<LazyTensor>> {
+    let count = 2 * model.config().num_hidden_layers;
+    let (Some([tokens, offset, last]), Some(caches)) = (arguments.first_chunk(), arguments.get(3..3 + count)) else {
+        return Err(Error::Arity {
+            operation: "step",
+            expected: format!("{} arguments", 3 + count),
+            found: arguments.len(),
+        });
+    };
+    let layers = caches
+        .chunks_exact(2)
+        .map(|kv| (kv[0].clone(), kv[1].clone()))
+        .collect();
+    let cache = Cache {
+        layers,
+        offset: offset.clone(),
+    };
+    let mut pass = Pass::after(cache, tokens.dims()[1])?.with_adapters(&arguments[3 + count..]);
+    let hidden = model.hidden(tokens, &mut pass)?.dynamic_slice(1, last, 1)?;
+    let vocab = model.head().dims()[0];
+    let mut results = vec![hidden.matmul_t(model.head())?.cast(DType::F32)?.reshape(&[vocab])?];
+    let layers = pass.into_cache().map_or_else(Vec::new, |cache| cache.layers);
+    results.extend(layers.into_iter().flat_map(|(k, v)| [k, v]));
+    Ok(results)
+}
+
+/// Text on its way to the caller.
+struct Output<'o> {
+    stream: TextStream<'o>,
+    stop: StopText<'o>,
+    on_text: &'o mut dyn FnMut(&str) -> ControlFlow<()>,
+    text: String,
+}
+
+impl<'o> Output<'o> {
+    fn new(stream: TextStream<'o>, stops: &'o [String], on_text: &'o mut dyn FnMut(&str) -> ControlFlow<()>) -> Self {
+        Self {
+            stream,
+            stop: StopText::new(stops),
+            on_text,
+            text: String::new(),
+        }
+    }
+
+    /// Takes a token; says whether it ends the text.
+    fn token(&mut self, token: u32) -> Result<Option<FinishReason>, GenerateError> {
+        let piece = self.stream.push(token)?;
+        Ok(piece.and_then(|piece| self.piece(&piece)))
+    }
+
+    fn piece(&mut self, piece: &str) -> Option<FinishReason> {
+        let (ready, stopped) = self.stop.push(piece);
+        let cancelled = self.hand_out(&ready);
+        if stopped {
+            Some(FinishReason::StopString)
+        } else {
+            cancelled
+        }
+    }
+
+    fn hand_out(&mut self, ready: &str) -> Option<FinishReason> {
+        if ready.is_empty() {
+            return None;
+        }
+        self.text.push_str(ready);
+        (self.on_text)(ready).is_break().then_some(FinishReason::Cancelled)
+    }
+
+    /// Hands out what was held back, unless the text was cut off; in what is left there may be a stop string.
+    fn finish(mut self, reason: FinishReason) -> Result<(String, FinishReason), GenerateError> {
+        let mut reason = reason;
+        if matches!(reason, FinishReason::StopToken | FinishReason::Length) {
+            let rest = self.stream.clone().finish()?;
+            if self.piece(&rest) == Some(FinishReason::StopString) {
+                reason = FinishReason::StopString;
+            } else {
+                let held = self.stop.finish();
+                self.hand_out(&held);
+            }
+        }
+        Ok((self.text, reason))
+    }
+}

@@ -1,0 +1,106 @@
+//! Stop strings: text is held back as long as it may be the beginning of one, so nothing of it is ever handed out.
+
+/// Text on its way out.
+#[derive(Debug)]
+pub(super) struct StopText<'s> {
+    stops: &'s [String],
+    held: String,
+}
+
+impl<'s> StopText<'s> {
+    /// Ends before the first of `stops`, none of which is empty.
+    pub fn new(stops: &'s [String]) -> Self {
+        Self {
+            stops,
+            held: String::new(),
+        }
+    }
+
+    /// Takes the next piece; returns what can be handed out and whether a stop string was met.
+    pub fn push(&mut self, piece: &str) -> (String, bool) {
+        self.held.push_str(piece);
+        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.held.truncate(at);
+            return (std::mem::take(&mut self.held), true);
+        }
+        let rest = self.held.split_off(self.safe());
+        (std::mem::replace(&mut self.held, rest), false)
+    }
+
+    /// What was held back, at the end of the text.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Bytes that no stop string can begin in.
+    fn safe(&self) -> usize {
+        let begins = |at: &usize| self.stops.iter().any(|stop| stop.starts_with(&self.held[*at..]));
+        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
+        let from = self.held.len().saturating_sub(longest);
+        let boundaries = (from..self.held.len()).filter(|&at| self.held.is_char_boundary(at));
+        boundaries.into_iter().find(begins).unwrap_or(self.held.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Hands out `text` in pieces of `size` characters.
+    fn run(text: &str, stops: &[String], size: usize) -> (String, bool) {
+        let (mut out, mut stop) = (String::new(), StopText::new(stops));
+        for piece in text.chars().collect::<Vec<_>>().chunks(size) {
+            let (ready, stopped) = stop.push(&piece.iter().collect::<String>());
+            out.push_str(&ready);
+            if stopped {
+                return (out, true);
+            }
+        }
+        out.push_str(&stop.finish());
+        (out, false)
+    }
+
+    #[test]
+    fn text_ends_before_the_stop_string() {
+        let stops = ["\n\n".to_owned(), "END".to_owned(), "→é".to_owned()];
+        for size in 1..6 {
+            for (text, expected) in [
+                ("one EN two", ("one EN two", false)),
+                ("one END two", ("one ", true)),
+                ("a\n\nb", ("a", true)),
+                ("END", ("", true)),
+                ("x→→é", ("x→", true)),
+                ("ends in EN", ("ends in EN", false)),
+            ] {
+                assert_eq!(
+                    run(text, &stops, size),
+                    (expected.0.to_owned(), expected.1),
+                    "{text:?} by {size}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_may_become_a_stop_string_is_held() {
+        let stops = ["abab".to_owned()];
+        let mut stop = StopText::new(&stops);
+        assert_eq!(stop.push("xaba"), ("x".to_owned(), false));
+        assert_eq!(stop.push("c"), ("abac".to_owned(), false));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_do_not_matter(text in "[abé]{0,30}", stops in prop::collection::vec("[abé]{1,4}", 0..3), size in 1usize..5) {
+            let end = stops.iter().filter_map(|s| text.find(s.as_str())).min();
+            let (found, stopped) = run(&text, &stops, size);
+            prop_assert_eq!(stopped, end.is_some());
+            // In pieces the stop string that ends first counts, which may begin later than another that ends later.
+            let fits = if stopped { text.starts_with(&found) } else { found == text };
+            prop_assert!(fits, "{found}");
+            prop_assert!(stops.iter().all(|s| !found.contains(s.as_str())));
+        }
+    }
+}
