@@ -67,10 +67,7 @@ impl Batch {
     /// How many targets there are: what a mean loss divides by.
     #[must_use]
     pub fn supervised_tokens(&self) -> usize {
-        self.targets
-            .iter()
-            .filter(|target| **target != IGNORED)
-            .count()
+        self.targets.iter().filter(|target| **target != IGNORED).count()
     }
 }
 
@@ -163,18 +160,11 @@ impl Batches {
         if stats.examples == 0 {
             return wrong("examples", "there are none to make batches of".to_owned());
         }
-        if dataset
-            .examples()
-            .iter()
-            .any(|example| example.tokens.is_empty())
-        {
+        if dataset.examples().iter().any(|example| example.tokens.is_empty()) {
             return wrong("examples", "an example has no tokens".to_owned());
         }
         if stats.longest > options.max_length {
-            let reason = format!(
-                "{}, but an example has {} tokens",
-                options.max_length, stats.longest
-            );
+            let reason = format!("{}, but an example has {} tokens", options.max_length, stats.longest);
             return wrong("max_length", reason);
         }
         let length = match options.layout {

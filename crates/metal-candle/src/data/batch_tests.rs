@@ -63,11 +63,7 @@ fn a_packed_row_keeps_examples_apart() {
         example(&[1, 2, 3, 4], &[true; 4]),
         example(&[8, 9], &[true, true]),
     ];
-    let batches = Batches::new(
-        Dataset::from_examples(examples).unwrap(),
-        options(1, 6, Layout::Packed),
-    )
-    .unwrap();
+    let batches = Batches::new(Dataset::from_examples(examples).unwrap(), options(1, 6, Layout::Packed)).unwrap();
     let got: Vec<Batch> = batches.epoch(0).map(|(_, batch)| batch).collect();
     let n = IGNORED;
     let first = Batch {
@@ -103,10 +99,7 @@ fn buckets_are_few_and_close() {
     assert_eq!(bucket_length(5, 4), 4);
     for longest in 9..5000 {
         let length = bucket_length(longest, usize::MAX);
-        assert!(
-            length >= longest && length < 2 * longest,
-            "{longest} {length}"
-        );
+        assert!(length >= longest && length < 2 * longest, "{longest} {length}");
     }
 }
 
@@ -135,20 +128,14 @@ fn bad_settings_are_errors() {
         ),
     ];
     for (dataset, options, expected) in cases {
-        assert_eq!(
-            Batches::new(dataset, options).unwrap_err().to_string(),
-            expected
-        );
+        assert_eq!(Batches::new(dataset, options).unwrap_err().to_string(), expected);
     }
 }
 
 #[test]
 fn a_small_packed_data_set_has_a_short_row() {
     let batches = Batches::new(dataset(&[3, 4, 2]), options(1, 2048, Layout::Packed)).unwrap();
-    let shapes: Vec<_> = batches
-        .epoch(0)
-        .map(|(_, batch)| (batch.rows, batch.length))
-        .collect();
+    let shapes: Vec<_> = batches.epoch(0).map(|(_, batch)| (batch.rows, batch.length)).collect();
     assert_eq!(shapes, [(1, 16)]);
 }
 

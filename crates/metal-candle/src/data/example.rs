@@ -93,11 +93,7 @@ impl Dataset {
     ///
     /// A [`DataError`] with file and line where a row cannot be rendered or tokenised;
     /// [`DataError::NothingSupervised`] where no row has anything to learn.
-    pub fn from_rows(
-        rows: &Rows,
-        tokenizer: &Tokenizer,
-        options: &DatasetOptions,
-    ) -> Result<Self, DataError> {
+    pub fn from_rows(rows: &Rows, tokenizer: &Tokenizer, options: &DatasetOptions) -> Result<Self, DataError> {
         if options.max_length < 2 {
             let reason = format!(
                 "must be at least 2 (a token and the one after it), got {}",
@@ -116,10 +112,7 @@ impl Dataset {
         let (mut dataset, mut cut_off) = (Self::default(), false);
         for row in &rows.rows {
             let mut example = maker.example(row)?;
-            let (whole, long) = (
-                example.supervised_tokens(),
-                example.tokens.len() > options.max_length,
-            );
+            let (whole, long) = (example.supervised_tokens(), example.tokens.len() > options.max_length);
             example.tokens.truncate(options.max_length);
             example.supervised.truncate(options.max_length);
             if example.supervised_tokens() > 0 {
@@ -208,16 +201,12 @@ impl Dataset {
         }
         if fraction > 0.0 && self.examples.len() == 1 {
             return wrong(
-                "one example cannot be both trained on and validated with; add rows or set it to 0"
-                    .to_owned(),
+                "one example cannot be both trained on and validated with; add rows or set it to 0".to_owned(),
             );
         }
         let (train, validate) = split_indices(self.examples.len(), fraction, seed);
         let take = |indices: &[usize], dropped| Self {
-            examples: indices
-                .iter()
-                .map(|index| self.examples[*index].clone())
-                .collect(),
+            examples: indices.iter().map(|index| self.examples[*index].clone()).collect(),
             truncated: indices.iter().map(|index| self.truncated[*index]).collect(),
             dropped,
         };
@@ -240,9 +229,7 @@ impl Maker<'_> {
                 learn_from,
                 tools,
             } => self.chat(row, messages, *learn_from, tools.as_ref())?,
-            RowContent::PromptCompletion { prompt, completion } => {
-                self.completion(row, prompt, completion)?
-            }
+            RowContent::PromptCompletion { prompt, completion } => self.completion(row, prompt, completion)?,
             RowContent::Text(text) => {
                 let mut tokens = self.encode(row, text)?;
                 self.end(&mut tokens)?;
@@ -302,16 +289,11 @@ impl Maker<'_> {
         let prompt_tokens = self.encode(row, prompt)?;
         let mut tokens = self.encode(row, &format!("{prompt}{completion}"))?;
         if !tokens.starts_with(&prompt_tokens) {
-            let completion = self
-                .tokenizer
-                .encode(completion, false)
-                .map_err(self.text_error(row))?;
+            let completion = self.tokenizer.encode(completion, false).map_err(self.text_error(row))?;
             tokens = [prompt_tokens.clone(), completion].concat();
         }
         self.end(&mut tokens)?;
-        let supervised = (0..tokens.len())
-            .map(|index| index >= prompt_tokens.len())
-            .collect();
+        let supervised = (0..tokens.len()).map(|index| index >= prompt_tokens.len()).collect();
         Ok(Example { tokens, supervised })
     }
 
@@ -331,17 +313,13 @@ impl Maker<'_> {
             messages,
             tools,
         };
-        let text = chat
-            .render(messages.len(), false)
-            .map_err(self.text_error(row))?;
+        let text = chat.render(messages.len(), false).map_err(self.text_error(row))?;
         let encoded = self
             .tokenizer
             .encode_with_offsets(&text, false)
             .map_err(self.text_error(row))?;
         let mut supervised = vec![false; encoded.ids.len()];
-        for turn in
-            (learn_from..messages.len()).filter(|turn| messages[*turn].role() == "assistant")
-        {
+        for turn in (learn_from..messages.len()).filter(|turn| messages[*turn].role() == "assistant") {
             if self.everything {
                 break;
             }
@@ -362,21 +340,14 @@ impl Maker<'_> {
 
     /// Marks the tokens of a span of the text. White space that the template writes after its end-of-turn token is not
     /// marked: generation has stopped before it.
-    fn supervise(
-        &self,
-        supervised: &mut [bool],
-        encoded: &Encoded,
-        text: &str,
-        span: Range<usize>,
-    ) {
+    fn supervise(&self, supervised: &mut [bool], encoded: &Encoded, text: &str, span: Range<usize>) {
         let inside = tokens_of(&encoded.offsets, &span);
         let last_special = inside
             .iter()
             .rposition(|index| self.tokenizer.is_special(encoded.ids[*index]));
         let blank = |index: &usize| {
             let (start, end) = encoded.offsets[*index];
-            text.get(start..end)
-                .is_some_and(|text| text.trim().is_empty())
+            text.get(start..end).is_some_and(|text| text.trim().is_empty())
         };
         let kept = match last_special {
             Some(last) if inside[last + 1..].iter().all(blank) => last + 1,
@@ -396,11 +367,9 @@ impl Maker<'_> {
                 )
             }
             (None, RowFormat::Text) => "every text is empty".to_owned(),
-            (None, _) => {
-                "no message has the role \"assistant\"; add the answers, or train on everything \
+            (None, _) => "no message has the role \"assistant\"; add the answers, or train on everything \
                 (`train_on_inputs`, `--train-on-everything`)"
-                    .to_owned()
-            }
+                .to_owned(),
         }
     }
 }
@@ -411,11 +380,7 @@ fn tokens_of(offsets: &[(usize, usize)], span: &Range<usize>) -> Vec<usize> {
     let mut before = 0; // where the tokens so far end
     for (index, (start, end)) in offsets.iter().copied().enumerate() {
         // Some tokenizers trim white space from offsets; a token of nothing else is left empty, at its end.
-        let start = if start == end {
-            before.min(start)
-        } else {
-            start
-        };
+        let start = if start == end { before.min(start) } else { start };
         if end > span.start && start < span.end {
             inside.push(index);
         }
@@ -439,11 +404,7 @@ impl Chat<'_> {
 
     /// The bytes of the whole text that one assistant turn wrote: from where generation would have begun to where the
     /// text ends with that turn. The inner error says which end is not found.
-    fn span(
-        &self,
-        text: &str,
-        turn: usize,
-    ) -> Result<Result<Range<usize>, &'static str>, TextError> {
+    fn span(&self, text: &str, turn: usize) -> Result<Result<Range<usize>, &'static str>, TextError> {
         let (before, with) = (self.render(turn, true)?, self.render(turn + 1, false)?);
         Ok(if !text.starts_with(&before) {
             Err("beginning")

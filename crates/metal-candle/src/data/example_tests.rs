@@ -8,11 +8,7 @@ fn rows(lines: &[Value]) -> Rows {
     Rows::from_reader("data.jsonl", text.join("\n").as_bytes()).unwrap()
 }
 
-fn dataset(
-    tokenizer: &Tokenizer,
-    lines: &[Value],
-    options: &DatasetOptions,
-) -> Result<Dataset, DataError> {
+fn dataset(tokenizer: &Tokenizer, lines: &[Value], options: &DatasetOptions) -> Result<Dataset, DataError> {
     Dataset::from_rows(&rows(lines), tokenizer, options)
 }
 
@@ -25,17 +21,13 @@ fn marked(tokenizer: &Tokenizer, line: &Value, train_on_inputs: bool) -> String 
     let dataset = dataset(tokenizer, std::slice::from_ref(line), &options).unwrap();
     let example = &dataset.examples()[0];
     let mut text = String::new();
-    for run in example
-        .supervised
-        .chunk_by(PartialEq::eq)
-        .scan(0, |at, run| {
-            let start = *at;
-            *at += run.len();
-            Some((run[0], start..*at))
-        })
-    {
+    for run in example.supervised.chunk_by(PartialEq::eq).scan(0, |at, run| {
+        let start = *at;
+        *at += run.len();
+        Some((run[0], start..*at))
+    }) {
         let piece = tokenizer.decode(&example.tokens[run.1], false).unwrap();
-        text += &if run.0 { format!("[{piece}]") } else { piece };
+        text.extend(if run.0 { ["[", &piece, "]"] } else { ["", &piece, ""] });
     }
     text
 }
@@ -64,11 +56,7 @@ fn conversations_learn_every_assistant_turn_with_its_end() {
          <|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n[ world <|im_end|>]\n"
     );
     assert_eq!(
-        marked(
-            &tokenizer,
-            &chat(&[("user", "a"), ("assistant", "yes")]),
-            true
-        ),
+        marked(&tokenizer, &chat(&[("user", "a"), ("assistant", "yes")]), true),
         "<|im_start|>[user\na<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n]"
     );
 }
@@ -77,10 +65,7 @@ fn conversations_learn_every_assistant_turn_with_its_end() {
 fn a_conversation_is_tokenised_as_when_generating() {
     let tokenizer = byte_level(Some(CHATML));
     let template = tokenizer.chat_template().unwrap();
-    let turns = [
-        ChatMessage::new("user", "hello"),
-        ChatMessage::new("assistant", "yes"),
-    ];
+    let turns = [ChatMessage::new("user", "hello"), ChatMessage::new("assistant", "yes")];
     let prompt = tokenizer
         .encode(&template.render(&turns[..1], true).unwrap(), false)
         .unwrap();
@@ -98,12 +83,7 @@ fn plain_templates_learn_their_line_break() {
     let plain = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}\
                  {% if add_generation_prompt %}assistant:{% endif %}";
     let tokenizer = byte_level(Some(plain));
-    let row = chat(&[
-        ("user", "a"),
-        ("assistant", "yes"),
-        ("user", "b"),
-        ("assistant", "the"),
-    ]);
+    let row = chat(&[("user", "a"), ("assistant", "yes"), ("user", "b"), ("assistant", "the")]);
     assert_eq!(
         marked(&tokenizer, &row, false),
         "user: a\nassistant:[ yes\n]user: b\nassistant:[ the\n]"
@@ -112,16 +92,10 @@ fn plain_templates_learn_their_line_break() {
 
 #[test]
 fn a_template_that_rewrites_the_past_is_refused() {
-    let shout_last =
-        "{% for m in messages %}{{ m.content | upper if loop.last else m.content }};{% endfor %}";
+    let shout_last = "{% for m in messages %}{{ m.content | upper if loop.last else m.content }};{% endfor %}";
     let tokenizer = byte_level(Some(shout_last));
-    let row = chat(&[
-        ("user", "a"),
-        ("assistant", "b"),
-        ("user", "c"),
-        ("assistant", "d"),
-    ]);
-    let error = dataset(&tokenizer, &[row.clone()], &DatasetOptions::default())
+    let row = chat(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+    let error = dataset(&tokenizer, std::slice::from_ref(&row), &DatasetOptions::default())
         .unwrap_err()
         .to_string();
     assert!(
@@ -133,14 +107,11 @@ fn a_template_that_rewrites_the_past_is_refused() {
         "{error}"
     );
     assert_eq!(marked(&tokenizer, &row, true), "a[;b;c;D;]");
-    let end_once = "{% for m in messages %}<{{ m.content }}{{ '!' if loop.last and not add_generation_prompt }}{% endfor %}";
-    let error = dataset(
-        &byte_level(Some(end_once)),
-        &[row],
-        &DatasetOptions::default(),
-    )
-    .unwrap_err()
-    .to_string();
+    let end_once =
+        "{% for m in messages %}<{{ m.content }}{{ '!' if loop.last and not add_generation_prompt }}{% endfor %}";
+    let error = dataset(&byte_level(Some(end_once)), &[row], &DatasetOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("up to the end of this turn"), "{error}");
 }
 
@@ -148,11 +119,7 @@ fn a_template_that_rewrites_the_past_is_refused() {
 fn prompts_learn_only_their_completion() {
     let tokenizer = byte_level(None);
     let cases = [
-        (
-            "hello the",
-            " world",
-            "<|bos|>hello the[ world<|endoftext|>]",
-        ),
+        ("hello the", " world", "<|bos|>hello the[ world<|endoftext|>]"),
         ("hello", "<|endoftext|>", "<|bos|>hello[<|endoftext|>]"),
         ("", "yes", "<|bos|>[yes<|endoftext|>]"),
         ("yes", "", "<|bos|>yes[<|endoftext|>]"),
@@ -167,16 +134,10 @@ fn prompts_learn_only_their_completion() {
             .examples()[0]
             .tokens
             .clone();
-        assert!(
-            tokens.starts_with(&tokenizer.encode(prompt, true).unwrap()),
-            "{prompt}"
-        );
+        assert!(tokens.starts_with(&tokenizer.encode(prompt, true).unwrap()), "{prompt}");
     }
     let row = json!({"prompt": "hello", "completion": " yes"});
-    assert_eq!(
-        marked(&tokenizer, &row, true),
-        "<|bos|>[hello yes<|endoftext|>]"
-    );
+    assert_eq!(marked(&tokenizer, &row, true), "<|bos|>[hello yes<|endoftext|>]");
     // No space is invented between the two, although this tokenizer puts one before every text.
     let row = json!({"prompt": "abc", "completion": "def"});
     assert_eq!(marked(&byte_fallback(), &row, false), "abc[def</s>]");
@@ -189,7 +150,11 @@ fn message_prompts_learn_only_the_completion_s_turns() {
     let row = json!({"prompt": [turn("user", "a"), turn("assistant", "b"), turn("user", "c")],
                      "completion": [turn("assistant", "yes")]});
     let text = marked(&tokenizer, &row, false);
-    assert!(text.ends_with("assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[yes<|im_end|>]\n"));
+    assert!(
+        text.ends_with(
+            "assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[yes<|im_end|>]\n"
+        )
+    );
     assert_eq!(text.matches('[').count(), 1);
 }
 
@@ -200,18 +165,11 @@ fn texts_are_learnt_whole() {
         marked(&tokenizer, &json!({"text": "hello"}), false),
         "<|bos|>[hello<|endoftext|>]"
     );
-    let example = &dataset(
-        &tokenizer,
-        &[json!({"text": "hello"})],
-        &DatasetOptions::default(),
-    )
-    .unwrap()
-    .examples()[0]
+    let example = &dataset(&tokenizer, &[json!({"text": "hello"})], &DatasetOptions::default())
+        .unwrap()
+        .examples()[0]
         .clone();
-    assert_eq!(
-        (example.supervised[0], example.supervised_tokens()),
-        (false, 2)
-    );
+    assert_eq!((example.supervised[0], example.supervised_tokens()), (false, 2));
 }
 
 #[test]
@@ -240,9 +198,7 @@ fn long_examples_keep_their_head_and_hopeless_ones_are_dropped() {
     };
     assert_eq!(stats, expected);
     assert_eq!(
-        tokenizer
-            .decode(&dataset.examples()[1].tokens, false)
-            .unwrap(),
+        tokenizer.decode(&dataset.examples()[1].tokens, false).unwrap(),
         "<|bos|>abcd"
     );
 }
@@ -268,9 +224,7 @@ fn nothing_to_learn_is_an_error_that_says_what_to_do() {
         ),
     ];
     for (row, options, expected) in cases {
-        let error = dataset(&tokenizer, &[row], options)
-            .unwrap_err()
-            .to_string();
+        let error = dataset(&tokenizer, &[row], options).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     let options = DatasetOptions {
@@ -290,25 +244,14 @@ fn nothing_to_learn_is_an_error_that_says_what_to_do() {
 fn missing_pieces_of_the_tokenizer_are_named() {
     let bare = Tokenizer::from_bytes(&crate::text::testing::byte_level_json(), b"{}").unwrap();
     let error = dataset(&bare, &[chat(&[("user", "a")])], &DatasetOptions::default()).unwrap_err();
-    assert!(
-        matches!(error, DataError::NoChatTemplate { .. })
-            && error.to_string().contains("chat_template.jinja")
-    );
+    assert!(matches!(error, DataError::NoChatTemplate { .. }) && error.to_string().contains("chat_template.jinja"));
     let error = dataset(&bare, &[json!({"text": "a"})], &DatasetOptions::default()).unwrap_err();
-    assert!(
-        matches!(error, DataError::NoEndOfText { .. })
-            && error.to_string().contains("\"eos_token\"")
-    );
+    assert!(matches!(error, DataError::NoEndOfText { .. }) && error.to_string().contains("\"eos_token\""));
     let refusing = byte_level(Some("{{ raise_exception('no') }}"));
-    let error = dataset(
-        &refusing,
-        &[chat(&[("user", "a")])],
-        &DatasetOptions::default(),
-    )
-    .unwrap_err()
-    .to_string();
-    let expected =
-        "data.jsonl:1: tokenizer_config.json: the chat template refuses this conversation: no";
+    let error = dataset(&refusing, &[chat(&[("user", "a")])], &DatasetOptions::default())
+        .unwrap_err()
+        .to_string();
+    let expected = "data.jsonl:1: tokenizer_config.json: the chat template refuses this conversation: no";
     assert_eq!(error, expected);
 }
 
@@ -319,31 +262,19 @@ fn a_split_shares_out_every_example() {
     let all = dataset(&tokenizer, &lines, &DatasetOptions::default()).unwrap();
     let (train, validate) = all.clone().split(0.2, 7).unwrap();
     assert_eq!((train.stats().examples, validate.stats().examples), (8, 2));
-    assert_eq!(
-        all.clone().split(0.2, 7).unwrap(),
-        (train.clone(), validate.clone())
-    );
+    assert_eq!(all.clone().split(0.2, 7).unwrap(), (train.clone(), validate.clone()));
     assert_ne!(all.clone().split(0.2, 8).unwrap().1, validate);
     let mut both = [train.examples(), validate.examples()].concat();
     both.sort_by(|a, b| a.tokens.cmp(&b.tokens));
     let mut expected = all.examples().to_vec();
     expected.sort_by(|a, b| a.tokens.cmp(&b.tokens));
     assert_eq!(both, expected);
-    assert_eq!(
-        all.clone().split(0.0, 7).unwrap().1.stats(),
-        DatasetStats::default()
-    );
+    assert_eq!(all.clone().split(0.0, 7).unwrap().1.stats(), DatasetStats::default());
     for fraction in [1.0, -0.1, f64::NAN] {
         assert!(all.clone().split(fraction, 7).is_err());
     }
     let single = dataset(&tokenizer, &lines[..1], &DatasetOptions::default()).unwrap();
-    assert!(
-        single
-            .split(0.1, 7)
-            .unwrap_err()
-            .to_string()
-            .contains("one example")
-    );
+    assert!(single.split(0.1, 7).unwrap_err().to_string().contains("one example"));
 }
 
 #[test]

@@ -116,10 +116,7 @@ impl RowFormat {
 }
 
 fn expected(field: &str, what: &str, found: Option<&Value>) -> String {
-    format!(
-        "expected field \"{field}\" ({what}), found {}",
-        json_kind(found)
-    )
+    format!("expected field \"{field}\" ({what}), found {}", json_kind(found))
 }
 
 fn string(fields: &Map<String, Value>, field: &str) -> Result<String, String> {
@@ -231,17 +228,11 @@ impl Reading {
         let text = std::str::from_utf8(text).map_err(|error| format!("not UTF-8: {error}"))?;
         let value: Value = serde_json::from_str(text).map_err(|error| not_json(&error))?;
         let Value::Object(fields) = &value else {
-            return Err(format!(
-                "expected a JSON object, found {}",
-                json_kind(Some(&value))
-            ));
+            return Err(format!("expected a JSON object, found {}", json_kind(Some(&value))));
         };
         let detected = RowFormat::detect(fields);
         let Some(format) = self.format.or(detected) else {
-            return Err(
-                "expected a row with \"messages\", \"prompt\" and \"completion\", or \"text\""
-                    .to_owned(),
-            );
+            return Err("expected a row with \"messages\", \"prompt\" and \"completion\", or \"text\"".to_owned());
         };
         self.format = Some(format);
         format.read(fields).map_err(|reason| match detected {

@@ -33,10 +33,7 @@ fn each_format_is_detected_from_the_first_row() {
         learn_from: 0,
         tools: None,
     };
-    assert_eq!(
-        (rows.format, &rows.rows[0].content),
-        (RowFormat::Messages, &content)
-    );
+    assert_eq!((rows.format, &rows.rows[0].content), (RowFormat::Messages, &content));
 }
 
 #[test]
@@ -45,10 +42,7 @@ fn prompts_may_be_messages() {
         "{\"prompt\": [{\"role\": \"user\", \"content\": \"p\"}], \
           \"completion\": [{\"role\": \"assistant\", \"content\": \"c\"}]}",
     );
-    let messages = vec![
-        ChatMessage::new("user", "p"),
-        ChatMessage::new("assistant", "c"),
-    ];
+    let messages = vec![ChatMessage::new("user", "p"), ChatMessage::new("assistant", "c")];
     assert_eq!(
         rows.unwrap().rows[0].content,
         RowContent::Messages {
@@ -106,9 +100,7 @@ fn bad_lines_are_named() {
     ];
     for (bad, expected) in cases {
         assert_eq!(
-            read(&format!("{good}\n{bad}\n{good}"))
-                .unwrap_err()
-                .to_string(),
+            read(&format!("{good}\n{bad}\n{good}")).unwrap_err().to_string(),
             expected
         );
     }
@@ -133,16 +125,10 @@ fn bad_lines_are_named() {
 #[test]
 fn nothing_to_read_is_an_error() {
     for text in ["", "\n\n", "\u{FEFF}"] {
-        assert!(
-            matches!(read(text), Err(DataError::Empty { .. })),
-            "{text:?}"
-        );
+        assert!(matches!(read(text), Err(DataError::Empty { .. })), "{text:?}");
     }
     let error = Rows::read("/no/such.jsonl").unwrap_err().to_string();
-    assert!(
-        error.starts_with("/no/such.jsonl: cannot be read: "),
-        "{error}"
-    );
+    assert!(error.starts_with("/no/such.jsonl: cannot be read: "), "{error}");
 }
 
 proptest! {

@@ -12,10 +12,7 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
     let ([mut c0, mut c1, mut c2, mut c3], [mut k0, mut k1]) = (counter, key);
     for _ in 0..10 {
-        let (even, odd) = (
-            MULTIPLIERS[0] * u64::from(c0),
-            MULTIPLIERS[1] * u64::from(c2),
-        );
+        let (even, odd) = (MULTIPLIERS[0] * u64::from(c0), MULTIPLIERS[1] * u64::from(c2));
         (c0, c1, c2, c3) = (
             (odd >> 32) as u32 ^ c1 ^ k0,
             odd as u32,
@@ -29,12 +26,7 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 /// The 64-bit random number at an index of a seed's stream.
 fn random(seed: u64, stream: u64, index: u64) -> u64 {
-    let counter = [
-        index as u32,
-        (index >> 32) as u32,
-        stream as u32,
-        (stream >> 32) as u32,
-    ];
+    let counter = [index as u32, (index >> 32) as u32, stream as u32, (stream >> 32) as u32];
     let [low, high, ..] = philox4x32(counter, [seed as u32, (seed >> 32) as u32]);
     u64::from(high) << 32 | u64::from(low)
 }
@@ -90,11 +82,7 @@ mod tests {
     #[test]
     fn philox_gives_the_known_answers() {
         let cases = [
-            (
-                [0; 4],
-                [0; 2],
-                [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8],
-            ),
+            ([0; 4], [0; 2], [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8]),
             (
                 [u32::MAX; 4],
                 [u32::MAX; 2],
@@ -115,10 +103,7 @@ mod tests {
     #[test]
     fn orders_stay_what_they_are() {
         assert_eq!(permutation(10, 42, 0), [7, 0, 6, 2, 4, 8, 5, 9, 1, 3]);
-        assert_eq!(
-            split_indices(10, 0.3, 42),
-            (vec![0, 1, 2, 3, 4, 5, 7], vec![6, 8, 9])
-        );
+        assert_eq!(split_indices(10, 0.3, 42), (vec![0, 1, 2, 3, 4, 5, 7], vec![6, 8, 9]));
     }
 
     /// Each item lands on each place about equally often: chi-squared with 25 degrees of freedom (99.99 %: 59).
@@ -132,11 +117,7 @@ mod tests {
             }
         }
         let expected = draws as f64 / 6.0;
-        let chi: f64 = seen
-            .iter()
-            .flatten()
-            .map(|n| (n - expected).powi(2) / expected)
-            .sum();
+        let chi: f64 = seen.iter().flatten().map(|n| (n - expected).powi(2) / expected).sum();
         assert!(chi < 59.0, "{chi}");
     }
 

@@ -79,18 +79,13 @@ impl ChatMessage {
                 )));
             }
         }
-        Ok(Self {
-            fields: fields.clone(),
-        })
+        Ok(Self { fields: fields.clone() })
     }
 
     /// Who speaks.
     #[must_use]
     pub fn role(&self) -> &str {
-        self.fields
-            .get("role")
-            .and_then(Json::as_str)
-            .unwrap_or_default()
+        self.fields.get("role").and_then(Json::as_str).unwrap_or_default()
     }
 
     /// What is said, where that is plain text.
@@ -147,11 +142,7 @@ impl ChatTemplate {
     /// # Errors
     ///
     /// [`TextError::TemplateSyntax`] where it does not parse, [`TextError::TemplateBudget`] over 64 KiB of source or 8 KiB in a single tag.
-    pub fn new<K, V>(
-        file: &str,
-        source: &str,
-        variables: impl IntoIterator<Item = (K, V)>,
-    ) -> Result<Self, TextError>
+    pub fn new<K, V>(file: &str, source: &str, variables: impl IntoIterator<Item = (K, V)>) -> Result<Self, TextError>
     where
         K: Into<String>,
         V: Into<String>,
@@ -163,10 +154,7 @@ impl ChatTemplate {
             })
         };
         if source.len() > MAX_SOURCE {
-            return refused(format!(
-                "its source has {} bytes, more than {MAX_SOURCE}",
-                source.len()
-            ));
+            return refused(format!("its source has {} bytes, more than {MAX_SOURCE}", source.len()));
         }
         if source
             .split("%}")
@@ -185,12 +173,10 @@ impl ChatTemplate {
             environment,
         };
         let compiled = without_generation_tags(source);
-        guarded_deep(
-            move || match template.environment.add_template_owned(NAME, compiled) {
-                Ok(()) => Ok(template),
-                Err(error) => Err(template.explain(&error)),
-            },
-        )
+        guarded_deep(move || match template.environment.add_template_owned(NAME, compiled) {
+            Ok(()) => Ok(template),
+            Err(error) => Err(template.explain(&error)),
+        })
         .unwrap_or_else(|reason| {
             Err(TextError::TemplateSyntax {
                 file: file.to_owned(),
@@ -210,9 +196,7 @@ impl ChatTemplate {
     #[must_use]
     pub fn with_clock(mut self, seconds: i64) -> Self {
         self.environment
-            .add_function("strftime_now", move |format: &str| {
-                strftime(format, seconds)
-            });
+            .add_function("strftime_now", move |format: &str| strftime(format, seconds));
         self
     }
 
@@ -222,11 +206,7 @@ impl ChatTemplate {
     ///
     /// [`TextError::TemplateRefused`] where the template calls `raise_exception`, [`TextError::TemplateRender`] where it
     /// fails, [`TextError::TemplateBudget`] where it works or writes without end.
-    pub fn render(
-        &self,
-        messages: &[ChatMessage],
-        add_generation_prompt: bool,
-    ) -> Result<String, TextError> {
+    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TextError> {
         self.render_with_tools(messages, None, add_generation_prompt)
     }
 
@@ -241,10 +221,7 @@ impl ChatTemplate {
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Result<String, TextError> {
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|message| json::object(&message.fields))
-            .collect();
+        let messages: Vec<Value> = messages.iter().map(|message| json::object(&message.fields)).collect();
         let context = Value::from_pairs([
             ("messages", Value::from(messages)),
             ("tools", tools.map_or(Value::from(()), json::to_template)),
@@ -259,8 +236,7 @@ impl ChatTemplate {
         };
         guarded_deep(|| {
             let template = self.environment.get_template(NAME);
-            let rendered = template
-                .and_then(|template| template.render_captured_to(context, &mut out).map(drop));
+            let rendered = template.and_then(|template| template.render_captured_to(context, &mut out).map(drop));
             rendered.map_err(|error| self.explain(&error))
         })
         .map_err(failed)??;
@@ -285,7 +261,8 @@ impl ChatTemplate {
         let reason = first_line(&reason);
         match error.kind() {
             ErrorKind::OutOfFuel => {
-                let reason = "it did more work than a conversation can need; shorten the conversation or mend the template";
+                let reason =
+                    "it did more work than a conversation can need; shorten the conversation or mend the template";
                 TextError::TemplateBudget {
                     file,
                     reason: reason.to_owned(),
@@ -295,9 +272,7 @@ impl ChatTemplate {
                 file,
                 reason: format!("it wrote more than {MAX_OUTPUT} bytes"),
             },
-            ErrorKind::SyntaxError | ErrorKind::BadEscape => {
-                TextError::TemplateSyntax { file, line, reason }
-            }
+            ErrorKind::SyntaxError | ErrorKind::BadEscape => TextError::TemplateSyntax { file, line, reason },
             _ => TextError::TemplateRender { file, line, reason },
         }
     }
@@ -325,20 +300,14 @@ fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
-        Err(Error::new(
-            ErrorKind::InvalidOperation,
-            format!("{REFUSED}{message}"),
-        ))
+        Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
     });
-    environment.add_function("strftime_now", |format: &str| {
-        strftime(format, clock::now())
-    });
+    environment.add_function("strftime_now", |format: &str| strftime(format, clock::now()));
     environment
 }
 
 fn strftime(format: &str, seconds: i64) -> Result<String, Error> {
-    clock::strftime(format, seconds)
-        .map_err(|reason| Error::new(ErrorKind::InvalidOperation, reason))
+    clock::strftime(format, seconds).map_err(|reason| Error::new(ErrorKind::InvalidOperation, reason))
 }
 
 /// `{% generation %}` marks assistant text for transformers' masks and writes nothing itself: make it an `if true`.
@@ -349,11 +318,7 @@ fn without_generation_tags(source: &str) -> String {
         return source.to_owned();
     };
     tag.replace_all(source, |found: &regex::Captures| {
-        let statement = if found.get(2).is_some() {
-            "endif"
-        } else {
-            "if true"
-        };
+        let statement = if found.get(2).is_some() { "endif" } else { "if true" };
         format!("{{%{} {statement} {}%}}", &found[1], &found[3])
     })
     .into_owned()
@@ -361,10 +326,7 @@ fn without_generation_tags(source: &str) -> String {
 
 /// Charges for every element of a container, nested ones each time they occur: a list may hold another many times.
 fn pay_for(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
-    if !matches!(
-        value.kind(),
-        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
-    ) {
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
         return state.consume_fuel(u64::from(depth > 0));
     }
     if depth > json::MAX_DEPTH {
@@ -387,11 +349,7 @@ fn pay_for(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
 
 /// Python's methods of strings, maps and lists, each paid for before it runs: some make text far larger than their inputs.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    let size = |value: &Value| {
-        value
-            .as_str()
-            .map_or_else(|| value.len().unwrap_or(1), str::len) as u64
-    };
+    let size = |value: &Value| value.as_str().map_or_else(|| value.len().unwrap_or(1), str::len) as u64;
     let own = size(value);
     let given: u64 = args.iter().map(size).sum();
     let written = match (name, value.as_str()) {
@@ -421,10 +379,7 @@ fn joined(state: &State, separator: u64, list: &Value) -> Result<u64, Error> {
     for item in list.try_iter()?.checked() {
         state.consume_fuel(1)?;
         let item = item?;
-        if matches!(
-            item.kind(),
-            ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
-        ) {
+        if matches!(item.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
             return Err(Error::new(
                 ErrorKind::InvalidOperation,
                 format!("join: expected strings, found {}", item.kind()),
@@ -439,19 +394,10 @@ fn joined(state: &State, separator: u64, list: &Value) -> Result<u64, Error> {
 
 /// Bytes that `text.format(args)` may write; widths and precisions of more than three digits are refused.
 fn formatted(text: &str, args: &[Value]) -> Result<u64, Error> {
-    let refused = |reason: &str| {
-        Err(Error::new(
-            ErrorKind::InvalidOperation,
-            format!("format: {reason}"),
-        ))
-    };
+    let refused = |reason: &str| Err(Error::new(ErrorKind::InvalidOperation, format!("format: {reason}")));
     let mut digits = 0;
     for letter in text.chars() {
-        digits = if letter.is_ascii_digit() {
-            digits + 1
-        } else {
-            0
-        };
+        digits = if letter.is_ascii_digit() { digits + 1 } else { 0 };
         if digits > 3 {
             return refused("numbers of more than three digits are not allowed in the pattern");
         }
@@ -460,7 +406,7 @@ fn formatted(text: &str, args: &[Value]) -> Result<u64, Error> {
     for value in args {
         match value.kind() {
             ValueKind::String => {
-                widest = widest.saturating_add(value.as_str().map_or(0, str::len) as u64)
+                widest = widest.saturating_add(value.as_str().map_or(0, str::len) as u64);
             }
             ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
                 return refused("lists and maps are not allowed as arguments");

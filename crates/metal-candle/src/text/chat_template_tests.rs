@@ -28,22 +28,12 @@ fn renders_what_transformers_renders() {
     assert_eq!(cases.len(), 12);
     for case in cases {
         let messages = case["messages"].as_array().unwrap();
-        let messages: Vec<_> = messages
-            .iter()
-            .map(|m| ChatMessage::from_json(m).unwrap())
-            .collect();
+        let messages: Vec<_> = messages.iter().map(|m| ChatMessage::from_json(m).unwrap()).collect();
         let prompt = case["add_generation_prompt"].as_bool().unwrap();
         let tools = Some(&case["tools"]).filter(|tools| !tools.is_null());
         let template = template(case["template"].as_str().unwrap());
-        let text = template
-            .render_with_tools(&messages, tools, prompt)
-            .unwrap();
-        assert_eq!(
-            text,
-            case["expected"].as_str().unwrap(),
-            "{}",
-            case["template"]
-        );
+        let text = template.render_with_tools(&messages, tools, prompt).unwrap();
+        assert_eq!(text, case["expected"].as_str().unwrap(), "{}", case["template"]);
     }
 }
 
@@ -51,15 +41,15 @@ fn renders_what_transformers_renders() {
 fn a_refusal_carries_the_template_s_words() {
     let said = [ChatMessage::new("assistant", "hi")];
     let error = template("mistral").render(&said, false).unwrap_err();
-    let expected = "mistral: the chat template refuses this conversation: user and assistant must take turns, the user first";
+    let expected =
+        "mistral: the chat template refuses this conversation: user and assistant must take turns, the user first";
     assert!(matches!(error, TextError::TemplateRefused { .. }));
     assert_eq!(error.to_string(), expected);
 }
 
 #[test]
 fn failures_name_the_line() {
-    let error = inline("a\nb\n{{ messages[0].content.nope() }}")
-        .render(&[ChatMessage::new("user", "x")], false);
+    let error = inline("a\nb\n{{ messages[0].content.nope() }}").render(&[ChatMessage::new("user", "x")], false);
     assert!(
         error
             .unwrap_err()
@@ -67,10 +57,7 @@ fn failures_name_the_line() {
             .starts_with("t: chat template, line 3: cannot render this conversation: ")
     );
     let error = ChatTemplate::new("t", "a\n{% for %}", [("", ""); 0]).unwrap_err();
-    assert!(
-        error.to_string().starts_with("t: chat template, line 2: "),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("t: chat template, line 2: "), "{error}");
     assert!(matches!(error, TextError::TemplateSyntax { line: 2, .. }));
 }
 
@@ -88,12 +75,14 @@ fn content_is_text_and_never_a_template() {
 /// Programs that would run for ever or fill the memory end early, with an error.
 #[test]
 fn hostile_templates_are_stopped() {
-    let big = "{% set ns = namespace(s='xxxxxxxx', l=[1]) %}{% for i in range(20) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
+    let big =
+        "{% set ns = namespace(s='xxxxxxxx', l=[1]) %}{% for i in range(20) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
     let list = "{% set ns = namespace(l=[1]) %}{% for i in range(64) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}";
     let cases = [
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}".to_owned(),
         "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}".to_owned(),
-        "{% set ns = namespace(s='x') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}".to_owned(),
+        "{% set ns = namespace(s='x') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}"
+            .to_owned(),
         "{{ 'x' * 99999999999 }}".to_owned(),
         "{% set x = 'x' * 9999999 %}{{ x.join(range(99999)) }}".to_owned(),
         "{% set x = 'x' * 9999999 %}{{ x.replace('x', x) }}".to_owned(),
@@ -115,14 +104,9 @@ fn hostile_templates_are_stopped() {
     ];
     for source in cases {
         let start = Instant::now();
-        let result = ChatTemplate::new("t", &source, [("", ""); 0])
-            .and_then(|template| template.render(&[], false));
+        let result = ChatTemplate::new("t", &source, [("", ""); 0]).and_then(|template| template.render(&[], false));
         let shown = &source[..source.len().min(120)];
-        assert!(
-            result.is_err(),
-            "{shown}: wrote {} bytes",
-            result.unwrap().len()
-        );
+        assert!(result.is_err(), "{shown}: wrote {} bytes", result.unwrap().len());
         assert!(
             start.elapsed() < Duration::from_secs(10),
             "{shown}: took {:?}",
@@ -135,11 +119,7 @@ fn hostile_templates_are_stopped() {
 #[test]
 fn deep_templates_do_not_overflow() {
     let chain = |before: &str, link: &str, after: &str| {
-        let limit = if link.contains('}') {
-            MAX_SOURCE
-        } else {
-            MAX_TAG
-        };
+        let limit = if link.contains('}') { MAX_SOURCE } else { MAX_TAG };
         let room = limit - before.len() - after.len();
         format!("{before}{}{after}", link.repeat(room / link.len()))
     };
@@ -168,34 +148,28 @@ fn deep_templates_do_not_overflow() {
     ];
     for source in cases {
         // Most fail to parse or render, some write a little: all come back.
-        let _ = ChatTemplate::new("t", &source, [("", ""); 0])
-            .and_then(|template| template.render(&[], false));
+        let _ = ChatTemplate::new("t", &source, [("", ""); 0]).and_then(|template| template.render(&[], false));
     }
 }
 
 #[test]
 fn the_limits_are_named() {
     let error =
-        inline("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
-            .render(&[], false);
+        inline("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}").render(&[], false);
     assert!(
         error
             .unwrap_err()
             .to_string()
             .contains("more work than a conversation can need")
     );
-    let error = inline("{% set x = 'x' * 999999 %}{% for i in range(99) %}{{ x }}{% endfor %}")
-        .render(&[], false);
+    let error = inline("{% set x = 'x' * 999999 %}{% for i in range(99) %}{{ x }}{% endfor %}").render(&[], false);
     assert!(
         error
             .unwrap_err()
             .to_string()
             .contains("it wrote more than 16777216 bytes")
     );
-    for source in [
-        "{{ a }}".repeat(MAX_SOURCE / 7 + 1),
-        " ".repeat(MAX_TAG + 1),
-    ] {
+    for source in ["{{ a }}".repeat(MAX_SOURCE / 7 + 1), " ".repeat(MAX_TAG + 1)] {
         let error = ChatTemplate::new("t", &source, [("", ""); 0]).unwrap_err();
         assert!(matches!(error, TextError::TemplateBudget { .. }));
     }
@@ -205,12 +179,7 @@ fn the_limits_are_named() {
 #[test]
 fn long_conversations_render() {
     let text = "word ".repeat(200);
-    let turn = |index| {
-        ChatMessage::new(
-            if index % 2 == 0 { "user" } else { "assistant" },
-            text.clone(),
-        )
-    };
+    let turn = |index| ChatMessage::new(if index % 2 == 0 { "user" } else { "assistant" }, text.clone());
     let messages: Vec<_> = (0..1000).map(turn).collect();
     for name in ["chatml", "llama3", "qwen", "mistral"] {
         assert!(
@@ -244,8 +213,6 @@ fn messages_are_checked() {
         let error = ChatMessage::from_json(&value).unwrap_err().to_string();
         assert_eq!(error, format!("chat message: {expected}"));
     }
-    let message =
-        ChatMessage::from_json(&serde_json::json!({"role": "assistant", "tool_calls": []}))
-            .unwrap();
+    let message = ChatMessage::from_json(&serde_json::json!({"role": "assistant", "tool_calls": []})).unwrap();
     assert_eq!((message.role(), message.content()), ("assistant", None));
 }

@@ -43,8 +43,7 @@ fn civil(days: i64) -> (i64, usize, i64) {
     let shifted = days + 719_468; // days since 0000-03-01
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
@@ -53,11 +52,7 @@ fn civil(days: i64) -> (i64, usize, i64) {
     } else {
         march_month - 9
     };
-    (
-        year_of_era + era * 400 + i64::from(month <= 2),
-        month as usize,
-        day,
-    )
+    (year_of_era + era * 400 + i64::from(month <= 2), month as usize, day)
 }
 
 /// Formats `seconds` since 1970 (UTC) by C's `strftime` letters; a letter outside the common ones is an error.
@@ -66,7 +61,7 @@ pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, String> {
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     let (year, month, day) = civil(days);
     let (weekday, month_name) = (DAYS[(days + 4).rem_euclid(7) as usize], MONTHS[month - 1]);
-    let day_of_year = (1..).find(|n| civil(days - n).0 < year).unwrap_or(1);
+    let day_of_year = (1..=366).find(|n| civil(days - n).0 < year).unwrap_or(1);
     let hour12 = (hour + 11) % 12 + 1;
     let mut out = String::new();
     let mut letters = format.chars();
@@ -102,9 +97,7 @@ pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, String> {
             Some('Z') => write!(out, "UTC"),
             Some('%') => write!(out, "%"),
             other => {
-                return Err(format!(
-                    "strftime_now: unknown format letter {other:?} in {format:?}"
-                ));
+                return Err(format!("strftime_now: unknown format letter {other:?} in {format:?}"));
             }
         };
         written.map_err(|error| error.to_string())?;
@@ -136,21 +129,13 @@ mod tests {
 
     const CASES: &[(i64, &str, &str)] = &[
         (0, "%d %b %Y", "01 Jan 1970"),
-        (
-            951_782_400,
-            "%d %B %Y %A %j",
-            "29 February 2000 Tuesday 060",
-        ),
+        (951_782_400, "%d %B %Y %A %j", "29 February 2000 Tuesday 060"),
         (
             1_735_689_599,
             "%Y-%m-%d %H:%M:%S %a %j %p %I %y",
             "2024-12-31 23:59:59 Tue 366 PM 11 24",
         ),
-        (
-            1_741_305_600,
-            "%-d/%-m %e|%%|%F %T",
-            "7/3  7|%|2025-03-07 00:00:00",
-        ),
+        (1_741_305_600, "%-d/%-m %e|%%|%F %T", "7/3  7|%|2025-03-07 00:00:00"),
         (4_107_542_399, "%d %b %Y", "28 Feb 2100"),
         (4_107_542_400, "%d %b %Y", "01 Mar 2100"),
         (-1, "%d %b %Y %H", "31 Dec 1969 23"),

@@ -24,23 +24,18 @@ pub(super) fn to_template(value: &serde_json::Value) -> Value {
             .or_else(|| number.as_u64().map(Value::from))
             .unwrap_or_else(|| Value::from(number.as_f64().unwrap_or(f64::NAN))),
         serde_json::Value::String(text) => Value::from(text.as_str()),
-        serde_json::Value::Array(items) => {
-            Value::from(items.iter().map(to_template).collect::<Vec<_>>())
-        }
+        serde_json::Value::Array(items) => Value::from(items.iter().map(to_template).collect::<Vec<_>>()),
         serde_json::Value::Object(fields) => object(fields),
     }
 }
 
 /// A JSON object as a map of the template engine, keys in their order.
 pub(super) fn object(fields: &serde_json::Map<String, serde_json::Value>) -> Value {
-    Value::from_pairs(
-        fields
-            .iter()
-            .map(|(key, value)| (key.as_str(), to_template(value))),
-    )
+    Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), to_template(value))))
 }
 
 /// The filter `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
+#[allow(clippy::needless_pass_by_value)] // the engine's signature
 pub(super) fn tojson(
     state: &State,
     value: &Value,
@@ -50,26 +45,21 @@ pub(super) fn tojson(
 ) -> Result<String, Error> {
     let ascii = match ensure_ascii {
         Some(flag) => flag.is_true(),
-        None => options
-            .get::<Option<bool>>("ensure_ascii")?
-            .unwrap_or(false),
+        None => options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
     };
     let indent = match indent {
         Some(width) => Some(width),
         None => options.get::<Option<Value>>("indent")?,
     };
-    let indent =
-        match indent.filter(|width| !width.is_none()) {
-            Some(width) => Some(width.as_usize().filter(|n| *n <= MAX_INDENT).ok_or_else(
-                || {
-                    Error::new(
-                        ErrorKind::InvalidOperation,
-                        format!("tojson: indent must be 0..={MAX_INDENT}, got {width}"),
-                    )
-                },
-            )?),
-            None => None,
-        };
+    let indent = match indent.filter(|width| !width.is_none()) {
+        Some(width) => Some(width.as_usize().filter(|n| *n <= MAX_INDENT).ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidOperation,
+                format!("tojson: indent must be 0..={MAX_INDENT}, got {width}"),
+            )
+        })?),
+        None => None,
+    };
     let (comma, colon) = match options.get::<Option<Vec<String>>>("separators")?.as_deref() {
         Some([comma, colon]) => (comma.clone(), colon.clone()),
         Some(_) => {
@@ -78,10 +68,7 @@ pub(super) fn tojson(
                 "tojson: separators must be two strings",
             ));
         }
-        None => (
-            if indent.is_some() { "," } else { ", " }.to_owned(),
-            ": ".to_owned(),
-        ),
+        None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
     };
     let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
@@ -114,10 +101,7 @@ struct Dump<'a, 'b, 'c> {
 impl Dump<'_, '_, '_> {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > MAX_DEPTH {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "tojson: nested too deeply",
-            ));
+            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: nested too deeply"));
         }
         // Shared sublists can make the text exponentially larger than the value: pay while writing.
         self.state
@@ -125,16 +109,12 @@ impl Dump<'_, '_, '_> {
         self.charged = self.out.len();
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self
-                .out
-                .push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.number(value),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
-                self.list('[', ']', items, depth, |dump, item| {
-                    dump.value(&item, depth + 1)
-                })?;
+                self.list('[', ']', items, depth, |dump, item| dump.value(&item, depth + 1))?;
             }
             ValueKind::Map => {
                 let mut keys = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
@@ -204,20 +184,14 @@ impl Dump<'_, '_, '_> {
         }
         let number = f64::try_from(value.clone()).unwrap_or(f64::NAN);
         if number.is_infinite() {
-            self.out.push_str(if number > 0.0 {
-                "Infinity"
-            } else {
-                "-Infinity"
-            });
+            self.out.push_str(if number > 0.0 { "Infinity" } else { "-Infinity" });
             return;
         }
         let text = format!("{number:?}"); // the shortest text that reads back, like Python's repr
         match text.split_once('e') {
             Some((digits, power)) => {
-                let (sign, power) = power
-                    .strip_prefix('-')
-                    .map_or(('+', power), |power| ('-', power));
-                self.out.push_str(&format!("{digits}e{sign}{power:0>2}"));
+                let (sign, power) = power.strip_prefix('-').map_or(('+', power), |power| ('-', power));
+                let _ = write!(self.out, "{digits}e{sign}{power:0>2}"); // cannot fail
             }
             None => self.out.push_str(&text),
         }
@@ -235,7 +209,7 @@ impl Dump<'_, '_, '_> {
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
                 _ if (letter as u32) < 0x20 || (self.ascii && !(' '..='~').contains(&letter)) => {
-                    self.escape(letter)
+                    self.escape(letter);
                 }
                 _ => self.out.push(letter),
             }

@@ -132,9 +132,7 @@ fn guarded_deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
             .stack_size(STACK)
             .spawn_scoped(scope, || guarded(|| Ok(work())));
         let thread = thread.map_err(|error| format!("no thread for it: {error}"))?;
-        thread
-            .join()
-            .unwrap_or_else(|_| Err("internal failure".to_owned()))
+        thread.join().unwrap_or_else(|_| Err("internal failure".to_owned()))
     })
 }
 
@@ -142,10 +140,7 @@ fn guarded_deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
 fn first_line(text: &str) -> String {
     const LONGEST: usize = 300;
     let line = text.lines().next().unwrap_or_default();
-    let cut = line
-        .char_indices()
-        .nth(LONGEST)
-        .map_or(line.len(), |(at, _)| at);
+    let cut = line.char_indices().nth(LONGEST).map_or(line.len(), |(at, _)| at);
     if cut < line.len() {
         format!("{}...", &line[..cut])
     } else {

@@ -49,9 +49,7 @@ impl<'a> TextStream<'a> {
     pub fn push(&mut self, id: u32) -> Result<Option<String>, TextError> {
         self.ids.push(id);
         self.look_at(id);
-        let text = self
-            .tokenizer
-            .decode(&self.ids[self.window..], self.skip_special)?;
+        let text = self.tokenizer.decode(&self.ids[self.window..], self.skip_special)?;
         // Byte tokens are decoded together, all or none: wait for the end of the run. A replacement character may
         // still become a real one.
         if self.in_bytes || text.ends_with(BROKEN) {
@@ -66,9 +64,7 @@ impl<'a> TextStream<'a> {
         };
         self.window = self.handed;
         self.handed = self.ids.len();
-        self.context = self
-            .tokenizer
-            .decode(&self.ids[self.window..], self.skip_special)?;
+        self.context = self.tokenizer.decode(&self.ids[self.window..], self.skip_special)?;
         Ok(Some(new))
     }
 
@@ -78,13 +74,8 @@ impl<'a> TextStream<'a> {
     ///
     /// [`TextError::Decode`] where the tokenizer's decoder fails.
     pub fn finish(self) -> Result<String, TextError> {
-        let text = self
-            .tokenizer
-            .decode(&self.ids[self.window..], self.skip_special)?;
-        Ok(text
-            .strip_prefix(&self.context)
-            .unwrap_or_default()
-            .to_owned())
+        let text = self.tokenizer.decode(&self.ids[self.window..], self.skip_special)?;
+        Ok(text.strip_prefix(&self.context).unwrap_or_default().to_owned())
     }
 
     /// Remembers whether the text ends in a byte token (`<0xE2>`); tokens that are not shown do not end a run.
@@ -93,11 +84,8 @@ impl<'a> TextStream<'a> {
             return;
         }
         if let Some(token) = self.tokenizer.token(id) {
-            let byte = token
-                .strip_prefix("<0x")
-                .and_then(|rest| rest.strip_suffix('>'));
-            self.in_bytes =
-                byte.is_some_and(|hex| hex.len() == 2 && u8::from_str_radix(hex, 16).is_ok());
+            let byte = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+            self.in_bytes = byte.is_some_and(|hex| hex.len() == 2 && u8::from_str_radix(hex, 16).is_ok());
         }
     }
 }

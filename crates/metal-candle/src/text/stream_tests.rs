@@ -6,16 +6,9 @@ use crate::text::testing::{byte_fallback, byte_level};
 /// Streams the ids; every piece is whole text and the pieces add up to the full decode.
 fn pieces(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> Vec<String> {
     let mut stream = TextStream::new(tokenizer, skip_special);
-    let mut pieces: Vec<String> = ids
-        .iter()
-        .filter_map(|id| stream.push(*id).unwrap())
-        .collect();
+    let mut pieces: Vec<String> = ids.iter().filter_map(|id| stream.push(*id).unwrap()).collect();
     pieces.push(stream.finish().unwrap());
-    assert_eq!(
-        pieces.concat(),
-        tokenizer.decode(ids, skip_special).unwrap(),
-        "{ids:?}"
-    );
+    assert_eq!(pieces.concat(), tokenizer.decode(ids, skip_special).unwrap(), "{ids:?}");
     pieces
 }
 
@@ -35,10 +28,7 @@ fn a_character_is_held_back_until_its_last_byte() {
 fn text_is_handed_out_as_soon_as_it_is_whole() {
     let tokenizer = byte_level(None);
     let ids = tokenizer.encode("hello the world", false).unwrap();
-    assert_eq!(
-        pieces(&tokenizer, &ids, true),
-        ["hello", " the", " world", ""]
-    );
+    assert_eq!(pieces(&tokenizer, &ids, true), ["hello", " the", " world", ""]);
     let tokenizer = byte_fallback();
     let ids = tokenizer.encode("hello world", false).unwrap();
     assert_eq!(pieces(&tokenizer, &ids, true), ["hello", " world", ""]);
@@ -50,10 +40,7 @@ fn a_broken_character_ends_as_a_replacement() {
     let crab = tokenizer.encode("🦀", false).unwrap();
     assert_eq!(pieces(&tokenizer, &crab[..2], true), ["\u{FFFD}"]);
     let a = tokenizer.encode("a", false).unwrap();
-    assert_eq!(
-        pieces(&tokenizer, &[crab[0], a[0]], true),
-        ["\u{FFFD}a", ""]
-    );
+    assert_eq!(pieces(&tokenizer, &[crab[0], a[0]], true), ["\u{FFFD}a", ""]);
 }
 
 #[test]
@@ -61,10 +48,7 @@ fn special_tokens_are_shown_or_not() {
     let tokenizer = byte_level(None);
     let ids = tokenizer.encode("hello<|im_end|> the", false).unwrap();
     assert_eq!(pieces(&tokenizer, &ids, true), ["hello", " the", ""]);
-    assert_eq!(
-        pieces(&tokenizer, &ids, false),
-        ["hello", "<|im_end|>", " the", ""]
-    );
+    assert_eq!(pieces(&tokenizer, &ids, false), ["hello", "<|im_end|>", " the", ""]);
 }
 
 proptest! {

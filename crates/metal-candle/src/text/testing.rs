@@ -6,7 +6,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use super::Tokenizer;
 
-/// The ChatML template, as Qwen's family writes it.
+/// The `ChatML` template, as Qwen's family writes it.
 pub(crate) const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + \
     message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' \
     }}{% endif %}";
@@ -100,11 +100,7 @@ pub(crate) fn byte_fallback() -> Tokenizer {
         vocab.insert(letter.to_string(), json!(vocab.len()));
     }
     let mut merges = Vec::new();
-    add_words(
-        &mut vocab,
-        &mut merges,
-        &["▁hello", "▁world", "▁▁", "he", "is"],
-    );
+    add_words(&mut vocab, &mut merges, &["▁hello", "▁world", "▁▁", "he", "is"]);
     let specials = [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")];
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": specials,

@@ -1,7 +1,7 @@
 //! The tokenizer of a Hugging Face folder: `tokenizer.json`, and the special tokens and chat template named beside it.
 //!
 //! Encoding never truncates or pads, whatever `tokenizer.json` asks for: that is the caller's business. Nothing here
-//! reads a pickle or a SentencePiece model; a folder needs its `tokenizer.json`.
+//! reads a pickle or a `SentencePiece` model; a folder needs its `tokenizer.json`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -72,26 +72,21 @@ impl Tokenizer {
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self, TextError> {
         let folder = folder.as_ref();
         let path = folder.join(TOKENIZER);
-        let tokenizer =
-            std::fs::read(&path).map_err(|source| TextError::Read { file: path, source })?;
+        let tokenizer = std::fs::read(&path).map_err(|source| TextError::Read { file: path, source })?;
         let object = |name: &str| match read_optional(&folder.join(name))? {
             Some(bytes) => parse_object(&folder.join(name).display().to_string(), &bytes),
             None => Ok(Map::new()),
         };
         let path = folder.join(TEMPLATE);
         let template = match read_optional(&path)? {
-            Some(bytes) => {
-                Some(
-                    String::from_utf8(bytes).map_err(|error| TextError::TemplateSyntax {
-                        file: path.display().to_string(),
-                        line: 1,
-                        reason: error.to_string(),
-                    })?,
-                )
-            }
+            Some(bytes) => Some(String::from_utf8(bytes).map_err(|error| TextError::TemplateSyntax {
+                file: path.display().to_string(),
+                line: 1,
+                reason: error.to_string(),
+            })?),
             None => None,
         };
-        Self::build(Sources {
+        Self::build(&Sources {
             folder: folder.display().to_string(),
             tokenizer,
             config: object(CONFIG)?,
@@ -106,30 +101,24 @@ impl Tokenizer {
     /// # Errors
     ///
     /// Those of [`from_folder`](Self::from_folder).
-    pub fn from_bytes(
-        tokenizer_json: &[u8],
-        tokenizer_config_json: &[u8],
-    ) -> Result<Self, TextError> {
-        Self::build(Sources {
+    pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config_json: &[u8]) -> Result<Self, TextError> {
+        Self::build(&Sources {
             tokenizer: tokenizer_json.to_vec(),
             config: parse_object(CONFIG, tokenizer_config_json)?,
             ..Sources::default()
         })
     }
 
-    fn build(sources: Sources) -> Result<Self, TextError> {
+    fn build(sources: &Sources) -> Result<Self, TextError> {
         let file = sources.name(TOKENIZER);
         let wrong = |reason: String| TextError::Tokenizer {
             file: file.clone(),
             reason: first_line(&reason),
         };
         let mut inner = guarded(|| {
-            let mut inner = tokenizers::Tokenizer::from_bytes(&sources.tokenizer)
-                .map_err(|error| error.to_string())?;
+            let mut inner = tokenizers::Tokenizer::from_bytes(&sources.tokenizer).map_err(|error| error.to_string())?;
             inner.with_padding(None);
-            inner
-                .with_truncation(None)
-                .map_err(|error| error.to_string())?;
+            inner.with_truncation(None).map_err(|error| error.to_string())?;
             Ok(inner)
         })
         .map_err(wrong)?;
@@ -138,8 +127,7 @@ impl Tokenizer {
         let id = |field: &str| sources.special_id(&inner, &names, field);
         let (bos, eos, pad) = (id("bos_token")?, id("eos_token")?, id("pad_token")?);
         let ends = sources.generation_ids("eos_token_id")?;
-        let first =
-            |field: &str| Ok::<_, TextError>(sources.generation_ids(field)?.first().copied());
+        let first = |field: &str| Ok::<_, TextError>(sources.generation_ids(field)?.first().copied());
         let bos = bos.or(first("bos_token_id")?);
         let pad = pad.or(first("pad_token_id")?);
         let eos = eos.or(ends.first().copied());
@@ -149,11 +137,7 @@ impl Tokenizer {
                 stop.push(end);
             }
         }
-        let vocab_size = inner
-            .get_vocab(true)
-            .values()
-            .max()
-            .map_or(0, |id| *id as usize + 1);
+        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
         let chat_template = sources.chat_template(&names)?;
         Ok(Self {
             inner,
@@ -181,11 +165,7 @@ impl Tokenizer {
     /// # Errors
     ///
     /// Those of [`encode`](Self::encode).
-    pub fn encode_with_offsets(
-        &self,
-        text: &str,
-        add_special_tokens: bool,
-    ) -> Result<Encoded, TextError> {
+    pub fn encode_with_offsets(&self, text: &str, add_special_tokens: bool) -> Result<Encoded, TextError> {
         let encoding = guarded(|| {
             self.inner
                 .encode(text, add_special_tokens)
@@ -212,13 +192,10 @@ impl Tokenizer {
     ///
     /// [`TextError::Decode`] where the decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
-        guarded(|| {
-            self.inner
-                .decode(ids, skip_special)
-                .map_err(|error| error.to_string())
-        })
-        .map_err(|reason| TextError::Decode {
-            reason: first_line(&reason),
+        guarded(|| self.inner.decode(ids, skip_special).map_err(|error| error.to_string())).map_err(|reason| {
+            TextError::Decode {
+                reason: first_line(&reason),
+            }
         })
     }
 
@@ -321,14 +298,12 @@ impl Sources {
                     Some(Json::Object(token)) => match token.get("content") {
                         Some(Json::String(text)) => text,
                         other => {
-                            let reason =
-                                format!("expected \"content\" (string), found {}", kind(other));
+                            let reason = format!("expected \"content\" (string), found {}", kind(other));
                             return Err(self.field(file, field, reason));
                         }
                     },
                     other => {
-                        let reason =
-                            format!("expected a token (string or object), found {}", kind(other));
+                        let reason = format!("expected a token (string or object), found {}", kind(other));
                         return Err(self.field(file, field, reason));
                     }
                 };
@@ -360,17 +335,10 @@ impl Sources {
     /// A token id, or a list of them, of `generation_config.json`.
     fn generation_ids(&self, field: &str) -> Result<Vec<u32>, TextError> {
         let id = |value: &Json| {
-            value
-                .as_u64()
-                .and_then(|id| u32::try_from(id).ok())
-                .ok_or_else(|| {
-                    let found = first_line(&value.to_string());
-                    self.field(
-                        GENERATION,
-                        field,
-                        format!("expected a token id, found {found}"),
-                    )
-                })
+            value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+                let found = first_line(&value.to_string());
+                self.field(GENERATION, field, format!("expected a token id, found {found}"))
+            })
         };
         match self.generation.get(field) {
             None | Some(Json::Null) => Ok(Vec::new()),
@@ -380,11 +348,7 @@ impl Sources {
     }
 
     fn chat_template(&self, names: &SpecialTokens) -> Result<Option<ChatTemplate>, TextError> {
-        let variables = || {
-            names
-                .iter()
-                .map(|(field, (text, _))| (*field, text.as_str()))
-        };
+        let variables = || names.iter().map(|(field, (text, _))| (*field, text.as_str()));
         if let Some(source) = &self.template {
             return ChatTemplate::new(&self.name(TEMPLATE), source, variables()).map(Some);
         }
@@ -399,11 +363,7 @@ impl Sources {
                 match named.and_then(|entry| entry.get("template")) {
                     Some(Json::String(source)) => source,
                     _ => {
-                        return Err(self.field(
-                            CONFIG,
-                            field,
-                            "the list has no template named \"default\"",
-                        ));
+                        return Err(self.field(CONFIG, field, "the list has no template named \"default\""));
                     }
                 }
             }
@@ -433,9 +393,7 @@ fn mark_special(inner: &mut tokenizers::Tokenizer, names: &SpecialTokens) -> Res
         };
         if known.is_some_and(|id| !special(id)) {
             let token = AddedToken::from(text.clone(), true);
-            inner
-                .add_special_tokens([token])
-                .map_err(|error| error.to_string())?;
+            inner.add_special_tokens([token]).map_err(|error| error.to_string())?;
         }
     }
     Ok(())

@@ -19,15 +19,9 @@ fn encodes_whole_texts_and_decodes_them() {
     let tokenizer = byte_level(None);
     let text = "hello the world, ñandú <|im_start|>";
     let ids = tokenizer.encode(text, false).unwrap();
-    assert!(
-        ids.len() > 4,
-        "the truncation of tokenizer.json does not apply"
-    );
+    assert!(ids.len() > 4, "the truncation of tokenizer.json does not apply");
     assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
-    assert_eq!(
-        tokenizer.decode(&ids, true).unwrap(),
-        "hello the world, ñandú "
-    );
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), "hello the world, ñandú ");
     let with = tokenizer.encode(text, true).unwrap();
     assert_eq!(with[0], tokenizer.bos_token_id().unwrap());
     assert_eq!(with[1..], ids);
@@ -46,19 +40,10 @@ fn offsets_point_into_the_text() {
 #[test]
 fn special_tokens_come_from_the_configuration() {
     let tokenizer = byte_level(None);
-    assert_eq!(
-        tokenizer.eos_token_id(),
-        tokenizer.token_id("<|endoftext|>")
-    );
+    assert_eq!(tokenizer.eos_token_id(), tokenizer.token_id("<|endoftext|>"));
     assert_eq!(tokenizer.pad_token_id(), tokenizer.eos_token_id());
-    assert_eq!(
-        tokenizer.stop_token_ids(),
-        [tokenizer.eos_token_id().unwrap()]
-    );
-    assert_eq!(
-        tokenizer.vocab_size(),
-        tokenizer.bos_token_id().unwrap() as usize + 1
-    );
+    assert_eq!(tokenizer.stop_token_ids(), [tokenizer.eos_token_id().unwrap()]);
+    assert_eq!(tokenizer.vocab_size(), tokenizer.bos_token_id().unwrap() as usize + 1);
     assert!(tokenizer.chat_template().is_none());
     assert!(tokenizer.is_special(tokenizer.bos_token_id().unwrap()) && !tokenizer.is_special(0));
 }
@@ -69,22 +54,14 @@ fn an_ordinary_token_named_as_special_becomes_special() {
     let tokenizer = Tokenizer::from_bytes(&byte_level_json(), config).unwrap();
     let hello = tokenizer.token_id("hello").unwrap();
     assert_eq!(tokenizer.eos_token_id(), Some(hello));
-    assert!(
-        tokenizer
-            .encode("yeshello", false)
-            .unwrap()
-            .contains(&hello)
-    );
+    assert!(tokenizer.encode("yeshello", false).unwrap().contains(&hello));
     assert_eq!(tokenizer.decode(&[hello], true).unwrap(), "");
 }
 
 #[test]
 fn a_folder_needs_only_its_tokenizer() {
     let tokenizer = Tokenizer::from_folder(folder(&[]).path()).unwrap();
-    assert_eq!(
-        (tokenizer.eos_token_id(), tokenizer.stop_token_ids()),
-        (None, &[][..])
-    );
+    assert_eq!((tokenizer.eos_token_id(), tokenizer.stop_token_ids()), (None, &[][..]));
 }
 
 #[test]
@@ -97,14 +74,11 @@ fn generation_config_adds_stop_tokens_and_fills_gaps() {
     let end = tokenizer.token_id("<|im_end|>").unwrap();
     assert_eq!(tokenizer.stop_token_ids(), [end, 5, 6]);
     assert_eq!(tokenizer.bos_token_id(), Some(7));
-    let tokenizer =
-        Tokenizer::from_folder(folder(&[(GENERATION, r#"{"eos_token_id": 9}"#)]).path()).unwrap();
+    let tokenizer = Tokenizer::from_folder(folder(&[(GENERATION, r#"{"eos_token_id": 9}"#)]).path()).unwrap();
     assert_eq!(tokenizer.eos_token_id(), Some(9));
     let files = [(SPECIAL, r#"{"eos_token": {"content": "<|im_end|>"}}"#)];
     assert_eq!(
-        Tokenizer::from_folder(folder(&files).path())
-            .unwrap()
-            .eos_token_id(),
+        Tokenizer::from_folder(folder(&files).path()).unwrap().eos_token_id(),
         Some(end)
     );
 }
@@ -123,14 +97,7 @@ fn the_template_file_goes_before_the_field() {
     ];
     for (files, expected) in cases {
         let tokenizer = Tokenizer::from_folder(folder(files).path()).unwrap();
-        assert_eq!(
-            tokenizer
-                .chat_template()
-                .unwrap()
-                .render(&[], false)
-                .unwrap(),
-            expected
-        );
+        assert_eq!(tokenizer.chat_template().unwrap().render(&[], false).unwrap(), expected);
     }
     let template = byte_level(Some(CHATML));
     let text = template
@@ -176,11 +143,7 @@ fn files_that_lie_are_named() {
             r#"{"chat_template": "\n{% if %}"}"#,
             "tokenizer_config.json: chat template, line 2: ",
         ),
-        (
-            TEMPLATE,
-            "{{ a",
-            "chat_template.jinja: chat template, line 1: ",
-        ),
+        (TEMPLATE, "{{ a", "chat_template.jinja: chat template, line 1: "),
         (
             GENERATION,
             r#"{"eos_token_id": -1}"#,
@@ -191,21 +154,13 @@ fn files_that_lie_are_named() {
             r#"{"eos_token_id": [1, "x"]}"#,
             "field \"eos_token_id\": expected a token id, found \"x\"",
         ),
-        (
-            GENERATION,
-            "",
-            "generation_config.json: not a JSON object: ",
-        ),
+        (GENERATION, "", "generation_config.json: not a JSON object: "),
         (
             SPECIAL,
             r#"{"pad_token": []}"#,
             "special_tokens_map.json: field \"pad_token\": ",
         ),
-        (
-            TOKENIZER,
-            "{}",
-            "tokenizer.json: not a Hugging Face fast tokenizer: ",
-        ),
+        (TOKENIZER, "{}", "tokenizer.json: not a Hugging Face fast tokenizer: "),
         (
             TOKENIZER,
             "\u{0}",
@@ -216,14 +171,9 @@ fn files_that_lie_are_named() {
         let error = Tokenizer::from_folder(folder(&[(file, text)]).path())
             .unwrap_err()
             .to_string();
-        assert!(
-            error.contains(expected),
-            "{error:?} should contain {expected:?}"
-        );
+        assert!(error.contains(expected), "{error:?} should contain {expected:?}");
     }
-    let error = Tokenizer::from_folder("/no/such/folder")
-        .unwrap_err()
-        .to_string();
+    let error = Tokenizer::from_folder("/no/such/folder").unwrap_err().to_string();
     assert!(
         error.starts_with("/no/such/folder/tokenizer.json: cannot be read: "),
         "{error}"
