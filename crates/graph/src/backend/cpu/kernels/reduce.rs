@@ -264,7 +264,7 @@ mod tests {
             argmax(shape, &x, &mut places);
             let lines = lines((outer, n, inner), &x64);
             let want: Vec<f64> = lines.iter().map(|line| line.iter().sum()).collect();
-            let epsilon = epsilon::<T>() + 40.0 * epsilon::<T::Acc>();
+            let epsilon = epsilon::<T>() + 40.0 * epsilon::<T::Acc>() + 1e-12;
             close(&widen(&sums), &want, epsilon);
             let top = |line: &Vec<f64>| line.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             close(&widen(&tops), &lines.iter().map(top).collect::<Vec<_>>(), 0.0);
