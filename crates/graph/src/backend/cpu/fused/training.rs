@@ -5,20 +5,13 @@ use smallvec::smallvec;
 use super::super::build::{Builder, is_zero};
 use super::super::kernels::adamw::{AdamW, adamw};
 use super::super::kernels::cross_entropy::{CrossEntropy, cross_entropy, cross_entropy_vjp};
-use super::super::kernels::{Float, KernelError, Real};
+use super::super::kernels::{Float, Real};
+use super::super::primitives::index_error;
 use super::super::view::View;
 use super::super::{Memory, with_float};
 use super::{Views, collect, in_out, wanted_outputs};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{AdamWOptions, CrossEntropyOptions, GraphNode};
-
-/// A kernel's complaint about data as the engine's.
-fn index_error(operation: &'static str, error: KernelError) -> Error {
-    match error {
-        KernelError::Target { target, vocab, .. } => Error::Index { operation, index: target, size: vocab },
-        KernelError::Index { index, size, .. } => Error::Index { operation, index, size },
-    }
-}
 
 /// # Safety
 /// Nobody writes the inputs while the result lives.
