@@ -28,19 +28,11 @@ pub fn tokens_of(ids: &Tensor) -> LazyTensor {
     LazyTensor::from_tensor(ids.to_dtype(DType::U32).unwrap()).unwrap()
 }
 
-/// The largest absolute difference of two tensors of one shape.
-pub fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+/// The largest absolute difference of two tensors of one shape, taken in f64.
+pub fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims(), b.dims());
-    let difference = (a.to_dtype(DType::F32).unwrap() - b.to_dtype(DType::F32).unwrap()).unwrap();
-    difference
-        .abs()
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .max(0)
-        .unwrap()
-        .to_scalar()
-        .unwrap()
+    let difference = (a.to_dtype(DType::F64).unwrap() - b.to_dtype(DType::F64).unwrap()).unwrap();
+    difference.abs().unwrap().max_all().unwrap().to_scalar().unwrap()
 }
 
 /// A tensor's numbers.
