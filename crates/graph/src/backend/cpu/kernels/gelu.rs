@@ -3,7 +3,7 @@
 
 use super::float::{Float, Real};
 use super::inout::InOut;
-use super::par::{BLOCK, Shared, for_blocks, load, simd, store};
+use super::par::{Shared, copied, for_blocks, simd};
 
 /// Which form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +33,10 @@ fn map<T: Float>(x: &InOut<'_, T>, f: impl Fn(T::Acc) -> T::Acc + Sync) {
         simd(
             #[inline(always)]
             || {
-                let mut block = [T::Acc::ZERO; BLOCK];
-                let block = &mut block[..len];
-                // SAFETY: the block is inside both buffers, belongs to this task, and is read before it is written.
-                unsafe {
-                    load(src.at(start), block);
-                    block.iter_mut().for_each(|x| *x = f(*x));
-                    store(block, dst.at(start));
+                // SAFETY: the block is inside both buffers and belongs to this task.
+                let block = unsafe { copied(src.at(start), dst.at(start), len) };
+                for x in block {
+                    *x = T::from_acc(f(x.to_acc()));
                 }
             },
         );

@@ -101,7 +101,9 @@ pub fn layer_norm_vjp<T: Float>(
                             load(g[at..][..n].as_ptr(), h);
                             out.slice(at, n)
                         };
-                        z.iter_mut().for_each(|x| *x = (*x - mean) * r);
+                        for z in &mut *z {
+                            *z = (*z - mean) * r;
+                        }
                         row_vjp(r, &weight, z, h, dx, sum);
                     }
                 },

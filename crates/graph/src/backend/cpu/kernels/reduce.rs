@@ -4,7 +4,7 @@
 //! the sizes.
 
 use super::element::Element;
-use super::par::{BLOCK, LANES, Shared, for_rows, max_nan, simd};
+use super::par::{BLOCK, Shared, for_rows, lanes1, max_nan, simd};
 
 /// Elements of a row, or rows of a column block, that are reduced in one go.
 const CHUNK: usize = 4096;
@@ -58,6 +58,11 @@ pub fn argmax<T: Element>(shape: ReduceShape, x: &[T], out: &mut [u32]) {
     let result = Shared::new(out);
     for_rows(out.len(), 2 * n, |range| {
         for at in range {
+            if inner == 1 {
+                // SAFETY: the result belongs to this task.
+                unsafe { *result.at(at) = row_argmax(&x[at * n..][..n]) };
+                continue;
+            }
             let start = at / inner * n * inner + at % inner;
             let column = x[start.min(x.len())..].iter().step_by(inner).take(n).map(|v| v.widen());
             // SAFETY: the result belongs to this task.
@@ -66,11 +71,26 @@ pub fn argmax<T: Element>(shape: ReduceShape, x: &[T], out: &mut [u32]) {
     });
 }
 
+/// Finds the maximum many elements at a time, then where it is.
+fn row_argmax<T: Element>(row: &[T]) -> u32 {
+    let top = lanes(row, T::LOWEST, max_nan);
+    let place = if is_nan(top) {
+        row.iter().position(|x| is_nan(x.widen()))
+    } else {
+        row.iter().position(|x| x.widen() == top)
+    };
+    place.unwrap_or(0) as u32
+}
+
 #[allow(clippy::eq_op)] // NaN is what differs from itself.
+fn is_nan<V: Copy + PartialOrd>(value: V) -> bool {
+    value != value
+}
+
 fn first_largest<V: Copy + PartialOrd>(values: impl Iterator<Item = V>) -> u32 {
     let mut best: Option<(u32, V)> = None;
     for (i, value) in (0u32..).zip(values) {
-        if value != value {
+        if is_nan(value) {
             return i;
         }
         if best.is_none_or(|(_, largest)| value > largest) {
@@ -129,29 +149,18 @@ fn chunks<T: Element>(
     row.chunks(CHUNK).map(|part| lanes(part, identity, f)).collect()
 }
 
-/// Reduces a chunk over [`LANES`] accumulators.
+/// Reduces a chunk over many accumulators.
 fn lanes<T: Element>(x: &[T], identity: T::Sum, f: impl Fn(T::Sum, T::Sum) -> T::Sum + Copy) -> T::Sum {
     simd(
         #[inline(always)]
         || {
-            let (whole, rest) = x.as_chunks::<LANES>();
-            let mut lanes = [identity; LANES];
-            for x in whole {
-                for l in 0..LANES {
-                    lanes[l] = f(lanes[l], x[l].widen());
-                }
-            }
-            for (lane, x) in lanes.iter_mut().zip(rest) {
-                *lane = f(*lane, x.widen());
-            }
-            let mut width = LANES / 2;
-            while width > 0 {
-                for l in 0..width {
-                    lanes[l] = f(lanes[l], lanes[l + width]);
-                }
-                width /= 2;
-            }
-            lanes[0]
+            lanes1(
+                x,
+                identity,
+                #[inline(always)]
+                |s, x| f(s, x.widen()),
+                f,
+            )
         },
     )
 }

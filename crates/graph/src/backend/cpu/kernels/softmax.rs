@@ -45,9 +45,13 @@ pub fn softmax<T: Float>(shape: ReduceShape, x: &InOut<'_, T>) {
 #[inline(always)]
 fn normalise<A: Real>(row: &mut [A]) {
     let max = max1(row, |x| x);
-    row.iter_mut().for_each(|x| *x = (*x - max).exp());
+    for x in &mut *row {
+        *x = (*x - max).exp();
+    }
     let scale = A::ONE / sum1(row, |x| x);
-    row.iter_mut().for_each(|x| *x = *x * scale);
+    for x in row {
+        *x = *x * scale;
+    }
 }
 
 /// Runs `f(first element, count)` over blocks of columns.
