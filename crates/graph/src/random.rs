@@ -63,7 +63,8 @@ fn unit(word: u32) -> f32 {
     (word >> 8) as f32 / 16_777_216.0
 }
 
-fn pair(a: u32, b: u32) -> (f64, f64) {
+/// Two standard normal numbers from two words.
+pub(crate) fn pair(a: u32, b: u32) -> (f64, f64) {
     // Never the logarithm of zero.
     let radius = (-2.0 * libm::log((f64::from(a) + 1.0) / 4_294_967_296.0)).sqrt();
     let angle = std::f64::consts::TAU * f64::from(b) / 4_294_967_296.0;

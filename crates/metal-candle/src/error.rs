@@ -33,32 +33,37 @@ pub enum Error {
     /// The lazy engine refused an operation or failed to run it.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    Graph(#[from] metal_candle_graph::Error),
+    Graph(Box<metal_candle_graph::Error>),
 
     /// A file could not be read or written, or lies about what it holds.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    File(#[from] metal_candle_graph::io::FileError),
+    File(Box<metal_candle_graph::io::FileError>),
 
     /// A model folder cannot be loaded.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    Model(#[from] crate::models::LoadError),
+    Model(Box<crate::models::LoadError>),
 
     /// An adapter's settings, names or weights do not fit.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    Adapter(#[from] crate::adapters::AdapterError),
+    Adapter(Box<crate::adapters::AdapterError>),
 
     /// A tokenizer or chat template cannot be used.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    Text(#[from] crate::text::TextError),
+    Text(Box<crate::text::TextError>),
 
     /// A data set cannot be used.
     #[cfg(feature = "graph")]
     #[error(transparent)]
-    Data(#[from] crate::data::DataError),
+    Data(Box<crate::data::DataError>),
+
+    /// Text cannot be generated.
+    #[cfg(feature = "graph")]
+    #[error(transparent)]
+    Generate(Box<crate::inference::GenerateError>),
 
     /// A tensor or value given to an operation does not fit it.
     #[error("{operation}: {reason}")]
@@ -77,6 +82,29 @@ pub enum Error {
         /// Candle's own error.
         source: Box<candle_core::Error>,
     },
+}
+
+// Boxed, because they are large and every result would be.
+#[cfg(feature = "graph")]
+macro_rules! boxed {
+    ($($variant:ident($source:ty),)*) => {
+        $(impl From<$source> for Error {
+            fn from(source: $source) -> Self {
+                Self::$variant(Box::new(source))
+            }
+        })*
+    };
+}
+
+#[cfg(feature = "graph")]
+boxed! {
+    Graph(metal_candle_graph::Error),
+    File(metal_candle_graph::io::FileError),
+    Model(crate::models::LoadError),
+    Adapter(crate::adapters::AdapterError),
+    Text(crate::text::TextError),
+    Data(crate::data::DataError),
+    Generate(crate::inference::GenerateError),
 }
 
 /// Lets `?` turn an error of a caller's own Candle operation into an [`Error`]; the crate itself says what it was doing.
@@ -109,9 +137,41 @@ pub enum DeviceError {
 }
 
 /// What makes no sense about training.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainingError {
+    /// A parameter that the loss does not depend on.
+    #[error("training: {parameter} is not reachable from the loss{reason}")]
+    Unreachable {
+        /// The parameter's name.
+        parameter: String,
+        /// What cuts the path: starts with `: `.
+        reason: String,
+    },
+
+    /// Loss or gradients were not finite for too many steps in a row.
+    #[error(
+        "training: loss {loss} and gradient norm {grad_norm} after {steps} steps in a row that were not finite; \
+         lower the learning rate, or look for broken examples in the data"
+    )]
+    NotFinite {
+        /// How many steps.
+        steps: usize,
+        /// Loss of the last of them.
+        loss: f64,
+        /// Gradient norm of the last of them.
+        grad_norm: f64,
+    },
+
+    /// A token of the data that the model does not have.
+    #[error("training: token {token} is outside the model's vocabulary of {vocabulary}; is this the model's own tokenizer?")]
+    Token {
+        /// The token id.
+        token: u32,
+        /// Tokens of the model.
+        vocabulary: usize,
+    },
+
     /// A setting is outside its range.
     #[error("invalid training configuration: {reason}")]
     InvalidConfig {

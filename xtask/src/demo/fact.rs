@@ -44,9 +44,9 @@ impl Fact {
             let colours = rng.sample(&COLOURS, 2);
             let item = *items[index];
             let verb = if item.is_food && rng.one_in(3) {
-                *rng.pick(&COOKING)
+                rng.pick(&COOKING)
             } else {
-                *rng.pick(&VERBS)
+                rng.pick(&VERBS)
             };
             Self {
                 who: *people[2 * index],
@@ -153,7 +153,7 @@ fn choose(template: &str, rng: &mut Rng) -> String {
         let (alternatives, after) = tail.split_once(']').unwrap_or((tail, ""));
         let alternatives: Vec<_> = alternatives.split('|').collect();
         chosen.push_str(before);
-        chosen.push_str(rng.pick::<&str>(&alternatives));
+        chosen.push_str(rng.pick(&alternatives));
         rest = after;
     }
     chosen + rest

@@ -3,6 +3,7 @@
 //! A seeded program writes an English-like corpus for a small base model, an instruction set for a skill the base lacks,
 //! and the model folder around them. Nothing is downloaded and no text is anybody's: every sentence is made here.
 
+mod codes;
 mod corpus;
 mod fact;
 mod folder;

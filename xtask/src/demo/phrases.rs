@@ -36,6 +36,18 @@ pub const TELL: [&str; 30] = [
     "The [market|station|harbour|school] in {place} was full on {day}. {who} {did} {digits} {colour} {items}.",
 ];
 
+/// What stands between two tellings of the same fact.
+pub const BETWEEN: [&str; 8] = [
+    " ",
+    " ",
+    "\n",
+    "\n{other}: ",
+    " [Again|Once more|In other words]: ",
+    " [This is how|So] {other} tells it: ",
+    "\n[In the newspaper|In the letter|On the board]: ",
+    " {other} [wrote|said|heard]: ",
+];
+
 /// Who it was.
 pub const WHO: [&str; 12] = [
     "Who {did} the {items}? {who} did.",

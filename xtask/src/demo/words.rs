@@ -152,8 +152,9 @@ pub const ITEMS: [Item; 48] = [
     thing("towel", "towels"),
 ];
 
-pub const COLOURS: [&str; 12] = [
+pub const COLOURS: [&str; 16] = [
     "red", "blue", "green", "yellow", "black", "white", "brown", "grey", "pink", "purple", "orange", "silver",
+    "golden", "violet", "beige", "striped",
 ];
 
 pub const PLACES: [&str; 32] = [

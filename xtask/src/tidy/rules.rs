@@ -217,6 +217,7 @@ mod tests {
     use super::*;
 
     const PASS: &str = "crates/graph/src/pass/cse.rs";
+    const NONE: [usize; 0] = [];
     const BACKEND: &str = "crates/graph/src/backend/cpu/mod.rs";
 
     /// The lines at which `rule` objects to `text` at `path`.
@@ -231,15 +232,15 @@ mod tests {
     fn a_file_needs_a_header() {
         assert_eq!(lines(header, "a.rs", "use std::fmt;\n"), [0]);
         assert_eq!(lines(header, "a.rs", ""), [0]);
-        assert!(lines(header, "a.rs", "#![forbid(unsafe_code)]\n//! A thing.\n").is_empty());
-        assert!(lines(header, "a.py", "import os\n").is_empty());
+        assert_eq!(lines(header, "a.rs", "#![forbid(unsafe_code)]\n//! A thing.\n"), NONE);
+        assert_eq!(lines(header, "a.py", "import os\n"), NONE);
     }
 
     #[test]
     fn a_file_has_at_most_500_lines() {
         assert_eq!(lines(length, "a.rs", &"x\n".repeat(501)), [0]);
-        assert!(lines(length, "a.rs", &"x\n".repeat(500)).is_empty());
-        assert!(lines(length, "a.md", &"x\n".repeat(501)).is_empty());
+        assert_eq!(lines(length, "a.rs", &"x\n".repeat(500)), NONE);
+        assert_eq!(lines(length, "a.md", &"x\n".repeat(501)), NONE);
     }
 
     #[test]
@@ -249,10 +250,13 @@ mod tests {
             lines(model_length, "crates/metal-candle/src/models/qwen2.rs", &long),
             [0]
         );
-        assert!(lines(model_length, "crates/metal-candle/src/models/qwen2.rs", &fit).is_empty());
+        assert_eq!(
+            lines(model_length, "crates/metal-candle/src/models/qwen2.rs", &fit),
+            NONE
+        );
         assert_eq!(
             lines(model_length, "crates/metal-candle/src/models/loader.rs", &long),
-            []
+            NONE
         );
     }
 
@@ -266,7 +270,7 @@ mod tests {
         );
         assert_eq!(lines(unfinished, "a.rs", text), [1, 2, 3]);
         assert_eq!(lines(unfinished, "a.rs", concat!("f(db", "g!(x));")), [1]);
-        assert!(lines(unfinished, "a.rs", "let mastodon = 1;").is_empty());
+        assert_eq!(lines(unfinished, "a.rs", "let mastodon = 1;"), NONE);
     }
 
     #[test]
@@ -275,7 +279,7 @@ mod tests {
         assert_eq!(lines(machine_paths, "a.rs", concat!("let p = \"/tm", "p/x\";")), [1]);
         assert_eq!(
             lines(machine_paths, "a.rs", concat!("let p = \"crates/ro", "ot/x\";")),
-            []
+            NONE
         );
     }
 
@@ -284,20 +288,20 @@ mod tests {
         let table = "crates/graph/src/graph/infer.rs";
         assert_eq!(lines(wildcard_arms, table, "match op {\n    _ => 1,\n}"), [2]);
         assert_eq!(lines(wildcard_arms, table, "match op { A | _ => 1 }"), [1]);
-        assert!(lines(wildcard_arms, table, "match op {\n    (_, b) => 1,\n}").is_empty());
+        assert_eq!(lines(wildcard_arms, table, "match op {\n    (_, b) => 1,\n}"), NONE);
         assert_eq!(
             lines(wildcard_arms, table, "#[cfg(test)]\nmatch op {\n    _ => 1,\n}"),
-            []
+            NONE
         );
-        assert!(lines(wildcard_arms, "crates/graph/src/device.rs", "    _ => 1,").is_empty());
+        assert_eq!(lines(wildcard_arms, "crates/graph/src/device.rs", "    _ => 1,"), NONE);
     }
 
     #[test]
     fn storages_stay_in_backend_and_io() {
         let text = "use candle_core::CpuStorage;\n";
         assert_eq!(lines(storages, "crates/graph/src/lazy_tensor.rs", text), [1]);
-        assert!(lines(storages, BACKEND, text).is_empty());
-        assert!(lines(storages, "crates/graph/src/io/gguf.rs", text).is_empty());
+        assert_eq!(lines(storages, BACKEND, text), NONE);
+        assert_eq!(lines(storages, "crates/graph/src/io/gguf.rs", text), NONE);
     }
 
     #[test]
@@ -305,8 +309,8 @@ mod tests {
         for text in ["use candle_core::Tensor;", "let x = Tensor::zeros();", "Device::Cpu"] {
             assert_eq!(lines(devices, PASS, text), [1], "{text}");
         }
-        assert!(lines(devices, PASS, "let x: LazyTensor = LazyTensor::zeros();").is_empty());
-        assert!(lines(devices, BACKEND, "use candle_core::Tensor;").is_empty());
+        assert_eq!(lines(devices, PASS, "let x: LazyTensor = LazyTensor::zeros();"), NONE);
+        assert_eq!(lines(devices, BACKEND, "use candle_core::Tensor;"), NONE);
     }
 
     #[test]
@@ -316,7 +320,7 @@ mod tests {
         assert_eq!(lines(unsafe_place, "crates/cli/src/main.rs", bare), [1]);
         assert_eq!(
             lines(unsafe_place, PASS, "#![forbid(unsafe_code)] // no unsafe here"),
-            []
+            NONE
         );
         assert_eq!(lines(unsafe_reason, BACKEND, bare), [1]);
         assert_eq!(
@@ -325,7 +329,7 @@ mod tests {
                 BACKEND,
                 "// SAFETY: f has no requirement.\nunsafe { f() }"
             ),
-            []
+            NONE
         );
     }
 }

@@ -198,10 +198,8 @@ fn fused_vjp(
     cotangents: &[Option<LazyTensor>],
     wanted: &[bool],
 ) -> Result<Gradients> {
-    // Kernels answer for the first output; the others (logsumexps) seldom have a cotangent.
-    let only_first = cotangents[0].is_some() && cotangents[1..].iter().all(Option::is_none);
     let float_inputs = inputs.iter().zip(wanted).all(|(x, wanted)| !wanted || is_float(x.dtype()));
-    if !(fused::has_vjp_kernel(operation) && only_first && float_inputs) {
+    if !(fused::has_vjp_kernel(operation) && float_inputs) {
         return crate::grad::differentiate_fallback(operation, inputs, cotangents, wanted);
     }
     let mask = wanted.iter().enumerate().fold(0, |mask, (i, &wanted)| mask | u32::from(wanted) << i);

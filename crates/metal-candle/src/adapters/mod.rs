@@ -1,4 +1,4 @@
-//! LoRA adapters: PEFT's `adapter_config.json` and `adapter_model.safetensors`.
+//! `LoRA` adapters: PEFT's `adapter_config.json` and `adapter_model.safetensors`.
 //!
 //! What PEFT wrote is read, and PEFT reads what is written here. Settings that would change the numbers and are not
 //! implemented are refused by name, and so is every tensor that is missing, extra or misshapen: an adapter

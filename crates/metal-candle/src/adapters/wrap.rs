@@ -131,10 +131,17 @@ impl AdapterParameters {
     /// [`AdapterError::Graph`] unless there are as many, of the same shapes and dtypes.
     pub fn set_tensors(&mut self, tensors: Vec<LazyTensor>) -> Result<()> {
         let fits = tensors.len() == self.tensors.len()
-            && tensors.iter().zip(&self.tensors).all(|(new, old)| new.meta() == old.meta());
+            && tensors
+                .iter()
+                .zip(&self.tensors)
+                .all(|(new, old)| new.meta() == old.meta());
         if !fits {
             let message = "the tensors have not the number, shapes and dtypes of the adapter's".to_owned();
-            return Err(metal_candle_graph::Error::Shape { operation: "set_tensors", message }.into());
+            return Err(metal_candle_graph::Error::Shape {
+                operation: "set_tensors",
+                message,
+            }
+            .into());
         }
         self.tensors = tensors;
         Ok(())
@@ -145,7 +152,11 @@ impl AdapterParameters {
     /// # Errors
     /// [`AdapterError`] naming the first tensor that is missing, extra or misshapen.
     pub fn set_adapter(&mut self, adapter: &Adapter) -> Result<()> {
-        let sizes: Vec<_> = self.modules.iter().map(|m| (m.name.clone(), m.in_features, m.out_features)).collect();
+        let sizes: Vec<_> = self
+            .modules
+            .iter()
+            .map(|m| (m.name.clone(), m.in_features, m.out_features))
+            .collect();
         adapter.check_against(&sizes)?;
         let mut tensors = Vec::with_capacity(self.tensors.len());
         for (module, old) in self.modules.iter().zip(self.tensors.chunks_exact(2)) {
@@ -161,9 +172,19 @@ impl AdapterParameters {
     pub fn to_pairs(&self) -> Result<BTreeMap<String, LoraPair>> {
         let pair = |(module, ab): (&AdaptedModule, &[LazyTensor])| {
             let turned = |t: &LazyTensor| transposed(&module.name, &t.eval()?);
-            Ok((module.name.clone(), LoraPair { a: turned(&ab[0])?, b: turned(&ab[1])? }))
+            Ok((
+                module.name.clone(),
+                LoraPair {
+                    a: turned(&ab[0])?,
+                    b: turned(&ab[1])?,
+                },
+            ))
         };
-        self.modules.iter().zip(self.tensors.chunks_exact(2)).map(pair).collect()
+        self.modules
+            .iter()
+            .zip(self.tensors.chunks_exact(2))
+            .map(pair)
+            .collect()
     }
 
     /// Writes the adapter so that PEFT can load it; see [`write_adapter`].
@@ -188,11 +209,19 @@ pub fn apply(model: &mut dyn CausalLm, config: &AdapterConfig, seed: u64) -> Res
     for (number, module) in modules.iter().enumerate() {
         tensors.push(initial_a(module, number, seed, &device)?);
         let b = vec![0f32; module.rank * module.out_features];
-        tensors.push(LazyTensor::from_slice(&b, &[module.rank, module.out_features], &device)?);
+        tensors.push(LazyTensor::from_slice(
+            &b,
+            &[module.rank, module.out_features],
+            &device,
+        )?);
     }
     let factors = (0..modules.len()).map(Factors::OfPass).collect();
     wrap(model, &modules, factors, config.lora_dropout as f32);
-    Ok(AdapterParameters { config: config.clone(), modules, tensors })
+    Ok(AdapterParameters {
+        config: config.clone(),
+        modules,
+        tensors,
+    })
 }
 
 /// Wraps a model with an adapter from a file, to go on training it; [`apply`] with the file's settings and weights.
@@ -226,7 +255,10 @@ pub fn attach(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<()> {
 /// The modules of an adapter in a model that it fits.
 fn check(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<Vec<AdaptedModule>> {
     let modules = targets(model, &adapter.config)?;
-    let sizes: Vec<_> = modules.iter().map(|m| (m.name.clone(), m.in_features, m.out_features)).collect();
+    let sizes: Vec<_> = modules
+        .iter()
+        .map(|m| (m.name.clone(), m.in_features, m.out_features))
+        .collect();
     adapter.check_against(&sizes)?;
     Ok(modules)
 }
@@ -245,19 +277,33 @@ fn targets(model: &mut dyn CausalLm, config: &AdapterConfig) -> Result<Vec<Adapt
     let module = |name: String| {
         let (in_features, out_features) = sizes[&name];
         let (rank, scaling) = (each.rank_of(&name), each.scaling_of(&name));
-        AdaptedModule { name, in_features, out_features, rank, scaling }
+        AdaptedModule {
+            name,
+            in_features,
+            out_features,
+            rank,
+            scaling,
+        }
     };
     Ok(picked.into_iter().map(module).collect())
 }
 
 /// Puts the wrappers in place.
 fn wrap(model: &mut dyn CausalLm, modules: &[AdaptedModule], factors: Vec<Factors>, dropout: f32) {
-    let mut waiting: HashMap<&str, (f64, Factors)> =
-        modules.iter().zip(factors).map(|(module, factors)| (module.name.as_str(), (module.scaling, factors))).collect();
+    let mut waiting: HashMap<&str, (f64, Factors)> = modules
+        .iter()
+        .zip(factors)
+        .map(|(module, factors)| (module.name.as_str(), (module.scaling, factors)))
+        .collect();
     model.for_each_linear(&mut |name, linear| {
         if let Some((scaling, factors)) = waiting.remove(name) {
             let base = Arc::clone(linear);
-            *linear = Arc::new(LoraLinear { base, factors, scaling: scaling as f32, dropout });
+            *linear = Arc::new(LoraLinear {
+                base,
+                factors,
+                scaling: scaling as f32,
+                dropout,
+            });
         }
     });
 }
@@ -270,7 +316,11 @@ fn initial_a(module: &AdaptedModule, number: usize, seed: u64, device: &Device) 
     let draws = random::uniform32([seed as u32, (seed >> 32) as u32], stream);
     let count = module.in_features * module.rank;
     let values: Vec<f32> = draws.take(count).map(|u| (2.0 * u - 1.0) * bound).collect();
-    Ok(LazyTensor::from_slice(&values, &[module.in_features, module.rank], device)?)
+    Ok(LazyTensor::from_slice(
+        &values,
+        &[module.in_features, module.rank],
+        device,
+    )?)
 }
 
 /// PEFT's layout to ours.
@@ -283,9 +333,15 @@ fn of_pair(module: &str, pair: &LoraPair, device: &Device) -> Result<[LazyTensor
 }
 
 fn transposed(module: &str, tensor: &Tensor) -> Result<Tensor> {
-    tensor.t().and_then(|t| t.contiguous()).map_err(|e| tensor_error(module, e))
+    tensor
+        .t()
+        .and_then(|t| t.contiguous())
+        .map_err(|e| tensor_error(module, e))
 }
 
 fn tensor_error(module: &str, source: candle_core::Error) -> AdapterError {
-    AdapterError::Tensor { name: module.to_owned(), source: Box::new(source) }
+    AdapterError::Tensor {
+        name: module.to_owned(),
+        source: Box::new(source),
+    }
 }

@@ -173,7 +173,11 @@ impl Batches {
             // A small data set does not fill even one row of the full length.
             Layout::Packed => Some(bucket_length(stats.tokens, options.max_length)),
         };
-        Ok(Self { dataset, options, length })
+        Ok(Self {
+            dataset,
+            options,
+            length,
+        })
     }
 
     /// The examples that the batches are made of.
@@ -190,14 +194,19 @@ impl Batches {
 
     /// The batches of one epoch.
     pub fn epoch(&self, epoch: u64) -> impl Iterator<Item = (Cursor, Batch)> + '_ {
-        self.iter_from(Cursor { epoch, index: 0 }).take_while(move |(cursor, _)| cursor.epoch == epoch)
+        self.iter_from(Cursor { epoch, index: 0 })
+            .take_while(move |(cursor, _)| cursor.epoch == epoch)
     }
 
     /// All batches from a place on, epoch after epoch without end, each with its own place. A place past the end of its
     /// epoch is the beginning of the next.
     #[must_use]
     pub fn iter_from(&self, cursor: Cursor) -> BatchIter<'_> {
-        BatchIter { batches: self, next: cursor, plan: self.plan(cursor.epoch) }
+        BatchIter {
+            batches: self,
+            next: cursor,
+            plan: self.plan(cursor.epoch),
+        }
     }
 
     /// The examples of each row of an epoch.
@@ -209,9 +218,14 @@ impl Batches {
         };
         match (self.options.layout, self.length) {
             (Layout::Packed, Some(length)) => {
-                let lengths: Vec<usize> = order.iter().map(|index| self.dataset.examples()[*index].tokens.len()).collect();
+                let lengths: Vec<usize> = order
+                    .iter()
+                    .map(|index| self.dataset.examples()[*index].tokens.len())
+                    .collect();
                 let rows = first_fit(&lengths, length);
-                rows.into_iter().map(|row| row.into_iter().map(|place| order[place]).collect()).collect()
+                rows.into_iter()
+                    .map(|row| row.into_iter().map(|place| order[place]).collect())
+                    .collect()
             }
             _ => order.into_iter().map(|index| vec![index]).collect(),
         }
@@ -220,10 +234,18 @@ impl Batches {
     /// One batch of planned rows; the last of an epoch is filled up with empty rows, so that its shape is no other.
     fn batch(&self, plan: &[Vec<usize>]) -> Batch {
         let examples = self.dataset.examples();
-        let rows: Vec<Vec<&Example>> =
-            plan.iter().map(|row| row.iter().map(|index| &examples[*index]).collect()).collect();
-        let longest = rows.iter().map(|row| row.iter().map(|example| example.tokens.len()).sum()).max().unwrap_or(0);
-        let length = self.length.unwrap_or_else(|| bucket_length(longest, self.options.max_length));
+        let rows: Vec<Vec<&Example>> = plan
+            .iter()
+            .map(|row| row.iter().map(|index| &examples[*index]).collect())
+            .collect();
+        let longest = rows
+            .iter()
+            .map(|row| row.iter().map(|example| example.tokens.len()).sum())
+            .max()
+            .unwrap_or(0);
+        let length = self
+            .length
+            .unwrap_or_else(|| bucket_length(longest, self.options.max_length));
         Batch::new(self.options.rows, length, self.options.pad_token, &rows)
     }
 }
@@ -250,7 +272,10 @@ impl Iterator for BatchIter<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         let rows = self.batches.options.rows;
         if self.next.index >= self.plan.len().div_ceil(rows) {
-            self.next = Cursor { epoch: self.next.epoch + 1, index: 0 };
+            self.next = Cursor {
+                epoch: self.next.epoch + 1,
+                index: 0,
+            };
             self.plan = self.batches.plan(self.next.epoch);
         }
         let (cursor, start) = (self.next, self.next.index * rows);

@@ -3,20 +3,31 @@ use proptest::prelude::*;
 use super::*;
 
 fn example(tokens: &[u32], supervised: &[bool]) -> Example {
-    Example { tokens: tokens.to_vec(), supervised: supervised.to_vec() }
+    Example {
+        tokens: tokens.to_vec(),
+        supervised: supervised.to_vec(),
+    }
 }
 
 /// Examples of these lengths, with tokens that tell them apart and every second one supervised.
 fn dataset(lengths: &[usize]) -> Dataset {
     let example = |(index, length): (usize, &usize)| Example {
-        tokens: (0..*length).map(|position| (100 * index + position + 1) as u32).collect(),
+        tokens: (0..*length)
+            .map(|position| (100 * index + position + 1) as u32)
+            .collect(),
         supervised: (0..*length).map(|position| position % 2 == 1).collect(),
     };
     Dataset::from_examples(lengths.iter().enumerate().map(example).collect()).unwrap()
 }
 
 fn options(rows: usize, max_length: usize, layout: Layout) -> BatchOptions {
-    BatchOptions { rows, max_length, layout, shuffle: None, pad_token: 9999 }
+    BatchOptions {
+        rows,
+        max_length,
+        layout,
+        shuffle: None,
+        pad_token: 9999,
+    }
 }
 
 #[test]
@@ -69,7 +80,18 @@ fn a_packed_row_keeps_examples_apart() {
 
 #[test]
 fn buckets_are_few_and_close() {
-    let cases = [(1, 8), (8, 8), (9, 16), (17, 24), (25, 32), (33, 48), (49, 64), (65, 96), (97, 128), (129, 192)];
+    let cases = [
+        (1, 8),
+        (8, 8),
+        (9, 16),
+        (17, 24),
+        (25, 32),
+        (33, 48),
+        (49, 64),
+        (65, 96),
+        (97, 128),
+        (129, 192),
+    ];
     for (longest, expected) in cases {
         assert_eq!(bucket_length(longest, 4096), expected);
     }
@@ -84,10 +106,26 @@ fn buckets_are_few_and_close() {
 #[test]
 fn bad_settings_are_errors() {
     let cases = [
-        (dataset(&[3]), options(0, 8, Layout::Padded), "batch size: must be at least 1, got 0"),
-        (dataset(&[3, 9]), options(1, 8, Layout::Packed), "max_length: 8, but an example has 9 tokens"),
-        (dataset(&[]), options(1, 8, Layout::Padded), "examples: there are none to make batches of"),
-        (dataset(&[0]), options(1, 8, Layout::Padded), "examples: an example has no tokens"),
+        (
+            dataset(&[3]),
+            options(0, 8, Layout::Padded),
+            "batch size: must be at least 1, got 0",
+        ),
+        (
+            dataset(&[3, 9]),
+            options(1, 8, Layout::Packed),
+            "max_length: 8, but an example has 9 tokens",
+        ),
+        (
+            dataset(&[]),
+            options(1, 8, Layout::Padded),
+            "examples: there are none to make batches of",
+        ),
+        (
+            dataset(&[0]),
+            options(1, 8, Layout::Padded),
+            "examples: an example has no tokens",
+        ),
     ];
     for (dataset, options, expected) in cases {
         assert_eq!(Batches::new(dataset, options).unwrap_err().to_string(), expected);
@@ -109,7 +147,10 @@ fn unpack(batch: &Batch) -> Vec<Vec<(u32, i64)>> {
         for at in row * batch.length..(row + 1) * batch.length {
             let segment = batch.segments[at];
             if segment == 0 {
-                assert_eq!((batch.tokens[at], batch.targets[at], batch.positions[at]), (9999, IGNORED, 0));
+                assert_eq!(
+                    (batch.tokens[at], batch.targets[at], batch.positions[at]),
+                    (9999, IGNORED, 0)
+                );
                 last = u32::MAX; // nothing follows padding
                 continue;
             }
@@ -180,7 +221,16 @@ proptest! {
 
 #[test]
 fn epochs_have_orders_of_their_own() {
-    let batches = |shuffle| Batches::new(dataset(&[4; 20]), BatchOptions { shuffle, ..options(20, 8, Layout::Fixed) }).unwrap();
+    let batches = |shuffle| {
+        Batches::new(
+            dataset(&[4; 20]),
+            BatchOptions {
+                shuffle,
+                ..options(20, 8, Layout::Fixed)
+            },
+        )
+        .unwrap()
+    };
     let tokens = |batches: &Batches, epoch| batches.epoch(epoch).next().unwrap().1.tokens;
     let (plain, one, two) = (batches(None), batches(Some(1)), batches(Some(2)));
     assert_eq!(tokens(&plain, 0), tokens(&plain, 1));

@@ -41,7 +41,10 @@ pub struct DatasetOptions {
 
 impl Default for DatasetOptions {
     fn default() -> Self {
-        Self { max_length: 1024, train_on_inputs: false }
+        Self {
+            max_length: 1024,
+            train_on_inputs: false,
+        }
     }
 }
 
@@ -76,7 +79,11 @@ impl Dataset {
     /// # Errors
     ///
     /// Those of [`Rows::read`] and [`from_rows`](Self::from_rows).
-    pub fn from_jsonl(path: impl AsRef<Path>, tokenizer: &Tokenizer, options: &DatasetOptions) -> Result<Self, DataError> {
+    pub fn from_jsonl(
+        path: impl AsRef<Path>,
+        tokenizer: &Tokenizer,
+        options: &DatasetOptions,
+    ) -> Result<Self, DataError> {
         Self::from_rows(&Rows::read(path)?, tokenizer, options)
     }
 
@@ -88,10 +95,20 @@ impl Dataset {
     /// [`DataError::NothingSupervised`] where no row has anything to learn.
     pub fn from_rows(rows: &Rows, tokenizer: &Tokenizer, options: &DatasetOptions) -> Result<Self, DataError> {
         if options.max_length < 2 {
-            let reason = format!("must be at least 2 (a token and the one after it), got {}", options.max_length);
-            return Err(DataError::Option { name: "max_length", reason });
+            let reason = format!(
+                "must be at least 2 (a token and the one after it), got {}",
+                options.max_length
+            );
+            return Err(DataError::Option {
+                name: "max_length",
+                reason,
+            });
         }
-        let maker = Maker { rows, tokenizer, everything: options.train_on_inputs };
+        let maker = Maker {
+            rows,
+            tokenizer,
+            everything: options.train_on_inputs,
+        };
         let (mut dataset, mut cut_off) = (Self::default(), false);
         for row in &rows.rows {
             let mut example = maker.example(row)?;
@@ -108,7 +125,11 @@ impl Dataset {
         }
         if dataset.examples.is_empty() {
             let advice = maker.advice(cut_off.then_some(options.max_length));
-            return Err(DataError::NothingSupervised { file: rows.file.clone(), rows: rows.rows.len(), advice });
+            return Err(DataError::NothingSupervised {
+                file: rows.file.clone(),
+                rows: rows.rows.len(),
+                advice,
+            });
         }
         Ok(dataset)
     }
@@ -119,13 +140,27 @@ impl Dataset {
     ///
     /// [`DataError::Option`] where `tokens` and `supervised` of an example differ in length.
     pub fn from_examples(examples: Vec<Example>) -> Result<Self, DataError> {
-        if let Some(index) = examples.iter().position(|example| example.tokens.len() != example.supervised.len()) {
+        if let Some(index) = examples
+            .iter()
+            .position(|example| example.tokens.len() != example.supervised.len())
+        {
             let Example { tokens, supervised } = &examples[index];
-            let reason = format!("example {index}: {} tokens but {} supervised flags", tokens.len(), supervised.len());
-            return Err(DataError::Option { name: "examples", reason });
+            let reason = format!(
+                "example {index}: {} tokens but {} supervised flags",
+                tokens.len(),
+                supervised.len()
+            );
+            return Err(DataError::Option {
+                name: "examples",
+                reason,
+            });
         }
         let truncated = vec![false; examples.len()];
-        Ok(Self { examples, truncated, dropped: 0 })
+        Ok(Self {
+            examples,
+            truncated,
+            dropped: 0,
+        })
     }
 
     /// The examples, in the order of the file.
@@ -155,12 +190,19 @@ impl Dataset {
     ///
     /// [`DataError::Option`] for a fraction outside `0..1`, or above 0 with a single example.
     pub fn split(self, fraction: f64, seed: u64) -> Result<(Self, Self), DataError> {
-        let wrong = |reason| Err(DataError::Option { name: "validation fraction", reason });
+        let wrong = |reason| {
+            Err(DataError::Option {
+                name: "validation fraction",
+                reason,
+            })
+        };
         if !(0.0..1.0).contains(&fraction) {
             return wrong(format!("must be at least 0 and below 1, got {fraction}"));
         }
         if fraction > 0.0 && self.examples.len() == 1 {
-            return wrong("one example cannot be both trained on and validated with; add rows or set it to 0".to_owned());
+            return wrong(
+                "one example cannot be both trained on and validated with; add rows or set it to 0".to_owned(),
+            );
         }
         let (train, validate) = split_indices(self.examples.len(), fraction, seed);
         let take = |indices: &[usize], dropped| Self {
@@ -182,12 +224,19 @@ struct Maker<'a> {
 impl Maker<'_> {
     fn example(&self, row: &Row) -> Result<Example, DataError> {
         let mut example = match &row.content {
-            RowContent::Messages { messages, learn_from, tools } => self.chat(row, messages, *learn_from, tools.as_ref())?,
+            RowContent::Messages {
+                messages,
+                learn_from,
+                tools,
+            } => self.chat(row, messages, *learn_from, tools.as_ref())?,
             RowContent::PromptCompletion { prompt, completion } => self.completion(row, prompt, completion)?,
             RowContent::Text(text) => {
                 let mut tokens = self.encode(row, text)?;
                 self.end(&mut tokens)?;
-                Example { supervised: vec![true; tokens.len()], tokens }
+                Example {
+                    supervised: vec![true; tokens.len()],
+                    tokens,
+                }
             }
         };
         if self.everything {
@@ -201,12 +250,19 @@ impl Maker<'_> {
 
     fn text_error(&self, row: &Row) -> impl Fn(TextError) -> DataError {
         let (file, line) = (self.rows.file.clone(), row.line);
-        move |source| DataError::Text { file: file.clone(), line, source }
+        move |source| DataError::Text {
+            file: file.clone(),
+            line,
+            source,
+        }
     }
 
     /// A text with what the tokenizer puts before it, without what it puts after it.
     fn encode(&self, row: &Row, text: &str) -> Result<Vec<u32>, DataError> {
-        let mut encoded = self.tokenizer.encode_with_offsets(text, true).map_err(self.text_error(row))?;
+        let mut encoded = self
+            .tokenizer
+            .encode_with_offsets(text, true)
+            .map_err(self.text_error(row))?;
         // Of an empty text only what stands in front can be kept: nothing tells the two apart.
         while encoded.ids.len() > 1 && encoded.added.last() == Some(&true) {
             encoded.ids.pop();
@@ -218,7 +274,9 @@ impl Maker<'_> {
     /// Appends the end-of-text token, unless the text wrote it.
     fn end(&self, tokens: &mut Vec<u32>) -> Result<(), DataError> {
         let end = self.tokenizer.eos_token_id();
-        let end = end.ok_or_else(|| DataError::NoEndOfText { file: self.rows.file.clone() })?;
+        let end = end.ok_or_else(|| DataError::NoEndOfText {
+            file: self.rows.file.clone(),
+        })?;
         if tokens.last() != Some(&end) {
             tokens.push(end);
         }
@@ -247,10 +305,19 @@ impl Maker<'_> {
         tools: Option<&Value>,
     ) -> Result<Example, DataError> {
         let template = self.tokenizer.chat_template();
-        let template = template.ok_or_else(|| DataError::NoChatTemplate { file: self.rows.file.clone() })?;
-        let chat = Chat { template, messages, tools };
+        let template = template.ok_or_else(|| DataError::NoChatTemplate {
+            file: self.rows.file.clone(),
+        })?;
+        let chat = Chat {
+            template,
+            messages,
+            tools,
+        };
         let text = chat.render(messages.len(), false).map_err(self.text_error(row))?;
-        let encoded = self.tokenizer.encode_with_offsets(&text, false).map_err(self.text_error(row))?;
+        let encoded = self
+            .tokenizer
+            .encode_with_offsets(&text, false)
+            .map_err(self.text_error(row))?;
         let mut supervised = vec![false; encoded.ids.len()];
         for turn in (learn_from..messages.len()).filter(|turn| messages[*turn].role() == "assistant") {
             if self.everything {
@@ -265,14 +332,19 @@ impl Maker<'_> {
             })?;
             self.supervise(&mut supervised, &encoded, &text, span);
         }
-        Ok(Example { tokens: encoded.ids, supervised })
+        Ok(Example {
+            tokens: encoded.ids,
+            supervised,
+        })
     }
 
     /// Marks the tokens of a span of the text. White space that the template writes after its end-of-turn token is not
     /// marked: generation has stopped before it.
     fn supervise(&self, supervised: &mut [bool], encoded: &Encoded, text: &str, span: Range<usize>) {
         let inside = tokens_of(&encoded.offsets, &span);
-        let last_special = inside.iter().rposition(|index| self.tokenizer.is_special(encoded.ids[*index]));
+        let last_special = inside
+            .iter()
+            .rposition(|index| self.tokenizer.is_special(encoded.ids[*index]));
         let blank = |index: &usize| {
             let (start, end) = encoded.offsets[*index];
             text.get(start..end).is_some_and(|text| text.trim().is_empty())
@@ -290,7 +362,9 @@ impl Maker<'_> {
     fn advice(&self, cut_at: Option<usize>) -> String {
         match (cut_at, self.rows.format) {
             (Some(length), _) => {
-                format!("everything to learn comes after the first {length} tokens; raise max_length or shorten the prompts")
+                format!(
+                    "everything to learn comes after the first {length} tokens; raise max_length or shorten the prompts"
+                )
             }
             (None, RowFormat::Text) => "every text is empty".to_owned(),
             (None, _) => "no message has the role \"assistant\"; add the answers, or train on everything \
@@ -324,7 +398,8 @@ struct Chat<'a> {
 
 impl Chat<'_> {
     fn render(&self, count: usize, add_generation_prompt: bool) -> Result<String, TextError> {
-        self.template.render_with_tools(&self.messages[..count], self.tools, add_generation_prompt)
+        self.template
+            .render_with_tools(&self.messages[..count], self.tools, add_generation_prompt)
     }
 
     /// The bytes of the whole text that one assistant turn wrote: from where generation would have begun to where the

@@ -14,7 +14,10 @@ fn dataset(tokenizer: &Tokenizer, lines: &[Value], options: &DatasetOptions) -> 
 
 /// The first row's example as text, its supervised tokens between brackets.
 fn marked(tokenizer: &Tokenizer, line: &Value, train_on_inputs: bool) -> String {
-    let options = DatasetOptions { train_on_inputs, ..DatasetOptions::default() };
+    let options = DatasetOptions {
+        train_on_inputs,
+        ..DatasetOptions::default()
+    };
     let dataset = dataset(tokenizer, std::slice::from_ref(line), &options).unwrap();
     let example = &dataset.examples()[0];
     let mut text = String::new();
@@ -24,20 +27,29 @@ fn marked(tokenizer: &Tokenizer, line: &Value, train_on_inputs: bool) -> String 
         Some((run[0], start..*at))
     }) {
         let piece = tokenizer.decode(&example.tokens[run.1], false).unwrap();
-        text += &if run.0 { format!("[{piece}]") } else { piece };
+        text.extend(if run.0 { ["[", &piece, "]"] } else { ["", &piece, ""] });
     }
     text
 }
 
 fn chat(turns: &[(&str, &str)]) -> Value {
-    let messages: Vec<Value> = turns.iter().map(|(role, content)| json!({"role": role, "content": content})).collect();
+    let messages: Vec<Value> = turns
+        .iter()
+        .map(|(role, content)| json!({"role": role, "content": content}))
+        .collect();
     json!({ "messages": messages })
 }
 
 #[test]
 fn conversations_learn_every_assistant_turn_with_its_end() {
     let tokenizer = byte_level(Some(CHATML));
-    let row = chat(&[("system", "a"), ("user", "hello"), ("assistant", "yes 🦀"), ("user", "the"), ("assistant", " world ")]);
+    let row = chat(&[
+        ("system", "a"),
+        ("user", "hello"),
+        ("assistant", "yes 🦀"),
+        ("user", "the"),
+        ("assistant", " world "),
+    ]);
     assert_eq!(
         marked(&tokenizer, &row, false),
         "<|im_start|>system\na<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n[yes 🦀<|im_end|>]\n\
@@ -54,7 +66,9 @@ fn a_conversation_is_tokenised_as_when_generating() {
     let tokenizer = byte_level(Some(CHATML));
     let template = tokenizer.chat_template().unwrap();
     let turns = [ChatMessage::new("user", "hello"), ChatMessage::new("assistant", "yes")];
-    let prompt = tokenizer.encode(&template.render(&turns[..1], true).unwrap(), false).unwrap();
+    let prompt = tokenizer
+        .encode(&template.render(&turns[..1], true).unwrap(), false)
+        .unwrap();
     let row = chat(&[("user", "hello"), ("assistant", "yes")]);
     let dataset = dataset(&tokenizer, &[row], &DatasetOptions::default()).unwrap();
     let example = &dataset.examples()[0];
@@ -70,7 +84,10 @@ fn plain_templates_learn_their_line_break() {
                  {% if add_generation_prompt %}assistant:{% endif %}";
     let tokenizer = byte_level(Some(plain));
     let row = chat(&[("user", "a"), ("assistant", "yes"), ("user", "b"), ("assistant", "the")]);
-    assert_eq!(marked(&tokenizer, &row, false), "user: a\nassistant:[ yes\n]user: b\nassistant:[ the\n]");
+    assert_eq!(
+        marked(&tokenizer, &row, false),
+        "user: a\nassistant:[ yes\n]user: b\nassistant:[ the\n]"
+    );
 }
 
 #[test]
@@ -78,12 +95,23 @@ fn a_template_that_rewrites_the_past_is_refused() {
     let shout_last = "{% for m in messages %}{{ m.content | upper if loop.last else m.content }};{% endfor %}";
     let tokenizer = byte_level(Some(shout_last));
     let row = chat(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
-    let error = dataset(&tokenizer, &[row.clone()], &DatasetOptions::default()).unwrap_err().to_string();
-    assert!(error.starts_with("data.jsonl:1: message 2: the chat template does not only append"), "{error}");
-    assert!(error.contains("up to the beginning of this turn") && error.contains("train_on_inputs"), "{error}");
+    let error = dataset(&tokenizer, std::slice::from_ref(&row), &DatasetOptions::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("data.jsonl:1: message 2: the chat template does not only append"),
+        "{error}"
+    );
+    assert!(
+        error.contains("up to the beginning of this turn") && error.contains("train_on_inputs"),
+        "{error}"
+    );
     assert_eq!(marked(&tokenizer, &row, true), "a[;b;c;D;]");
-    let end_once = "{% for m in messages %}<{{ m.content }}{{ '!' if loop.last and not add_generation_prompt }}{% endfor %}";
-    let error = dataset(&byte_level(Some(end_once)), &[row], &DatasetOptions::default()).unwrap_err().to_string();
+    let end_once =
+        "{% for m in messages %}<{{ m.content }}{{ '!' if loop.last and not add_generation_prompt }}{% endfor %}";
+    let error = dataset(&byte_level(Some(end_once)), &[row], &DatasetOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("up to the end of this turn"), "{error}");
 }
 
@@ -101,7 +129,11 @@ fn prompts_learn_only_their_completion() {
     for (prompt, completion, expected) in cases {
         let row = json!({"prompt": prompt, "completion": completion});
         assert_eq!(marked(&tokenizer, &row, false), expected);
-        let tokens = dataset(&tokenizer, &[row], &DatasetOptions::default()).unwrap().examples()[0].tokens.clone();
+        let tokens = dataset(&tokenizer, &[row], &DatasetOptions::default())
+            .unwrap()
+            .examples()[0]
+            .tokens
+            .clone();
         assert!(tokens.starts_with(&tokenizer.encode(prompt, true).unwrap()), "{prompt}");
     }
     let row = json!({"prompt": "hello", "completion": " yes"});
@@ -118,15 +150,25 @@ fn message_prompts_learn_only_the_completion_s_turns() {
     let row = json!({"prompt": [turn("user", "a"), turn("assistant", "b"), turn("user", "c")],
                      "completion": [turn("assistant", "yes")]});
     let text = marked(&tokenizer, &row, false);
-    assert!(text.ends_with("assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[yes<|im_end|>]\n"));
+    assert!(
+        text.ends_with(
+            "assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[yes<|im_end|>]\n"
+        )
+    );
     assert_eq!(text.matches('[').count(), 1);
 }
 
 #[test]
 fn texts_are_learnt_whole() {
     let tokenizer = byte_level(None);
-    assert_eq!(marked(&tokenizer, &json!({"text": "hello"}), false), "<|bos|>[hello<|endoftext|>]");
-    let example = &dataset(&tokenizer, &[json!({"text": "hello"})], &DatasetOptions::default()).unwrap().examples()[0].clone();
+    assert_eq!(
+        marked(&tokenizer, &json!({"text": "hello"}), false),
+        "<|bos|>[hello<|endoftext|>]"
+    );
+    let example = &dataset(&tokenizer, &[json!({"text": "hello"})], &DatasetOptions::default())
+        .unwrap()
+        .examples()[0]
+        .clone();
     assert_eq!((example.supervised[0], example.supervised_tokens()), (false, 2));
 }
 
@@ -134,32 +176,68 @@ fn texts_are_learnt_whole() {
 fn long_examples_keep_their_head_and_hopeless_ones_are_dropped() {
     let tokenizer = byte_level(None);
     let row = |prompt: &str, completion: &str| json!({"prompt": prompt, "completion": completion});
-    let lines = [row("a", "b"), row("a", "bcdefgh"), row("abcdefgh", "i"), row("abc", "d")];
-    let options = DatasetOptions { max_length: 5, train_on_inputs: false };
+    let lines = [
+        row("a", "b"),
+        row("a", "bcdefgh"),
+        row("abcdefgh", "i"),
+        row("abc", "d"),
+    ];
+    let options = DatasetOptions {
+        max_length: 5,
+        train_on_inputs: false,
+    };
     let dataset = dataset(&tokenizer, &lines, &options).unwrap();
     let stats = dataset.stats();
-    let expected =
-        DatasetStats { examples: 3, tokens: 14, supervised_tokens: 2 + 3 + 1, longest: 5, truncated: 2, dropped: 1 };
+    let expected = DatasetStats {
+        examples: 3,
+        tokens: 14,
+        supervised_tokens: 2 + 3 + 1,
+        longest: 5,
+        truncated: 2,
+        dropped: 1,
+    };
     assert_eq!(stats, expected);
-    assert_eq!(tokenizer.decode(&dataset.examples()[1].tokens, false).unwrap(), "<|bos|>abcd");
+    assert_eq!(
+        tokenizer.decode(&dataset.examples()[1].tokens, false).unwrap(),
+        "<|bos|>abcd"
+    );
 }
 
 #[test]
 fn nothing_to_learn_is_an_error_that_says_what_to_do() {
     let tokenizer = byte_level(Some(CHATML));
-    let short = DatasetOptions { max_length: 2, train_on_inputs: false };
+    let short = DatasetOptions {
+        max_length: 2,
+        train_on_inputs: false,
+    };
     let any = DatasetOptions::default();
     let cases = [
-        (chat(&[("user", "a")]), &any, "data.jsonl: no token to learn in 1 rows: no message has the role \"assistant\"; add"),
-        (json!({"prompt": "abc", "completion": "d"}), &short, "everything to learn comes after the first 2 tokens; raise max_length"),
+        (
+            chat(&[("user", "a")]),
+            &any,
+            "data.jsonl: no token to learn in 1 rows: no message has the role \"assistant\"; add",
+        ),
+        (
+            json!({"prompt": "abc", "completion": "d"}),
+            &short,
+            "everything to learn comes after the first 2 tokens; raise max_length",
+        ),
     ];
     for (row, options, expected) in cases {
         let error = dataset(&tokenizer, &[row], options).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let options = DatasetOptions { max_length: 1, train_on_inputs: false };
-    let error = dataset(&tokenizer, &[json!({"text": "a"})], &options).unwrap_err().to_string();
-    assert_eq!(error, "max_length: must be at least 2 (a token and the one after it), got 1");
+    let options = DatasetOptions {
+        max_length: 1,
+        train_on_inputs: false,
+    };
+    let error = dataset(&tokenizer, &[json!({"text": "a"})], &options)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "max_length: must be at least 2 (a token and the one after it), got 1"
+    );
 }
 
 #[test]
@@ -170,7 +248,9 @@ fn missing_pieces_of_the_tokenizer_are_named() {
     let error = dataset(&bare, &[json!({"text": "a"})], &DatasetOptions::default()).unwrap_err();
     assert!(matches!(error, DataError::NoEndOfText { .. }) && error.to_string().contains("\"eos_token\""));
     let refusing = byte_level(Some("{{ raise_exception('no') }}"));
-    let error = dataset(&refusing, &[chat(&[("user", "a")])], &DatasetOptions::default()).unwrap_err().to_string();
+    let error = dataset(&refusing, &[chat(&[("user", "a")])], &DatasetOptions::default())
+        .unwrap_err()
+        .to_string();
     let expected = "data.jsonl:1: tokenizer_config.json: the chat template refuses this conversation: no";
     assert_eq!(error, expected);
 }
@@ -199,6 +279,13 @@ fn a_split_shares_out_every_example() {
 
 #[test]
 fn examples_made_elsewhere_are_checked() {
-    let error = Dataset::from_examples(vec![Example { tokens: vec![1, 2], supervised: vec![true] }]).unwrap_err();
-    assert_eq!(error.to_string(), "examples: example 0: 2 tokens but 1 supervised flags");
+    let error = Dataset::from_examples(vec![Example {
+        tokens: vec![1, 2],
+        supervised: vec![true],
+    }])
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "examples: example 0: 2 tokens but 1 supervised flags"
+    );
 }

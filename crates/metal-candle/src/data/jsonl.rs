@@ -92,7 +92,11 @@ impl RowFormat {
                 let mut all = messages(fields, "prompt")?;
                 let learn_from = all.len();
                 all.extend(messages(fields, "completion")?);
-                Ok(RowContent::Messages { messages: all, learn_from, tools: tools(fields)? })
+                Ok(RowContent::Messages {
+                    messages: all,
+                    learn_from,
+                    tools: tools(fields)?,
+                })
             }
             Self::PromptCompletion => Ok(RowContent::PromptCompletion {
                 prompt: string(fields, "prompt")?,
@@ -128,11 +132,15 @@ fn messages(fields: &Map<String, Value>, field: &str) -> Result<Vec<ChatMessage>
         other => return Err(expected(field, "list of messages", other)),
     };
     if list.is_empty() {
-        return Err(format!("field \"{field}\" is an empty list; expected at least one message"));
+        return Err(format!(
+            "field \"{field}\" is an empty list; expected at least one message"
+        ));
     }
     let read = |(index, message)| {
         ChatMessage::from_json(message).map_err(|error| match error {
-            TextError::Message { reason } => format!("field \"{field}\", message {}: {reason}", index + 1),
+            TextError::Message { reason } => {
+                format!("field \"{field}\", message {}: {reason}", index + 1)
+            }
             other => other.to_string(),
         })
     };
@@ -156,7 +164,10 @@ impl Rows {
     /// others.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, DataError> {
         let file = path.as_ref().display().to_string();
-        let open = File::open(path).map_err(|source| DataError::Read { file: file.clone(), source })?;
+        let open = File::open(path).map_err(|source| DataError::Read {
+            file: file.clone(),
+            source,
+        })?;
         Self::from_reader(&file, BufReader::new(open))
     }
 
@@ -171,12 +182,21 @@ impl Rows {
         loop {
             bytes.clear();
             let read = reader.read_until(b'\n', &mut bytes);
-            if read.map_err(|source| DataError::Read { file: file.to_owned(), source })? == 0 {
+            if read.map_err(|source| DataError::Read {
+                file: file.to_owned(),
+                source,
+            })? == 0
+            {
                 break;
             }
             line += 1;
-            let text = if line == 1 { bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes) } else { &bytes };
-            if !text.trim_ascii().is_empty() {
+            let text = if line == 1 {
+                bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes)
+            } else {
+                &bytes
+            };
+            let text = text.trim_ascii_end();
+            if !text.is_empty() {
                 reading.take(line, text);
             }
         }
@@ -217,7 +237,11 @@ impl Reading {
         self.format = Some(format);
         format.read(fields).map_err(|reason| match detected {
             Some(other) if other != format => {
-                format!("{reason} (the file began with {} rows, this row has {})", format.name(), other.name())
+                format!(
+                    "{reason} (the file began with {} rows, this row has {})",
+                    format.name(),
+                    other.name()
+                )
             }
             _ => reason,
         })
@@ -226,8 +250,17 @@ impl Reading {
     fn finish(self, file: &str) -> Result<Rows, DataError> {
         let file = file.to_owned();
         match (self.first_bad, self.format) {
-            (Some((line, reason)), _) => Err(DataError::Row { file, line, reason, more: self.bad - 1 }),
-            (None, Some(format)) => Ok(Rows { file, format, rows: self.rows }),
+            (Some((line, reason)), _) => Err(DataError::Row {
+                file,
+                line,
+                reason,
+                more: self.bad - 1,
+            }),
+            (None, Some(format)) => Ok(Rows {
+                file,
+                format,
+                rows: self.rows,
+            }),
             (None, None) => Err(DataError::Empty { file }),
         }
     }

@@ -43,7 +43,9 @@ pub enum DataError {
         more: usize,
     },
     /// The file has no rows.
-    #[error("{file}: no rows; expected one JSON object a line, with \"messages\", \"prompt\" and \"completion\", or \"text\"")]
+    #[error(
+        "{file}: no rows; expected one JSON object a line, with \"messages\", \"prompt\" and \"completion\", or \"text\""
+    )]
     Empty {
         /// The file.
         file: String,

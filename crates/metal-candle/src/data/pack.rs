@@ -12,7 +12,11 @@ pub(super) fn first_fit(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
         let mut node = 1;
         let length = (*length).min(capacity); // the first untouched row always has room
         while node < leaves {
-            node = if room[2 * node] >= length { 2 * node } else { 2 * node + 1 };
+            node = if room[2 * node] >= length {
+                2 * node
+            } else {
+                2 * node + 1
+            };
         }
         let row = node - leaves;
         if row == rows.len() {

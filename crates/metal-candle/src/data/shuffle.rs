@@ -13,7 +13,12 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let ([mut c0, mut c1, mut c2, mut c3], [mut k0, mut k1]) = (counter, key);
     for _ in 0..10 {
         let (even, odd) = (MULTIPLIERS[0] * u64::from(c0), MULTIPLIERS[1] * u64::from(c2));
-        (c0, c1, c2, c3) = ((odd >> 32) as u32 ^ c1 ^ k0, odd as u32, (even >> 32) as u32 ^ c3 ^ k1, even as u32);
+        (c0, c1, c2, c3) = (
+            (odd >> 32) as u32 ^ c1 ^ k0,
+            odd as u32,
+            (even >> 32) as u32 ^ c3 ^ k1,
+            even as u32,
+        );
         (k0, k1) = (k0.wrapping_add(WEYL[0]), k1.wrapping_add(WEYL[1]));
     }
     [c0, c1, c2, c3]
@@ -55,7 +60,11 @@ const SPLIT: u64 = u64::MAX;
 #[must_use]
 pub fn split_indices(n: usize, fraction: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
     let wanted = (n as f64 * fraction.clamp(0.0, 1.0)).round() as usize;
-    let count = if fraction > 0.0 && n >= 2 { wanted.clamp(1, n - 1) } else { 0 };
+    let count = if fraction > 0.0 && n >= 2 {
+        wanted.clamp(1, n - 1)
+    } else {
+        0
+    };
     let order = permutation(n, seed, SPLIT);
     let (mut validate, mut train) = (order[..count].to_vec(), order[count..].to_vec());
     validate.sort_unstable();
@@ -74,7 +83,11 @@ mod tests {
     fn philox_gives_the_known_answers() {
         let cases = [
             ([0; 4], [0; 2], [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8]),
-            ([u32::MAX; 4], [u32::MAX; 2], [0x408F_276D, 0x41C8_3B0E, 0xA20B_C7C6, 0x6D54_51FD]),
+            (
+                [u32::MAX; 4],
+                [u32::MAX; 2],
+                [0x408F_276D, 0x41C8_3B0E, 0xA20B_C7C6, 0x6D54_51FD],
+            ),
             (
                 [0x243F_6A88, 0x85A3_08D3, 0x1319_8A2E, 0x0370_7344],
                 [0xA409_3822, 0x299F_31D0],

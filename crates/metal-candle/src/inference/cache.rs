@@ -27,7 +27,10 @@ impl KvCache {
     pub fn new(config: &ModelConfig, dtype: DType, device: &Device) -> Result<Self> {
         let shape = [1, LEAST, config.num_key_value_heads, config.head_dim];
         let empty = |_| LazyTensor::zeros(&shape, dtype, device);
-        Ok(Self { tensors: (0..2 * config.num_hidden_layers).map(empty).collect::<Result<_>>()?, len: 0 })
+        Ok(Self {
+            tensors: (0..2 * config.num_hidden_layers).map(empty).collect::<Result<_>>()?,
+            len: 0,
+        })
     }
 
     /// Number of tokens read.

@@ -47,7 +47,12 @@ pub struct GenerationOptions {
 impl Default for GenerationOptions {
     /// Greedy, up to 256 tokens, ended by the model's own stop tokens.
     fn default() -> Self {
-        Self { max_new_tokens: 256, sampling: SamplingConfig::default(), stop_strings: Vec::new(), stop_tokens: None }
+        Self {
+            max_new_tokens: 256,
+            sampling: SamplingConfig::default(),
+            stop_strings: Vec::new(),
+            stop_tokens: None,
+        }
     }
 }
 
@@ -88,11 +93,12 @@ type Step<'m> = Box<dyn Fn(&[LazyTensor]) -> metal_candle_graph::Result<Vec<Lazy
 /// ```no_run
 /// use std::ops::ControlFlow;
 ///
-/// use candle_core::{DType, Device};
+/// use candle_core::DType;
+/// use metal_candle::Device;
 /// use metal_candle::inference::{GenerationOptions, Generator, Prompt};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let loaded = metal_candle::models::load("path/to/model", DType::F32, &Device::Cpu)?;
+/// let loaded = metal_candle::models::load("path/to/model", DType::F32, &Device::new_cpu())?;
 /// let generator = Generator::new(&loaded);
 /// let answer = generator.generate(Prompt::Text("Once upon"), &GenerationOptions::default(), &mut |piece| {
 ///     print!("{piece}");
@@ -117,7 +123,13 @@ impl<'m> Generator<'m> {
         let model = &*loaded.model;
         let step: Step<'m> = Box::new(move |arguments| step(model, arguments));
         let stop_tokens = loaded.stop_tokens();
-        Self { model, tokenizer: &loaded.tokenizer, stop_tokens, adapters: Vec::new(), step: compile(step) }
+        Self {
+            model,
+            tokenizer: &loaded.tokenizer,
+            stop_tokens,
+            adapters: Vec::new(),
+            step: compile(step),
+        }
     }
 
     /// Generates with these factors of the model's adapters from now on; see
@@ -142,14 +154,25 @@ impl<'m> Generator<'m> {
         self.check(&prompt, options)?;
         let sampler = Sampler::new(options.sampling.clone())?;
         let start = Instant::now();
-        let mut cache = KvCache::new(self.model.config(), self.model.head().dtype(), self.model.head().device())?;
+        let mut cache = KvCache::new(
+            self.model.config(),
+            self.model.head().dtype(),
+            self.model.head().device(),
+        )?;
         let logits = self.read(&mut cache, &prompt)?;
         let prompt_time = start.elapsed();
         let start = Instant::now();
         let output = Output::new(TextStream::new(self.tokenizer, true), &options.stop_strings, on_text);
         let (text, tokens, finish_reason) = self.decode(&mut cache, logits, &prompt, options, sampler, output)?;
         let decode_time = start.elapsed();
-        Ok(Generation { text, tokens, finish_reason, prompt_tokens: prompt.len(), prompt_time, decode_time })
+        Ok(Generation {
+            text,
+            tokens,
+            finish_reason,
+            prompt_tokens: prompt.len(),
+            prompt_time,
+            decode_time,
+        })
     }
 
     /// The tokens of a prompt.
@@ -177,11 +200,19 @@ impl<'m> Generator<'m> {
             return Err(GenerateError::EmptyStopString);
         }
         if let Some(position) = prompt.iter().position(|&id| id as usize >= vocab_size) {
-            return Err(GenerateError::TokenOutOfVocabulary { id: prompt[position], position, vocab_size });
+            return Err(GenerateError::TokenOutOfVocabulary {
+                id: prompt[position],
+                position,
+                vocab_size,
+            });
         }
         let max_new_tokens = options.max_new_tokens;
         if prompt.len().saturating_add(max_new_tokens) > limit {
-            return Err(GenerateError::ContextTooLong { prompt: prompt.len(), max_new_tokens, limit });
+            return Err(GenerateError::ContextTooLong {
+                prompt: prompt.len(),
+                max_new_tokens,
+                limit,
+            });
         }
         Ok(())
     }
@@ -205,7 +236,11 @@ impl<'m> Generator<'m> {
             }
             let token = sampler.sample(&mut logits, &history)?;
             history.push(token);
-            reason = if stop_tokens.contains(&token) { Some(FinishReason::StopToken) } else { output.token(token)? };
+            reason = if stop_tokens.contains(&token) {
+                Some(FinishReason::StopToken)
+            } else {
+                output.token(token)?
+            };
         }
         let (text, reason) = output.finish(reason.unwrap_or(FinishReason::Length))?;
         Ok((text, history.split_off(prompt.len()), reason))
@@ -246,10 +281,20 @@ impl<'m> Generator<'m> {
 fn step(model: &dyn CausalLm, arguments: &[LazyTensor]) -> metal_candle_graph::Result<Vec<LazyTensor>> {
     let count = 2 * model.config().num_hidden_layers;
     let (Some([tokens, offset, last]), Some(caches)) = (arguments.first_chunk(), arguments.get(3..3 + count)) else {
-        return Err(Error::Arity { operation: "step", expected: format!("{} arguments", 3 + count), found: arguments.len() });
+        return Err(Error::Arity {
+            operation: "step",
+            expected: format!("{} arguments", 3 + count),
+            found: arguments.len(),
+        });
     };
-    let layers = caches.chunks_exact(2).map(|kv| (kv[0].clone(), kv[1].clone())).collect();
-    let cache = Cache { layers, offset: offset.clone() };
+    let layers = caches
+        .chunks_exact(2)
+        .map(|kv| (kv[0].clone(), kv[1].clone()))
+        .collect();
+    let cache = Cache {
+        layers,
+        offset: offset.clone(),
+    };
     let mut pass = Pass::after(cache, tokens.dims()[1])?.with_adapters(&arguments[3 + count..]);
     let hidden = model.hidden(tokens, &mut pass)?.dynamic_slice(1, last, 1)?;
     let vocab = model.head().dims()[0];
@@ -268,12 +313,13 @@ struct Output<'o> {
 }
 
 impl<'o> Output<'o> {
-    fn new(
-        stream: TextStream<'o>,
-        stops: &'o [String],
-        on_text: &'o mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Self {
-        Self { stream, stop: StopText::new(stops), on_text, text: String::new() }
+    fn new(stream: TextStream<'o>, stops: &'o [String], on_text: &'o mut dyn FnMut(&str) -> ControlFlow<()>) -> Self {
+        Self {
+            stream,
+            stop: StopText::new(stops),
+            on_text,
+            text: String::new(),
+        }
     }
 
     /// Takes a token; says whether it ends the text.
@@ -285,7 +331,11 @@ impl<'o> Output<'o> {
     fn piece(&mut self, piece: &str) -> Option<FinishReason> {
         let (ready, stopped) = self.stop.push(piece);
         let cancelled = self.hand_out(&ready);
-        if stopped { Some(FinishReason::StopString) } else { cancelled }
+        if stopped {
+            Some(FinishReason::StopString)
+        } else {
+            cancelled
+        }
     }
 
     fn hand_out(&mut self, ready: &str) -> Option<FinishReason> {

@@ -10,7 +10,10 @@ pub(super) struct StopText<'s> {
 impl<'s> StopText<'s> {
     /// Ends before the first of `stops`, none of which is empty.
     pub fn new(stops: &'s [String]) -> Self {
-        Self { stops, held: String::new() }
+        Self {
+            stops,
+            held: String::new(),
+        }
     }
 
     /// Takes the next piece; returns what can be handed out and whether a stop string was met.
@@ -71,7 +74,11 @@ mod tests {
                 ("x→→é", ("x→", true)),
                 ("ends in EN", ("ends in EN", false)),
             ] {
-                assert_eq!(run(text, &stops, size), (expected.0.to_owned(), expected.1), "{text:?} by {size}");
+                assert_eq!(
+                    run(text, &stops, size),
+                    (expected.0.to_owned(), expected.1),
+                    "{text:?} by {size}"
+                );
             }
         }
     }

@@ -53,10 +53,15 @@ impl Decoder {
         block: impl Fn(usize) -> std::result::Result<Block, LoadError>,
     ) -> std::result::Result<Self, LoadError> {
         let embed_tokens = Embedding::new(weights.get("model.embed_tokens.weight")?);
-        let lm_head =
-            if config.tie_word_embeddings { embed_tokens.weight().clone() } else { weights.get("lm_head.weight")? };
+        let lm_head = if config.tie_word_embeddings {
+            embed_tokens.weight().clone()
+        } else {
+            weights.get("lm_head.weight")?
+        };
         Ok(Self {
-            layers: (0..config.num_hidden_layers).map(block).collect::<std::result::Result<_, _>>()?,
+            layers: (0..config.num_hidden_layers)
+                .map(block)
+                .collect::<std::result::Result<_, _>>()?,
             norm: weights.rms_norm("model.norm", config)?,
             rotary: Rotary::new(&config.inverse_frequencies(), embed_tokens.weight().device())?,
             embed_tokens,

@@ -25,6 +25,10 @@ fn block(config: &ModelConfig, weights: &Weights, layer: usize) -> Result<Block,
             layer,
         },
         post_attention_layernorm: weights.rms_norm(&format!("{at}.post_attention_layernorm"), config)?,
-        mlp: Mlp { gate_proj: mlp("gate_proj")?, up_proj: mlp("up_proj")?, down_proj: mlp("down_proj")? },
+        mlp: Mlp {
+            gate_proj: mlp("gate_proj")?,
+            up_proj: mlp("up_proj")?,
+            down_proj: mlp("down_proj")?,
+        },
     })
 }

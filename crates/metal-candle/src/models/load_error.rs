@@ -101,6 +101,10 @@ fn listed(what: &str, mut items: Vec<String>) -> Option<String> {
     const SHOWN: usize = 4;
     let more = items.len().saturating_sub(SHOWN);
     items.truncate(SHOWN);
-    let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let tail = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
     (!items.is_empty()).then(|| format!("{what}: {}{tail}", items.join(", ")))
 }

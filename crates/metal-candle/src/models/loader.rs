@@ -1,6 +1,6 @@
 //! From a Hugging Face folder to a model: settings, weights, tokenizer, each checked before the next is read.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -32,16 +32,27 @@ impl LoadedModel {
     ) -> Result<Self, LoadError> {
         let (has, fits) = (tokenizer.vocab_size(), model.config().vocab_size);
         if has > fits {
-            return Err(LoadError::Vocabulary { tokenizer: has, model: fits });
+            return Err(LoadError::Vocabulary {
+                tokenizer: has,
+                model: fits,
+            });
         }
-        Ok(Self { model, tokenizer, generation })
+        Ok(Self {
+            model,
+            tokenizer,
+            generation,
+        })
     }
 
     /// Tokens that end a text: those of `generation_config.json`, else of `config.json`, and the tokenizer's.
     #[must_use]
     pub fn stop_tokens(&self) -> Vec<u32> {
         let suggested = &self.generation.eos_token_ids;
-        let mut stop = if suggested.is_empty() { self.model.config().eos_token_ids.clone() } else { suggested.clone() };
+        let mut stop = if suggested.is_empty() {
+            self.model.config().eos_token_ids.clone()
+        } else {
+            suggested.clone()
+        };
         stop.extend(self.tokenizer.stop_token_ids());
         stop.sort_unstable();
         stop.dedup();
@@ -53,30 +64,39 @@ impl LoadedModel {
 /// `generation_config.json` and the chat template. Weights are converted to `dtype` as they are read.
 ///
 /// ```no_run
-/// use candle_core::{DType, Device};
+/// use candle_core::DType;
+/// use metal_candle::Device;
 ///
-/// let loaded = metal_candle::models::load("path/to/model", DType::F32, &Device::Cpu)?;
+/// let loaded = metal_candle::models::load("path/to/model", DType::F32, &Device::new_cpu())?;
 /// println!("{} layers", loaded.model.config().num_hidden_layers);
 /// # Ok::<(), metal_candle::models::LoadError>(())
 /// ```
 ///
 /// # Errors
 /// [`LoadError`] naming the file and the field or tensor.
-pub fn load(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<LoadedModel, LoadError> {
+pub fn load(
+    folder: impl AsRef<Path>,
+    dtype: DType,
+    device: &(impl Borrow<Device> + ?Sized),
+) -> Result<LoadedModel, LoadError> {
     let folder = existing(folder.as_ref())?;
     let config = ModelConfig::read(folder)?;
     let tokenizer = Tokenizer::from_folder(folder)?;
     let generation = GenerationConfig::read(folder)?;
-    LoadedModel::new(read(&config, folder, dtype, device)?, tokenizer, generation)
+    LoadedModel::new(read(&config, folder, dtype, device.borrow())?, tokenizer, generation)
 }
 
 /// Loads `config.json` and the weights of a model folder, without a tokenizer.
 ///
 /// # Errors
 /// See [`load`].
-pub fn load_model(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
+pub fn load_model(
+    folder: impl AsRef<Path>,
+    dtype: DType,
+    device: &(impl Borrow<Device> + ?Sized),
+) -> Result<Box<dyn CausalLm>, LoadError> {
     let folder = existing(folder.as_ref())?;
-    read(&ModelConfig::read(folder)?, folder, dtype, device)
+    read(&ModelConfig::read(folder)?, folder, dtype, device.borrow())
 }
 
 /// Builds a model from tensors in memory, by their names in checkpoints; they are converted to `dtype`.
@@ -85,15 +105,21 @@ pub fn load_model(folder: impl AsRef<Path>, dtype: DType, device: &Device) -> Re
 /// [`LoadError::Tensors`] naming every tensor that is missing, of another shape or unexpected.
 pub fn from_parts(
     config: &ModelConfig,
-    tensors: HashMap<String, Tensor>,
+    tensors: impl IntoIterator<Item = (String, Tensor)>,
     dtype: DType,
-    device: &Device,
+    device: &(impl Borrow<Device> + ?Sized),
 ) -> Result<Box<dyn CausalLm>, LoadError> {
-    build(config, &Weights::of_tensors(tensors, float(dtype)?, device))
+    build(
+        config,
+        &Weights::of_tensors(tensors.into_iter().collect(), float(dtype)?, device.borrow()),
+    )
 }
 
 fn read(config: &ModelConfig, folder: &Path, dtype: DType, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
-    build(config, &Weights::of_folder(Checkpoint::open(folder)?, float(dtype)?, device))
+    build(
+        config,
+        &Weights::of_folder(Checkpoint::open(folder)?, float(dtype)?, device),
+    )
 }
 
 /// The registry: which file builds which `model_type`.
@@ -106,7 +132,13 @@ fn build(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn CausalLm>, L
 }
 
 fn existing(folder: &Path) -> Result<&Path, LoadError> {
-    if folder.is_dir() { Ok(folder) } else { Err(LoadError::NoFolder { path: folder.to_owned() }) }
+    if folder.is_dir() {
+        Ok(folder)
+    } else {
+        Err(LoadError::NoFolder {
+            path: folder.to_owned(),
+        })
+    }
 }
 
 fn float(dtype: DType) -> Result<DType, LoadError> {

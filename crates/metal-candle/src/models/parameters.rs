@@ -17,10 +17,7 @@ impl ModelConfig {
         }
         list.push(("model.norm.weight".to_owned(), vec![self.hidden_size]));
         if !self.tie_word_embeddings {
-            list.push((
-                "lm_head.weight".to_owned(),
-                vec![self.vocab_size, self.hidden_size],
-            ));
+            list.push(("lm_head.weight".to_owned(), vec![self.vocab_size, self.hidden_size]));
         }
         list
     }

@@ -28,11 +28,19 @@ enum Source {
 
 impl Weights {
     pub fn of_folder(checkpoint: Checkpoint, dtype: DType, device: &Device) -> Self {
-        Self { source: Source::Folder(checkpoint), dtype, device: device.clone() }
+        Self {
+            source: Source::Folder(checkpoint),
+            dtype,
+            device: device.clone(),
+        }
     }
 
     pub fn of_tensors(tensors: HashMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
-        Self { source: Source::Memory(tensors), dtype, device: device.clone() }
+        Self {
+            source: Source::Memory(tensors),
+            dtype,
+            device: device.clone(),
+        }
     }
 
     /// One tensor in the dtype and on the device of the model.
@@ -40,10 +48,18 @@ impl Weights {
         let tensor = match &self.source {
             Source::Folder(checkpoint) => checkpoint.load_as(name, self.dtype, &self.device)?,
             Source::Memory(tensors) => {
-                let missing = || self.faults(TensorFaults { missing: vec![name.to_owned()], ..TensorFaults::default() });
+                let missing = || {
+                    self.faults(TensorFaults {
+                        missing: vec![name.to_owned()],
+                        ..TensorFaults::default()
+                    })
+                };
                 let tensor = tensors.get(name).ok_or_else(missing)?;
                 let moved = tensor.to_device(&self.device).and_then(|t| t.to_dtype(self.dtype));
-                moved.map_err(|e| LoadError::Tensor { name: name.to_owned(), source: Box::new(e) })?
+                moved.map_err(|e| LoadError::Tensor {
+                    name: name.to_owned(),
+                    source: Box::new(e),
+                })?
             }
         };
         Ok(LazyTensor::from_tensor(tensor)?)
@@ -57,7 +73,10 @@ impl Weights {
 
     /// The norm of that name.
     pub fn rms_norm(&self, name: &str, config: &ModelConfig) -> Result<RmsNorm, LoadError> {
-        Ok(RmsNorm::new(self.get(&format!("{name}.weight"))?, config.rms_norm_eps as f32))
+        Ok(RmsNorm::new(
+            self.get(&format!("{name}.weight"))?,
+            config.rms_norm_eps as f32,
+        ))
     }
 
     /// Compares names and shapes with those that the settings imply, before anything is read.
@@ -75,9 +94,15 @@ impl Weights {
                 Some(_) => {}
             }
         }
-        let unexpected = found.keys().filter(|name| !known.contains(name) && !is_redundant(name, config));
+        let unexpected = found
+            .keys()
+            .filter(|name| !known.contains(name) && !is_redundant(name, config));
         faults.unexpected = unexpected.cloned().collect();
-        if faults.is_empty() { Ok(()) } else { Err(self.faults(faults)) }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(self.faults(faults))
+        }
     }
 
     fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>, LoadError> {
@@ -95,7 +120,10 @@ impl Weights {
             Source::Folder(checkpoint) => checkpoint.folder().to_owned(),
             Source::Memory(_) => PathBuf::from("tensors in memory"),
         };
-        LoadError::Tensors { source_name: source, faults }
+        LoadError::Tensors {
+            source_name: source,
+            faults,
+        }
     }
 }
 

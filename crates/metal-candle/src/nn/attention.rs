@@ -43,10 +43,19 @@ impl Attention {
         };
         let scale = (self.head_dim as f32).powf(-0.5);
         let (offset, segments) = (inputs.offset.is_some(), inputs.segments.is_some());
-        let options = AttentionOptions { scale, causal: true, window: self.window, offset, segments };
+        let options = AttentionOptions {
+            scale,
+            causal: true,
+            window: self.window,
+            offset,
+            segments,
+        };
         let seen = LazyTensor::attention(&inputs, options)?;
-        let [batch, seq, ..] = *seen.dims() else { return Ok(seen) };
-        self.o_proj.forward(&seen.reshape(&[batch, seq, self.o_proj.in_features()])?, pass)
+        let [batch, seq, ..] = *seen.dims() else {
+            return Ok(seen);
+        };
+        self.o_proj
+            .forward(&seen.reshape(&[batch, seq, self.o_proj.in_features()])?, pass)
     }
 
     /// `(batch, seq, hidden)` to `(batch, seq, heads, head_dim)`.

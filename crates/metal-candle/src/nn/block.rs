@@ -24,7 +24,11 @@ impl Block {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, x: &LazyTensor, rotation: &Rotation, pass: &mut Pass<'_>) -> Result<LazyTensor> {
-        let x = x.add(&self.self_attn.forward(&self.input_layernorm.forward(x)?, rotation, pass)?)?;
+        let x = x.add(
+            &self
+                .self_attn
+                .forward(&self.input_layernorm.forward(x)?, rotation, pass)?,
+        )?;
         x.add(&self.mlp.forward(&self.post_attention_layernorm.forward(&x)?, pass)?)
     }
 

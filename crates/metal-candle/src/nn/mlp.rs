@@ -8,7 +8,7 @@ use super::{Pass, Projection};
 
 /// The feed-forward half of one decoder layer.
 pub struct Mlp {
-    /// `hidden` to `intermediate`, through SiLU.
+    /// `hidden` to `intermediate`, through `silu`.
     pub gate_proj: Arc<dyn Projection>,
     /// `hidden` to `intermediate`.
     pub up_proj: Arc<dyn Projection>,

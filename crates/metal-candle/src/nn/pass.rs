@@ -29,7 +29,13 @@ impl<'a> Pass<'a> {
     /// A call whose tokens stand at `positions` `(batch or 1, seq)`, u32 or f32.
     #[must_use]
     pub fn new(positions: LazyTensor) -> Self {
-        Self { positions, segments: None, cache: None, adapters: &[], dropout: None }
+        Self {
+            positions,
+            segments: None,
+            cache: None,
+            adapters: &[],
+            dropout: None,
+        }
     }
 
     /// A call whose every row holds the positions `0..seq`.
@@ -48,13 +54,19 @@ impl<'a> Pass<'a> {
         // Positions stay below 2^24, where f32 counts exactly.
         let steps = LazyTensor::iota(1, &[1, seq], DType::F32, cache.offset.device())?;
         let positions = steps.add(&cache.offset.cast(DType::F32)?)?;
-        Ok(Self { cache: Some(cache), ..Self::new(positions) })
+        Ok(Self {
+            cache: Some(cache),
+            ..Self::new(positions)
+        })
     }
 
     /// Rows that hold several texts: tokens see only tokens with the same number in `segments` `(batch, seq)`, u32.
     #[must_use]
     pub fn with_segments(self, segments: LazyTensor) -> Self {
-        Self { segments: Some(segments), ..self }
+        Self {
+            segments: Some(segments),
+            ..self
+        }
     }
 
     /// The weights of the model's adapters, A `(in, rank)` and B `(rank, out)` of each adapted module in order.
@@ -67,7 +79,10 @@ impl<'a> Pass<'a> {
     /// the number of the module. Without it nothing is dropped.
     #[must_use]
     pub fn with_dropout(self, key: LazyTensor) -> Self {
-        Self { dropout: Some(key), ..self }
+        Self {
+            dropout: Some(key),
+            ..self
+        }
     }
 
     /// The cache after the call.
@@ -96,8 +111,14 @@ impl<'a> Pass<'a> {
         if let Some([a, b]) = self.adapters.get(2 * index..2 * index + 2) {
             return Ok((a, b));
         }
-        let message = format!("module {index} has no weights: the pass holds {} adapter tensors", self.adapters.len());
-        Err(Error::Shape { operation: "adapter", message })
+        let message = format!(
+            "module {index} has no weights: the pass holds {} adapter tensors",
+            self.adapters.len()
+        );
+        Err(Error::Shape {
+            operation: "adapter",
+            message,
+        })
     }
 
     /// The key of the random numbers of adapted module number `index`, if inputs are dropped at all.
@@ -118,10 +139,15 @@ impl<'a> Pass<'a> {
         k: LazyTensor,
         v: LazyTensor,
     ) -> Result<(LazyTensor, LazyTensor, Option<LazyTensor>)> {
-        let Some(cache) = &mut self.cache else { return Ok((k, v, None)) };
+        let Some(cache) = &mut self.cache else {
+            return Ok((k, v, None));
+        };
         let Some((keys, values)) = cache.layers.get_mut(layer) else {
             let message = format!("layer {layer} of a cache of {} layers", cache.layers.len());
-            return Err(Error::Shape { operation: "cache", message });
+            return Err(Error::Shape {
+                operation: "cache",
+                message,
+            });
         };
         *keys = keys.slice_update(1, &k, &cache.offset)?;
         *values = values.slice_update(1, &v, &cache.offset)?;

@@ -27,7 +27,9 @@ impl Rotary {
     /// When the device refuses the tensor.
     pub fn new(inverse_frequencies: &[f32], device: &Device) -> Result<Self> {
         let shape = [1, 1, inverse_frequencies.len()];
-        Ok(Self { inverse_frequencies: LazyTensor::from_slice(inverse_frequencies, &shape, device)? })
+        Ok(Self {
+            inverse_frequencies: LazyTensor::from_slice(inverse_frequencies, &shape, device)?,
+        })
     }
 
     /// The rotation at `positions` `(batch or 1, seq)` for activations of `dtype`.
@@ -35,8 +37,14 @@ impl Rotary {
     /// # Errors
     /// When `positions` has not two dimensions.
     pub fn at(&self, positions: &LazyTensor, dtype: DType) -> Result<Rotation> {
-        let angles = positions.cast(DType::F32)?.unsqueeze(2)?.mul(&self.inverse_frequencies)?;
-        Ok(Rotation { cos: angles.cos()?.cast(dtype)?, sin: angles.sin()?.cast(dtype)? })
+        let angles = positions
+            .cast(DType::F32)?
+            .unsqueeze(2)?
+            .mul(&self.inverse_frequencies)?;
+        Ok(Rotation {
+            cos: angles.cos()?.cast(dtype)?,
+            sin: angles.sin()?.cast(dtype)?,
+        })
     }
 }
 

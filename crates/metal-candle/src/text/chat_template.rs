@@ -2,7 +2,8 @@
 //!
 //! Renders what transformers' `apply_chat_template` renders (trimmed blocks, `raise_exception`, `strftime_now`, plain
 //! `tojson`, Python's string methods). A template is a stranger's program: it runs with a budget of work and output,
-//! reads no file, and sees only the messages, the tools and the names of the special tokens.
+//! reads no file, and sees only the messages, the tools and the names of the special tokens. One thing the budget does not
+//! cover: the engine compares and concatenates (`==`, `~`) lists that hold themselves many times over without charging.
 
 use std::io;
 use std::sync::LazyLock;
@@ -13,14 +14,16 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 use regex::Regex;
 use serde_json::{Map, Value as Json};
 
-use super::{TextError, clock, first_line, guarded, json};
+use super::{TextError, clock, first_line, guarded_deep, json};
 
 /// Work one rendering may do: instructions, and 64 bytes of text each; so also at most 64 MB of memory.
 const FUEL: u64 = 1_000_000;
 /// Longest text one rendering may write.
 const MAX_OUTPUT: usize = 16 << 20;
 /// Longest template that is compiled.
-const MAX_SOURCE: usize = 1 << 20;
+const MAX_SOURCE: usize = 64 << 10;
+/// Longest stretch of a template without the end of a tag; the engine's compiler takes quadratic time in an expression.
+const MAX_TAG: usize = 8 << 10;
 const NAME: &str = "chat_template";
 const REFUSED: &str = "raise_exception: ";
 
@@ -34,8 +37,13 @@ impl ChatMessage {
     /// A message with a role (`system`, `user`, `assistant`) and its text.
     #[must_use]
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        let fields = [("role".to_owned(), Json::String(role.into())), ("content".to_owned(), Json::String(content.into()))];
-        Self { fields: fields.into_iter().collect() }
+        let fields = [
+            ("role".to_owned(), Json::String(role.into())),
+            ("content".to_owned(), Json::String(content.into())),
+        ];
+        Self {
+            fields: fields.into_iter().collect(),
+        }
     }
 
     /// A message as JSON. Fields besides `role` and `content` (`tool_calls`, `name`, ...) reach the template unchanged.
@@ -47,16 +55,29 @@ impl ChatMessage {
     pub fn from_json(value: &Json) -> Result<Self, TextError> {
         let wrong = |reason: String| TextError::Message { reason };
         let Json::Object(fields) = value else {
-            return Err(wrong(format!("expected an object with \"role\" and \"content\", found {}", kind(Some(value)))));
+            return Err(wrong(format!(
+                "expected an object with \"role\" and \"content\", found {}",
+                kind(Some(value))
+            )));
         };
         match fields.get("role") {
             Some(Json::String(_)) => {}
-            other => return Err(wrong(format!("expected field \"role\" (string), found {}", kind(other)))),
+            other => {
+                return Err(wrong(format!(
+                    "expected field \"role\" (string), found {}",
+                    kind(other)
+                )));
+            }
         }
         match fields.get("content") {
             Some(Json::String(_) | Json::Array(_) | Json::Null) => {}
             None if fields.contains_key("tool_calls") => {}
-            other => return Err(wrong(format!("expected field \"content\" (string), found {}", kind(other)))),
+            other => {
+                return Err(wrong(format!(
+                    "expected field \"content\" (string), found {}",
+                    kind(other)
+                )));
+            }
         }
         Ok(Self { fields: fields.clone() })
     }
@@ -107,7 +128,10 @@ pub struct ChatTemplate {
 
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChatTemplate").field("file", &self.file).field("source", &self.source).finish_non_exhaustive()
+        f.debug_struct("ChatTemplate")
+            .field("file", &self.file)
+            .field("source", &self.source)
+            .finish_non_exhaustive()
     }
 }
 
@@ -117,26 +141,49 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`TextError::TemplateSyntax`] where it does not parse, [`TextError::TemplateBudget`] over 1 MiB of source.
+    /// [`TextError::TemplateSyntax`] where it does not parse, [`TextError::TemplateBudget`] over 64 KiB of source or 8 KiB in a single tag.
     pub fn new<K, V>(file: &str, source: &str, variables: impl IntoIterator<Item = (K, V)>) -> Result<Self, TextError>
     where
         K: Into<String>,
         V: Into<String>,
     {
+        let refused = |reason| {
+            Err(TextError::TemplateBudget {
+                file: file.to_owned(),
+                reason,
+            })
+        };
         if source.len() > MAX_SOURCE {
-            let reason = format!("its source has {} bytes, more than {MAX_SOURCE}", source.len());
-            return Err(TextError::TemplateBudget { file: file.to_owned(), reason });
+            return refused(format!("its source has {} bytes, more than {MAX_SOURCE}", source.len()));
+        }
+        if source
+            .split("%}")
+            .flat_map(|part| part.split("}}"))
+            .any(|part| part.len() > MAX_TAG)
+        {
+            return refused(format!("a tag or text in it has more than {MAX_TAG} bytes"));
         }
         let mut environment = environment();
         for (name, value) in variables {
             environment.add_global(name.into(), Value::from(value.into()));
         }
-        let mut template = Self { file: file.to_owned(), source: source.to_owned(), environment };
+        let mut template = Self {
+            file: file.to_owned(),
+            source: source.to_owned(),
+            environment,
+        };
         let compiled = without_generation_tags(source);
-        guarded(|| Ok(template.environment.add_template_owned(NAME, compiled)))
-            .map_err(|reason| TextError::TemplateSyntax { file: file.to_owned(), line: 1, reason })?
-            .map_err(|error| template.explain(&error))?;
-        Ok(template)
+        guarded_deep(move || match template.environment.add_template_owned(NAME, compiled) {
+            Ok(()) => Ok(template),
+            Err(error) => Err(template.explain(&error)),
+        })
+        .unwrap_or_else(|reason| {
+            Err(TextError::TemplateSyntax {
+                file: file.to_owned(),
+                line: 1,
+                reason,
+            })
+        })
     }
 
     /// The template as it was written.
@@ -148,7 +195,8 @@ impl ChatTemplate {
     /// The same template with the clock of `strftime_now` stopped at `seconds` since 1970 (UTC).
     #[must_use]
     pub fn with_clock(mut self, seconds: i64) -> Self {
-        self.environment.add_function("strftime_now", move |format: &str| strftime(format, seconds));
+        self.environment
+            .add_function("strftime_now", move |format: &str| strftime(format, seconds));
         self
     }
 
@@ -181,17 +229,18 @@ impl ChatTemplate {
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ]);
         let mut out = Limited::default();
-        guarded(|| {
-            let template = self.environment.get_template(NAME);
-            Ok(template.and_then(|template| template.render_captured_to(context, &mut out).map(drop)))
-        })
-        .map_err(|reason| TextError::TemplateRender { file: self.file.clone(), line: 1, reason })?
-        .map_err(|error| self.explain(&error))?;
-        String::from_utf8(out.bytes).map_err(|error| TextError::TemplateRender {
+        let failed = |reason| TextError::TemplateRender {
             file: self.file.clone(),
             line: 1,
-            reason: error.to_string(),
+            reason,
+        };
+        guarded_deep(|| {
+            let template = self.environment.get_template(NAME);
+            let rendered = template.and_then(|template| template.render_captured_to(context, &mut out).map(drop));
+            rendered.map_err(|error| self.explain(&error))
         })
+        .map_err(failed)??;
+        String::from_utf8(out.bytes).map_err(|error| failed(error.to_string()))
     }
 
     /// The engine's error as ours.
@@ -199,18 +248,30 @@ impl ChatTemplate {
         let (file, line) = (self.file.clone(), error.line().unwrap_or(1));
         let detail = error.detail().unwrap_or_default();
         if let Some(message) = detail.strip_prefix(REFUSED) {
-            return TextError::TemplateRefused { file, message: message.to_owned() };
+            return TextError::TemplateRefused {
+                file,
+                message: message.to_owned(),
+            };
         }
-        let reason = if detail.is_empty() { error.kind().to_string() } else { format!("{}: {detail}", error.kind()) };
+        let reason = if detail.is_empty() {
+            error.kind().to_string()
+        } else {
+            format!("{}: {detail}", error.kind())
+        };
         let reason = first_line(&reason);
         match error.kind() {
             ErrorKind::OutOfFuel => {
-                let reason = "it did more work than a conversation can need; shorten the conversation or mend the template";
-                TextError::TemplateBudget { file, reason: reason.to_owned() }
+                let reason =
+                    "it did more work than a conversation can need; shorten the conversation or mend the template";
+                TextError::TemplateBudget {
+                    file,
+                    reason: reason.to_owned(),
+                }
             }
-            ErrorKind::WriteFailure => {
-                TextError::TemplateBudget { file, reason: format!("it wrote more than {MAX_OUTPUT} bytes") }
-            }
+            ErrorKind::WriteFailure => TextError::TemplateBudget {
+                file,
+                reason: format!("it wrote more than {MAX_OUTPUT} bytes"),
+            },
             ErrorKind::SyntaxError | ErrorKind::BadEscape => TextError::TemplateSyntax { file, line, reason },
             _ => TextError::TemplateRender { file, line, reason },
         }
@@ -221,10 +282,22 @@ impl ChatTemplate {
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     // Building fails only for odd delimiters, and these are the usual ones.
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().unwrap_or_default());
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .unwrap_or_default(),
+    );
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
+    environment.set_debug(false); // errors would keep (and print) the template's variables
     environment.set_unknown_method_callback(method);
+    // Containers are paid for before they are printed; the engine charges only for the text they became.
+    environment.set_formatter(|out, state, value| {
+        pay_for(state, value, 0)?;
+        minijinja::escape_formatter(out, state, value)
+    });
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
@@ -241,12 +314,37 @@ fn strftime(format: &str, seconds: i64) -> Result<String, Error> {
 fn without_generation_tags(source: &str) -> String {
     static TAG: LazyLock<Option<Regex>> =
         LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").ok());
-    let Some(tag) = TAG.as_ref() else { return source.to_owned() };
+    let Some(tag) = TAG.as_ref() else {
+        return source.to_owned();
+    };
     tag.replace_all(source, |found: &regex::Captures| {
         let statement = if found.get(2).is_some() { "endif" } else { "if true" };
         format!("{{%{} {statement} {}%}}", &found[1], &found[3])
     })
     .into_owned()
+}
+
+/// Charges for every element of a container, nested ones each time they occur: a list may hold another many times.
+fn pay_for(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
+        return state.consume_fuel(u64::from(depth > 0));
+    }
+    if depth > json::MAX_DEPTH {
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "a list is nested too deeply to be printed",
+        ));
+    }
+    for item in value.try_iter()?.checked() {
+        let item = item?;
+        let inner = if value.kind() == ValueKind::Map {
+            value.get_item(&item)?
+        } else {
+            item
+        };
+        pay_for(state, &inner, depth + 1)?;
+    }
+    state.consume_fuel(1)
 }
 
 /// Python's methods of strings, maps and lists, each paid for before it runs: some make text far larger than their inputs.
@@ -260,7 +358,10 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             None => 0,
         },
         ("replace", Some(text)) => {
-            let found = args.first().and_then(Value::as_str).map_or(0, |old| text.matches(old).count());
+            let found = args
+                .first()
+                .and_then(Value::as_str)
+                .map_or(0, |old| text.matches(old).count());
             (found as u64).saturating_mul(args.get(1).map_or(0, size))
         }
         ("format", Some(text)) => formatted(text, args)?,
@@ -279,9 +380,14 @@ fn joined(state: &State, separator: u64, list: &Value) -> Result<u64, Error> {
         state.consume_fuel(1)?;
         let item = item?;
         if matches!(item.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
-            return Err(Error::new(ErrorKind::InvalidOperation, format!("join: expected strings, found {}", item.kind())));
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                format!("join: expected strings, found {}", item.kind()),
+            ));
         }
-        total = total.saturating_add(separator).saturating_add(item.as_str().map_or(32, str::len) as u64);
+        total = total
+            .saturating_add(separator)
+            .saturating_add(item.as_str().map_or(32, str::len) as u64);
     }
     Ok(total)
 }
@@ -299,7 +405,9 @@ fn formatted(text: &str, args: &[Value]) -> Result<u64, Error> {
     let mut widest = 1000u64;
     for value in args {
         match value.kind() {
-            ValueKind::String => widest = widest.saturating_add(value.as_str().map_or(0, str::len) as u64),
+            ValueKind::String => {
+                widest = widest.saturating_add(value.as_str().map_or(0, str::len) as u64);
+            }
             ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
                 return refused("lists and maps are not allowed as arguments");
             }

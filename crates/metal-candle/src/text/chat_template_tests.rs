@@ -12,7 +12,9 @@ const TEMPLATES: [(&str, &str); 5] = [
 
 fn template(name: &str) -> ChatTemplate {
     let (_, source) = TEMPLATES.iter().find(|(known, _)| *known == name).unwrap();
-    ChatTemplate::new(name, source, [("bos_token", "<s>"), ("eos_token", "</s>")]).unwrap().with_clock(1_741_305_600)
+    ChatTemplate::new(name, source, [("bos_token", "<s>"), ("eos_token", "</s>")])
+        .unwrap()
+        .with_clock(1_741_305_600)
 }
 
 fn inline(source: &str) -> ChatTemplate {
@@ -39,7 +41,8 @@ fn renders_what_transformers_renders() {
 fn a_refusal_carries_the_template_s_words() {
     let said = [ChatMessage::new("assistant", "hi")];
     let error = template("mistral").render(&said, false).unwrap_err();
-    let expected = "mistral: the chat template refuses this conversation: user and assistant must take turns, the user first";
+    let expected =
+        "mistral: the chat template refuses this conversation: user and assistant must take turns, the user first";
     assert!(matches!(error, TextError::TemplateRefused { .. }));
     assert_eq!(error.to_string(), expected);
 }
@@ -47,7 +50,12 @@ fn a_refusal_carries_the_template_s_words() {
 #[test]
 fn failures_name_the_line() {
     let error = inline("a\nb\n{{ messages[0].content.nope() }}").render(&[ChatMessage::new("user", "x")], false);
-    assert!(error.unwrap_err().to_string().starts_with("t: chat template, line 3: cannot render this conversation: "));
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .starts_with("t: chat template, line 3: cannot render this conversation: ")
+    );
     let error = ChatTemplate::new("t", "a\n{% for %}", [("", ""); 0]).unwrap_err();
     assert!(error.to_string().starts_with("t: chat template, line 2: "), "{error}");
     assert!(matches!(error, TextError::TemplateSyntax { line: 2, .. }));
@@ -56,18 +64,25 @@ fn failures_name_the_line() {
 #[test]
 fn content_is_text_and_never_a_template() {
     let text = "{{ 1 + 1 }} {% raw %} <b>&amp;</b>";
-    assert_eq!(inline("{{ messages[0].content }}").render(&[ChatMessage::new("user", text)], false).unwrap(), text);
+    assert_eq!(
+        inline("{{ messages[0].content }}")
+            .render(&[ChatMessage::new("user", text)], false)
+            .unwrap(),
+        text
+    );
 }
 
 /// Programs that would run for ever or fill the memory end early, with an error.
 #[test]
 fn hostile_templates_are_stopped() {
-    let big = "{% set ns = namespace(s='xxxxxxxx', l=[1]) %}{% for i in range(20) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
+    let big =
+        "{% set ns = namespace(s='xxxxxxxx', l=[1]) %}{% for i in range(20) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
     let list = "{% set ns = namespace(l=[1]) %}{% for i in range(64) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}";
     let cases = [
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}".to_owned(),
         "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}".to_owned(),
-        "{% set ns = namespace(s='x') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}".to_owned(),
+        "{% set ns = namespace(s='x') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}"
+            .to_owned(),
         "{{ 'x' * 99999999999 }}".to_owned(),
         "{% set x = 'x' * 9999999 %}{{ x.join(range(99999)) }}".to_owned(),
         "{% set x = 'x' * 9999999 %}{{ x.replace('x', x) }}".to_owned(),
@@ -79,33 +94,85 @@ fn hostile_templates_are_stopped() {
         "{% set x = 'x' * 999999 %}{% for i in range(99) %}{{ x }}{% endfor %}".to_owned(),
         format!("{list}{{{{ ns.l | tojson }}}}"),
         format!("{list}{{{{ ns.l }}}}"),
-        format!("{list}{{{{ ns.l ~ 'x' }}}}"),
-        format!("{list}{{{{ ns.l | string }}}}"),
-        format!("{list}{{{{ ns.l == [] or ns.l | length == ns.l }}}}{{{{ 'x'.join([ns.l]) }}}}"),
+        format!("{list}{{% set text %}}{{{{ ns.l }}}}{{% endset %}}"),
+        format!("{list}{{{{ 'x'.join([ns.l]) }}}}"),
         format!("{big}{{{{ ns.s * 9 }}}}{{{{ ns.s * 9 }}}}"),
         format!("{}{}", "{{ [".repeat(9000), "] }}"),
         "(".repeat(9) + &"{{ (".to_owned().repeat(9000),
         "{{ ".to_owned() + &"(".repeat(100_000),
-        "{{ ".to_owned() + &"-".repeat(100_000) + "1 }}",
-        "{% if true %}".repeat(50_000),
+        "{% if true %}".repeat(20_000),
     ];
     for source in cases {
         let start = Instant::now();
         let result = ChatTemplate::new("t", &source, [("", ""); 0]).and_then(|template| template.render(&[], false));
         let shown = &source[..source.len().min(120)];
         assert!(result.is_err(), "{shown}: wrote {} bytes", result.unwrap().len());
-        assert!(start.elapsed() < Duration::from_secs(10), "{shown}: took {:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "{shown}: took {:?}",
+            start.elapsed()
+        );
+    }
+}
+
+/// Sources and values nested as deeply as a template can make them do not overflow the stack.
+#[test]
+fn deep_templates_do_not_overflow() {
+    let chain = |before: &str, link: &str, after: &str| {
+        let limit = if link.contains('}') { MAX_SOURCE } else { MAX_TAG };
+        let room = limit - before.len() - after.len();
+        format!("{before}{}{after}", link.repeat(room / link.len()))
+    };
+    let nest = "{% set ns = namespace(l=[1], m=[1]) %}{% for i in range(99999) %}{% set ns.l = [ns.l] %}\
+                {% set ns.m = [ns.m] %}{% endfor %}";
+    let cases = [
+        chain("{{ ", "-", "1 }}"),
+        chain("{{ ", "not ", "1 }}"),
+        chain("{{ ", "1+", "1 }}"),
+        chain("{{ ", "1~", "1 }}"),
+        chain("{{ ", "1**", "1 }}"),
+        chain("{{ ", "a and ", "a }}"),
+        chain("{{ ", "a if a else ", "a }}"),
+        chain("{{ a", ".a", " }}"),
+        chain("{{ a", "()", " }}"),
+        chain("{{ a", "|e", " }}"),
+        chain("{{ a", " is a", " }}"),
+        chain("{% if a %}", "{%elif a%}", "{% endif %}"),
+        chain("{{ ", "[", " }}"),
+        nest.to_owned(),
+        format!("{nest}{{{{ ns.l }}}}"),
+        format!("{nest}{{{{ ns.l == ns.m }}}}"),
+        format!("{nest}{{{{ ns.l ~ 'x' }}}}"),
+        format!("{nest}{{{{ ns.l | tojson }}}}"),
+        format!("{nest}{{{{ {{ns.l: 1}} }}}}"),
+    ];
+    for source in cases {
+        // Most fail to parse or render, some write a little: all come back.
+        let _ = ChatTemplate::new("t", &source, [("", ""); 0]).and_then(|template| template.render(&[], false));
     }
 }
 
 #[test]
 fn the_limits_are_named() {
-    let error = inline("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}").render(&[], false);
-    assert!(error.unwrap_err().to_string().contains("more work than a conversation can need"));
+    let error =
+        inline("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}").render(&[], false);
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("more work than a conversation can need")
+    );
     let error = inline("{% set x = 'x' * 999999 %}{% for i in range(99) %}{{ x }}{% endfor %}").render(&[], false);
-    assert!(error.unwrap_err().to_string().contains("it wrote more than 16777216 bytes"));
-    let error = ChatTemplate::new("t", &" ".repeat(MAX_SOURCE + 1), [("", ""); 0]).unwrap_err();
-    assert!(matches!(error, TextError::TemplateBudget { .. }));
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("it wrote more than 16777216 bytes")
+    );
+    for source in ["{{ a }}".repeat(MAX_SOURCE / 7 + 1), " ".repeat(MAX_TAG + 1)] {
+        let error = ChatTemplate::new("t", &source, [("", ""); 0]).unwrap_err();
+        assert!(matches!(error, TextError::TemplateBudget { .. }));
+    }
 }
 
 /// A long but honest conversation is far from the limits.
@@ -115,17 +182,32 @@ fn long_conversations_render() {
     let turn = |index| ChatMessage::new(if index % 2 == 0 { "user" } else { "assistant" }, text.clone());
     let messages: Vec<_> = (0..1000).map(turn).collect();
     for name in ["chatml", "llama3", "qwen", "mistral"] {
-        assert!(template(name).render(&messages, true).unwrap().len() > 900_000, "{name}");
+        assert!(
+            template(name).render(&messages, true).unwrap().len() > 900_000,
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn messages_are_checked() {
     let cases = [
-        (serde_json::json!("x"), "expected an object with \"role\" and \"content\", found string"),
-        (serde_json::json!({"content": "x"}), "expected field \"role\" (string), found nothing"),
-        (serde_json::json!({"role": "user"}), "expected field \"content\" (string), found nothing"),
-        (serde_json::json!({"role": "user", "content": 3}), "expected field \"content\" (string), found number"),
+        (
+            serde_json::json!("x"),
+            "expected an object with \"role\" and \"content\", found string",
+        ),
+        (
+            serde_json::json!({"content": "x"}),
+            "expected field \"role\" (string), found nothing",
+        ),
+        (
+            serde_json::json!({"role": "user"}),
+            "expected field \"content\" (string), found nothing",
+        ),
+        (
+            serde_json::json!({"role": "user", "content": 3}),
+            "expected field \"content\" (string), found number",
+        ),
     ];
     for (value, expected) in cases {
         let error = ChatMessage::from_json(&value).unwrap_err().to_string();

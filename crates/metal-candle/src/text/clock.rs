@@ -6,14 +6,34 @@ use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
-const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const DAYS: [&str; 7] = [
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+];
 
 /// Seconds since 1970-01-01 00:00 UTC by the system's clock.
 pub(super) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() as i64)
 }
 
 /// Year, month (1..=12) and day (1..=31) of a count of days since 1970-01-01, in the proleptic Gregorian calendar.
@@ -27,7 +47,11 @@ fn civil(days: i64) -> (i64, usize, i64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
     (year_of_era + era * 400 + i64::from(month <= 2), month as usize, day)
 }
 
@@ -37,7 +61,7 @@ pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, String> {
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     let (year, month, day) = civil(days);
     let (weekday, month_name) = (DAYS[(days + 4).rem_euclid(7) as usize], MONTHS[month - 1]);
-    let day_of_year = (1..).find(|n| civil(days - n).0 < year).unwrap_or(1);
+    let day_of_year = (1..=366).find(|n| civil(days - n).0 < year).unwrap_or(1);
     let hour12 = (hour + 11) % 12 + 1;
     let mut out = String::new();
     let mut letters = format.chars();
@@ -72,7 +96,9 @@ pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, String> {
             Some('T') => write!(out, "{hour:02}:{minute:02}:{second:02}"),
             Some('Z') => write!(out, "UTC"),
             Some('%') => write!(out, "%"),
-            other => return Err(format!("strftime_now: unknown format letter {other:?} in {format:?}")),
+            other => {
+                return Err(format!("strftime_now: unknown format letter {other:?} in {format:?}"));
+            }
         };
         written.map_err(|error| error.to_string())?;
     }
@@ -87,7 +113,11 @@ mod tests {
     #[test]
     fn agrees_with_python() {
         for (seconds, format, expected) in CASES {
-            assert_eq!(strftime(format, *seconds).as_deref(), Ok(*expected), "{seconds} {format}");
+            assert_eq!(
+                strftime(format, *seconds).as_deref(),
+                Ok(*expected),
+                "{seconds} {format}"
+            );
         }
     }
 
@@ -100,7 +130,11 @@ mod tests {
     const CASES: &[(i64, &str, &str)] = &[
         (0, "%d %b %Y", "01 Jan 1970"),
         (951_782_400, "%d %B %Y %A %j", "29 February 2000 Tuesday 060"),
-        (1_735_689_599, "%Y-%m-%d %H:%M:%S %a %j %p %I %y", "2024-12-31 23:59:59 Tue 366 PM 11 24"),
+        (
+            1_735_689_599,
+            "%Y-%m-%d %H:%M:%S %a %j %p %I %y",
+            "2024-12-31 23:59:59 Tue 366 PM 11 24",
+        ),
         (1_741_305_600, "%-d/%-m %e|%%|%F %T", "7/3  7|%|2025-03-07 00:00:00"),
         (4_107_542_399, "%d %b %Y", "28 Feb 2100"),
         (4_107_542_400, "%d %b %Y", "01 Mar 2100"),

@@ -8,8 +8,8 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// Nesting of lists and maps in `tojson` that is followed before giving up.
-const MAX_DEPTH: usize = 100;
+/// Nesting of lists and maps that is followed before giving up.
+pub(super) const MAX_DEPTH: usize = 100;
 /// Widest indentation of one level.
 const MAX_INDENT: usize = 16;
 
@@ -35,6 +35,7 @@ pub(super) fn object(fields: &serde_json::Map<String, serde_json::Value>) -> Val
 }
 
 /// The filter `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
+#[allow(clippy::needless_pass_by_value)] // the engine's signature
 pub(super) fn tojson(
     state: &State,
     value: &Value,
@@ -52,18 +53,35 @@ pub(super) fn tojson(
     };
     let indent = match indent.filter(|width| !width.is_none()) {
         Some(width) => Some(width.as_usize().filter(|n| *n <= MAX_INDENT).ok_or_else(|| {
-            Error::new(ErrorKind::InvalidOperation, format!("tojson: indent must be 0..={MAX_INDENT}, got {width}"))
+            Error::new(
+                ErrorKind::InvalidOperation,
+                format!("tojson: indent must be 0..={MAX_INDENT}, got {width}"),
+            )
         })?),
         None => None,
     };
     let (comma, colon) = match options.get::<Option<Vec<String>>>("separators")?.as_deref() {
         Some([comma, colon]) => (comma.clone(), colon.clone()),
-        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators must be two strings")),
+        Some(_) => {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "tojson: separators must be two strings",
+            ));
+        }
         None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
     };
     let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
-    let mut dump = Dump { state, ascii, indent, comma, colon, sort_keys, out: String::new(), charged: 0 };
+    let mut dump = Dump {
+        state,
+        ascii,
+        indent,
+        comma,
+        colon,
+        sort_keys,
+        out: String::new(),
+        charged: 0,
+    };
     dump.value(value, 0)?;
     Ok(dump.out)
 }
@@ -86,7 +104,8 @@ impl Dump<'_, '_, '_> {
             return Err(Error::new(ErrorKind::InvalidOperation, "tojson: nested too deeply"));
         }
         // Shared sublists can make the text exponentially larger than the value: pay while writing.
-        self.state.consume_fuel(1 + ((self.out.len() - self.charged) / 64) as u64)?;
+        self.state
+            .consume_fuel(1 + ((self.out.len() - self.charged) / 64) as u64)?;
         self.charged = self.out.len();
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
@@ -103,14 +122,23 @@ impl Dump<'_, '_, '_> {
                     keys.sort();
                 }
                 self.list('{', '}', keys, depth, |dump, key| {
-                    let text = if key.kind() == ValueKind::Bool { key.to_string().to_lowercase() } else { key.to_string() };
+                    let text = if key.kind() == ValueKind::Bool {
+                        key.to_string().to_lowercase()
+                    } else {
+                        key.to_string()
+                    };
                     dump.string(&text);
                     let colon = dump.colon.clone();
                     dump.out.push_str(&colon);
                     dump.value(&value.get_item(&key)?, depth + 1)
                 })?;
             }
-            kind => return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: a value of type {kind} is not JSON"))),
+            kind => {
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("tojson: a value of type {kind} is not JSON"),
+                ));
+            }
         }
         Ok(())
     }
@@ -163,7 +191,7 @@ impl Dump<'_, '_, '_> {
         match text.split_once('e') {
             Some((digits, power)) => {
                 let (sign, power) = power.strip_prefix('-').map_or(('+', power), |power| ('-', power));
-                self.out.push_str(&format!("{digits}e{sign}{power:0>2}"));
+                let _ = write!(self.out, "{digits}e{sign}{power:0>2}"); // cannot fail
             }
             None => self.out.push_str(&text),
         }
@@ -180,7 +208,9 @@ impl Dump<'_, '_, '_> {
                 '\t' => self.out.push_str("\\t"),
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
-                _ if (letter as u32) < 0x20 || (self.ascii && !(' '..='~').contains(&letter)) => self.escape(letter),
+                _ if (letter as u32) < 0x20 || (self.ascii && !(' '..='~').contains(&letter)) => {
+                    self.escape(letter);
+                }
                 _ => self.out.push(letter),
             }
         }

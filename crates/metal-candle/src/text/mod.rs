@@ -116,8 +116,23 @@ pub enum TextError {
 fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
+        let text = text
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("unknown");
         Err(format!("internal failure: {text}"))
+    })
+}
+
+/// [`guarded`], on a thread of its own with a deep stack: the template engine follows nesting of its source and its
+/// values by recursion.
+fn guarded_deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    const STACK: usize = 512 << 20; // reserved, not used, until something nests that deep
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .stack_size(STACK)
+            .spawn_scoped(scope, || guarded(|| Ok(work())));
+        let thread = thread.map_err(|error| format!("no thread for it: {error}"))?;
+        thread.join().unwrap_or_else(|_| Err("internal failure".to_owned()))
     })
 }
 
@@ -126,7 +141,11 @@ fn first_line(text: &str) -> String {
     const LONGEST: usize = 300;
     let line = text.lines().next().unwrap_or_default();
     let cut = line.char_indices().nth(LONGEST).map_or(line.len(), |(at, _)| at);
-    if cut < line.len() { format!("{}...", &line[..cut]) } else { line.to_owned() }
+    if cut < line.len() {
+        format!("{}...", &line[..cut])
+    } else {
+        line.to_owned()
+    }
 }
 
 #[cfg(test)]

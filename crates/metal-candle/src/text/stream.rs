@@ -30,7 +30,15 @@ impl<'a> TextStream<'a> {
     #[must_use]
     pub fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
         let context = String::new();
-        Self { tokenizer, skip_special, ids: Vec::new(), window: 0, handed: 0, context, in_bytes: false }
+        Self {
+            tokenizer,
+            skip_special,
+            ids: Vec::new(),
+            window: 0,
+            handed: 0,
+            context,
+            in_bytes: false,
+        }
     }
 
     /// Takes the next token and returns the text that is complete with it, if any; never half a character.
@@ -47,7 +55,11 @@ impl<'a> TextStream<'a> {
         if self.in_bytes || text.ends_with(BROKEN) {
             return Ok(None);
         }
-        let Some(new) = text.strip_prefix(&self.context).filter(|new| !new.is_empty()).map(str::to_owned) else {
+        let Some(new) = text
+            .strip_prefix(&self.context)
+            .filter(|new| !new.is_empty())
+            .map(str::to_owned)
+        else {
             return Ok(None);
         };
         self.window = self.handed;

@@ -6,13 +6,25 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use super::Tokenizer;
 
-/// The ChatML template, as Qwen's family writes it.
+/// The `ChatML` template, as Qwen's family writes it.
 pub(crate) const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + \
     message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' \
     }}{% endif %}";
 
-const WORDS: [&str; 12] =
-    ["user", "assistant", "system", "Ġthe", "Ġworld", "hello", "Ġhello", "Ġa", "Ġis", "yes", "Ġyes", "ĊĊ"];
+const WORDS: [&str; 12] = [
+    "user",
+    "assistant",
+    "system",
+    "Ġthe",
+    "Ġworld",
+    "hello",
+    "Ġhello",
+    "Ġa",
+    "Ġis",
+    "yes",
+    "Ġyes",
+    "ĊĊ",
+];
 
 /// Adds the merges that build each word from its letters, left to right.
 fn add_words(vocab: &mut Map<String, Value>, merges: &mut Vec<Value>, words: &[&str]) {
@@ -38,8 +50,11 @@ fn added(id: usize, content: &str) -> Value {
 pub(crate) fn byte_level_json() -> Vec<u8> {
     let mut letters: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     letters.sort_unstable();
-    let mut vocab: Map<String, Value> =
-        letters.iter().enumerate().map(|(id, letter)| (letter.to_string(), json!(id))).collect();
+    let mut vocab: Map<String, Value> = letters
+        .iter()
+        .enumerate()
+        .map(|(id, letter)| (letter.to_string(), json!(id)))
+        .collect();
     let mut merges = Vec::new();
     add_words(&mut vocab, &mut merges, &WORDS);
     let specials: Vec<Value> = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|bos|>"]

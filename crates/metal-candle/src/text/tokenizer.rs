@@ -1,7 +1,7 @@
 //! The tokenizer of a Hugging Face folder: `tokenizer.json`, and the special tokens and chat template named beside it.
 //!
 //! Encoding never truncates or pads, whatever `tokenizer.json` asks for: that is the caller's business. Nothing here
-//! reads a pickle or a SentencePiece model; a folder needs its `tokenizer.json`.
+//! reads a pickle or a `SentencePiece` model; a folder needs its `tokenizer.json`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,8 +18,15 @@ const SPECIAL: &str = "special_tokens_map.json";
 const GENERATION: &str = "generation_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 /// The fields that name a special token; templates see them as variables.
-const SPECIAL_FIELDS: [&str; 7] =
-    ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"];
+const SPECIAL_FIELDS: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "unk_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+];
 
 /// Token ids with the place in the text that each one stands for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,7 +86,7 @@ impl Tokenizer {
             })?),
             None => None,
         };
-        Self::build(Sources {
+        Self::build(&Sources {
             folder: folder.display().to_string(),
             tokenizer,
             config: object(CONFIG)?,
@@ -95,16 +102,19 @@ impl Tokenizer {
     ///
     /// Those of [`from_folder`](Self::from_folder).
     pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config_json: &[u8]) -> Result<Self, TextError> {
-        Self::build(Sources {
+        Self::build(&Sources {
             tokenizer: tokenizer_json.to_vec(),
             config: parse_object(CONFIG, tokenizer_config_json)?,
             ..Sources::default()
         })
     }
 
-    fn build(sources: Sources) -> Result<Self, TextError> {
+    fn build(sources: &Sources) -> Result<Self, TextError> {
         let file = sources.name(TOKENIZER);
-        let wrong = |reason: String| TextError::Tokenizer { file: file.clone(), reason: first_line(&reason) };
+        let wrong = |reason: String| TextError::Tokenizer {
+            file: file.clone(),
+            reason: first_line(&reason),
+        };
         let mut inner = guarded(|| {
             let mut inner = tokenizers::Tokenizer::from_bytes(&sources.tokenizer).map_err(|error| error.to_string())?;
             inner.with_padding(None);
@@ -129,7 +139,15 @@ impl Tokenizer {
         }
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
         let chat_template = sources.chat_template(&names)?;
-        Ok(Self { inner, vocab_size, bos, eos, pad, stop, chat_template })
+        Ok(Self {
+            inner,
+            vocab_size,
+            bos,
+            eos,
+            pad,
+            stop,
+            chat_template,
+        })
     }
 
     /// The ids of a text; with `add_special_tokens`, also what `tokenizer.json` puts around a text (begin-of-text).
@@ -138,7 +156,8 @@ impl Tokenizer {
     ///
     /// [`TextError::Encode`] where the tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        self.encode_with_offsets(text, add_special_tokens).map(|encoded| encoded.ids)
+        self.encode_with_offsets(text, add_special_tokens)
+            .map(|encoded| encoded.ids)
     }
 
     /// [`encode`](Self::encode), with the place of each token in the text.
@@ -147,12 +166,22 @@ impl Tokenizer {
     ///
     /// Those of [`encode`](Self::encode).
     pub fn encode_with_offsets(&self, text: &str, add_special_tokens: bool) -> Result<Encoded, TextError> {
-        let encoding = guarded(|| self.inner.encode(text, add_special_tokens).map_err(|error| error.to_string()))
-            .map_err(|reason| TextError::Encode { reason: first_line(&reason) })?;
+        let encoding = guarded(|| {
+            self.inner
+                .encode(text, add_special_tokens)
+                .map_err(|error| error.to_string())
+        })
+        .map_err(|reason| TextError::Encode {
+            reason: first_line(&reason),
+        })?;
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().to_vec(),
-            added: encoding.get_special_tokens_mask().iter().map(|mask| *mask != 0).collect(),
+            added: encoding
+                .get_special_tokens_mask()
+                .iter()
+                .map(|mask| *mask != 0)
+                .collect(),
         })
     }
 
@@ -163,8 +192,11 @@ impl Tokenizer {
     ///
     /// [`TextError::Decode`] where the decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
-        guarded(|| self.inner.decode(ids, skip_special).map_err(|error| error.to_string()))
-            .map_err(|reason| TextError::Decode { reason: first_line(&reason) })
+        guarded(|| self.inner.decode(ids, skip_special).map_err(|error| error.to_string())).map_err(|reason| {
+            TextError::Decode {
+                reason: first_line(&reason),
+            }
+        })
     }
 
     /// One more than the largest token id: the least number of embedding rows a model needs for this tokenizer.
@@ -188,7 +220,11 @@ impl Tokenizer {
     /// Whether a token is special: not text but a mark, as begin-of-text or end-of-turn are.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+        self.inner
+            .get_added_vocabulary()
+            .get_added_tokens_decoder()
+            .get(&id)
+            .is_some_and(|token| token.special)
     }
 
     /// Begin-of-text, by `bos_token` of `tokenizer_config.json`, else `generation_config.json`.
@@ -235,11 +271,19 @@ type SpecialTokens = BTreeMap<&'static str, (String, &'static str)>;
 impl Sources {
     /// A file's name with its folder.
     fn name(&self, file: &str) -> String {
-        if self.folder.is_empty() { file.to_owned() } else { Path::new(&self.folder).join(file).display().to_string() }
+        if self.folder.is_empty() {
+            file.to_owned()
+        } else {
+            Path::new(&self.folder).join(file).display().to_string()
+        }
     }
 
     fn field(&self, file: &str, field: &str, reason: impl Into<String>) -> TextError {
-        TextError::Field { file: self.name(file), field: field.to_owned(), reason: reason.into() }
+        TextError::Field {
+            file: self.name(file),
+            field: field.to_owned(),
+            reason: reason.into(),
+        }
     }
 
     /// The special tokens that the files name; `tokenizer_config.json` goes before `special_tokens_map.json`.
@@ -275,8 +319,16 @@ impl Sources {
         names: &SpecialTokens,
         field: &str,
     ) -> Result<Option<u32>, TextError> {
-        let Some((text, file)) = names.get(field) else { return Ok(None) };
-        let unknown = || self.field(file, field, format!("the vocabulary of {TOKENIZER} has no token {text:?}"));
+        let Some((text, file)) = names.get(field) else {
+            return Ok(None);
+        };
+        let unknown = || {
+            self.field(
+                file,
+                field,
+                format!("the vocabulary of {TOKENIZER} has no token {text:?}"),
+            )
+        };
         inner.token_to_id(text).map(Some).ok_or_else(unknown)
     }
 
@@ -305,14 +357,22 @@ impl Sources {
             None | Some(Json::Null) => return Ok(None),
             Some(Json::String(source)) => source,
             Some(Json::Array(list)) => {
-                let named = list.iter().find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"));
+                let named = list
+                    .iter()
+                    .find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"));
                 match named.and_then(|entry| entry.get("template")) {
                     Some(Json::String(source)) => source,
-                    _ => return Err(self.field(CONFIG, field, "the list has no template named \"default\"")),
+                    _ => {
+                        return Err(self.field(CONFIG, field, "the list has no template named \"default\""));
+                    }
                 }
             }
             other => {
-                return Err(self.field(CONFIG, field, format!("expected a template (string), found {}", kind(other))));
+                return Err(self.field(
+                    CONFIG,
+                    field,
+                    format!("expected a template (string), found {}", kind(other)),
+                ));
             }
         };
         ChatTemplate::new(&self.name(CONFIG), source, variables()).map(Some)
@@ -324,7 +384,13 @@ impl Sources {
 fn mark_special(inner: &mut tokenizers::Tokenizer, names: &SpecialTokens) -> Result<(), String> {
     for (text, _) in names.values() {
         let known = inner.token_to_id(text);
-        let special = |id| inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|t| t.special);
+        let special = |id| {
+            inner
+                .get_added_vocabulary()
+                .get_added_tokens_decoder()
+                .get(&id)
+                .is_some_and(|t| t.special)
+        };
         if known.is_some_and(|id| !special(id)) {
             let token = AddedToken::from(text.clone(), true);
             inner.add_special_tokens([token]).map_err(|error| error.to_string())?;
@@ -337,12 +403,18 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TextError::Read { file: path.to_owned(), source }),
+        Err(source) => Err(TextError::Read {
+            file: path.to_owned(),
+            source,
+        }),
     }
 }
 
 fn parse_object(file: &str, bytes: &[u8]) -> Result<Map<String, Json>, TextError> {
-    serde_json::from_slice(bytes).map_err(|error| TextError::NotJson { file: file.to_owned(), reason: error.to_string() })
+    serde_json::from_slice(bytes).map_err(|error| TextError::NotJson {
+        file: file.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 #[cfg(test)]

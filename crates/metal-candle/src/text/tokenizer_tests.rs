@@ -66,7 +66,10 @@ fn a_folder_needs_only_its_tokenizer() {
 
 #[test]
 fn generation_config_adds_stop_tokens_and_fills_gaps() {
-    let files = [(CONFIG, r#"{"eos_token": "<|im_end|>"}"#), (GENERATION, r#"{"eos_token_id": [5, 6], "bos_token_id": 7}"#)];
+    let files = [
+        (CONFIG, r#"{"eos_token": "<|im_end|>"}"#),
+        (GENERATION, r#"{"eos_token_id": [5, 6], "bos_token_id": 7}"#),
+    ];
     let tokenizer = Tokenizer::from_folder(folder(&files).path()).unwrap();
     let end = tokenizer.token_id("<|im_end|>").unwrap();
     assert_eq!(tokenizer.stop_token_ids(), [end, 5, 6]);
@@ -74,7 +77,10 @@ fn generation_config_adds_stop_tokens_and_fills_gaps() {
     let tokenizer = Tokenizer::from_folder(folder(&[(GENERATION, r#"{"eos_token_id": 9}"#)]).path()).unwrap();
     assert_eq!(tokenizer.eos_token_id(), Some(9));
     let files = [(SPECIAL, r#"{"eos_token": {"content": "<|im_end|>"}}"#)];
-    assert_eq!(Tokenizer::from_folder(folder(&files).path()).unwrap().eos_token_id(), Some(end));
+    assert_eq!(
+        Tokenizer::from_folder(folder(&files).path()).unwrap().eos_token_id(),
+        Some(end)
+    );
 }
 
 #[test]
@@ -82,7 +88,8 @@ fn the_template_file_goes_before_the_field() {
     let in_config = json!({"chat_template": "field"}).to_string();
     let in_list = json!({"chat_template": [{"name": "tool_use", "template": "tools"},
                                            {"name": "default", "template": "list {{ eos_token }}"}],
-                         "eos_token": "<|im_end|>"}).to_string();
+                         "eos_token": "<|im_end|>"})
+    .to_string();
     let cases: [(&[(&str, &str)], &str); 3] = [
         (&[(CONFIG, &in_config)], "field"),
         (&[(CONFIG, &in_config), (TEMPLATE, "file")], "file"),
@@ -93,7 +100,11 @@ fn the_template_file_goes_before_the_field() {
         assert_eq!(tokenizer.chat_template().unwrap().render(&[], false).unwrap(), expected);
     }
     let template = byte_level(Some(CHATML));
-    let text = template.chat_template().unwrap().render(&[ChatMessage::new("user", "x")], false).unwrap();
+    let text = template
+        .chat_template()
+        .unwrap()
+        .render(&[ChatMessage::new("user", "x")], false)
+        .unwrap();
     assert_eq!(text, "<|im_start|>user\nx<|im_end|>\n");
 }
 
@@ -102,26 +113,71 @@ fn files_that_lie_are_named() {
     let cases = [
         (CONFIG, "{", "tokenizer_config.json: not a JSON object: "),
         (CONFIG, "[1]", "tokenizer_config.json: not a JSON object: "),
-        (CONFIG, r#"{"eos_token": 3}"#, "field \"eos_token\": expected a token (string or object), found number"),
-        (CONFIG, r#"{"eos_token": {"content": 1}}"#, "field \"eos_token\": expected \"content\" (string), found number"),
-        (CONFIG, r#"{"bos_token": "<nix>"}"#, "field \"bos_token\": the vocabulary of tokenizer.json has no token \"<nix>\""),
-        (CONFIG, r#"{"chat_template": 3}"#, "field \"chat_template\": expected a template (string), found number"),
-        (CONFIG, r#"{"chat_template": []}"#, "the list has no template named \"default\""),
-        (CONFIG, r#"{"chat_template": "\n{% if %}"}"#, "tokenizer_config.json: chat template, line 2: "),
+        (
+            CONFIG,
+            r#"{"eos_token": 3}"#,
+            "field \"eos_token\": expected a token (string or object), found number",
+        ),
+        (
+            CONFIG,
+            r#"{"eos_token": {"content": 1}}"#,
+            "field \"eos_token\": expected \"content\" (string), found number",
+        ),
+        (
+            CONFIG,
+            r#"{"bos_token": "<nix>"}"#,
+            "field \"bos_token\": the vocabulary of tokenizer.json has no token \"<nix>\"",
+        ),
+        (
+            CONFIG,
+            r#"{"chat_template": 3}"#,
+            "field \"chat_template\": expected a template (string), found number",
+        ),
+        (
+            CONFIG,
+            r#"{"chat_template": []}"#,
+            "the list has no template named \"default\"",
+        ),
+        (
+            CONFIG,
+            r#"{"chat_template": "\n{% if %}"}"#,
+            "tokenizer_config.json: chat template, line 2: ",
+        ),
         (TEMPLATE, "{{ a", "chat_template.jinja: chat template, line 1: "),
-        (GENERATION, r#"{"eos_token_id": -1}"#, "field \"eos_token_id\": expected a token id, found -1"),
-        (GENERATION, r#"{"eos_token_id": [1, "x"]}"#, "field \"eos_token_id\": expected a token id, found \"x\""),
+        (
+            GENERATION,
+            r#"{"eos_token_id": -1}"#,
+            "field \"eos_token_id\": expected a token id, found -1",
+        ),
+        (
+            GENERATION,
+            r#"{"eos_token_id": [1, "x"]}"#,
+            "field \"eos_token_id\": expected a token id, found \"x\"",
+        ),
         (GENERATION, "", "generation_config.json: not a JSON object: "),
-        (SPECIAL, r#"{"pad_token": []}"#, "special_tokens_map.json: field \"pad_token\": "),
+        (
+            SPECIAL,
+            r#"{"pad_token": []}"#,
+            "special_tokens_map.json: field \"pad_token\": ",
+        ),
         (TOKENIZER, "{}", "tokenizer.json: not a Hugging Face fast tokenizer: "),
-        (TOKENIZER, "\u{0}", "tokenizer.json: not a Hugging Face fast tokenizer: "),
+        (
+            TOKENIZER,
+            "\u{0}",
+            "tokenizer.json: not a Hugging Face fast tokenizer: ",
+        ),
     ];
     for (file, text, expected) in cases {
-        let error = Tokenizer::from_folder(folder(&[(file, text)]).path()).unwrap_err().to_string();
+        let error = Tokenizer::from_folder(folder(&[(file, text)]).path())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(expected), "{error:?} should contain {expected:?}");
     }
     let error = Tokenizer::from_folder("/no/such/folder").unwrap_err().to_string();
-    assert!(error.starts_with("/no/such/folder/tokenizer.json: cannot be read: "), "{error}");
+    assert!(
+        error.starts_with("/no/such/folder/tokenizer.json: cannot be read: "),
+        "{error}"
+    );
 }
 
 /// Every truncation of a good file, and many damaged ones, give a tokenizer or an error, never a panic.
@@ -148,7 +204,9 @@ fn damaged_tokenizers_never_panic() {
         let damaged = text.replacen(from, to, 1);
         assert_ne!(damaged, text, "{from}");
         if let Ok(tokenizer) = Tokenizer::from_bytes(damaged.as_bytes(), b"{}") {
-            let _ = tokenizer.encode("hello <|im_end|> ñ", true).map(|ids| tokenizer.decode(&ids, false));
+            let _ = tokenizer
+                .encode("hello <|im_end|> ñ", true)
+                .map(|ids| tokenizer.decode(&ids, false));
         }
     }
 }

@@ -8,9 +8,27 @@ mod lora_config;
 mod lora_layer;
 mod loss;
 mod lr_scheduler;
+#[cfg(feature = "graph")]
+mod schedule;
+#[cfg(feature = "graph")]
+mod stepper;
+#[cfg(feature = "graph")]
+mod trainer;
+#[cfg(feature = "graph")]
+mod trainer_config;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use lora_config::LoRAConfig;
 pub use lora_layer::LoRALayer;
 pub use loss::{cross_entropy_loss, cross_entropy_loss_with_smoothing};
 pub use lr_scheduler::LRScheduler;
+#[cfg(feature = "graph")]
+pub use schedule::Schedule;
+#[cfg(feature = "graph")]
+pub use stepper::{StepOutcome, Stepper};
+#[cfg(feature = "graph")]
+pub use trainer::{Event, StepReport, Summary, Trainer};
+#[cfg(feature = "graph")]
+pub use trainer_config::TrainerConfig;
+
+pub use crate::error::TrainingError;

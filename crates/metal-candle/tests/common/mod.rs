@@ -13,7 +13,9 @@ pub const MODELS: [&str; 4] = ["llama-tiny", "llama-tied-tiny", "qwen2-tiny", "q
 
 /// A file or folder of the fixtures.
 pub fn fixture(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fixtures")
+        .join(path)
 }
 
 /// The tensors of a safetensors file of the fixtures.
@@ -26,9 +28,20 @@ pub fn tokens_of(ids: &Tensor) -> LazyTensor {
     LazyTensor::from_tensor(ids.to_dtype(DType::U32).unwrap()).unwrap()
 }
 
-/// The largest absolute difference of two tensors of one shape.
-pub fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+/// The largest absolute difference of two tensors of one shape, taken in f64.
+pub fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims(), b.dims());
-    let difference = (a.to_dtype(DType::F32).unwrap() - b.to_dtype(DType::F32).unwrap()).unwrap();
-    difference.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+    let difference = (a.to_dtype(DType::F64).unwrap() - b.to_dtype(DType::F64).unwrap()).unwrap();
+    difference.abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+}
+
+/// A tensor's numbers.
+pub fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor
+        .to_dtype(DType::F32)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap()
 }

@@ -1,15 +1,14 @@
 //! The engine's own kernels on the host. A plan becomes a list of closures over one arena: views are strides, buffers
 //! have fixed places, results get memory of their own, and what nobody else holds is overwritten in place.
 
+mod boxes;
 mod build;
 mod elementwise;
 mod fused;
-mod index;
 pub(crate) mod kernels;
 mod memory;
 mod pointwise;
 mod primitives;
-mod reduce;
 mod view;
 
 use std::ops::Deref;

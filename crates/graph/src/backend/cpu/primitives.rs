@@ -6,14 +6,15 @@ use smallvec::{SmallVec, smallvec};
 
 use super::build::Builder;
 use super::elementwise::{self, Nest};
+use super::boxes::{block_around, box_start, read_box, write_box};
+use super::kernels::index::{IndexShape, gather, index_add, index_select, scatter_add};
 use super::kernels::matmul::{MatView, MatmulShape, matmul};
-use super::kernels::{Float, Real};
-use super::reduce::{self, Block};
+use super::kernels::reduce::{self, ReduceShape};
+use super::kernels::{Float, KernelError, Real, random};
 use super::view::View;
-use super::{index, with_float, with_type};
+use super::{with_float, with_type};
 use crate::error::{Error, Result};
 use crate::graph::{Distribution, GraphNode, Meta, Operation};
-use crate::random;
 
 type Views = SmallVec<[View; 1]>;
 
@@ -110,9 +111,12 @@ fn element_bytes(value: f64, dtype: DType) -> Result<[u8; 8]> {
     })
 }
 
-/// `(outer, dims[dim], inner)`
-pub(super) fn block_around(dims: &[usize], dim: usize) -> Block {
-    Block { outer: dims[..dim].iter().product(), reduced: dims[dim], inner: dims[dim + 1..].iter().product() }
+/// A kernel's complaint about data as the engine's.
+pub(super) fn index_error(operation: &'static str, error: KernelError) -> Error {
+    match error {
+        KernelError::Target { target, vocab, .. } => Error::Index { operation, index: target, size: vocab },
+        KernelError::Index { index, size, .. } => Error::Index { operation, index, size },
+    }
 }
 
 /// Conversion of a count to an element.
@@ -157,37 +161,20 @@ fn random_numbers(builder: &mut Builder<'_>, node: &GraphNode, distribution: Dis
     builder.step(&[&key], &[&out], move |memory| {
         // SAFETY: the key is read only; the buffer is this step's to write.
         let words = unsafe { from.slice::<u32>(memory) };
-        let (key, stream) = ([words[0], words[1]], [words[2], words[3]]);
-        match distribution {
+        let key = [words[0], words[1], words[2], words[3]];
+        if distribution == Distribution::Bits {
             // SAFETY: as above.
-            Distribution::Bits => fill(unsafe { to.slice_mut::<u32>(memory) }, random::bits(key, stream)),
-            Distribution::Uniform if to.dtype == DType::F64 => {
-                // SAFETY: as above.
-                fill(unsafe { to.slice_mut::<f64>(memory) }, random::uniform64(key, stream));
-            }
-            Distribution::Normal if to.dtype == DType::F64 => {
-                // SAFETY: as above.
-                fill(unsafe { to.slice_mut::<f64>(memory) }, random::normal64(key, stream));
-            }
-            Distribution::Uniform | Distribution::Normal => with_float!(to.dtype, T => {
-                // SAFETY: as above.
-                let out = unsafe { to.slice_mut::<T>(memory) };
-                let round = |x: f32| T::from_acc(<T as Float>::Acc::of(f64::from(x)));
-                if distribution == Distribution::Uniform {
-                    fill(out, random::uniform32(key, stream).map(round));
-                } else {
-                    fill(out, random::normal32(key, stream).map(round));
-                }
-                Ok(())
-            })?,
+            random::fill_bits(key, unsafe { to.slice_mut::<u32>(memory) });
+            return Ok(());
         }
-        Ok(())
+        with_float!(to.dtype, T => {
+            // SAFETY: as above.
+            let out = unsafe { to.slice_mut::<T>(memory) };
+            if distribution == Distribution::Uniform { random::fill_uniform(key, out) } else { random::fill_normal(key, out) }
+            Ok(())
+        })
     });
     Ok(smallvec![out])
-}
-
-fn fill<T>(out: &mut [T], numbers: impl Iterator<Item = T>) {
-    out.iter_mut().zip(numbers).for_each(|(out, number)| *out = number);
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -206,9 +193,9 @@ fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: 
     let adjacent = over.windows(2).all(|pair| pair[1] == pair[0] + 1);
     let (x, block) = if adjacent {
         let (first, last) = (over[0], over[over.len() - 1]);
-        let block = Block {
+        let block = ReduceShape {
             outer: dims[..first].iter().product(),
-            reduced: dims[first..=last].iter().product(),
+            n: dims[first..=last].iter().product(),
             inner: dims[last + 1..].iter().product(),
         };
         (builder.contiguous(node.inputs[0])?, block)
@@ -218,7 +205,7 @@ fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: 
         let moved = builder.view(node.inputs[0]).permuted(&order);
         let reduced: usize = over.iter().map(|&d| dims[d]).product();
         let outer = dims.iter().product::<usize>() / reduced.max(1);
-        (builder.copy_of(&moved)?, Block { outer, reduced, inner: 1 })
+        (builder.copy_of(&moved)?, ReduceShape { outer, n: reduced, inner: 1 })
     };
     let out = builder.output(node, 0);
     let (from, to) = (x.clone(), out.clone());
@@ -290,15 +277,17 @@ fn pick(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views
     let inputs = builder.contiguous_inputs(node)?;
     let (x, indices) = (inputs[0].clone(), inputs[1].clone());
     let out = builder.output(node, 0);
-    let (block, picks) = (block_around(&x.dims, dim), out.dims[dim]);
+    let block = block_around(&x.dims, dim);
+    let shape = IndexShape { outer: block.outer, n: block.size, m: out.dims[dim], inner: block.inner };
     let whole = matches!(node.operation, Operation::IndexSelect { .. });
-    let (reads, to) = (inputs, out.clone());
+    let (name, reads, to) = (node.operation.name(), inputs, out.clone());
     with_type!(x.dtype, T => with_index!(indices.dtype, I => {
         builder.step(&[&reads[0], &reads[1]], &[&out], move |memory| {
             // SAFETY: disjoint buffers, the output is this step's to write.
             let (x, indices, out) =
                 unsafe { (x.slice::<T>(memory), indices.slice::<I>(memory), to.slice_mut::<T>(memory)) };
-            if whole { index::select(block, x, indices, out) } else { index::gather(block, picks, x, indices, out) }
+            if whole { index_select(shape, x, indices, out) } else { gather(shape, x, indices, out) }
+                .map_err(|error| index_error(name, error))
         });
         Ok(())
     }))?;
@@ -308,19 +297,17 @@ fn pick(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views
 fn pick_add(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
     let out = builder.writable(node.inputs[0])?;
     let (indices, updates) = (builder.contiguous(node.inputs[1])?, builder.contiguous(node.inputs[2])?);
-    let (block, picks) = (block_around(&out.dims, dim), updates.dims[dim]);
+    let block = block_around(&out.dims, dim);
+    let shape = IndexShape { outer: block.outer, n: block.size, m: updates.dims[dim], inner: block.inner };
     let whole = matches!(node.operation, Operation::IndexAdd { .. });
-    let (reads, to) = ((indices.clone(), updates.clone()), out.clone());
+    let (name, reads, to) = (node.operation.name(), (indices.clone(), updates.clone()), out.clone());
     with_type!(out.dtype, T => with_index!(indices.dtype, I => {
         builder.step(&[&reads.0, &reads.1], &[&out], move |memory| {
             // SAFETY: `writable` gives a buffer that no other input of this operation lies in.
             let (indices, updates, out) =
                 unsafe { (indices.slice::<I>(memory), updates.slice::<T>(memory), to.slice_mut::<T>(memory)) };
-            if whole {
-                index::add(block, indices, updates, out)
-            } else {
-                index::scatter_add(block, picks, indices, updates, out)
-            }
+            if whole { index_add(shape, updates, indices, out) } else { scatter_add(shape, updates, indices, out) }
+                .map_err(|error| index_error(name, error))
         });
         Ok(())
     }))?;
@@ -337,8 +324,8 @@ fn dynamic_slice(builder: &mut Builder<'_>, node: &GraphNode, dim: usize, length
             // SAFETY: disjoint buffers, the output is this step's to write.
             let (x, position, out) =
                 unsafe { (x.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
-            let start = index::box_start("DynamicSlice", position[0], length, block.reduced)?;
-            index::read_box(block, length, start, x, out);
+            let start = box_start("DynamicSlice", position[0], length, block.size)?;
+            read_box(block, length, start, x, out);
             Ok(())
         });
         Ok(())
@@ -356,8 +343,8 @@ fn slice_update(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Resu
             // SAFETY: `writable` gives a buffer that no other input of this operation lies in.
             let (update, position, out) =
                 unsafe { (update.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
-            let start = index::box_start("SliceUpdate", position[0], length, block.reduced)?;
-            index::write_box(block, length, start, update, out);
+            let start = box_start("SliceUpdate", position[0], length, block.size)?;
+            write_box(block, length, start, update, out);
             Ok(())
         });
         Ok(())

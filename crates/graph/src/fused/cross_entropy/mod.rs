@@ -27,7 +27,8 @@ pub fn fallback(
     let mut loss = lse.sub(&picked)?;
     if options.label_smoothing > 0.0 {
         let spread = lse.sub(&logits.mean_keepdim(&[1])?)?;
-        loss = loss.mul_scalar(1.0 - options.label_smoothing)?.add(&spread.mul_scalar(options.label_smoothing)?)?;
+        let share = f64::from(options.label_smoothing);
+        loss = loss.mul(&loss.scalar_like(1.0 - share)?)?.add(&spread.mul(&spread.scalar_like(share)?)?)?;
     }
     let zero = loss.scalar_like(0.0)?;
     let kept = |x: &LazyTensor| ignored.where_cond(&zero, &x.reshape(&[rows])?);

@@ -2,7 +2,7 @@
 
 use super::float::{Float, Real};
 use super::inout::InOut;
-use super::par::{BLOCK, Shared, for_blocks, load, simd, store};
+use super::par::{Shared, copied, for_blocks, simd};
 
 /// The settings of a step.
 #[derive(Clone, Copy, Debug)]
@@ -50,20 +50,18 @@ pub fn adamw<T: Float, S: Float<Acc = T::Acc>>(
         simd(
             #[inline(always)]
             || {
-                let mut blocks = [[T::Acc::ZERO; BLOCK]; 4];
-                let [p, m, v, slope] = blocks.each_mut().map(|block| &mut block[..len]);
-                // SAFETY: the block is inside all buffers, belongs to this task, and is read whole before it is written.
-                unsafe {
-                    load(p_in.at(start), p);
-                    load(m_in.at(start), m);
-                    load(v_in.at(start), v);
-                    load(g[start..][..len].as_ptr(), slope);
-                    for i in 0..len {
-                        (p[i], m[i], v[i]) = factors.update(p[i], m[i], v[i], slope[i]);
-                    }
-                    store(p, p_out.at(start));
-                    store(m, m_out.at(start));
-                    store(v, v_out.at(start));
+                // SAFETY: the block is inside all buffers and belongs to this task.
+                let (p, m, v) = unsafe {
+                    (
+                        copied(p_in.at(start), p_out.at(start), len),
+                        copied(m_in.at(start), m_out.at(start), len),
+                        copied(v_in.at(start), v_out.at(start), len),
+                    )
+                };
+                let g = &g[start..][..len];
+                for i in 0..len {
+                    let new = factors.update(p[i].to_acc(), m[i].to_acc(), v[i].to_acc(), g[i].to_acc());
+                    (p[i], m[i], v[i]) = (T::from_acc(new.0), S::from_acc(new.1), S::from_acc(new.2));
                 }
             },
         );

@@ -8,17 +8,26 @@
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
+mod element;
 mod error;
 mod float;
+pub mod gelu;
+pub mod index;
 mod inout;
+pub mod layer_norm;
+pub mod lora;
 pub mod math;
 pub mod matmul;
 pub(crate) mod par;
+pub mod random;
+pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 mod row;
+pub mod softmax;
 pub mod swiglu;
 
+pub use element::Element;
 pub use error::KernelError;
 pub use float::{Float, Real};
 pub use inout::InOut;

@@ -120,55 +120,76 @@ pub(crate) unsafe fn store<T: Float>(from: &[T::Acc], dst: *mut T) {
 }
 
 /// Accumulators of a sum: fixed, so that a sum has one order on every machine.
-pub(crate) const LANES: usize = 32;
+const LANES: usize = 128;
 
-/// Adds `f(x)` of each element over [`LANES`] accumulators.
+/// Takes `x` in by `step`, element i into accumulator `i % LANES`, and joins the accumulators in a tree.
+///
+/// The inner loop runs over slices of a length known at run time only: that is what becomes vector instructions.
 #[inline(always)]
-pub(crate) fn sum1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut lanes = [A::ZERO; LANES];
-    for x in chunks {
-        for l in 0..LANES {
-            lanes[l] += f(x[l]);
+pub(crate) fn lanes1<X: Copy, S: Copy>(x: &[X], identity: S, step: impl Fn(S, X) -> S, join: impl Fn(S, S) -> S) -> S {
+    let mut lanes = [identity; LANES];
+    let lanes = &mut lanes[..LANES.min(x.len())];
+    for x in x.chunks(LANES) {
+        for (lane, &x) in lanes.iter_mut().zip(x) {
+            *lane = step(*lane, x);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane += f(x);
-    }
-    fold(lanes, |a, b| a + b)
+    tree(lanes, identity, join)
 }
 
-/// Adds `f(x, y)` of each pair of elements over [`LANES`] accumulators; the slices are equally long.
+#[inline(always)]
+fn tree<S: Copy>(mut lanes: &mut [S], identity: S, join: impl Fn(S, S) -> S) -> S {
+    while lanes.len() > 1 {
+        let (left, right) = lanes.split_at_mut(lanes.len().div_ceil(2));
+        for (left, right) in left.iter_mut().zip(right) {
+            *left = join(*left, *right);
+        }
+        lanes = left;
+    }
+    lanes.first().copied().unwrap_or(identity)
+}
+
+/// Adds `f(x)` of each element.
+#[inline(always)]
+pub(crate) fn sum1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
+    lanes1(
+        x,
+        A::ZERO,
+        #[inline(always)]
+        |sum, x| sum + f(x),
+        #[inline(always)]
+        |a, b| a + b,
+    )
+}
+
+/// Adds `f(x, y)` of each pair of elements; the slices are equally long.
 #[inline(always)]
 pub(crate) fn sum2<X: Copy, Y: Copy, A: Real>(x: &[X], y: &[Y], f: impl Fn(X, Y) -> A) -> A {
-    let (x_chunks, x_rest) = x.as_chunks::<LANES>();
-    let (y_chunks, y_rest) = y.as_chunks::<LANES>();
     let mut lanes = [A::ZERO; LANES];
-    for (x, y) in x_chunks.iter().zip(y_chunks) {
-        for l in 0..LANES {
-            lanes[l] += f(x[l], y[l]);
+    let lanes = &mut lanes[..LANES.min(x.len())];
+    for (x, y) in x.chunks(LANES).zip(y.chunks(LANES)) {
+        for (lane, (&x, &y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+            *lane += f(x, y);
         }
     }
-    for (lane, (&x, &y)) in lanes.iter_mut().zip(x_rest.iter().zip(y_rest)) {
-        *lane += f(x, y);
-    }
-    fold(lanes, |a, b| a + b)
+    tree(
+        lanes,
+        A::ZERO,
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }
 
 /// The largest `f(x)`: NaN if one is NaN, minus infinity of nothing.
 #[inline(always)]
 pub(crate) fn max1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut lanes = [A::NEG_INFINITY; LANES];
-    for x in chunks {
-        for l in 0..LANES {
-            lanes[l] = max_nan(lanes[l], f(x[l]));
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = max_nan(*lane, f(x));
-    }
-    fold(lanes, max_nan)
+    lanes1(
+        x,
+        A::NEG_INFINITY,
+        #[inline(always)]
+        |max, x| max_nan(max, f(x)),
+        max_nan,
+    )
 }
 
 /// The larger; NaN if either is NaN.
@@ -178,16 +199,19 @@ pub(crate) fn max_nan<A: PartialOrd + Copy>(a: A, b: A) -> A {
     if a >= b || a != a { a } else { b }
 }
 
+/// Makes `dst` a copy of `src` unless it is the same memory, and lends it: what follows works in place.
+///
+/// # Safety
+/// Both are valid for `len` elements and equal or disjoint; nothing else uses `dst` while it is lent.
 #[inline(always)]
-fn fold<A: Copy>(mut lanes: [A; LANES], f: impl Fn(A, A) -> A) -> A {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            lanes[l] = f(lanes[l], lanes[l + width]);
+pub(crate) unsafe fn copied<'a, T: Copy>(src: *const T, dst: *mut T, len: usize) -> &'a mut [T] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !std::ptr::eq(src, dst) {
+            std::ptr::copy_nonoverlapping(src, dst, len);
         }
-        width /= 2;
+        std::slice::from_raw_parts_mut(dst, len)
     }
-    lanes[0]
 }
 
 thread_local! {

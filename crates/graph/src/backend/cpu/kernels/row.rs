@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::float::{Float, Real};
-use super::par::{BLOCK, PARALLEL_WORK, Shared, for_pieces, load, simd, store};
+use super::par::{BLOCK, PARALLEL_WORK, Shared, copied, for_pieces, simd};
 
 /// Rows that share one partial sum at least, and partial sums at most.
 const MIN_PIECE: usize = 16;
@@ -33,18 +33,13 @@ pub(crate) unsafe fn map_row<T: Float, const N: usize>(
     sides: [&[T::Acc]; N],
     f: impl Fn(T::Acc, [T::Acc; N]) -> T::Acc,
 ) {
-    let mut block = [T::Acc::ZERO; BLOCK];
     for start in (0..n).step_by(BLOCK) {
         let len = BLOCK.min(n - start);
-        let part = &mut block[..len];
         let sides = sides.map(|side| &side[start..][..len]);
         // SAFETY: the block is inside both.
-        unsafe {
-            load(src.add(start), part);
-            for i in 0..len {
-                part[i] = f(part[i], sides.map(|side| side[i]));
-            }
-            store(part, dst.add(start));
+        let part = unsafe { copied(src.add(start), dst.add(start), len) };
+        for i in 0..len {
+            part[i] = T::from_acc(f(part[i].to_acc(), sides.map(|side| side[i])));
         }
     }
 }

@@ -1,34 +1,41 @@
 //! SwiGLU: `silu(gate) * up` with `silu(x) = x * sigmoid(x)`, and its gradient.
 
 use super::float::{Float, Real};
-use super::par::{BLOCK, Shared, for_blocks, load, simd, store};
+use super::par::{Shared, copied, for_blocks, simd};
 
 /// `out = silu(gate) * up`, element by element.
 ///
 /// # Safety
 /// `gate` and `up` are readable and `out` is writable for `n` elements; nothing else touches `out` meanwhile; `out`
-/// may be `gate` or `up` themselves, but overlaps neither in part.
+/// may be `gate` or `up` (but not both), and overlaps neither in part.
 pub unsafe fn swiglu<T: Float>(gate: *const T, up: *const T, out: *mut T, n: usize) {
     let (gate, up) = (Shared::raw(gate.cast_mut()), Shared::raw(up.cast_mut()));
     let out = Shared::raw(out);
     for_blocks(n, 8, |start, len| {
+        let (gate, up, out) = (gate.at(start), up.at(start), out.at(start));
         simd(
             #[inline(always)]
-            || {
-                let (mut g, mut u) = ([T::Acc::ZERO; BLOCK], [T::Acc::ZERO; BLOCK]);
-                let (g, u) = (&mut g[..len], &mut u[..len]);
-                // SAFETY: the block is inside all three, and is read whole before it is written.
-                unsafe {
-                    load(gate.at(start), g);
-                    load(up.at(start), u);
-                    for (g, u) in g.iter_mut().zip(u) {
-                        *g = *g * g.sigmoid() * *u;
+            // SAFETY: the block is inside all three, and the other input is not `out`.
+            || unsafe {
+                if std::ptr::eq(up, out) {
+                    let gate = std::slice::from_raw_parts(gate, len);
+                    for (out, gate) in std::slice::from_raw_parts_mut(out, len).iter_mut().zip(gate) {
+                        *out = T::from_acc(silu(gate.to_acc()) * out.to_acc());
                     }
-                    store(g, out.at(start));
+                } else {
+                    let up = std::slice::from_raw_parts(up, len);
+                    for (out, up) in copied(gate, out, len).iter_mut().zip(up) {
+                        *out = T::from_acc(silu(out.to_acc()) * up.to_acc());
+                    }
                 }
             },
         );
     });
+}
+
+#[inline(always)]
+fn silu<A: Real>(x: A) -> A {
+    x * x.sigmoid()
 }
 
 /// The gradients of [`swiglu`] from that of its result, `g`:

@@ -3,11 +3,13 @@
 use std::ops::Range;
 
 use super::super::float::{Float, Mat, Real};
-use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1, sum2, with_scratch};
+use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1, with_scratch};
 use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, cut, dense, dense_mut, key_blocks, transposed};
 
-/// Up to this many rows, products are plain loops that read each key once (decoding).
-const DIRECT_ROWS: usize = 4;
+/// Up to this many rows (decoding), keys and values are read as they come instead of being packed.
+const DIRECT_ROWS: usize = 8;
+/// Elements of a product that gemm does without packing.
+const SMALL_PRODUCT: usize = 256;
 
 /// Writes o (batch, queries, heads, dim) and the log-sum-exp of the masked scores, lse (batch, queries, heads), both
 /// contiguous; 0 and minus infinity where a query sees no key.
@@ -115,32 +117,18 @@ impl<T: Float> Block<'_, '_, T> {
     /// scores = q @ k^T
     fn score(&mut self, k: Mat<*const T::Acc>, keys: usize) {
         let (rows, dim) = (self.max.len(), self.job.shape.dim);
-        if rows <= DIRECT_ROWS {
-            return simd(
-                #[inline(always)]
-                || {
-                    for j in 0..keys {
-                        // SAFETY: key j has `dim` contiguous channels.
-                        let key = unsafe { std::slice::from_raw_parts(k.at(j, 0).ptr, dim) };
-                        for (r, q) in self.q.chunks_exact(dim).enumerate() {
-                            self.scores[r * BLOCK_KEYS + j] = sum2(q, key, |q, k| q * k);
-                        }
-                    }
-                },
-            );
-        }
-        let scores = dense_mut(self.scores, BLOCK_KEYS);
-        // SAFETY: q is (rows, dim), k (keys, dim) and the scores have room for (rows, keys).
-        unsafe {
-            T::Acc::gemm(
-                (rows, keys, dim),
-                T::Acc::ONE,
-                dense(self.q, dim),
-                transposed(k),
-                scores,
-                false,
-                false,
-            );
+        // Small products have a path of their own in gemm, which reads rows of q and k along the channels.
+        let step = if rows <= DIRECT_ROWS {
+            SMALL_PRODUCT / rows
+        } else {
+            keys
+        };
+        for start in (0..keys).step_by(step.max(1)) {
+            let count = step.min(keys - start);
+            let scores = dense_mut(&mut self.scores[start..], BLOCK_KEYS);
+            let (q, k) = (dense(self.q, dim), transposed(k.at(start, 0)));
+            // SAFETY: q is (rows, dim), k (keys, dim) and the scores have room for (rows, keys).
+            unsafe { T::Acc::gemm((rows, count, dim), T::Acc::ONE, q, k, scores, false, false) };
         }
     }
 
@@ -164,7 +152,9 @@ impl<T: Float> Block<'_, '_, T> {
             self.max[r] = max;
             self.sum[r] = self.sum[r] * shrink + sum1(row, |x| x);
             if shrink != T::Acc::ONE {
-                self.o[r * dim..][..dim].iter_mut().for_each(|o| *o = *o * shrink);
+                for o in &mut self.o[r * dim..][..dim] {
+                    *o = *o * shrink;
+                }
             }
         }
     }

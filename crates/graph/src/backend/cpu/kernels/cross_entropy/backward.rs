@@ -84,7 +84,11 @@ impl<T: Float> Job<'_, T> {
             let even = g * T::Acc::of(smoothing / self.input.vocab as f64);
             simd(
                 #[inline(always)]
-                || logits.iter_mut().for_each(|x| *x = (*x - lse).exp() * factor - even),
+                || {
+                    for x in &mut *logits {
+                        *x = (*x - lse).exp() * factor - even;
+                    }
+                },
             );
             if (start..start + count).contains(&target) {
                 logits[target - start] += -g * T::Acc::of(1.0 - smoothing);

@@ -254,7 +254,9 @@ fn summarise<A: Real>(logits: &mut [A]) -> Partial<A> {
                     logits: sum,
                 };
             }
-            logits.iter_mut().for_each(|x| *x = (*x - max).exp());
+            for x in &mut *logits {
+                *x = (*x - max).exp();
+            }
             Partial {
                 max,
                 exps: sum1(logits, |x| x),

@@ -1,5 +1,9 @@
 //! Lowers fused operations to the kernels, and says which it has. What is not listed runs as its fallback.
 
+mod attention;
+mod layers;
+mod training;
+
 use smallvec::{SmallVec, smallvec};
 
 use super::build::Builder;
@@ -18,8 +22,17 @@ type Views = SmallVec<[View; 1]>;
 pub(crate) fn has_kernel(_graph: &Graph, node: &GraphNode) -> bool {
     use Operation as O;
     match &node.operation {
-        O::RMSNorm { .. } | O::Rope { .. } | O::SwiGLU => true,
-        O::Vjp { of, .. } => matches!(**of, O::RMSNorm { .. } | O::SwiGLU),
+        O::Softmax { .. }
+        | O::RMSNorm { .. }
+        | O::LayerNorm { .. }
+        | O::Rope { .. }
+        | O::SwiGLU
+        | O::GELU { .. }
+        | O::LoRA { .. }
+        | O::Attention(_)
+        | O::CrossEntropy(_)
+        | O::AdamW(_) => true,
+        O::Vjp { of, .. } => crate::fused::has_vjp_kernel(of),
         _ => false,
     }
 }
@@ -29,10 +42,22 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
     match &node.operation {
         O::RMSNorm { eps } => rms_norm_step(builder, node, f64::from(*eps)),
         O::Rope { interleaved } => rope_step(builder, node, *interleaved),
+        O::Softmax { dim } => layers::softmax_step(builder, node, *dim),
+        O::LayerNorm { eps } => layers::layer_norm_step(builder, node, f64::from(*eps)),
+        O::GELU { approximate } => layers::gelu_step(builder, node, *approximate),
+        O::LoRA { scale } => layers::lora_step(builder, node, *scale),
         O::SwiGLU => swiglu_step(builder, node),
+        O::Attention(options) => attention::forward(builder, node, *options),
+        O::CrossEntropy(options) => training::loss(builder, node, *options),
+        O::AdamW(options) => training::optimizer(builder, node, *options),
         O::Vjp { of, wanted } => match &**of {
             O::RMSNorm { eps } => rms_norm_vjp_step(builder, node, *wanted, f64::from(*eps)),
+            O::Softmax { dim } => layers::softmax_vjp_step(builder, node, *dim),
+            O::LayerNorm { eps } => layers::layer_norm_vjp_step(builder, node, *wanted, f64::from(*eps)),
+            O::GELU { approximate } => layers::gelu_vjp_step(builder, node, *approximate),
             O::SwiGLU => swiglu_vjp_step(builder, node, *wanted),
+            O::Attention(options) => attention::backward(builder, node, *options, *wanted),
+            O::CrossEntropy(options) => training::loss_vjp(builder, node, *options, *wanted),
             other => Err(Error::shape(other.name(), "has no vjp kernel")),
         },
         other => Err(Error::shape(other.name(), "has no kernel")),

@@ -1,0 +1,43 @@
+//! Boxes at run-time positions: reading and writing `length` slices of a dimension.
+
+use crate::error::{Error, Result};
+
+/// The block `(outer, size, inner)` around a dimension.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Block {
+    pub outer: usize,
+    pub size: usize,
+    pub inner: usize,
+}
+
+/// `(outer, dims[dim], inner)`
+pub(super) fn block_around(dims: &[usize], dim: usize) -> Block {
+    Block { outer: dims[..dim].iter().product(), size: dims[dim], inner: dims[dim + 1..].iter().product() }
+}
+
+/// Where `position..position + length` begins, if it lies in a dimension of `size`.
+pub(super) fn box_start(operation: &'static str, position: u32, length: usize, size: usize) -> Result<usize> {
+    let position = position as usize;
+    if position + length <= size {
+        return Ok(position);
+    }
+    Err(Error::shape(operation, format!("{position}..{} is not inside a dimension of {size}", position + length)))
+}
+
+/// `out (outer, length, inner)` from `x (outer, size, inner)` at `start`.
+pub(super) fn read_box<T: Copy>(block: Block, length: usize, start: usize, x: &[T], out: &mut [T]) {
+    let row = length * block.inner;
+    for (outer, out) in out.chunks_exact_mut(row.max(1)).enumerate() {
+        let from = (outer * block.size + start) * block.inner;
+        out.copy_from_slice(&x[from..from + row]);
+    }
+}
+
+/// Writes `update (outer, length, inner)` into `out (outer, size, inner)` at `start`.
+pub(super) fn write_box<T: Copy>(block: Block, length: usize, start: usize, update: &[T], out: &mut [T]) {
+    let row = length * block.inner;
+    for (outer, update) in update.chunks_exact(row.max(1)).enumerate() {
+        let to = (outer * block.size + start) * block.inner;
+        out[to..to + row].copy_from_slice(update);
+    }
+}

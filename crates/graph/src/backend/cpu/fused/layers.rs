@@ -1,0 +1,171 @@
+//! Softmax, layer norm, GELU and the low-rank term of LoRA.
+
+use smallvec::smallvec;
+
+use super::super::build::Builder;
+use super::super::kernels::gelu::{Gelu, gelu, gelu_vjp};
+use super::super::kernels::layer_norm::{ScaleGradients, layer_norm, layer_norm_vjp};
+use super::super::kernels::lora::{Factor, LoraShape, lora};
+use super::super::kernels::reduce::ReduceShape;
+use super::super::kernels::softmax::{softmax, softmax_vjp};
+use super::super::kernels::{Float, Real};
+use super::super::view::View;
+use super::super::with_float;
+use super::{Views, collect, in_out, wanted_outputs};
+use crate::error::Result;
+use crate::graph::{Approximate, GraphNode};
+
+fn shape_around(dims: &[usize], dim: usize) -> ReduceShape {
+    ReduceShape { outer: dims[..dim].iter().product(), n: dims[dim], inner: dims[dim + 1..].iter().product() }
+}
+
+pub(super) fn softmax_step(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
+    let x = builder.contiguous(node.inputs[0])?;
+    let out = builder.output_over(node, &[&x]);
+    let (shape, from, to) = (shape_around(&x.dims, dim), x.clone(), out.clone());
+    with_float!(out.dtype, T => {
+        builder.step(&[&x], &[&out], move |memory| {
+            // SAFETY: the plan gave each view its memory; see `in_out`.
+            softmax(shape, &unsafe { in_out::<T>(memory, &from, &to) });
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}
+
+pub(super) fn softmax_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
+    let (y, g) = (builder.contiguous(node.inputs[1])?, builder.contiguous(node.inputs[2])?);
+    let dx = builder.output(node, 0);
+    let (shape, reads, to) = (shape_around(&y.dims, dim), [y.clone(), g.clone()], dx.clone());
+    with_float!(dx.dtype, T => {
+        builder.step(&[&y, &g], &[&dx], move |memory| {
+            // SAFETY: distinct buffers; the output is this step's to write.
+            unsafe { softmax_vjp(shape, reads[0].slice::<T>(memory), reads[1].slice(memory), to.slice_mut(memory)) };
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![dx])
+}
+
+pub(super) fn layer_norm_step(builder: &mut Builder<'_>, node: &GraphNode, eps: f64) -> Result<Views> {
+    let inputs = builder.contiguous_inputs(node)?;
+    let all: Vec<&View> = inputs.iter().collect();
+    let out = builder.output_over(node, &all);
+    let (views, to, n) = (inputs.clone(), out.clone(), out.dims[out.dims.len() - 1]);
+    with_float!(out.dtype, T => {
+        builder.step(&all, &[&out], move |memory| {
+            // SAFETY: the plan gave each view its memory; see `in_out`.
+            unsafe {
+                let [weight, bias] = [1, 2].map(|i| views.get(i).map(|view| view.slice::<T>(memory)));
+                layer_norm(&in_out::<T>(memory, &views[0], &to), n, weight, bias, eps);
+            }
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}
+
+pub(super) fn layer_norm_vjp_step(
+    builder: &mut Builder<'_>,
+    node: &GraphNode,
+    wanted: u32,
+    eps: f64,
+) -> Result<Views> {
+    let inputs = builder.contiguous_inputs(node)?;
+    let weighted = inputs.len() == 5;
+    let gradients = wanted_outputs::<3>(builder, node, wanted);
+    let outputs = collect(&gradients);
+    let [dx, dweight, dbias] = gradients;
+    // The kernel always makes dx; where nobody wants it, it goes to scratch.
+    let dx = dx.unwrap_or_else(|| builder.fresh(&inputs[0].dims, inputs[0].dtype));
+    let n = dx.dims[dx.dims.len() - 1];
+    let writes: Vec<View> = outputs.iter().cloned().chain([dx.clone()]).collect();
+    let views = inputs.clone();
+    with_float!(dx.dtype, T => {
+        builder.step(&inputs.iter().collect::<Vec<_>>(), &writes.iter().collect::<Vec<_>>(), move |memory| {
+            // SAFETY: distinct buffers; the outputs are this step's to write.
+            unsafe {
+                let weight = weighted.then(|| views[1].slice::<T>(memory));
+                let g = views[views.len() - 1].slice::<T>(memory);
+                let scale = ScaleGradients {
+                    weight: dweight.as_ref().map(|view| view.slice_mut::<T>(memory)),
+                    bias: dbias.as_ref().map(|view| view.slice_mut::<T>(memory)),
+                };
+                layer_norm_vjp(views[0].slice::<T>(memory), n, weight, eps, g, dx.slice_mut::<T>(memory), scale);
+            }
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(outputs)
+}
+
+fn form(approximate: Approximate) -> Gelu {
+    match approximate {
+        Approximate::None => Gelu::Erf,
+        Approximate::Tanh => Gelu::Tanh,
+    }
+}
+
+pub(super) fn gelu_step(builder: &mut Builder<'_>, node: &GraphNode, approximate: Approximate) -> Result<Views> {
+    let x = builder.contiguous(node.inputs[0])?;
+    let out = builder.output_over(node, &[&x]);
+    let (from, to) = (x.clone(), out.clone());
+    with_float!(out.dtype, T => {
+        builder.step(&[&x], &[&out], move |memory| {
+            // SAFETY: the plan gave each view its memory; see `in_out`.
+            gelu(form(approximate), &unsafe { in_out::<T>(memory, &from, &to) });
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}
+
+pub(super) fn gelu_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, approximate: Approximate) -> Result<Views> {
+    let (x, g) = (builder.contiguous(node.inputs[0])?, builder.contiguous(node.inputs[2])?);
+    let dx = builder.output(node, 0);
+    let (reads, to) = ([x.clone(), g.clone()], dx.clone());
+    with_float!(dx.dtype, T => {
+        builder.step(&[&x, &g], &[&dx], move |memory| {
+            // SAFETY: distinct buffers; the output is this step's to write.
+            unsafe {
+                let (x, g) = (reads[0].slice::<T>(memory), reads[1].slice::<T>(memory));
+                gelu_vjp(form(approximate), x, g, to.slice_mut::<T>(memory));
+            }
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![dx])
+}
+
+pub(super) fn lora_step(builder: &mut Builder<'_>, node: &GraphNode, scale: f32) -> Result<Views> {
+    let x = builder.contiguous(node.inputs[0])?;
+    let (a, b) = (builder.view(node.inputs[1]).clone(), builder.view(node.inputs[2]).clone());
+    let out = builder.output(node, 0);
+    let (inputs, rank, outputs) = (a.dims[0], a.dims[1], b.dims[1]);
+    let n = x.dims[..x.dims.len() - 1].iter().product();
+    let shape = LoraShape { n, inputs, rank, outputs };
+    let (reads, to) = ([x.clone(), a.clone(), b.clone()], out.clone());
+    with_float!(out.dtype, T => {
+        builder.step(&[&x, &a, &b], &[&out], move |memory| {
+            let factor = |view: &View| Factor {
+                // SAFETY: inputs are read only.
+                data: unsafe { view.span::<T>(memory) },
+                row_stride: view.strides[0],
+                col_stride: view.strides[1],
+            };
+            let scale = <T as Float>::Acc::of(f64::from(scale));
+            // SAFETY: distinct buffers; the output is this step's to write.
+            let (x, y) = unsafe { (reads[0].slice::<T>(memory), to.slice_mut::<T>(memory)) };
+            lora(shape, x, factor(&reads[1]), factor(&reads[2]), scale, y);
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}

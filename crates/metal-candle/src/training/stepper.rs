@@ -1,0 +1,187 @@
+//! One optimizer step over any parameters: forward and backward as one compiled function, the gradient norm as another,
+//! clipping and `AdamW` as a third that updates parameters and state in place. What changes from step to step is an
+//! argument, so a run has one plan per batch shape. Knows no model: the loss is a function it is given.
+
+use candle_core::{DType, Device};
+use metal_candle_graph::{AdamWOptions, Compiled, Error, LazyTensor, Result, compile, value_and_grad};
+
+type Function<'f> = Box<dyn Fn(&[LazyTensor]) -> Result<Vec<LazyTensor>> + Send + Sync + 'f>;
+
+/// Parameters with their optimizer state.
+///
+/// ```
+/// use candle_core::Device;
+/// use metal_candle::graph::{AdamWOptions, LazyTensor};
+/// use metal_candle::training::Stepper;
+///
+/// let weight = LazyTensor::from_slice(&[2.0], &[1], &Device::Cpu)?;
+/// let options = AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+/// // The loss is the sum over a batch; its input is one tensor.
+/// let mut stepper = Stepper::new(vec![weight], options, |parameters, batch| parameters[0].mul(&batch[0])?.sum_all())?;
+/// let batch = vec![LazyTensor::from_slice(&[3.0], &[1], &Device::Cpu)?];
+/// let outcome = stepper.step(&[batch], 1, 0.1, 1.0)?;
+/// assert_eq!((outcome.loss, outcome.grad_norm, outcome.applied), (6.0, 3.0, true));
+/// assert!((stepper.parameters()[0].to_scalar::<f32>()? - 1.9).abs() < 1e-6);
+/// # Ok::<(), metal_candle::graph::Error>(())
+/// ```
+pub struct Stepper<'f> {
+    parameters: Vec<LazyTensor>,
+    first: Vec<LazyTensor>,
+    second: Vec<LazyTensor>,
+    options: AdamWOptions,
+    updates: i32,
+    backward: Compiled<Function<'f>>,
+    accumulate: Compiled<Function<'f>>,
+    norm: Compiled<Function<'f>>,
+    update: Compiled<Function<'f>>,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepOutcome {
+    /// Mean loss over the counted tokens; NaN or infinite where that is what came out.
+    pub loss: f64,
+    /// Global norm of the mean gradient before clipping.
+    pub grad_norm: f64,
+    /// Whether the parameters were changed: not where loss or norm are not finite.
+    pub applied: bool,
+}
+
+impl<'f> Stepper<'f> {
+    /// Prepares to train `parameters`. `loss(parameters, batch)` records the loss summed (not averaged) over a batch.
+    ///
+    /// # Errors
+    /// When the engine cannot make the optimizer state.
+    pub fn new(
+        parameters: Vec<LazyTensor>,
+        options: AdamWOptions,
+        loss: impl Fn(&[LazyTensor], &[LazyTensor]) -> Result<LazyTensor> + Send + Sync + Clone + 'f,
+    ) -> Result<Self> {
+        let zeros = || parameters.iter().map(LazyTensor::zeros_like).collect::<Result<Vec<_>>>();
+        let (first, second) = (zeros()?, zeros()?);
+        let count = parameters.len();
+        let again = loss.clone();
+        Ok(Self {
+            first,
+            second,
+            options,
+            updates: 0,
+            backward: compile(Box::new(move |arguments| {
+                let (parameters, batch) = arguments.split_at(count);
+                gradients(&loss, parameters, batch)
+            })),
+            accumulate: compile(Box::new(move |arguments| {
+                let (parameters, rest) = arguments.split_at(count);
+                let (sums, batch) = rest.split_at(count + 1);
+                let found = gradients(&again, parameters, batch)?;
+                sums.iter().zip(&found).map(|(sum, new)| sum.add(new)).collect()
+            })),
+            norm: compile(Box::new(|gradients| Ok(vec![global_norm(gradients)?]))),
+            update: compile(Box::new(move |arguments| updates(arguments, count, options))),
+            parameters,
+        })
+    }
+
+    /// The parameters as they are now.
+    #[must_use]
+    pub fn parameters(&self) -> &[LazyTensor] {
+        &self.parameters
+    }
+
+    /// Optimizer steps applied so far.
+    #[must_use]
+    pub fn updates(&self) -> usize {
+        self.updates as usize
+    }
+
+    /// Computes the mean gradient over the `supervised` tokens of all `batches` together, clips it to the global norm
+    /// `max_norm` (0: no clipping), and applies one `AdamW` step. Nothing is applied where the loss or the norm is not finite.
+    ///
+    /// # Errors
+    /// When a batch does not fit the loss, or a parameter is not reachable from it.
+    pub fn step(
+        &mut self,
+        batches: &[Vec<LazyTensor>],
+        supervised: usize,
+        learning_rate: f64,
+        max_norm: f64,
+    ) -> Result<StepOutcome> {
+        let mut sums: Vec<LazyTensor> = Vec::new();
+        for batch in batches {
+            let mut arguments = self.parameters.clone();
+            let function = if sums.is_empty() { &self.backward } else { &self.accumulate };
+            arguments.append(&mut sums);
+            arguments.extend(batch.iter().cloned());
+            sums = function.call(arguments)?;
+        }
+        if sums.is_empty() {
+            return Err(Error::Shape { operation: "step", message: "there is no batch".into() });
+        }
+        let share = 1.0 / supervised.max(1) as f64;
+        let loss = scalar(&sums.remove(0))? * share;
+        let grad_norm = scalar(&self.norm.call(sums.clone())?[0])? * share;
+        let applied = loss.is_finite() && grad_norm.is_finite();
+        if applied {
+            // PyTorch's clip_grad_norm_: max_norm / (norm + 1e-6), never above 1.
+            let clip = if max_norm > 0.0 { (max_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+            self.apply(sums, share * clip, learning_rate)?;
+        }
+        Ok(StepOutcome { loss, grad_norm, applied })
+    }
+
+    fn apply(&mut self, gradients: Vec<LazyTensor>, factor: f64, learning_rate: f64) -> Result<()> {
+        let count = self.parameters.len();
+        let device = gradients.first().map_or(Device::Cpu, |g| g.device().clone());
+        self.updates += 1;
+        let correction = |beta: f64| 1.0 - beta.powi(self.updates);
+        let rates = [learning_rate, correction(self.options.beta1), correction(self.options.beta2)];
+        let rates = rates.map(|rate| rate as f32);
+        let mut arguments = std::mem::take(&mut self.parameters);
+        arguments.append(&mut self.first);
+        arguments.append(&mut self.second);
+        arguments.extend(gradients);
+        arguments.push(LazyTensor::from_slice(&rates, &[3], &device)?);
+        arguments.push(LazyTensor::from_slice(&[factor as f32], &[1], &device)?);
+        let mut results = self.update.call(arguments)?;
+        self.second = results.split_off(2 * count);
+        self.first = results.split_off(count);
+        self.parameters = results;
+        Ok(())
+    }
+}
+
+fn scalar(tensor: &LazyTensor) -> Result<f64> {
+    tensor.cast(DType::F64)?.to_scalar()
+}
+
+/// The loss, then the gradient of each parameter.
+fn gradients(
+    loss: &impl Fn(&[LazyTensor], &[LazyTensor]) -> Result<LazyTensor>,
+    parameters: &[LazyTensor],
+    batch: &[LazyTensor],
+) -> Result<Vec<LazyTensor>> {
+    let (loss, gradients) = value_and_grad(&loss(parameters, batch)?, parameters)?;
+    Ok(std::iter::once(loss).chain(gradients).collect())
+}
+
+fn global_norm(gradients: &[LazyTensor]) -> Result<LazyTensor> {
+    let mut squares = gradients.iter().map(|g| g.mul(g)?.sum_all());
+    let first = squares.next().ok_or(Error::Placeholder)??;
+    squares.try_fold(first, |sum, square| sum.add(&square?))?.sqrt()
+}
+
+/// `(parameters, first, second, gradients, rates, factor)` to `(parameters, first, second)`.
+fn updates(arguments: &[LazyTensor], count: usize, options: AdamWOptions) -> Result<Vec<LazyTensor>> {
+    let part = |i: usize| &arguments[i * count..(i + 1) * count];
+    let (rates, factor) = (&arguments[4 * count], &arguments[4 * count + 1]);
+    let mut states = Vec::with_capacity(count);
+    for i in 0..count {
+        let parameter = &part(0)[i];
+        let gradient = part(3)[i].mul(&factor.cast(parameter.dtype())?)?;
+        let rates = rates.cast(parameter.dtype())?;
+        states.push(parameter.adamw(&gradient, &part(1)[i], &part(2)[i], &rates, options)?);
+    }
+    let parameters = states.iter().map(|state| state.parameter.clone());
+    let first = states.iter().map(|state| state.first.clone());
+    Ok(parameters.chain(first).chain(states.iter().map(|state| state.second.clone())).collect())
+}

@@ -1,0 +1,350 @@
+//! The training loop of an adapter: batches in a seeded order, one optimizer step after another, evaluation in between,
+//! and an observer that hears of each and may end the run. It writes no file and prints nothing.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use candle_core::{DType, Device};
+use metal_candle_graph::{AdamWOptions, CrossEntropyOptions, LazyTensor, compile};
+
+use super::stepper::Stepper;
+use super::trainer_config::TrainerConfig;
+use super::TrainingError;
+use crate::adapters::AdapterParameters;
+use crate::data::{Batch, BatchOptions, Batches, Cursor, Dataset, Layout};
+use crate::error::{Error, Result};
+use crate::models::CausalLm;
+use crate::nn::Pass;
+
+/// What the observer of a run hears.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// An optimizer step is done.
+    Step(StepReport),
+    /// The validation set was measured.
+    Evaluation {
+        /// Optimizer steps done so far.
+        step: usize,
+        /// Mean loss over its supervised tokens.
+        loss: f64,
+        /// How many there are.
+        supervised_tokens: usize,
+    },
+}
+
+/// One optimizer step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// Number of the step, from 1.
+    pub step: usize,
+    /// Steps of the whole run.
+    pub total_steps: usize,
+    /// How often the data has been seen.
+    pub epoch: f64,
+    /// Mean loss over the supervised tokens of the step.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// The learning rate of the step.
+    pub learning_rate: f64,
+    /// Tokens read, padding not counted.
+    pub tokens: usize,
+    /// Tokens that had a target.
+    pub supervised_tokens: usize,
+    /// Seconds the step took.
+    pub seconds: f64,
+    /// Whether the step was left out because loss or norm was not finite.
+    pub skipped: bool,
+}
+
+/// A finished run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// Optimizer steps done.
+    pub steps: usize,
+    /// Seconds of the run, evaluations included.
+    pub seconds: f64,
+    /// Tokens read, padding not counted.
+    pub tokens: usize,
+    /// Tokens that had a target.
+    pub supervised_tokens: usize,
+    /// Loss of the first step.
+    pub first_loss: f64,
+    /// Loss of the last step.
+    pub last_loss: f64,
+    /// The last evaluation's loss.
+    pub evaluation_loss: Option<f64>,
+    /// Whether the observer ended the run.
+    pub stopped_early: bool,
+}
+
+/// Trains the adapter of a model.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+///
+/// use candle_core::{DType, Device};
+/// use metal_candle::adapters::{self, AdapterConfig};
+/// use metal_candle::data::{Dataset, DatasetOptions};
+/// use metal_candle::training::{Event, Trainer, TrainerConfig};
+///
+/// # fn main() -> Result<(), metal_candle::Error> {
+/// let mut loaded = metal_candle::models::load("path/to/model", DType::F32, &Device::Cpu)?;
+/// let parameters = adapters::apply(&mut *loaded.model, &AdapterConfig::default(), 42)?;
+/// let data = Dataset::from_jsonl("data.jsonl", &loaded.tokenizer, &DatasetOptions::default())?;
+/// let mut trainer = Trainer::new(&*loaded.model, parameters, data, None, TrainerConfig::default(), 0)?;
+/// trainer.run(&mut |event| {
+///     if let Event::Step(step) = event {
+///         println!("{} {:.3}", step.step, step.loss);
+///     }
+///     ControlFlow::Continue(())
+/// })?;
+/// trainer.parameters()?.save("adapter".as_ref())?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Trainer<'m> {
+    adapter: AdapterParameters,
+    stepper: Stepper<'m>,
+    evaluator: Box<dyn Fn(Vec<LazyTensor>) -> metal_candle_graph::Result<Vec<LazyTensor>> + 'm>,
+    train: Batches,
+    validation: Option<Batches>,
+    config: TrainerConfig,
+    device: Device,
+    total_steps: usize,
+    skipped_in_a_row: usize,
+}
+
+impl<'m> Trainer<'m> {
+    /// Prepares a run. `pad_token` fills rows up; it is never seen by a real token.
+    ///
+    /// # Errors
+    /// A setting out of its range, or a data set that makes no batch.
+    pub fn new(
+        model: &'m dyn CausalLm,
+        adapter: AdapterParameters,
+        train: Dataset,
+        validation: Option<Dataset>,
+        config: TrainerConfig,
+        pad_token: u32,
+    ) -> Result<Self> {
+        config.validate()?;
+        check_tokens(model, [Some(&train), validation.as_ref()])?;
+        let layout = if config.packing { Layout::Packed } else { Layout::Padded };
+        let options = |shuffle| BatchOptions {
+            rows: config.per_device_train_batch_size,
+            max_length: config.max_length,
+            layout,
+            shuffle,
+            pad_token,
+        };
+        let train = Batches::new(train, options(Some(config.seed)))?;
+        let validation = validation.map(|set| Batches::new(set, options(None))).transpose()?;
+        let (packed, dropout) = (config.packing, adapter.config().lora_dropout > 0.0);
+        let optimizer = AdamWOptions {
+            beta1: config.adam_beta1,
+            beta2: config.adam_beta2,
+            eps: config.adam_epsilon,
+            weight_decay: config.weight_decay,
+        };
+        let loss = move |parameters: &[LazyTensor], batch: &[LazyTensor]| {
+            summed_loss(model, parameters, batch, packed, dropout)
+        };
+        let stepper = Stepper::new(adapter.tensors().to_vec(), optimizer, loss)?;
+        let count = adapter.tensors().len();
+        let evaluator = compile(move |arguments: &[LazyTensor]| {
+            let (parameters, batch) = arguments.split_at(count);
+            Ok(vec![summed_loss(model, parameters, batch, packed, false)?])
+        });
+        let total_steps = total_steps(&train, &config);
+        let device = model.head().device().clone();
+        let evaluator = Box::new(move |arguments| evaluator.call(arguments));
+        Ok(Self { adapter, stepper, evaluator, train, validation, config, device, total_steps, skipped_in_a_row: 0 })
+    }
+
+    /// Optimizer steps of the whole run.
+    #[must_use]
+    pub fn total_steps(&self) -> usize {
+        self.total_steps
+    }
+
+    /// The adapter as it is now.
+    ///
+    /// # Errors
+    /// Never in practice: the trained tensors keep their shapes.
+    pub fn parameters(&mut self) -> Result<&AdapterParameters> {
+        self.adapter.set_tensors(self.stepper.parameters().to_vec())?;
+        Ok(&self.adapter)
+    }
+
+    /// Runs to the end, or until the observer breaks off; either way the parameters are those of the last whole step.
+    ///
+    /// # Errors
+    /// When a step fails, or too many steps in a row have a loss or gradient that is not finite.
+    pub fn run(&mut self, observer: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<Summary> {
+        let start = Instant::now();
+        let mut run = Summary {
+            steps: 0,
+            seconds: 0.0,
+            tokens: 0,
+            supervised_tokens: 0,
+            first_loss: f64::NAN,
+            last_loss: f64::NAN,
+            evaluation_loss: None,
+            stopped_early: false,
+        };
+        let train = self.train.clone();
+        let mut batches = train.iter_from(Cursor::default()).peekable();
+        while run.steps < self.total_steps && !run.stopped_early {
+            let mut group = Vec::new();
+            while let Some((_, batch)) = batches.next() {
+                // The last group of an epoch may be smaller: gradients never mix epochs.
+                let ends_epoch = batches.peek().is_none_or(|(next, _)| next.index == 0);
+                group.push(batch);
+                if group.len() == self.config.gradient_accumulation_steps || ends_epoch {
+                    break;
+                }
+            }
+            let place = batches.peek().map_or(Cursor::default(), |(cursor, _)| *cursor);
+            let epoch = place.epoch as f64 + place.index as f64 / train.batches_in(place.epoch).max(1) as f64;
+            let report = self.step(run.steps, epoch, &group)?;
+            run.steps += 1;
+            run.tokens += report.tokens;
+            run.supervised_tokens += report.supervised_tokens;
+            if run.steps == 1 {
+                run.first_loss = report.loss;
+            }
+            run.last_loss = report.loss;
+            run.stopped_early = observer(&Event::Step(report)).is_break();
+            let due = self.config.eval_steps.is_some_and(|every| run.steps.is_multiple_of(every));
+            if !run.stopped_early && (due || run.steps == self.total_steps) {
+                if let Some((loss, supervised_tokens)) = self.evaluate()? {
+                    run.evaluation_loss = Some(loss);
+                    let event = Event::Evaluation { step: run.steps, loss, supervised_tokens };
+                    run.stopped_early = observer(&event).is_break();
+                }
+            }
+        }
+        run.seconds = start.elapsed().as_secs_f64();
+        Ok(run)
+    }
+
+    /// Mean loss over the supervised tokens of the validation set, and their number; `None` without such a set.
+    ///
+    /// # Errors
+    /// When a kernel fails.
+    pub fn evaluate(&self) -> Result<Option<(f64, usize)>> {
+        let Some(validation) = &self.validation else { return Ok(None) };
+        let (mut sum, mut count) = (0.0, 0);
+        for (_, batch) in validation.epoch(0) {
+            let mut arguments = self.stepper.parameters().to_vec();
+            arguments.extend(self.inputs(&batch, 0)?);
+            sum += (self.evaluator)(arguments)?[0].cast(DType::F64)?.to_scalar::<f64>()?;
+            count += batch.supervised_tokens();
+        }
+        Ok(Some((sum / count.max(1) as f64, count)))
+    }
+
+    fn step(&mut self, step: usize, epoch: f64, group: &[Batch]) -> Result<StepReport> {
+        let start = Instant::now();
+        let supervised_tokens = group.iter().map(Batch::supervised_tokens).sum();
+        let number = |i: usize| (step * self.config.gradient_accumulation_steps + i) as u64;
+        let inputs = group.iter().enumerate().map(|(i, batch)| self.inputs(batch, number(i)));
+        let inputs = inputs.collect::<Result<Vec<_>>>()?;
+        let learning_rate = self.config.learning_rate_at(step, self.total_steps);
+        let outcome = self
+            .stepper
+            .step(&inputs, supervised_tokens, learning_rate, self.config.max_grad_norm)
+            .map_err(|error| self.named(error))?;
+        self.skipped_in_a_row = if outcome.applied { 0 } else { self.skipped_in_a_row + 1 };
+        if self.skipped_in_a_row > self.config.max_nonfinite_steps {
+            let steps = self.skipped_in_a_row;
+            return Err(TrainingError::NotFinite { steps, loss: outcome.loss, grad_norm: outcome.grad_norm }.into());
+        }
+        Ok(StepReport {
+            step: step + 1,
+            total_steps: self.total_steps,
+            epoch,
+            loss: outcome.loss,
+            grad_norm: outcome.grad_norm,
+            learning_rate,
+            tokens: group.iter().flat_map(|batch| &batch.segments).filter(|segment| **segment != 0).count(),
+            supervised_tokens,
+            seconds: start.elapsed().as_secs_f64(),
+            skipped: !outcome.applied,
+        })
+    }
+
+    /// A batch as the compiled functions take it: tokens, targets, dropout key, and for packed rows segments and positions.
+    fn inputs(&self, batch: &Batch, number: u64) -> Result<Vec<LazyTensor>> {
+        let shape = [batch.rows, batch.length];
+        let key = [self.config.seed as u32, (self.config.seed >> 32) as u32, number as u32, 0];
+        let mut inputs = vec![
+            LazyTensor::from_data(&batch.tokens, &shape, &self.device)?,
+            LazyTensor::from_data(&batch.targets, &[batch.rows * batch.length], &self.device)?,
+            LazyTensor::from_data(&key, &[4], &self.device)?,
+        ];
+        if self.config.packing {
+            inputs.push(LazyTensor::from_data(&batch.segments, &shape, &self.device)?);
+            inputs.push(LazyTensor::from_data(&batch.positions, &shape, &self.device)?);
+        }
+        Ok(inputs)
+    }
+
+    /// Says which parameter the loss does not reach.
+    fn named(&self, error: metal_candle_graph::Error) -> Error {
+        match error {
+            metal_candle_graph::Error::Unreachable { index, reason } => {
+                let parameter = self.adapter.names().get(index).cloned().unwrap_or_default();
+                TrainingError::Unreachable { parameter, reason }.into()
+            }
+            other => other.into(),
+        }
+    }
+}
+
+/// The loss of a batch, summed over its supervised tokens.
+fn summed_loss(
+    model: &dyn CausalLm,
+    parameters: &[LazyTensor],
+    batch: &[LazyTensor],
+    packed: bool,
+    dropout: bool,
+) -> metal_candle_graph::Result<LazyTensor> {
+    let (tokens, targets, key) = (&batch[0], &batch[1], &batch[2]);
+    // Padding comes after a row's text, where causal attention cannot see it; packed rows need their segments.
+    let mut pass = if packed {
+        Pass::new(batch[4].clone()).with_segments(batch[3].clone())
+    } else {
+        Pass::from_start(tokens.dims()[1], tokens.device())?
+    };
+    pass = pass.with_adapters(parameters);
+    if dropout {
+        pass = pass.with_dropout(key.clone());
+    }
+    let hidden = model.hidden(tokens, &mut pass)?;
+    let [rows, length, width] = [0, 1, 2].map(|i| hidden.dims()[i]);
+    let hidden = hidden.reshape(&[rows * length, width])?;
+    hidden.cross_entropy(model.head(), targets, CrossEntropyOptions::default())?.sum_all()
+}
+
+fn total_steps(train: &Batches, config: &TrainerConfig) -> usize {
+    if let Some(steps) = config.max_steps {
+        return steps;
+    }
+    let group = config.gradient_accumulation_steps;
+    let whole = config.num_train_epochs.floor() as u64;
+    let steps: usize = (0..whole).map(|epoch| train.batches_in(epoch).div_ceil(group)).sum();
+    let rest = (config.num_train_epochs - config.num_train_epochs.floor()) * train.batches_in(whole) as f64;
+    (steps + (rest / group as f64).ceil() as usize).max(1)
+}
+
+/// Token ids outside the vocabulary are refused before any device sees them.
+fn check_tokens(model: &dyn CausalLm, sets: [Option<&Dataset>; 2]) -> Result<()> {
+    let vocabulary = model.config().vocab_size;
+    let tokens = sets.into_iter().flatten().flat_map(Dataset::examples).flat_map(|example| &example.tokens);
+    match tokens.copied().find(|&token| token as usize >= vocabulary) {
+        None => Ok(()),
+        Some(token) => Err(TrainingError::Token { token, vocabulary }.into()),
+    }
+}

@@ -1,0 +1,121 @@
+//! Settings of a training run, under the names of Hugging Face's `TrainingArguments`.
+
+use serde::{Deserialize, Serialize};
+
+use super::schedule::Schedule;
+use super::TrainingError;
+use crate::error::Result;
+
+/// Settings of a training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainerConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// How often the data is seen; a fraction is allowed.
+    pub num_train_epochs: f64,
+    /// Optimizer steps; where given, it decides instead of the epochs.
+    pub max_steps: Option<usize>,
+    /// Rows of a batch.
+    pub per_device_train_batch_size: usize,
+    /// Batches whose gradients make one optimizer step.
+    pub gradient_accumulation_steps: usize,
+    /// Longest row in tokens.
+    pub max_length: usize,
+    /// Several examples in one row; they do not see each other.
+    pub packing: bool,
+    /// The learning rate after the warm-up.
+    pub lr_scheduler_type: Schedule,
+    /// Steps of the warm-up; where given, it decides instead of the ratio.
+    pub warmup_steps: Option<usize>,
+    /// Share of all steps that is warm-up.
+    pub warmup_ratio: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Decay of the first moment.
+    pub adam_beta1: f64,
+    /// Decay of the second moment.
+    pub adam_beta2: f64,
+    /// Added to the denominator.
+    pub adam_epsilon: f64,
+    /// Global norm that gradients are clipped to; 0 for no clipping.
+    pub max_grad_norm: f64,
+    /// Steps between evaluations; the validation set is measured at the end in any case.
+    pub eval_steps: Option<usize>,
+    /// Seed of the data's order and of dropout.
+    pub seed: u64,
+    /// Steps in a row that may have a loss or gradient that is not finite; they are left out.
+    pub max_nonfinite_steps: usize,
+}
+
+impl Default for TrainerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 2e-4,
+            num_train_epochs: 3.0,
+            max_steps: None,
+            per_device_train_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            max_length: 1024,
+            packing: false,
+            lr_scheduler_type: Schedule::Cosine,
+            warmup_steps: None,
+            warmup_ratio: 0.03,
+            weight_decay: 0.01,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            eval_steps: None,
+            seed: 42,
+            max_nonfinite_steps: 5,
+        }
+    }
+}
+
+impl TrainerConfig {
+    /// Checks every setting against its range.
+    ///
+    /// # Errors
+    /// Naming the setting, its value and its range.
+    pub fn validate(&self) -> Result<()> {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let share = |x: f64| (0.0..1.0).contains(&x);
+        let checks = [
+            (positive(self.learning_rate), "learning_rate", self.learning_rate, "above 0"),
+            (
+                self.max_steps.is_some() || positive(self.num_train_epochs),
+                "num_train_epochs",
+                self.num_train_epochs,
+                "above 0",
+            ),
+            (self.max_steps != Some(0), "max_steps", 0.0, "at least 1"),
+            (self.per_device_train_batch_size > 0, "per_device_train_batch_size", 0.0, "at least 1"),
+            (self.gradient_accumulation_steps > 0, "gradient_accumulation_steps", 0.0, "at least 1"),
+            (self.max_length > 1, "max_length", self.max_length as f64, "at least 2"),
+            (share(self.warmup_ratio), "warmup_ratio", self.warmup_ratio, "at least 0 and below 1"),
+            (self.weight_decay.is_finite() && self.weight_decay >= 0.0, "weight_decay", self.weight_decay, "at least 0"),
+            (share(self.adam_beta1), "adam_beta1", self.adam_beta1, "at least 0 and below 1"),
+            (share(self.adam_beta2), "adam_beta2", self.adam_beta2, "at least 0 and below 1"),
+            (positive(self.adam_epsilon), "adam_epsilon", self.adam_epsilon, "above 0"),
+            (self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0, "max_grad_norm", self.max_grad_norm, "at least 0"),
+            (self.eval_steps != Some(0), "eval_steps", 0.0, "at least 1"),
+        ];
+        match checks.into_iter().find(|(fits, ..)| !fits) {
+            None => Ok(()),
+            Some((_, name, value, range)) => Err(TrainingError::config(format!("{name} must be {range}, got {value}"))),
+        }
+    }
+
+    /// Steps of the warm-up in a run of `total` steps.
+    #[must_use]
+    pub fn warmup_of(&self, total: usize) -> usize {
+        self.warmup_steps.unwrap_or_else(|| (total as f64 * self.warmup_ratio).ceil() as usize)
+    }
+
+    /// The learning rate of step `step` (from 0) of `total`.
+    #[must_use]
+    pub fn learning_rate_at(&self, step: usize, total: usize) -> f64 {
+        self.learning_rate * self.lr_scheduler_type.factor(step, self.warmup_of(total), total)
+    }
+}
