@@ -1,6 +1,10 @@
 //! The command line: each flag is defined once, here, with its documentation and its default.
 //!
 //! The settings of `train` are also the keys of a settings file (`config_file.rs`), so a flag added here is a key there.
+#![allow(
+    clippy::doc_markdown,
+    reason = "this documentation is the text of --help, where backticks would be seen"
+)]
 
 use std::path::PathBuf;
 
@@ -61,6 +65,14 @@ Examples:
 
 The text goes to stdout as it is made, the numbers to stderr.";
 
+// The groups of settings in `--help`.
+const DATA: &str = "Model and data";
+const OUTPUT: &str = "Output";
+const ADAPTER: &str = "Adapter (PEFT's names)";
+const TRAINING: &str = "Training (Hugging Face's names)";
+const SAMPLING: &str = "Sampling";
+const MACHINE: &str = "Machine";
+
 /// Fine-tune language models with LoRA, and generate text with the adapters.
 #[derive(Debug, Parser)]
 #[command(name = "metal-candle", version, after_help = EXAMPLES, max_term_width = 110)]
@@ -78,7 +90,7 @@ pub enum Command {
     Train(Box<TrainArgs>),
     /// Continue a prompt or answer it, with or without an adapter.
     #[command(after_help = GENERATE_EXAMPLES)]
-    Generate(GenerateArgs),
+    Generate(Box<GenerateArgs>),
 }
 
 /// Arguments of `train`.
@@ -94,115 +106,116 @@ pub struct TrainArgs {
 
 /// Everything that can be set about a training run.
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Settings {
     /// The base model: a folder in Hugging Face's layout. Without it, the built-in model.
-    #[arg(long, value_name = "DIR", help_heading = "Model and data")]
+    #[arg(long, value_name = "DIR", help_heading = DATA)]
     pub model: Option<PathBuf>,
     /// What to learn: a JSONL file. Without it and without --model, the demonstration.
-    #[arg(long, value_name = "FILE", help_heading = "Model and data")]
+    #[arg(long, value_name = "FILE", help_heading = DATA)]
     pub data: Option<PathBuf>,
     /// A JSONL file to measure the loss on.
-    #[arg(long, value_name = "FILE", help_heading = "Model and data")]
+    #[arg(long, value_name = "FILE", help_heading = DATA)]
     pub validation: Option<PathBuf>,
     /// Share of the data that is set aside to measure the loss on, from 0 to below 1.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, help_heading = "Model and data")]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, help_heading = DATA)]
     pub validation_split: f64,
     /// Longest example in tokens; longer ones are cut.
-    #[arg(long, value_name = "TOKENS", default_value_t = TrainerConfig::default().max_length, help_heading = "Model and data")]
+    #[arg(long, value_name = "TOKENS", default_value_t = TrainerConfig::default().max_length, help_heading = DATA)]
     pub max_length: usize,
     /// Put several examples into one row; they do not see each other.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
-        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Model and data")]
+        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = DATA)]
     pub packing: bool,
     /// Learn the prompts too, not only the answers.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
-        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Model and data")]
+        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = DATA)]
     pub train_on_inputs: bool,
 
     /// Folder for the adapter, the metrics and the picture; it must be empty or absent.
     /// Without it, metal-candle-output, or the first free of metal-candle-output-2, -3 ...
-    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
     pub output: Option<PathBuf>,
     /// Write into --output even if it is not empty, over files of an earlier run.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
-        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Output")]
+        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = OUTPUT)]
     pub overwrite_output: bool,
 
     /// Rank of the adapter.
-    #[arg(long, visible_alias = "rank", value_name = "N", default_value_t = AdapterConfig::default().r, help_heading = "Adapter (PEFT's names)")]
+    #[arg(long, visible_alias = "rank", value_name = "N", default_value_t = AdapterConfig::default().r, help_heading = ADAPTER)]
     pub r: usize,
     /// Strength of the adapter: its output is scaled by lora-alpha / r.
-    #[arg(long, value_name = "X", default_value_t = AdapterConfig::default().lora_alpha, help_heading = "Adapter (PEFT's names)")]
+    #[arg(long, value_name = "X", default_value_t = AdapterConfig::default().lora_alpha, help_heading = ADAPTER)]
     pub lora_alpha: f64,
     /// Probability that an input of the adapter is dropped.
-    #[arg(long, value_name = "P", default_value_t = AdapterConfig::default().lora_dropout, help_heading = "Adapter (PEFT's names)")]
+    #[arg(long, value_name = "P", default_value_t = AdapterConfig::default().lora_dropout, help_heading = ADAPTER)]
     pub lora_dropout: f64,
     /// Scale by lora-alpha / sqrt(r) instead.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
-        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = "Adapter (PEFT's names)")]
+        action = clap::ArgAction::Set, value_name = "BOOL", help_heading = ADAPTER)]
     pub use_rslora: bool,
     /// Layers to adapt: names such as q_proj,v_proj, or all-linear, or one regular expression for whole names.
-    #[arg(long, value_name = "NAMES", num_args = 1.., default_value = "all-linear", help_heading = "Adapter (PEFT's names)")]
+    #[arg(long, value_name = "NAMES", num_args = 1.., default_value = "all-linear", help_heading = ADAPTER)]
     #[serde(deserialize_with = "one_or_many")]
     pub target_modules: Vec<String>,
 
     /// Highest learning rate.
-    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().learning_rate, help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().learning_rate, help_heading = TRAINING)]
     pub learning_rate: f64,
     /// How often the data is seen; a fraction is allowed.
-    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().num_train_epochs, help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().num_train_epochs, help_heading = TRAINING)]
     pub num_train_epochs: f64,
     /// Optimizer steps; decides instead of the epochs.
-    #[arg(long, value_name = "N", help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "N", help_heading = TRAINING)]
     pub max_steps: Option<usize>,
     /// Rows of a batch.
-    #[arg(long, visible_alias = "batch-size", value_name = "N", help_heading = "Training (Hugging Face's names)",
+    #[arg(long, visible_alias = "batch-size", value_name = "N", help_heading = TRAINING,
         default_value_t = TrainerConfig::default().per_device_train_batch_size)]
     pub per_device_train_batch_size: usize,
     /// Batches that make one optimizer step.
-    #[arg(long, value_name = "N", help_heading = "Training (Hugging Face's names)",
+    #[arg(long, value_name = "N", help_heading = TRAINING,
         default_value_t = TrainerConfig::default().gradient_accumulation_steps)]
     pub gradient_accumulation_steps: usize,
     /// How the learning rate goes on after the warm-up.
-    #[arg(long, value_enum, value_name = "KIND", default_value_t = Scheduler::Cosine, help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = Scheduler::Cosine, help_heading = TRAINING)]
     pub lr_scheduler_type: Scheduler,
     /// Steps over which the learning rate rises; decides instead of the ratio.
-    #[arg(long, value_name = "N", help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "N", help_heading = TRAINING)]
     pub warmup_steps: Option<usize>,
     /// Share of the steps over which the learning rate rises.
-    #[arg(long, value_name = "SHARE", default_value_t = TrainerConfig::default().warmup_ratio, help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "SHARE", default_value_t = TrainerConfig::default().warmup_ratio, help_heading = TRAINING)]
     pub warmup_ratio: f64,
     /// Decoupled weight decay.
-    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().weight_decay, help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().weight_decay, help_heading = TRAINING)]
     pub weight_decay: f64,
     /// AdamW: decay of the first moment.
-    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().adam_beta1, help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().adam_beta1, help_heading = TRAINING)]
     pub adam_beta1: f64,
     /// AdamW: decay of the second moment.
-    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().adam_beta2, help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().adam_beta2, help_heading = TRAINING)]
     pub adam_beta2: f64,
     /// AdamW: added to the denominator.
-    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().adam_epsilon, help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().adam_epsilon, help_heading = TRAINING)]
     pub adam_epsilon: f64,
     /// Norm that gradients are clipped to; 0 for no clipping.
-    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().max_grad_norm, help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().max_grad_norm, help_heading = TRAINING)]
     pub max_grad_norm: f64,
     /// Steps between measurements of the validation loss; it is measured at the end in any case.
-    #[arg(long, value_name = "N", help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "N", help_heading = TRAINING)]
     pub eval_steps: Option<usize>,
     /// Everything random follows from this number.
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(..=i64::MAX as u64),
-        default_value_t = TrainerConfig::default().seed, help_heading = "Training (Hugging Face's names)")]
+        default_value_t = TrainerConfig::default().seed, help_heading = TRAINING)]
     pub seed: u64,
     /// Steps in a row without finite numbers after which training gives up; none of them is applied.
-    #[arg(long, value_name = "N", default_value_t = TrainerConfig::default().max_nonfinite_steps, help_heading = "Training (Hugging Face's names)")]
+    #[arg(long, value_name = "N", default_value_t = TrainerConfig::default().max_nonfinite_steps, help_heading = TRAINING)]
     pub max_nonfinite_steps: usize,
 
     /// Numbers of the base model; the adapter is f32 in any case.
-    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = DtypeChoice::Auto, help_heading = "Machine")]
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = DtypeChoice::Auto, help_heading = MACHINE)]
     pub dtype: DtypeChoice,
     /// Where to compute.
-    #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto, help_heading = "Machine")]
+    #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto, help_heading = MACHINE)]
     pub device: DeviceChoice,
 }
 
@@ -232,22 +245,22 @@ pub struct GenerateArgs {
     pub max_new_tokens: Option<usize>,
     /// 0 takes the likeliest token, 1 draws from the model's own distribution [default: the model's suggestion, else 0;
     /// 1 where another sampling flag is given].
-    #[arg(long, value_name = "X", help_heading = "Sampling")]
+    #[arg(long, value_name = "X", help_heading = SAMPLING)]
     pub temperature: Option<f64>,
     /// Draw only from the N likeliest tokens; 0 for all.
-    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    #[arg(long, value_name = "N", help_heading = SAMPLING)]
     pub top_k: Option<usize>,
     /// Draw only from the likeliest tokens that make up this share.
-    #[arg(long, value_name = "P", help_heading = "Sampling")]
+    #[arg(long, value_name = "P", help_heading = SAMPLING)]
     pub top_p: Option<f64>,
     /// Draw only from tokens at least this likely relative to the likeliest.
-    #[arg(long, value_name = "P", help_heading = "Sampling")]
+    #[arg(long, value_name = "P", help_heading = SAMPLING)]
     pub min_p: Option<f64>,
     /// Above 1, tokens that occurred become less likely.
-    #[arg(long, value_name = "X", help_heading = "Sampling")]
+    #[arg(long, value_name = "X", help_heading = SAMPLING)]
     pub repetition_penalty: Option<f64>,
     /// The same number gives the same text.
-    #[arg(long, value_name = "N", default_value_t = 42, help_heading = "Sampling")]
+    #[arg(long, value_name = "N", default_value_t = 42, help_heading = SAMPLING)]
     pub seed: u64,
     /// Text that ends the answer and is not part of it; may be given several times.
     #[arg(long, value_name = "TEXT")]
@@ -257,10 +270,10 @@ pub struct GenerateArgs {
         action = clap::ArgAction::Set, value_name = "BOOL")]
     pub stream: bool,
     /// Numbers of the model.
-    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = DtypeChoice::Auto, help_heading = "Machine")]
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = DtypeChoice::Auto, help_heading = MACHINE)]
     pub dtype: DtypeChoice,
     /// Where to compute.
-    #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto, help_heading = "Machine")]
+    #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto, help_heading = MACHINE)]
     pub device: DeviceChoice,
 }
 
@@ -327,7 +340,10 @@ impl DeviceChoice {
 }
 
 fn no_kernels(name: &str) -> Failure {
-    Failure::with_tip(format!("--device {name}: this version computes on the CPU only"), "use `--device cpu`, or leave it out")
+    Failure::with_tip(
+        format!("--device {name}: this version computes on the CPU only"),
+        "use `--device cpu`, or leave it out",
+    )
 }
 
 impl Settings {
@@ -374,17 +390,28 @@ impl Settings {
 
     /// Those of the data.
     pub fn dataset(&self) -> DatasetOptions {
-        DatasetOptions { max_length: self.max_length, train_on_inputs: self.train_on_inputs }
+        DatasetOptions {
+            max_length: self.max_length,
+            train_on_inputs: self.train_on_inputs,
+        }
     }
 }
 
 /// One value with a regular expression's marks is one; everything else is a list of names.
 fn targets(values: &[String]) -> TargetModules {
     match values {
-        [one] if one.eq_ignore_ascii_case("all-linear") || one.contains(['*', '+', '?', '(', '[', '{', '|', '^', '$', '\\']) => {
+        [one]
+            if one.eq_ignore_ascii_case("all-linear")
+                || one.contains(['*', '+', '?', '(', '[', '{', '|', '^', '$', '\\']) =>
+        {
             TargetModules::from_text(one)
         }
-        many => TargetModules::Names(many.iter().flat_map(|v| v.split(',')).map(|v| v.trim().to_owned()).collect()),
+        many => TargetModules::Names(
+            many.iter()
+                .flat_map(|v| v.split(','))
+                .map(|v| v.trim().to_owned())
+                .collect(),
+        ),
     }
 }
 
@@ -417,17 +444,28 @@ mod tests {
         let of = |values: &[&str]| targets(&values.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
         let names = |values: &[&str]| TargetModules::Names(values.iter().map(|v| (*v).to_owned()).collect());
         assert_eq!(of(&["q_proj,v_proj"]), names(&["q_proj", "v_proj"]));
-        assert_eq!(of(&["q_proj", "self_attn.v_proj"]), names(&["q_proj", "self_attn.v_proj"]));
+        assert_eq!(
+            of(&["q_proj", "self_attn.v_proj"]),
+            names(&["q_proj", "self_attn.v_proj"])
+        );
         assert_eq!(of(&["all-linear"]), TargetModules::AllLinear);
-        assert_eq!(of(&[r".*\.[qv]_proj"]), TargetModules::Pattern(r".*\.[qv]_proj".to_owned()));
+        assert_eq!(
+            of(&[r".*\.[qv]_proj"]),
+            TargetModules::Pattern(r".*\.[qv]_proj".to_owned())
+        );
     }
 
     #[test]
     fn defaults_are_the_library_s() {
         let cli = Cli::try_parse_from(["metal-candle", "train"]).unwrap();
-        let Command::Train(arguments) = cli.command else { panic!("train") };
+        let Command::Train(arguments) = cli.command else {
+            panic!("train")
+        };
         assert_eq!(arguments.settings.trainer(), TrainerConfig::default());
-        let base = AdapterConfig { base_model_name_or_path: Some("m".to_owned()), ..AdapterConfig::default() };
+        let base = AdapterConfig {
+            base_model_name_or_path: Some("m".to_owned()),
+            ..AdapterConfig::default()
+        };
         assert_eq!(arguments.settings.adapter("m"), base);
     }
 }

@@ -25,14 +25,20 @@ impl Base {
     /// Bad input that names the file and the field that is wrong.
     pub fn load(folder: Option<&Path>, dtype: DType, device: &Device) -> Result<Self> {
         let Some(folder) = folder else {
-            return Ok(Self { loaded: demo::load(dtype, device)?, name: demo::NAME.to_owned() });
+            return Ok(Self {
+                loaded: demo::load(dtype, device)?,
+                name: demo::NAME.to_owned(),
+            });
         };
         let name = folder.display().to_string();
         if !folder.exists() {
             return Err(Failure::with_tip(format!("{name}: no such folder"), TIP));
         }
         if !folder.join("config.json").is_file() {
-            return Err(Failure::with_tip(format!("{name}: not a model folder: it holds no config.json"), TIP));
+            return Err(Failure::with_tip(
+                format!("{name}: not a model folder: it holds no config.json"),
+                TIP,
+            ));
         }
         let loaded = models::load(folder, dtype, device).map_err(Failure::checking)?;
         Ok(Self { loaded, name })
@@ -41,13 +47,15 @@ impl Base {
     /// What it is, in a few words: `qwen2, 4 layers, 1.3 M parameters`.
     pub fn describe(&mut self) -> String {
         let mut weights = 0;
-        self.loaded.model.for_each_linear(&mut |_, linear| weights += linear.in_features() * linear.out_features());
+        self.loaded
+            .model
+            .for_each_linear(&mut |_, linear| weights += linear.in_features() * linear.out_features());
         let config = self.loaded.model.config();
         let tables = if config.tie_word_embeddings { 1 } else { 2 };
         weights += tables * config.vocab_size * config.hidden_size;
         let (kind, layers) = (config.architecture.model_type(), config.num_hidden_layers);
         let millions = weights as f64 / 1e6;
-        let places = if millions < 10.0 { 1 } else { 0 };
+        let places = usize::from(millions < 10.0);
         format!("{kind}, {layers} layers, {millions:.places$} M parameters")
     }
 

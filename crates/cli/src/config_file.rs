@@ -5,28 +5,29 @@
 
 use std::path::Path;
 
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Command};
+use clap::{Args, Command};
 use toml::{Table, Value};
 
 use crate::args::{Settings, TrainArgs};
 use crate::demo;
 use crate::error::{Failure, Result};
 
-/// The settings of a run: what the flags, the file and the defaults come to.
-pub fn settings(arguments: TrainArgs, given: &ArgMatches) -> Result<Settings> {
+/// The settings of a run: what the flags, the file and the defaults come to. `by_flag` says which settings are flags'.
+pub fn settings(arguments: TrainArgs, by_flag: &dyn Fn(&str) -> bool) -> Result<Settings> {
     let file = match &arguments.config {
         Some(path) => read(path)?,
         None => Table::new(),
     };
-    let name = arguments.config.map(|path| path.display().to_string()).unwrap_or_default();
-    let by_flag = |key: &str| given.value_source(key) == Some(ValueSource::CommandLine);
+    let name = arguments
+        .config
+        .map(|path| path.display().to_string())
+        .unwrap_or_default();
     let known = |key: &str| file.contains_key(key) || by_flag(key);
     let mut settings = arguments.settings;
     if !known("model") && !known("data") {
-        settings = merge(settings, "demo", demo::settings(), &by_flag)?;
+        settings = merge(settings, "demo", demo::settings(), by_flag)?;
     }
-    merge(settings, &name, file, &by_flag)
+    merge(settings, &name, file, by_flag)
 }
 
 /// `settings` as a table, without what was left out.
@@ -35,7 +36,7 @@ pub fn table(settings: &Settings) -> Result<Table> {
 }
 
 /// Puts the keys of `over` in place, except those that a flag gave.
-fn merge(settings: Settings, file: &str, over: Table, by_flag: &impl Fn(&str) -> bool) -> Result<Settings> {
+fn merge(settings: Settings, file: &str, over: Table, by_flag: &dyn Fn(&str) -> bool) -> Result<Settings> {
     let mut merged = table(&settings)?;
     let mut settings = settings;
     for (key, value) in over.into_iter().filter(|(key, _)| !by_flag(key)) {
@@ -49,20 +50,34 @@ fn merge(settings: Settings, file: &str, over: Table, by_flag: &impl Fn(&str) ->
 /// The table of a file, under the names of the flags.
 fn read(path: &Path) -> Result<Table> {
     let name = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| Failure::input(format!("{name}: cannot be read: {error}")))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Failure::input(format!("{name}: cannot be read: {error}")))?;
     let parsed: Table = text.parse().map_err(|error: toml::de::Error| {
-        let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        Failure::input(format!("{name}:{line}: not TOML: {}", error.message().lines().next().unwrap_or_default()))
+        let line = error
+            .span()
+            .map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+        Failure::input(format!(
+            "{name}:{line}: not TOML: {}",
+            error.message().lines().next().unwrap_or_default()
+        ))
     })?;
     let names = Names::of_flags();
     let mut file = Table::new();
     for (key, value) in parsed {
         let Some(flag) = names.flag(&key) else {
-            let tip = format!("did you mean `{}`? `metal-candle train --help` lists all names", names.nearest(&key));
+            let tip = format!(
+                "did you mean `{}`? `metal-candle train --help` lists all names",
+                names.nearest(&key)
+            );
             return Err(Failure::with_tip(format!("{name}: unknown setting `{key}`"), tip));
         };
-        if file.insert(flag.clone(), absent(&name.to_string(), &flag, value)?).is_some() {
-            return Err(Failure::input(format!("{name}: `{flag}` is given twice, the second time as `{key}`")));
+        if file
+            .insert(flag.clone(), absent(&name.to_string(), &flag, value)?)
+            .is_some()
+        {
+            return Err(Failure::input(format!(
+                "{name}: `{flag}` is given twice, the second time as `{key}`"
+            )));
         }
     }
     Ok(file)
@@ -71,9 +86,9 @@ fn read(path: &Path) -> Result<Table> {
 /// Numbers that no setting takes are refused here, since TOML has no unsigned numbers.
 fn absent(file: &str, key: &str, value: Value) -> Result<Value> {
     match value {
-        Value::Integer(number) if number < 0 => {
-            Err(Failure::input(format!("{file}: `{key}` is {number}; leave it out to have the default")))
-        }
+        Value::Integer(number) if number < 0 => Err(Failure::input(format!(
+            "{file}: `{key}` is {number}; leave it out to have the default"
+        ))),
         other => Ok(other),
     }
 }
@@ -95,12 +110,19 @@ impl Names {
     }
 
     fn flag(&self, key: &str) -> Option<String> {
-        self.0.iter().find(|(name, _)| name == key).map(|(_, flag)| flag.clone())
+        self.0
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, flag)| flag.clone())
     }
 
     fn nearest(&self, key: &str) -> &str {
         let key = key.replace('-', "_");
-        self.0.iter().map(|(name, _)| name).min_by_key(|name| distance(name, &key)).map_or("", String::as_str)
+        self.0
+            .iter()
+            .map(|(name, _)| name)
+            .min_by_key(|name| distance(name, &key))
+            .map_or("", String::as_str)
     }
 }
 
@@ -119,6 +141,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "settings are passed on, not computed")]
 mod tests {
     use super::*;
     use crate::args::{Cli, Command as Commands};
@@ -130,15 +153,20 @@ mod tests {
         std::fs::write(&path, file).unwrap();
         let fixed = ["metal-candle", "train", "--config", path.to_str().unwrap()];
         let matches = Cli::command().try_get_matches_from(fixed.iter().chain(flags)).unwrap();
-        let Commands::Train(arguments) = Cli::from_arg_matches(&matches).unwrap().command else { panic!("train") };
-        settings(*arguments, matches.subcommand().unwrap().1)
+        let Commands::Train(arguments) = Cli::from_arg_matches(&matches).unwrap().command else {
+            panic!("train")
+        };
+        settings(*arguments, &|key| crate::by_flag(&matches, key))
     }
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let file = "model = \"m\"\nlearning_rate = 1\nrank = 4\npacking = true\nseed = 1\ntarget_modules = \"q_proj\"";
         let settings = resolve(file, &["--seed", "42", "--packing=false"]).unwrap();
-        assert_eq!((settings.learning_rate, settings.r, settings.seed, settings.packing), (1.0, 4, 42, false));
+        assert_eq!(
+            (settings.learning_rate, settings.r, settings.seed, settings.packing),
+            (1.0, 4, 42, false)
+        );
         assert_eq!(settings.target_modules, ["q_proj"]);
         assert_eq!(settings.lora_alpha, 8.0);
     }
@@ -157,7 +185,10 @@ mod tests {
     fn a_wrong_file_is_explained() {
         let message = |file: &str| resolve(file, &[]).unwrap_err().to_string();
         let unknown = message("learning_rat = 1.0");
-        assert!(unknown.contains("unknown setting `learning_rat`") && unknown.contains("`learning_rate`"), "{unknown}");
+        assert!(
+            unknown.contains("unknown setting `learning_rat`") && unknown.contains("`learning_rate`"),
+            "{unknown}"
+        );
         assert!(message("batch-size = 3").contains("`batch_size`"));
         assert!(message("r = 8\nrank = 8").contains("twice"));
         assert!(message("\nr = = 8").contains("run.toml:2: not TOML"));

@@ -45,7 +45,10 @@ pub fn settings() -> Table {
 
 const MODEL: [(&str, &[u8]); 5] = [
     ("config.json", include_bytes!("../demo/config.json")),
-    ("generation_config.json", include_bytes!("../demo/generation_config.json")),
+    (
+        "generation_config.json",
+        include_bytes!("../demo/generation_config.json"),
+    ),
     ("model.safetensors", include_bytes!("../demo/model.safetensors")),
     ("tokenizer.json", include_bytes!("../demo/tokenizer.json")),
     ("tokenizer_config.json", include_bytes!("../demo/tokenizer_config.json")),
@@ -82,9 +85,14 @@ pub struct Question {
 impl Question {
     /// The question of a conversation that ends with its answer.
     fn of_row(row: &Row) -> Option<Self> {
-        let RowContent::Messages { messages, .. } = &row.content else { return None };
+        let RowContent::Messages { messages, .. } = &row.content else {
+            return None;
+        };
         let (last, before) = messages.split_last()?;
-        Some(Self { messages: before.to_vec(), answer: last.content()?.to_owned() })
+        Some(Self {
+            messages: before.to_vec(),
+            answer: last.content()?.to_owned(),
+        })
     }
 
     /// The order.
@@ -113,7 +121,11 @@ pub struct Score {
 /// Asks every question, greedily.
 pub fn measure(generator: &Generator<'_>, questions: &[Question], when: &str) -> Result<Score> {
     let counter = Counter::start(questions.len(), &format!("asking {} questions {when}", questions.len()));
-    let mut score = Score { right: 0, asked: questions.len(), answers: Vec::new() };
+    let mut score = Score {
+        right: 0,
+        asked: questions.len(),
+        answers: Vec::new(),
+    };
     for (number, question) in questions.iter().enumerate() {
         let whole = number < SHOWN;
         let text = answer(generator, question, whole)?;
@@ -129,11 +141,18 @@ pub fn measure(generator: &Generator<'_>, questions: &[Question], when: &str) ->
 
 /// An answer; unless it is wanted whole, it ends at the first letter that is wrong.
 fn answer(generator: &Generator<'_>, question: &Question, whole: bool) -> Result<String> {
-    let options = GenerationOptions { max_new_tokens: MAX_NEW_TOKENS, ..GenerationOptions::default() };
+    let options = GenerationOptions {
+        max_new_tokens: MAX_NEW_TOKENS,
+        ..GenerationOptions::default()
+    };
     let mut so_far = String::new();
     let answer = generator.generate(Prompt::Chat(&question.messages), &options, &mut |piece| {
         so_far.push_str(piece);
-        if whole || question.answer.starts_with(&so_far) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if whole || question.answer.starts_with(&so_far) {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     })?;
     Ok(answer.text)
 }
@@ -153,7 +172,12 @@ mod tests {
             assert!(question.text().len() > 10);
             assert!(question.answer.starts_with('{'), "{}", question.answer);
             let tokens = loaded.tokenizer.encode(&question.answer, false).unwrap();
-            assert!(tokens.len() < MAX_NEW_TOKENS, "{} tokens: {}", tokens.len(), question.answer);
+            assert!(
+                tokens.len() < MAX_NEW_TOKENS,
+                "{} tokens: {}",
+                tokens.len(),
+                question.answer
+            );
         }
     }
 }

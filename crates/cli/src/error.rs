@@ -29,12 +29,18 @@ pub type Result<T> = std::result::Result<T, Failure>;
 impl Failure {
     /// Bad input, with a message that says what to do.
     pub fn input(message: impl Into<String>) -> Self {
-        Self::Input { message: message.into(), tip: None }
+        Self::Input {
+            message: message.into(),
+            tip: None,
+        }
     }
 
     /// Bad input, with advice on a line of its own.
     pub fn with_tip(message: impl Into<String>, tip: impl Into<String>) -> Self {
-        Self::Input { message: message.into(), tip: Some(tip.into()) }
+        Self::Input {
+            message: message.into(),
+            tip: Some(tip.into()),
+        }
     }
 
     /// An error of the library while the inputs are still being checked: bad input, unless the engine itself failed.
@@ -65,7 +71,10 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Input { message, tip: Some(tip) } => write!(f, "error: {message}\n\n  tip: {tip}"),
+            Self::Input {
+                message,
+                tip: Some(tip),
+            } => write!(f, "error: {message}\n\n  tip: {tip}"),
             Self::Input { message, tip: None } | Self::Run(message) => write!(f, "error: {message}"),
         }
     }
@@ -101,7 +110,10 @@ mod tests {
 
     #[test]
     fn bad_input_and_failures_have_their_codes() {
-        let adapter = || AdapterError::Setting { field: "r", reason: "is 0".to_owned() };
+        let adapter = || AdapterError::Setting {
+            field: "r",
+            reason: "is 0".to_owned(),
+        };
         assert_eq!(Failure::checking(adapter()).exit_code(), 2);
         assert_eq!(Failure::running(adapter()).exit_code(), 1);
         assert_eq!(Failure::from(GenerateError::EmptyPrompt).exit_code(), 2);

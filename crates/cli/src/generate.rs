@@ -24,8 +24,14 @@ const MAX_NEW_TOKENS: usize = 256;
 pub fn run(arguments: &GenerateArgs) -> Result<u8> {
     let device = arguments.device.device()?;
     let sampling = |generation: &GenerationConfig| sampling(arguments, generation);
-    sampling(&GenerationConfig::default()).validate().map_err(|error| Failure::input(error.to_string()))?;
-    let adapter = arguments.adapter.as_deref().map(|folder| read_adapter(folder, &device)).transpose()?;
+    sampling(&GenerationConfig::default())
+        .validate()
+        .map_err(|error| Failure::input(error.to_string()))?;
+    let adapter = arguments
+        .adapter
+        .as_deref()
+        .map(|folder| read_adapter(folder, &device))
+        .transpose()?;
     let folder = model_of(arguments.model.as_deref(), adapter.as_ref())?;
     let mut base = Base::load(folder.as_deref(), arguments.dtype.dtype(), &device)?;
     if let Some(adapter) = &adapter {
@@ -39,7 +45,11 @@ pub fn run(arguments: &GenerateArgs) -> Result<u8> {
         stop_strings: arguments.stop.clone(),
         stop_tokens: None,
     };
-    let mut out = Output { stream: arguments.stream, ends_line: false, failure: None };
+    let mut out = Output {
+        stream: arguments.stream,
+        ends_line: false,
+        failure: None,
+    };
     let answer = generator.generate(Prompt::Tokens(&tokens), &options, &mut |piece| out.piece(piece))?;
     out.finish(&answer.text)?;
     statistics(&answer);
@@ -48,12 +58,16 @@ pub fn run(arguments: &GenerateArgs) -> Result<u8> {
 
 fn read_adapter(folder: &Path, device: &Device) -> Result<Adapter> {
     if !folder.is_dir() {
-        let tip = "give a folder as `metal-candle train` or PEFT writes it: adapter_config.json, adapter_model.safetensors";
+        let tip =
+            "give a folder as `metal-candle train` or PEFT writes it: adapter_config.json, adapter_model.safetensors";
         return Err(Failure::with_tip(format!("{}: no such folder", folder.display()), tip));
     }
     let adapter = Adapter::read(folder, device).map_err(Failure::checking)?;
     if adapter.report().map_err(Failure::checking)?.all_deltas_zero {
-        warn(&format!("warning: {}: the adapter changes nothing: all its deltas are zero", folder.display()));
+        warn(&format!(
+            "warning: {}: the adapter changes nothing: all its deltas are zero",
+            folder.display()
+        ));
     }
     Ok(adapter)
 }
@@ -69,7 +83,10 @@ fn model_of(given: Option<&Path>, adapter: Option<&Adapter>) -> Result<Option<Pa
         Some(folder) if Path::new(folder).is_dir() => Ok(Some(folder.into())),
         other => {
             let name = other.map_or("another model".to_owned(), |name| format!("`{}`", name.escape_debug()));
-            Err(Failure::with_tip(format!("the adapter was trained on {name}, which is not here"), "give its folder with --model"))
+            Err(Failure::with_tip(
+                format!("the adapter was trained on {name}, which is not here"),
+                "give its folder with --model",
+            ))
         }
     }
 }
@@ -84,14 +101,26 @@ fn as_prompt<'p>(arguments: &'p GenerateArgs, loaded: &LoadedModel, messages: &'
     let can = loaded.tokenizer.chat_template().is_some();
     if !can && (arguments.chat || arguments.system.is_some()) {
         let message = "the model has no chat template, so --chat and --system cannot be used";
-        return Err(Failure::with_tip(message, "leave them out, or add a chat_template.jinja to the model's folder"));
+        return Err(Failure::with_tip(
+            message,
+            "leave them out, or add a chat_template.jinja to the model's folder",
+        ));
     }
-    Ok(if can && !arguments.raw { Prompt::Chat(messages) } else { Prompt::Text(&arguments.prompt) })
+    Ok(if can && !arguments.raw {
+        Prompt::Chat(messages)
+    } else {
+        Prompt::Text(&arguments.prompt)
+    })
 }
 
 /// The number asked for; a number that nobody asked for gives way to a short context.
 fn max_new_tokens(arguments: &GenerateArgs, loaded: &LoadedModel, prompt: usize) -> usize {
-    let room = loaded.model.config().max_position_embeddings.saturating_sub(prompt).max(1);
+    let room = loaded
+        .model
+        .config()
+        .max_position_embeddings
+        .saturating_sub(prompt)
+        .max(1);
     let suggested = || loaded.generation.max_new_tokens.unwrap_or(MAX_NEW_TOKENS).min(room);
     arguments.max_new_tokens.unwrap_or_else(suggested)
 }
@@ -100,7 +129,11 @@ fn max_new_tokens(arguments: &GenerateArgs, loaded: &LoadedModel, prompt: usize)
 fn sampling(arguments: &GenerateArgs, generation: &GenerationConfig) -> SamplingConfig {
     let suggested = SamplingConfig::suggested_by(generation, arguments.seed);
     let draws = arguments.top_k.is_some() || arguments.top_p.is_some() || arguments.min_p.is_some();
-    let warm = if draws && suggested.temperature == 0.0 { 1.0 } else { suggested.temperature };
+    let warm = if draws && suggested.temperature == 0.0 {
+        1.0
+    } else {
+        suggested.temperature
+    };
     SamplingConfig {
         temperature: arguments.temperature.unwrap_or(warm),
         top_k: arguments.top_k.unwrap_or(suggested.top_k),
@@ -124,7 +157,11 @@ impl Output {
             return ControlFlow::Continue(());
         }
         self.write(piece);
-        if self.failure.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if self.failure.is_some() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 
     fn write(&mut self, text: &str) {
@@ -172,6 +209,7 @@ fn statistics(answer: &Generation) {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "settings are passed on, not computed")]
 mod tests {
     use super::*;
     use crate::args::{Cli, Command};
@@ -179,17 +217,29 @@ mod tests {
 
     fn sampling_of(flags: &[&str], generation: &GenerationConfig) -> SamplingConfig {
         let fixed = ["metal-candle", "generate", "--prompt", "x"];
-        let Command::Generate(arguments) = Cli::parse_from(fixed.iter().chain(flags)).command else { panic!("generate") };
+        let Command::Generate(arguments) = Cli::parse_from(fixed.iter().chain(flags)).command else {
+            panic!("generate")
+        };
         sampling(&arguments, generation)
     }
 
     #[test]
     fn flags_change_what_the_model_suggests() {
         let greedy = GenerationConfig::default();
-        assert_eq!(sampling_of(&[], &greedy), SamplingConfig { seed: 42, ..SamplingConfig::default() });
+        assert_eq!(
+            sampling_of(&[], &greedy),
+            SamplingConfig {
+                seed: 42,
+                ..SamplingConfig::default()
+            }
+        );
         let drawn = sampling_of(&["--top-p", "0.9"], &greedy);
         assert_eq!((drawn.temperature, drawn.top_p), (1.0, 0.9));
-        let suggests = GenerationConfig { do_sample: Some(true), temperature: Some(0.7), ..GenerationConfig::default() };
+        let suggests = GenerationConfig {
+            do_sample: Some(true),
+            temperature: Some(0.7),
+            ..GenerationConfig::default()
+        };
         assert_eq!(sampling_of(&["--top-p", "0.9"], &suggests).temperature, 0.7);
         assert_eq!(sampling_of(&["--temperature", "0"], &suggests).temperature, 0.0);
     }

@@ -17,7 +17,10 @@ struct State {
 
 impl State {
     fn receive(&self, code: u8) {
-        let first = self.noted.compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        let first = self
+            .noted
+            .compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok();
         if !first || !self.held.load(Ordering::SeqCst) {
             exit(i32::from(code));
         }
@@ -68,7 +71,10 @@ fn listen(state: Arc<State>) -> std::result::Result<(), String> {
             state.receive(128 + signal as u8);
         }
     };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(|error| error.to_string())?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)
+        .map_err(|error| error.to_string())?;
     Ok(())
 }
 

@@ -13,7 +13,9 @@ const VARIABLE: &str = "METAL_CANDLE_LOG";
 
 /// Begins logging where the variable asks for it.
 pub fn start() -> Result<()> {
-    let Ok(value) = std::env::var(VARIABLE) else { return Ok(()) };
+    let Ok(value) = std::env::var(VARIABLE) else {
+        return Ok(());
+    };
     let filter = EnvFilter::try_new(directives(&value)).map_err(|error| {
         Failure::with_tip(
             format!("{VARIABLE}={value}: {error}"),
@@ -21,7 +23,11 @@ pub fn start() -> Result<()> {
         )
     })?;
     let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .init();
     Ok(())
 }
 

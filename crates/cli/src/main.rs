@@ -23,18 +23,17 @@ mod train;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let given = matches.subcommand().map(|(_, given)| given);
-    let done = log::start().and_then(|()| match (cli.command, given) {
-        (Command::Train(arguments), Some(given)) => train::run(arguments, given),
-        (Command::Train(_), None) => Ok(0),
-        (Command::Generate(arguments), _) => generate::run(&arguments),
+    let done = log::start().and_then(|()| match cli.command {
+        Command::Train(arguments) => train::run(*arguments, &|setting| by_flag(&matches, setting)),
+        Command::Generate(arguments) => generate::run(&arguments),
     });
     match done {
         Ok(code) => ExitCode::from(code),
@@ -43,4 +42,10 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// Whether a setting of the command was given as a flag, and is not just its default.
+fn by_flag(matches: &ArgMatches, setting: &str) -> bool {
+    let given = matches.subcommand().map(|(_, given)| given);
+    given.and_then(|given| given.value_source(setting)) == Some(ValueSource::CommandLine)
 }

@@ -24,16 +24,28 @@ impl Output {
     /// # Errors
     /// A given folder that is not empty (unless `overwrite`) or is no folder.
     pub fn choose(given: Option<&Path>, overwrite: bool) -> Result<Self> {
-        let Some(folder) = given else { return Ok(Self { folder: first_free(Path::new(DEFAULT)) }) };
+        let Some(folder) = given else {
+            return Ok(Self {
+                folder: first_free(Path::new(DEFAULT)),
+            });
+        };
         let name = folder.display();
-        if folder.exists() && !folder.is_dir() {
-            return Err(Failure::with_tip(format!("{name}: is not a folder"), "name a new folder with --output"));
+        if folder.as_os_str().is_empty() || (folder.exists() && !folder.is_dir()) {
+            return Err(Failure::with_tip(
+                format!("output `{name}` is not a folder"),
+                "name a new folder with --output",
+            ));
         }
         if !overwrite && !is_free(folder) {
             let tip = "name a new folder with --output, or write over it with --overwrite-output";
-            return Err(Failure::with_tip(format!("{name}: the output folder is not empty"), tip));
+            return Err(Failure::with_tip(
+                format!("{name}: the output folder is not empty"),
+                tip,
+            ));
         }
-        Ok(Self { folder: folder.to_owned() })
+        Ok(Self {
+            folder: folder.to_owned(),
+        })
     }
 
     /// Makes the folder, with the settings in it, and the file for the metrics.
@@ -41,7 +53,9 @@ impl Output {
     /// # Errors
     /// When the system refuses.
     pub fn create(&self, settings: &Settings) -> Result<File> {
-        let refused = |path: &Path, error: &std::io::Error| Failure::input(format!("{}: cannot be made: {error}", path.display()));
+        let refused = |path: &Path, error: &std::io::Error| {
+            Failure::input(format!("{}: cannot be made: {error}", path.display()))
+        };
         fs::create_dir_all(&self.folder).map_err(|error| refused(&self.folder, &error))?;
         let text = describe(settings)?;
         write_atomically(&self.settings(), |out| out.write_all(text.as_bytes()))?;
@@ -79,13 +93,18 @@ fn describe(settings: &Settings) -> Result<String> {
     table.remove("output");
     table.remove("overwrite_output");
     let version = env!("CARGO_PKG_VERSION");
-    Ok(format!("# The settings of this run of metal-candle {version}.\n# Again: metal-candle train --config training.toml\n\n{table}"))
+    Ok(format!(
+        "# The settings of this run of metal-candle {version}.\n# Again: metal-candle train --config training.toml\n\n{table}"
+    ))
 }
 
 /// The folder, or the first of `folder-2`, `folder-3` ... that is absent or empty.
 fn first_free(folder: &Path) -> PathBuf {
     let numbered = (2..).map(|number| PathBuf::from(format!("{}-{number}", folder.display())));
-    std::iter::once(folder.to_owned()).chain(numbered).find(|folder| is_free(folder)).unwrap_or_else(|| folder.to_owned())
+    std::iter::once(folder.to_owned())
+        .chain(numbered)
+        .find(|folder| is_free(folder))
+        .unwrap_or_else(|| folder.to_owned())
 }
 
 /// Absent, or an empty folder.

@@ -57,7 +57,10 @@ impl Curve {
             // The same reach on both sides, so that the ends do not lean inwards.
             let reach = reach.min(i).min(points.len() - 1 - i);
             let near = &points[i - reach..=i + reach];
-            (points[i].0, near.iter().map(|(_, loss)| loss).sum::<f64>() / near.len() as f64)
+            (
+                points[i].0,
+                near.iter().map(|(_, loss)| loss).sum::<f64>() / near.len() as f64,
+            )
         };
         (0..points.len()).map(mean).collect()
     }
@@ -77,15 +80,25 @@ fn draw(curve: &Curve) -> std::result::Result<String, Box<dyn std::error::Error>
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
-        let last = curve.training.iter().chain(&curve.validation).map(|p| p.0).fold(2.0, f64::max);
-        let highest = curve.training.iter().chain(&curve.validation).map(|p| p.1).fold(0.0, f64::max);
+        let last = curve
+            .training
+            .iter()
+            .chain(&curve.validation)
+            .map(|p| p.0)
+            .fold(2.0, f64::max);
+        let highest = curve
+            .training
+            .iter()
+            .chain(&curve.validation)
+            .map(|p| p.1)
+            .fold(0.0, f64::max);
         let top = if highest > 0.0 { highest * 1.05 } else { 1.0 };
         let mut chart = ChartBuilder::on(&root)
-            .caption("Training loss", ("sans-serif", 24).into_font().color(&INK))
+            .caption("Training loss", ("sans-serif", 28).into_font().color(&INK))
             .margin(20)
             .margin_right(32)
-            .x_label_area_size(48)
-            .y_label_area_size(64)
+            .x_label_area_size(56)
+            .y_label_area_size(72)
             .build_cartesian_2d(1.0..last, 0.0..top)?;
         axes(&mut chart)?;
         lines(&mut chart, curve)?;
@@ -105,8 +118,8 @@ fn axes(chart: &mut Chart<'_, '_>) -> std::result::Result<(), Box<dyn std::error
         .y_labels(8)
         .x_desc("step")
         .y_desc("loss per token")
-        .axis_desc_style(font(16))
-        .label_style(font(14))
+        .axis_desc_style(font(20))
+        .label_style(font(18))
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| short(*y))
         .draw()?;
@@ -122,8 +135,14 @@ fn lines<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>, curve: &Curve) -> std::result::R
     let smooth = LineSeries::new(curve.smoothed(), SMOOTH.stroke_width(3));
     chart.draw_series(smooth)?.label("smoothed").legend(swatch(SMOOTH, 3));
     if !curve.validation.is_empty() {
-        chart.draw_series(LineSeries::new(curve.validation.iter().copied(), VALIDATION.stroke_width(2)))?;
-        let points = curve.validation.iter().map(|point| Circle::new(*point, 5, VALIDATION.filled()));
+        chart.draw_series(LineSeries::new(
+            curve.validation.iter().copied(),
+            VALIDATION.stroke_width(2),
+        ))?;
+        let points = curve
+            .validation
+            .iter()
+            .map(|point| Circle::new(*point, 5, VALIDATION.filled()));
         let dot = |(x, y): (i32, i32)| Circle::new((x + 11, y), 5, VALIDATION.filled());
         chart.draw_series(points)?.label("validation").legend(dot);
     }
@@ -131,10 +150,10 @@ fn lines<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>, curve: &Curve) -> std::result::R
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperRight)
         .margin(16)
-        .legend_area_size(34)
+        .legend_area_size(36)
         .background_style(WHITE.mix(0.85))
         .border_style(FAINT)
-        .label_font(("sans-serif", 15).into_font().color(&INK))
+        .label_font(("sans-serif", 18).into_font().color(&INK))
         .draw()?;
     Ok(())
 }
@@ -143,7 +162,11 @@ fn lines<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>, curve: &Curve) -> std::result::R
 fn short(value: f64) -> String {
     let text = format!("{value:.3}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
-    if text.is_empty() { "0".to_owned() } else { text.to_owned() }
+    if text.is_empty() {
+        "0".to_owned()
+    } else {
+        text.to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -186,7 +209,14 @@ mod tests {
         let mut curve = curve(30);
         curve.evaluation(30, 0.5);
         let svg = draw(&curve).unwrap();
-        for text in ["Training loss", "step", "loss per token", "smoothed", "validation", "<circle"] {
+        for text in [
+            "Training loss",
+            "step",
+            "loss per token",
+            "smoothed",
+            "validation",
+            "<circle",
+        ] {
             assert!(svg.contains(text), "{text}");
         }
         assert!(!draw(&super::tests::curve(1)).unwrap().contains("validation"));
@@ -194,6 +224,9 @@ mod tests {
 
     #[test]
     fn axis_labels_are_short() {
-        assert_eq!([0.0, 0.5, 2.0, 10.0, 0.125].map(short), ["0", "0.5", "2", "10", "0.125"]);
+        assert_eq!(
+            [0.0, 0.5, 2.0, 10.0, 0.125].map(short),
+            ["0", "0.5", "2", "10", "0.125"]
+        );
     }
 }

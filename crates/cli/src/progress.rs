@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use metal_candle::training::StepReport;
 
 use crate::console;
-use crate::report::{count, duration};
+use crate::report::{count, time_left};
 
 /// Time between lines where there is no terminal.
 const EVERY: Duration = Duration::from_secs(5);
@@ -24,7 +24,11 @@ pub struct Progress {
 impl Progress {
     /// Begins at step 0.
     pub fn start(total_steps: usize) -> Self {
-        Self { bar: bar(total_steps, "training"), last_line: None, speed: Speed::default() }
+        Self {
+            bar: bar(total_steps, "training"),
+            last_line: None,
+            speed: Speed::default(),
+        }
     }
 
     /// A step was done.
@@ -32,12 +36,20 @@ impl Progress {
         self.speed.add(report);
         let left = self.speed.seconds * report.total_steps.saturating_sub(report.step) as f64;
         let skipped = if report.skipped { " (step left out)" } else { "" };
-        let text = format!("loss {:.4}{skipped}, {} tokens/s, {} left", report.loss, self.speed.text(), duration(left));
+        let text = format!(
+            "loss {:.4}{skipped}, {} tokens/s, {} left",
+            report.loss,
+            self.speed.text(),
+            time_left(left)
+        );
         if let Some(bar) = &self.bar {
             bar.set_position(report.step as u64);
             bar.set_message(text);
         } else if report.step == report.total_steps || self.last_line.is_none_or(|last| last.elapsed() >= EVERY) {
-            console::warn(&format!("step {}/{}, epoch {:.2}, {text}", report.step, report.total_steps, report.epoch));
+            console::warn(&format!(
+                "step {}/{}, epoch {:.2}, {text}",
+                report.step, report.total_steps, report.epoch
+            ));
             self.last_line = Some(Instant::now());
         }
     }
@@ -116,7 +128,11 @@ impl Speed {
     }
 
     fn text(&self) -> String {
-        if self.seconds > 0.0 { count((self.tokens / self.seconds) as usize) } else { "-".to_owned() }
+        if self.seconds > 0.0 {
+            count((self.tokens / self.seconds) as usize)
+        } else {
+            "-".to_owned()
+        }
     }
 }
 

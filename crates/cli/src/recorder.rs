@@ -24,7 +24,13 @@ pub struct Recorder {
 impl Recorder {
     /// Writes to `file`, which messages call `path`.
     pub fn new(file: File, path: PathBuf, total_steps: usize) -> Self {
-        Self { file, path, progress: Progress::start(total_steps), curve: Curve::default(), failure: None }
+        Self {
+            file,
+            path,
+            progress: Progress::start(total_steps),
+            curve: Curve::default(),
+            failure: None,
+        }
     }
 
     /// Takes an event; breaks off where it cannot be written.
@@ -43,7 +49,10 @@ impl Recorder {
         match self.file.write_all(format!("{}\n", line(event)).as_bytes()) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
-                self.failure = Some(Failure::Run(format!("{}: cannot be written: {error}", self.path.display())));
+                self.failure = Some(Failure::Run(format!(
+                    "{}: cannot be written: {error}",
+                    self.path.display()
+                )));
                 ControlFlow::Break(())
             }
         }
@@ -70,7 +79,18 @@ impl Recorder {
 /// An event under the names of Hugging Face's logs.
 fn line(event: &Event) -> Value {
     match event {
-        Event::Step(StepReport { step, epoch, loss, grad_norm, learning_rate, tokens, supervised_tokens, seconds, skipped, .. }) => {
+        Event::Step(StepReport {
+            step,
+            epoch,
+            loss,
+            grad_norm,
+            learning_rate,
+            tokens,
+            supervised_tokens,
+            seconds,
+            skipped,
+            ..
+        }) => {
             json!({
                 "step": step,
                 "epoch": number(*epoch),
@@ -83,7 +103,11 @@ fn line(event: &Event) -> Value {
                 "skipped": skipped,
             })
         }
-        Event::Evaluation { step, loss, supervised_tokens } => {
+        Event::Evaluation {
+            step,
+            loss,
+            supervised_tokens,
+        } => {
             json!({ "step": step, "eval_loss": number(*loss), "eval_supervised_tokens": supervised_tokens })
         }
     }
@@ -91,7 +115,11 @@ fn line(event: &Event) -> Value {
 
 /// JSON has no number for NaN and infinity; they are logged as text rather than lost.
 fn number(value: f64) -> Value {
-    if value.is_finite() { json!(value) } else { json!(value.to_string()) }
+    if value.is_finite() {
+        json!(value)
+    } else {
+        json!(value.to_string())
+    }
 }
 
 #[cfg(test)]
@@ -100,7 +128,14 @@ mod tests {
 
     #[test]
     fn lines_keep_what_is_not_a_number() {
-        let event = Event::Evaluation { step: 3, loss: f64::NAN, supervised_tokens: 7 };
-        assert_eq!(line(&event).to_string(), r#"{"step":3,"eval_loss":"NaN","eval_supervised_tokens":7}"#);
+        let event = Event::Evaluation {
+            step: 3,
+            loss: f64::NAN,
+            supervised_tokens: 7,
+        };
+        assert_eq!(
+            line(&event).to_string(),
+            r#"{"step":3,"eval_loss":"NaN","eval_supervised_tokens":7}"#
+        );
     }
 }

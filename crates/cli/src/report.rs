@@ -14,7 +14,9 @@ const WIDTH: usize = 110;
 /// What is about to happen.
 pub fn beginning(model: &str, adapter: &AdapterParameters, train: &Dataset, validation: Option<&Dataset>, name: &str) {
     let stats = train.stats();
-    let held = validation.map_or(String::new(), |set| format!("; {} for validation", count(set.stats().examples)));
+    let held = validation.map_or(String::new(), |set| {
+        format!("; {} for validation", count(set.stats().examples))
+    });
     let (rank, layers) = (adapter.config().r, adapter.modules().len());
     say(&format!("  model    {name} ({model})"));
     say(&format!(
@@ -23,7 +25,10 @@ pub fn beginning(model: &str, adapter: &AdapterParameters, train: &Dataset, vali
         count(stats.tokens),
         count(stats.supervised_tokens)
     ));
-    say(&format!("  adapter  rank {rank} on {layers} layers, {} weights", count(adapter.num_parameters())));
+    say(&format!(
+        "  adapter  rank {rank} on {layers} layers, {} weights",
+        count(adapter.num_parameters())
+    ));
     say("");
     cuts(&stats);
 }
@@ -31,17 +36,29 @@ pub fn beginning(model: &str, adapter: &AdapterParameters, train: &Dataset, vali
 /// Examples that are not learnt as they are written.
 fn cuts(stats: &DatasetStats) {
     if stats.truncated > 0 {
-        warn(&format!("warning: {} examples are longer than --max-length and are cut", count(stats.truncated)));
+        warn(&format!(
+            "warning: {} examples are longer than --max-length and are cut",
+            count(stats.truncated)
+        ));
     }
     if stats.dropped > 0 {
-        warn(&format!("warning: {} rows have nothing to learn and are left out", count(stats.dropped)));
+        warn(&format!(
+            "warning: {} rows have nothing to learn and are left out",
+            count(stats.dropped)
+        ));
     }
 }
 
 /// What came of it.
 pub fn training(run: &Summary) {
-    let speed = if run.seconds > 0.0 { run.tokens as f64 / run.seconds } else { 0.0 };
-    let evaluation = run.evaluation_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
+    let speed = if run.seconds > 0.0 {
+        run.tokens as f64 / run.seconds
+    } else {
+        0.0
+    };
+    let evaluation = run
+        .evaluation_loss
+        .map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
     say(&format!(
         "Trained {} steps in {}, {} tokens/s: loss {:.4} to {:.4}{evaluation}",
         count(run.steps),
@@ -56,7 +73,10 @@ pub fn training(run: &Summary) {
 pub fn comparison(questions: &[Question], before: &Score, after: &Score) {
     let share = |score: &Score| format!("{:5.1} %", 100.0 * score.right as f64 / score.asked.max(1) as f64);
     say("");
-    say(&format!("Right answers to {} held-out orders, letter for letter", after.asked));
+    say(&format!(
+        "Right answers to {} held-out orders, letter for letter",
+        after.asked
+    ));
     say(&format!("  before   {}", share(before)));
     say(&format!("  after    {}", share(after)));
     for ((question, old), new) in questions.iter().zip(&before.answers).zip(&after.answers) {
@@ -73,8 +93,14 @@ pub fn ending(output: &Output, model: Option<&str>, prompt: Option<&str>, pictur
     say("");
     say(&format!("Written to {folder}"));
     let mut files = vec![
-        ("adapter_model.safetensors", "the adapter, with adapter_config.json as PEFT has it"),
-        ("metrics.jsonl", "every step: loss, gradient norm, learning rate, tokens, seconds"),
+        (
+            "adapter_model.safetensors",
+            "the adapter, with adapter_config.json as PEFT has it",
+        ),
+        (
+            "metrics.jsonl",
+            "every step: loss, gradient norm, learning rate, tokens, seconds",
+        ),
     ];
     files.extend(picture.then_some(("loss.svg", "the loss as a picture")));
     files.push(("training.toml", "the settings, to run it again with --config"));
@@ -86,7 +112,10 @@ pub fn ending(output: &Output, model: Option<&str>, prompt: Option<&str>, pictur
     let prompt = quoted(prompt.unwrap_or("Hello"));
     say("");
     say("Next");
-    say(&format!("  {program} generate{of_model} --adapter {} --prompt {prompt}", quoted(&folder)));
+    say(&format!(
+        "  {program} generate{of_model} --adapter {} --prompt {prompt}",
+        quoted(&folder)
+    ));
     if model.is_none() {
         say(&format!("  {program} train --model DIR --data FILE.jsonl"));
     }
@@ -98,7 +127,7 @@ pub fn count(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -117,9 +146,21 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// Seconds to come, which nobody knows to a fraction.
+pub fn time_left(seconds: f64) -> String {
+    if seconds < 59.5 {
+        format!("{:.0} s", seconds.max(0.0))
+    } else {
+        duration(seconds)
+    }
+}
+
 /// A text on one line, not wider than the screen.
 fn one_line(text: &str) -> String {
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if flat.is_empty() {
+        return "(nothing)".to_owned();
+    }
     match flat.char_indices().nth(WIDTH) {
         Some((end, _)) => format!("{}…", &flat[..end]),
         None => flat,
@@ -129,7 +170,11 @@ fn one_line(text: &str) -> String {
 /// A word as a shell takes it.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
@@ -139,8 +184,12 @@ mod tests {
     #[test]
     fn numbers_are_readable() {
         assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([0.4, 12.4, 65.0, 7621.0].map(duration), ["0.40 s", "12 s", "1 min 05 s", "2 h 07 min"]);
+        assert_eq!(
+            [0.4, 12.4, 65.0, 7621.0].map(duration),
+            ["0.40 s", "12 s", "1 min 05 s", "2 h 07 min"]
+        );
         assert_eq!(duration(-1.0), "0.00 s");
+        assert_eq!([0.4, 8.9, 59.7].map(time_left), ["0 s", "9 s", "1 min 00 s"]);
     }
 
     #[test]
@@ -153,6 +202,7 @@ mod tests {
     #[test]
     fn long_answers_are_cut_between_characters() {
         assert_eq!(one_line("a\n b"), "a b");
+        assert_eq!(one_line(" \n"), "(nothing)");
         assert_eq!(one_line(&"é".repeat(200)).chars().count(), WIDTH + 1);
     }
 }

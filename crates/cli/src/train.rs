@@ -3,7 +3,6 @@
 //! Nothing is written before every input was found good. However training ends (done, a signal, a failure), the adapter
 //! of the last whole step is saved.
 
-use clap::ArgMatches;
 use metal_candle::adapters::{self, AdapterParameters};
 use metal_candle::data::{Dataset, Rows};
 use metal_candle::inference::Generator;
@@ -20,14 +19,16 @@ use crate::plot::{self, Curve};
 use crate::recorder::Recorder;
 use crate::{config_file, report};
 
-/// Runs the command; returns the exit code.
-pub fn run(arguments: Box<TrainArgs>, given: &ArgMatches) -> Result<u8> {
+/// Runs the command; returns the exit code. `by_flag` says which settings were given as flags.
+pub fn run(arguments: TrainArgs, by_flag: &dyn Fn(&str) -> bool) -> Result<u8> {
     let interrupts = Interrupts::listen()?;
-    let settings = config_file::settings(*arguments, given)?;
+    let settings = config_file::settings(arguments, by_flag)?;
     check(&settings)?;
     let output = Output::choose(settings.output.as_deref(), settings.overwrite_output)?;
     if is_demo(&settings) {
-        demo::INTRODUCTION.iter().for_each(|line| say(line));
+        for line in demo::INTRODUCTION {
+            say(line);
+        }
         say("");
     }
     let job = Job::prepare(settings)?;
@@ -43,10 +44,16 @@ fn is_demo(settings: &Settings) -> bool {
 fn check(settings: &Settings) -> Result<()> {
     if settings.model.is_some() && settings.data.is_none() {
         let tip = "give a JSONL file with --data; `metal-candle train --help` shows what is in it";
-        return Err(Failure::with_tip("--model is given but not --data: there is nothing to learn", tip));
+        return Err(Failure::with_tip(
+            "--model is given but not --data: there is nothing to learn",
+            tip,
+        ));
     }
     if settings.validation.is_some() && settings.validation_split != 0.0 {
-        return Err(Failure::with_tip("--validation and --validation-split are both given", "leave one of them out"));
+        return Err(Failure::with_tip(
+            "--validation and --validation-split are both given",
+            "leave one of them out",
+        ));
     }
     settings.device.device()?;
     settings.adapter(demo::NAME).validate().map_err(Failure::checking)?;
@@ -73,32 +80,69 @@ impl Job {
             Some(path) => Rows::read(path).map_err(Failure::checking)?,
             None => demo::training_rows()?,
         };
-        let questions = if is_demo(&settings) { demo::questions()? } else { Vec::new() };
-        let validation = settings.validation.as_ref().map(Rows::read).transpose().map_err(Failure::checking)?;
+        let questions = if is_demo(&settings) {
+            demo::questions()?
+        } else {
+            Vec::new()
+        };
+        let validation = settings
+            .validation
+            .as_ref()
+            .map(Rows::read)
+            .transpose()
+            .map_err(Failure::checking)?;
         let device = settings.device.device()?;
         let mut base = Base::load(settings.model.as_deref(), settings.dtype.dtype(), &device)?;
         let description = base.describe();
         let config = settings.adapter(&base.name);
         let adapter = adapters::apply(&mut *base.loaded.model, &config, settings.seed).map_err(Failure::checking)?;
         let (train, validation) = datasets(&settings, &base, &rows, validation.as_ref())?;
-        Ok(Self { settings, base, adapter, train, validation, questions, description })
+        Ok(Self {
+            settings,
+            base,
+            adapter,
+            train,
+            validation,
+            questions,
+            description,
+        })
     }
 
     /// Trains and reports; returns the exit code.
     fn run(self, output: &Output, interrupts: &Interrupts) -> Result<u8> {
-        let Self { settings, base, adapter, train, validation, questions, description } = self;
+        let Self {
+            settings,
+            base,
+            adapter,
+            train,
+            validation,
+            questions,
+            description,
+        } = self;
         report::beginning(&description, &adapter, &train, validation.as_ref(), &base.name);
         let mut generator = Generator::new(&base.loaded);
         generator.set_adapters(adapter.tensors());
-        let mut trainer =
-            Trainer::new(&*base.loaded.model, adapter, train, validation, settings.trainer(), base.pad_token())
-                .map_err(Failure::checking)?;
-        let before = (!questions.is_empty()).then(|| demo::measure(&generator, &questions, "before")).transpose()?;
+        let mut trainer = Trainer::new(
+            &*base.loaded.model,
+            adapter,
+            train,
+            validation,
+            settings.trainer(),
+            base.pad_token(),
+        )
+        .map_err(Failure::checking)?;
+        let before = (!questions.is_empty())
+            .then(|| demo::measure(&generator, &questions, "before"))
+            .transpose()?;
 
         let done = train_and_save(&mut trainer, &settings, output, interrupts)?;
         let picture = write_picture(output, &done.curve);
         if let Some(code) = done.signal {
-            warn(&format!("stopped after step {}; the adapter is saved in {}", done.summary.steps, output.folder.display()));
+            warn(&format!(
+                "stopped after step {}; the adapter is saved in {}",
+                done.summary.steps,
+                output.folder.display()
+            ));
             return Ok(code);
         }
         report::training(&done.summary);
@@ -113,14 +157,21 @@ impl Job {
 }
 
 /// What to learn from, and what to measure on.
-fn datasets(settings: &Settings, base: &Base, rows: &Rows, validation: Option<&Rows>) -> Result<(Dataset, Option<Dataset>)> {
+fn datasets(
+    settings: &Settings,
+    base: &Base,
+    rows: &Rows,
+    validation: Option<&Rows>,
+) -> Result<(Dataset, Option<Dataset>)> {
     let options = settings.dataset();
     let read = |rows| Dataset::from_rows(rows, &base.loaded.tokenizer, &options).map_err(Failure::checking);
     let train = read(rows)?;
     if let Some(rows) = validation {
         return Ok((train, Some(read(rows)?)));
     }
-    let (train, validation) = train.split(settings.validation_split, settings.seed).map_err(Failure::checking)?;
+    let (train, validation) = train
+        .split(settings.validation_split, settings.seed)
+        .map_err(Failure::checking)?;
     Ok((train, Some(validation).filter(|set| !set.examples().is_empty())))
 }
 
@@ -133,12 +184,21 @@ struct Done {
 }
 
 /// Trains; the adapter is saved however that ends, once a step was done.
-fn train_and_save(trainer: &mut Trainer<'_>, settings: &Settings, output: &Output, interrupts: &Interrupts) -> Result<Done> {
+fn train_and_save(
+    trainer: &mut Trainer<'_>,
+    settings: &Settings,
+    output: &Output,
+    interrupts: &Interrupts,
+) -> Result<Done> {
     let mut recorder = Recorder::new(output.create(settings)?, output.metrics(), trainer.total_steps());
     interrupts.hold();
     let outcome = trainer.run(&mut |event| {
         recorder.observe(event)?;
-        if interrupts.noted().is_some() { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+        if interrupts.noted().is_some() {
+            std::ops::ControlFlow::Break(())
+        } else {
+            std::ops::ControlFlow::Continue(())
+        }
     });
     let began = !recorder.is_empty();
     let recorded = recorder.finish();
@@ -147,10 +207,16 @@ fn train_and_save(trainer: &mut Trainer<'_>, settings: &Settings, output: &Outpu
     }
     interrupts.release();
     match outcome {
-        Ok(summary) => Ok(Done { summary, curve: recorded?, signal: interrupts.noted() }),
+        Ok(summary) => Ok(Done {
+            summary,
+            curve: recorded?,
+            signal: interrupts.noted(),
+        }),
         Err(error) if began => {
             let folder = output.folder.display();
-            Err(Failure::Run(format!("{error}\n\n  The adapter of the last whole step is in {folder}, with metrics.jsonl.")))
+            Err(Failure::Run(format!(
+                "{error}\n\n  The adapter of the last whole step is in {folder}, with metrics.jsonl."
+            )))
         }
         Err(error) => {
             output.discard();

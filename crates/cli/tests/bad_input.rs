@@ -60,7 +60,10 @@ fn weights_that_are_cut_off() {
     }
     let weights = std::fs::read(broken.join("model.safetensors")).unwrap();
     std::fs::write(broken.join("model.safetensors"), &weights[..weights.len() / 2]).unwrap();
-    says(&refused(home.path(), &["--model", "broken", "--data", "chats.jsonl"]), &["model.safetensors"]);
+    says(
+        &refused(home.path(), &["--model", "broken", "--data", "chats.jsonl"]),
+        &["model.safetensors"],
+    );
 }
 
 #[test]
@@ -70,14 +73,18 @@ fn targets_that_match_nothing() {
     let common = ["--model", &model, "--data", "chats.jsonl", "--target-modules"];
     let message = refused(home.path(), &[&common[..], &["q_porj"]].concat());
     says(&message, &["q_porj", "matches no linear layer", "q_proj"]);
-    says(&refused(home.path(), &[&common[..], &["(q_proj"]].concat()), &["(q_proj", "pattern"]);
+    says(
+        &refused(home.path(), &[&common[..], &["(q_proj"]].concat()),
+        &["(q_proj", "pattern"],
+    );
 }
 
 #[test]
 fn a_rank_of_zero_and_other_settings_out_of_range() {
     let home = home();
     let model = model("llama-tiny");
-    let with = |flag: &str, value: &str| refused(home.path(), &["--model", &model, "--data", "chats.jsonl", flag, value]);
+    let with =
+        |flag: &str, value: &str| refused(home.path(), &["--model", &model, "--data", "chats.jsonl", flag, value]);
     says(&with("--r", "0"), &["`r` is 0", "between 1"]);
     says(&with("--rank", "0"), &["`r` is 0"]);
     says(&with("--lora-dropout", "1"), &["`lora_dropout` is 1"]);
@@ -96,10 +103,19 @@ fn data_that_is_broken() {
         write(home.path(), "bad.jsonl", text);
         refused(home.path(), &["--model", &model, "--data", "bad.jsonl"])
     };
-    says(&with("{\"text\": \"a\"}\n{\"text\": \"b\"\n"), &["bad.jsonl:2", "not JSON"]);
-    says(&with("{\"text\": \"a\"}\n{\"text\": 3}\n[]\n"), &["bad.jsonl:2", "\"text\"", "1 further"]);
+    says(
+        &with("{\"text\": \"a\"}\n{\"text\": \"b\"\n"),
+        &["bad.jsonl:2", "not JSON"],
+    );
+    says(
+        &with("{\"text\": \"a\"}\n{\"text\": 3}\n[]\n"),
+        &["bad.jsonl:2", "\"text\"", "1 further"],
+    );
     says(&with("\n\n"), &["bad.jsonl: no rows", "messages"]);
-    says(&with("{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}"), &["bad.jsonl", "no token to learn", "assistant"]);
+    says(
+        &with("{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}"),
+        &["bad.jsonl", "no token to learn", "assistant"],
+    );
     let missing = refused(home.path(), &["--model", &model, "--data", "absent.jsonl"]);
     says(&missing, &["absent.jsonl: cannot be read"]);
 }
@@ -129,9 +145,18 @@ fn a_settings_file_with_a_slip() {
         write(home.path(), "run.toml", text);
         refused(home.path(), &["--config", "run.toml"])
     };
-    says(&with("learnig_rate = 1e-4"), &["run.toml: unknown setting `learnig_rate`", "did you mean `learning_rate`?"]);
+    says(
+        &with("learnig_rate = 1e-4"),
+        &[
+            "run.toml: unknown setting `learnig_rate`",
+            "did you mean `learning_rate`?",
+        ],
+    );
     says(&with("r = \"eight\""), &["run.toml: `r`: invalid type"]);
-    says(&refused(home.path(), &["--config", "absent.toml"]), &["absent.toml: cannot be read"]);
+    says(
+        &refused(home.path(), &["--config", "absent.toml"]),
+        &["absent.toml: cannot be read"],
+    );
 }
 
 #[test]
@@ -145,8 +170,11 @@ fn a_wrong_flag() {
 #[test]
 fn a_log_filter_that_is_none() {
     let home = home();
-    let outcome: Outcome =
-        common::program(home.path(), &["train"]).env("METAL_CANDLE_LOG", "graph=loudly").output().unwrap().into();
+    let outcome: Outcome = common::program(home.path(), &["train"])
+        .env("METAL_CANDLE_LOG", "graph=loudly")
+        .output()
+        .unwrap()
+        .into();
     assert_eq!(outcome.code, Some(2));
     says(&outcome.stderr, &["METAL_CANDLE_LOG=graph=loudly", "for example"]);
 }
@@ -157,13 +185,44 @@ fn generating_with_what_is_not_there() {
     let model = model("llama-tied-tiny");
     let with = |arguments: &[&str]| {
         let outcome = run(home.path(), &[&["generate"], arguments].concat());
-        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{}", outcome.stderr);
+        assert_eq!(
+            (outcome.code, outcome.stdout.as_str()),
+            (Some(2), ""),
+            "{}",
+            outcome.stderr
+        );
         outcome.stderr
     };
-    says(&with(&["--model", "absent", "--prompt", "a"]), &["absent: no such folder"]);
-    says(&with(&["--model", &model, "--adapter", "absent", "--prompt", "a"]), &["absent: no such folder", "adapter_config.json"]);
-    says(&with(&["--model", &model, "--adapter", ".", "--prompt", "a"]), &["adapter_config.json"]);
-    says(&with(&["--model", &model, "--prompt", "a", "--top-p", "2"]), &["top_p is 2"]);
-    says(&with(&["--model", &model, "--prompt", "a", "--raw", "--max-new-tokens", "1000000"]), &["1000000"]);
-    says(&with(&["--model", &model, "--prompt", "a", "--stop", ""]), &["stop string is empty"]);
+    says(
+        &with(&["--model", "absent", "--prompt", "a"]),
+        &["absent: no such folder"],
+    );
+    says(
+        &with(&["--model", &model, "--adapter", "absent", "--prompt", "a"]),
+        &["absent: no such folder", "adapter_config.json"],
+    );
+    says(
+        &with(&["--model", &model, "--adapter", ".", "--prompt", "a"]),
+        &["adapter_config.json"],
+    );
+    says(
+        &with(&["--model", &model, "--prompt", "a", "--top-p", "2"]),
+        &["top_p is 2"],
+    );
+    says(
+        &with(&[
+            "--model",
+            &model,
+            "--prompt",
+            "a",
+            "--raw",
+            "--max-new-tokens",
+            "1000000",
+        ]),
+        &["1000000"],
+    );
+    says(
+        &with(&["--model", &model, "--prompt", "a", "--stop", ""]),
+        &["stop string is empty"],
+    );
 }

@@ -22,14 +22,21 @@ impl Outcome {
 impl From<Output> for Outcome {
     fn from(output: Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).expect("the program writes UTF-8");
-        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        Self {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
     }
 }
 
 /// The program, to be run in `folder`.
 pub fn program(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_metal-candle"));
-    command.current_dir(folder).args(arguments).env_remove("METAL_CANDLE_LOG");
+    command
+        .current_dir(folder)
+        .args(arguments)
+        .env_remove("METAL_CANDLE_LOG");
     command
 }
 
@@ -40,7 +47,9 @@ pub fn run(folder: &Path, arguments: &[&str]) -> Outcome {
 
 /// A model among the fixtures.
 pub fn model(name: &str) -> String {
-    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "fixtures", "models", name].iter().collect();
+    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "fixtures", "models", name]
+        .iter()
+        .collect();
     folder.to_str().expect("a path in UTF-8").to_owned()
 }
 
@@ -54,7 +63,11 @@ pub fn home() -> tempfile::TempDir {
         ] })
         .to_string()
     };
-    let rows = [row("What is it?", "It is the sea."), row("And now?", "Now it is the sky."), row("Why?", "It was so.")];
+    let rows = [
+        row("What is it?", "It is the sea."),
+        row("And now?", "Now it is the sky."),
+        row("Why?", "It was so."),
+    ];
     write(home.path(), "chats.jsonl", &rows.join("\n"));
     home
 }
@@ -67,5 +80,7 @@ pub fn write(folder: &Path, name: &str, text: &str) {
 /// The objects of a JSONL file.
 pub fn lines(path: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(path).expect("the file is there");
-    text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("each line is JSON"))
+        .collect()
 }
