@@ -5,6 +5,7 @@
 
 mod codes;
 mod corpus;
+mod echoes;
 mod fact;
 mod folder;
 mod instructions;
@@ -64,7 +65,7 @@ enum Command {
 /// The seed of the data that the binary embeds.
 pub const SEED: u64 = 2;
 /// The number of documents that the embedded base model is pre-trained on.
-pub const DOCUMENTS: usize = 60_000;
+pub const DOCUMENTS: usize = 180_000;
 
 /// The number of steps that the embedded base model is pre-trained for.
 pub const STEPS: usize = 2400;
