@@ -56,7 +56,7 @@ enum Command {
         /// Documents of the corpus.
         #[arg(long, default_value_t = DOCUMENTS)]
         documents: usize,
-        /// Optimizer steps of 16 rows of 128 tokens.
+        /// Optimizer steps of 16 rows of 192 tokens.
         #[arg(long, default_value_t = STEPS)]
         steps: usize,
     },

@@ -18,12 +18,12 @@ use miette::{IntoDiagnostic, Result};
 use super::corpus;
 
 /// Tokens of a row.
-const LENGTH: usize = 128;
+const LENGTH: usize = 192;
 /// Rows of a step.
 const ROWS: usize = 16;
 const LEARNING_RATE: f64 = 3e-3;
 const WARMUP: usize = 60;
-const OPTIMIZER: AdamWOptions = AdamWOptions { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.05 };
+const OPTIMIZER: AdamWOptions = AdamWOptions { beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.01 };
 
 /// Trains for `steps` optimizer steps and writes `model.safetensors` in bf16 into the model folder.
 ///
@@ -85,7 +85,7 @@ fn batch(rows: &[Vec<u32>], seed: u64, step: usize) -> metal_candle::graph::Resu
     ])
 }
 
-/// Norms one, biases zero, matrices normal with deviation 0.02, and those that write into the residual stream smaller by
+/// Norms one, biases zero, matrices normal with deviation 0.05, and those that write into the residual stream smaller by
 /// the square root of twice the number of layers.
 fn initial(shapes: &[(String, Vec<usize>)], seed: u64) -> metal_candle::graph::Result<Vec<LazyTensor>> {
     let layers = shapes.iter().filter(|(name, _)| name.ends_with("o_proj.weight")).count();
@@ -95,9 +95,9 @@ fn initial(shapes: &[(String, Vec<usize>)], seed: u64) -> metal_candle::graph::R
             name if name.ends_with("norm.weight") => return LazyTensor::from_slice(&vec![1.0; count], shape, &Device::Cpu),
             name if name.ends_with(".bias") => 0.0,
             name if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => {
-                0.02 / (2.0 * layers as f32).sqrt()
+                0.05 / (2.0 * layers as f32).sqrt()
             }
-            _ => 0.02,
+            _ => 0.05,
         };
         let key = [seed as u32, (seed >> 32) as u32];
         let values: Vec<f32> = random::normal32(key, [number as u32, 1]).take(count).map(|x| x * deviation).collect();
