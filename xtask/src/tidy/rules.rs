@@ -139,7 +139,10 @@ fn arms_around<'a>(lines: &'a [&'a str], at: usize) -> impl Iterator<Item = &'a 
 /// Whether the pattern on this line of a match is one of an operation.
 fn names_operation(line: &str) -> bool {
     let pattern = line.split("=>").next().unwrap_or(line);
-    pattern.contains("Operation::") || has_word(pattern, "Op::") || has_word(pattern, "O::")
+    pattern.contains("Operation::")
+        || has_word(pattern, "Self::")
+        || has_word(pattern, "Op::")
+        || has_word(pattern, "O::")
 }
 
 /// Only `backend/` and `io/` of the engine know what memory is made of.
@@ -196,18 +199,13 @@ fn unsafe_reason(source: &Source) -> Vec<Offence> {
             .iter()
             .any(|line| line.contains("SAFETY:"))
     };
-    let blocks = lines_with(source, &source.code, |line| {
-        has_word(line, "unsafe") && (line.contains("unsafe {") || line.contains("unsafe impl"))
-    });
-    let bare = blocks.into_iter().filter(|&line| !is_reasoned(line));
-    bare.map(|line| {
-        Offence::new(
-            &source.path,
-            line,
-            "an unsafe block without a `// SAFETY:` reason above it",
-        )
-    })
-    .collect()
+    let is_block = |line: &str| has_word(line, "unsafe") && (line.contains("unsafe {") || line.contains("unsafe impl"));
+    let bare = source
+        .product_lines()
+        .filter(|&(line, text)| is_block(text) && !is_reasoned(line));
+    let message = "an unsafe block without a `// SAFETY:` reason above it";
+    bare.map(|(line, _)| Offence::new(&source.path, line, message))
+        .collect()
 }
 
 fn inside(source: &Source, prefix: &str) -> bool {
