@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::DeviceLocation;
 use rustc_hash::FxHashMap;
 
 use crate::backend::{Backend, Value};
@@ -12,7 +13,7 @@ use crate::graph::{Meta, walk};
 use crate::lazy_tensor::LazyTensor;
 use crate::plan::Plan;
 
-/// A function of lazy tensors with its plans, one per signature (shapes, dtypes) of its arguments.
+/// A function of lazy tensors with its plans, one per signature (shapes, dtypes, devices) of its arguments.
 ///
 /// Tensors that the function captures are bound when it is traced; what changes from call to call must be an argument.
 ///
@@ -30,7 +31,29 @@ pub struct Compiled<F> {
     traces: Mutex<Vec<(Signature, Arc<Trace>)>>,
 }
 
-type Signature = Vec<Meta>;
+/// A plan is for shapes and dtypes, and for who runs it where.
+struct Signature {
+    arguments: Vec<(Meta, DeviceLocation)>,
+    backend: Option<Backend>,
+}
+
+impl Signature {
+    fn of(arguments: &[LazyTensor]) -> Self {
+        Self {
+            arguments: arguments.iter().map(|t| (t.meta().clone(), t.device().location())).collect(),
+            backend: Backend::forced(),
+        }
+    }
+
+    fn is_of(&self, arguments: &[LazyTensor]) -> bool {
+        let fits = |((meta, location), t): (&(Meta, DeviceLocation), &LazyTensor)| {
+            meta == t.meta() && *location == t.device().location()
+        };
+        self.backend == Backend::forced()
+            && self.arguments.len() == arguments.len()
+            && self.arguments.iter().zip(arguments).all(fits)
+    }
+}
 
 struct Trace {
     plan: Arc<Plan>,
@@ -79,15 +102,12 @@ where
     }
 
     fn trace(&self, arguments: &[LazyTensor]) -> Result<Arc<Trace>> {
-        let matches = |signature: &Signature| {
-            signature.len() == arguments.len() && signature.iter().zip(arguments).all(|(meta, t)| meta == t.meta())
-        };
         let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, trace)) = traces.iter().find(|(signature, _)| matches(signature)) {
+        if let Some((_, trace)) = traces.iter().find(|(signature, _)| signature.is_of(arguments)) {
             return Ok(Arc::clone(trace));
         }
         let trace = Arc::new(self.make_trace(arguments)?);
-        traces.push((arguments.iter().map(|t| t.meta().clone()).collect(), Arc::clone(&trace)));
+        traces.push((Signature::of(arguments), Arc::clone(&trace)));
         Ok(trace)
     }
 

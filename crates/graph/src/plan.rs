@@ -77,6 +77,8 @@ impl Cache {
             self.drop_longest_unused();
         }
         self.count += 1;
+        // Of its own, also where two threads made a plan at once: plans are dropped by it.
+        self.clock += 1;
         self.plans.entry(hash).or_default().push((self.clock, plan));
     }
 
@@ -111,7 +113,7 @@ impl Plan {
 
     fn make(graph: Graph, backend: Backend) -> Result<Self> {
         let recorded = graph.clone();
-        let optimised = crate::pass::optimise(graph, &|graph, node| backend.has_kernel(graph, node))?;
+        let optimised = backend.optimise(graph)?;
         tracing::debug!(
             backend = ?backend,
             recorded = recorded.nodes.len(),

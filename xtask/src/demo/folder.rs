@@ -110,7 +110,7 @@ fn config() -> Value {
         "max_position_embeddings": 512,
         "rope_theta": 10000.0,
         "rms_norm_eps": 1e-6,
-        "initializer_range": 0.02,
+        "initializer_range": 0.05,
         "attention_dropout": 0.0,
         "tie_word_embeddings": true,
         "use_sliding_window": false,

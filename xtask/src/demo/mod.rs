@@ -5,10 +5,12 @@
 
 mod codes;
 mod corpus;
+mod echoes;
 mod fact;
 mod folder;
 mod instructions;
 mod phrases;
+mod pretrain;
 mod rng;
 mod tokenizer;
 mod words;
@@ -43,12 +45,30 @@ enum Command {
         #[arg(long, default_value_t = DOCUMENTS)]
         documents: usize,
     },
+    /// Write all of that and pre-train the base model: makes what the binary embeds.
+    Build {
+        /// Folder to write into; it must be empty or absent.
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+        /// Everything follows from this number.
+        #[arg(long, default_value_t = SEED)]
+        seed: u64,
+        /// Documents of the corpus.
+        #[arg(long, default_value_t = DOCUMENTS)]
+        documents: usize,
+        /// Optimizer steps of 16 rows of 192 tokens.
+        #[arg(long, default_value_t = STEPS)]
+        steps: usize,
+    },
 }
 
 /// The seed of the data that the binary embeds.
 pub const SEED: u64 = 2;
 /// The number of documents that the embedded base model is pre-trained on.
-pub const DOCUMENTS: usize = 60_000;
+pub const DOCUMENTS: usize = 180_000;
+
+/// The number of steps that the embedded base model is pre-trained for.
+pub const STEPS: usize = 2400;
 
 /// Runs the command.
 ///
@@ -56,15 +76,15 @@ pub const DOCUMENTS: usize = 60_000;
 ///
 /// An output folder that is not empty, or a file that cannot be written.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let Command::Corpus {
-        output,
-        seed,
-        documents,
-    } = &arguments.command;
+    let (output, seed, documents) = match &arguments.command {
+        Command::Corpus { output, seed, documents } | Command::Build { output, seed, documents, .. } => {
+            (output, *seed, *documents)
+        }
+    };
     if std::fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("{} is not empty: name a new folder with --output", output.display());
     }
-    let statistics = write_folder(output, *seed, *documents)?;
+    let statistics = write_folder(output, seed, documents)?;
     println!(
         "{}: {} documents, {} tokens",
         output.display(),
@@ -75,5 +95,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "{} training examples, {} tokens without chat markup; {} held-out examples",
         statistics.training, statistics.training_tokens, statistics.held_out
     );
+    if let Command::Build { steps, .. } = &arguments.command {
+        pretrain::pretrain(&output.join("model"), seed, documents, *steps)?;
+    }
     Ok(())
 }

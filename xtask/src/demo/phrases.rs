@@ -37,15 +37,13 @@ pub const TELL: [&str; 30] = [
 ];
 
 /// What stands between two tellings of the same fact.
-pub const BETWEEN: [&str; 8] = [
+pub const BETWEEN: [&str; 6] = [
     " ",
     " ",
     "\n",
-    "\n{other}: ",
+    "\n",
     " [Again|Once more|In other words]: ",
-    " [This is how|So] {other} tells it: ",
     "\n[In the newspaper|In the letter|On the board]: ",
-    " {other} [wrote|said|heard]: ",
 ];
 
 /// Who it was.

@@ -90,7 +90,8 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         O::Erf => x().erf()?,
         O::Sigmoid => (x().neg()?.exp()? + 1.0)?.recip()?,
         O::Floor => x().floor()?,
-        O::MulScalar { value } => x().affine(f64::from(*value), 0.0)?,
+        // Adding -0.0 changes nothing; adding 0.0 would lose the sign of a zero.
+        O::MulScalar { value } => x().affine(f64::from(*value), -0.0)?,
         O::AddScalar { value } => x().affine(1.0, f64::from(*value))?,
         O::Cast { dtype } => x().to_dtype(*dtype)?,
         O::Add => x().broadcast_add(y())?,

@@ -12,6 +12,7 @@ use candle_core::{CpuStorage, Device, Storage, Tensor};
 
 use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, GraphNode, Meta};
+use crate::pass;
 
 /// Who runs a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,6 +21,8 @@ pub enum Backend {
     Candle,
     /// The engine's own kernels on the host.
     Cpu,
+    /// As [`Self::Candle`], with no pass run over the graph: what passes are compared with, bit for bit.
+    Unoptimised,
 }
 
 thread_local! {
@@ -53,21 +56,33 @@ impl Backend {
     /// The backend for a device, unless [`with_backend`] says otherwise.
     pub(crate) fn current(device: &Device) -> Self {
         match (FORCED.get(), device) {
+            (Some(Self::Unoptimised), _) => Self::Unoptimised,
             (Some(Self::Candle), _) | (_, Device::Cuda(_) | Device::Metal(_)) => Self::Candle,
             (_, Device::Cpu) => Self::Cpu,
         }
     }
 
-    pub(crate) fn has_kernel(self, graph: &Graph, node: &GraphNode) -> bool {
+    /// What [`with_backend`] says on this thread.
+    pub(crate) fn forced() -> Option<Self> {
+        FORCED.get()
+    }
+
+    /// Prepares a recorded graph for [`Self::compile`].
+    pub(crate) fn optimise(self, graph: Graph) -> Result<Graph> {
+        let passes = if self == Self::Unoptimised { &[] } else { pass::PASSES };
+        pass::optimise(graph, passes, &|graph, node| self.has_kernel(graph, node))
+    }
+
+    fn has_kernel(self, graph: &Graph, node: &GraphNode) -> bool {
         match self {
-            Self::Candle => false,
+            Self::Candle | Self::Unoptimised => false,
             Self::Cpu => cpu::has_kernel(graph, node),
         }
     }
 
     pub(crate) fn compile(self, graph: Graph) -> Result<Box<dyn Executable>> {
         match self {
-            Self::Candle => Ok(Box::new(candle::Interpreter::new(graph))),
+            Self::Candle | Self::Unoptimised => Ok(Box::new(candle::Interpreter::new(graph))),
             Self::Cpu => cpu::compile(&graph),
         }
     }

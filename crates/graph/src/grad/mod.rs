@@ -50,6 +50,9 @@ fn reason(reached: &FxHashSet<NodeId>, cuts: &[&'static str], parameters: &[Lazy
                 history)"
             .into();
     }
+    if cuts.is_empty() {
+        return ": the operations between them have no gradient for it".into();
+    }
     let mut names = cuts.to_vec();
     names.sort_unstable();
     names.dedup();

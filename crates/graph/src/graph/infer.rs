@@ -359,6 +359,9 @@ fn attention(name: &'static str, inputs: &[&Meta], options: &AttentionOptions) -
 }
 
 fn vjp(name: &'static str, of: &Operation, wanted: u32, inputs: &[&Meta]) -> Result<Outputs> {
+    if !of.is_fused() || matches!(of, Operation::Vjp { .. }) {
+        return Err(Error::shape(name, format!("{} is not a fused operation", of.name())));
+    }
     let outputs = of.output_count();
     let Some(count) = inputs.len().checked_sub(2 * outputs) else {
         return Err(Error::shape(name, format!("{} inputs for {}", inputs.len(), of.name())));
@@ -367,7 +370,7 @@ fn vjp(name: &'static str, of: &Operation, wanted: u32, inputs: &[&Meta]) -> Res
     for (i, meta) in primal.iter().enumerate() {
         for given in [inputs[count + i], inputs[count + outputs + i]] {
             if given != meta {
-                return Err(Error::shape(name, format!("output {i} of {} is {meta:?}, got {given:?}", of.name())));
+                return Err(Error::shape(name, format!("output {i} of {} is {meta}, got {given}", of.name())));
             }
         }
     }

@@ -8,7 +8,10 @@ use candle_core::{DType, Shape};
 ///
 /// Binary operations broadcast their inputs by the usual trailing-dimension rule. Reductions keep the reduced
 /// dimensions with size 1. Tensors are row-major.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// Two operations are equal when they compute the same bits: parameters are compared by their bits, so that a NaN equals
+/// itself and 0.0 is not -0.0. Plans are found again, and common subexpressions merged, by this equality.
+#[derive(Debug, Clone)]
 #[allow(clippy::upper_case_acronyms)] // the field's own names: LoRA, GELU
 pub enum Operation {
     // ---- sources
@@ -275,8 +278,8 @@ pub enum Approximate {
     Tanh,
 }
 
-/// What an attention sees.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What an attention sees. Equal by bits, as [`Operation`].
+#[derive(Debug, Clone, Copy)]
 pub struct AttentionOptions {
     /// Factor on the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
@@ -290,8 +293,8 @@ pub struct AttentionOptions {
     pub segments: bool,
 }
 
-/// How rows of a cross-entropy count.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// How rows of a cross-entropy count. Equal by bits, as [`Operation`].
+#[derive(Debug, Clone, Copy)]
 pub struct CrossEntropyOptions {
     /// Rows with this target have loss 0 and no gradient.
     pub ignore_index: i64,
@@ -305,8 +308,8 @@ impl Default for CrossEntropyOptions {
     }
 }
 
-/// Constants of the `AdamW` update; what changes from step to step is an input.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Constants of the `AdamW` update; what changes from step to step is an input. Equal by bits, as [`Operation`].
+#[derive(Debug, Clone, Copy)]
 pub struct AdamWOptions {
     /// Decay of the first moment.
     pub beta1: f64,
@@ -318,7 +321,95 @@ pub struct AdamWOptions {
     pub weight_decay: f64,
 }
 
+impl PartialEq for AttentionOptions {
+    fn eq(&self, other: &Self) -> bool {
+        let rest = |o: &Self| (o.scale.to_bits(), o.causal, o.window, o.offset, o.segments);
+        rest(self) == rest(other)
+    }
+}
+
+impl PartialEq for CrossEntropyOptions {
+    fn eq(&self, other: &Self) -> bool {
+        let bits = |o: &Self| (o.ignore_index, o.label_smoothing.to_bits());
+        bits(self) == bits(other)
+    }
+}
+
+impl PartialEq for AdamWOptions {
+    fn eq(&self, other: &Self) -> bool {
+        let bits = |o: &Self| [o.beta1, o.beta2, o.eps, o.weight_decay].map(f64::to_bits);
+        bits(self) == bits(other)
+    }
+}
+
+impl PartialEq for Operation {
+    fn eq(&self, other: &Self) -> bool {
+        use std::mem::discriminant;
+        discriminant(self) == discriminant(other) && self.same_parameters(other)
+    }
+}
+
 impl Operation {
+    /// Whether two operations of one kind have the same parameters; the left sides list every operation.
+    fn same_parameters(&self, other: &Self) -> bool {
+        use Operation as O;
+        match (self, other) {
+            (O::Constant { value: a, shape: s, dtype: d }, O::Constant { value: b, shape: t, dtype: e }) => {
+                a.to_bits() == b.to_bits() && s == t && d == e
+            }
+            (O::Iota { dim: a, shape: s, dtype: d }, O::Iota { dim: b, shape: t, dtype: e }) => (a, s, d) == (b, t, e),
+            (
+                O::Random { distribution: a, shape: s, dtype: d },
+                O::Random { distribution: b, shape: t, dtype: e },
+            ) => (a, s, d) == (b, t, e),
+            (O::MulScalar { value: a }, O::MulScalar { value: b })
+            | (O::AddScalar { value: a }, O::AddScalar { value: b })
+            | (O::RMSNorm { eps: a }, O::RMSNorm { eps: b })
+            | (O::LayerNorm { eps: a }, O::LayerNorm { eps: b })
+            | (O::LoRA { scale: a }, O::LoRA { scale: b }) => a.to_bits() == b.to_bits(),
+            (O::Cast { dtype: a }, O::Cast { dtype: b }) => a == b,
+            (O::Sum { dims: a }, O::Sum { dims: b })
+            | (O::Max { dims: a }, O::Max { dims: b })
+            | (O::Permute { dims: a }, O::Permute { dims: b }) => a == b,
+            (O::Reshape { shape: a }, O::Reshape { shape: b }) | (O::Broadcast { shape: a }, O::Broadcast { shape: b }) => {
+                a == b
+            }
+            (O::Slice { start: a, end: c }, O::Slice { start: b, end: d })
+            | (O::Pad { before: a, after: c }, O::Pad { before: b, after: d }) => (a, c) == (b, d),
+            (O::ArgMax { dim: a }, O::ArgMax { dim: b })
+            | (O::Concat { dim: a }, O::Concat { dim: b })
+            | (O::IndexSelect { dim: a }, O::IndexSelect { dim: b })
+            | (O::Gather { dim: a }, O::Gather { dim: b })
+            | (O::IndexAdd { dim: a }, O::IndexAdd { dim: b })
+            | (O::ScatterAdd { dim: a }, O::ScatterAdd { dim: b })
+            | (O::SliceUpdate { dim: a }, O::SliceUpdate { dim: b })
+            | (O::Softmax { dim: a }, O::Softmax { dim: b }) => a == b,
+            (O::DynamicSlice { dim: a, length: c }, O::DynamicSlice { dim: b, length: d }) => (a, c) == (b, d),
+            (O::Rope { interleaved: a }, O::Rope { interleaved: b }) => a == b,
+            (O::GELU { approximate: a }, O::GELU { approximate: b }) => a == b,
+            (O::Attention(a), O::Attention(b)) => a == b,
+            (O::CrossEntropy(a), O::CrossEntropy(b)) => a == b,
+            (O::AdamW(a), O::AdamW(b)) => a == b,
+            (O::Vjp { of: a, wanted: c }, O::Vjp { of: b, wanted: d }) => c == d && a == b,
+            (
+                O::Input | O::Neg | O::Abs | O::Sign | O::Exp | O::Log | O::Sqrt | O::Rsqrt | O::Recip | O::Sin | O::Cos
+                | O::Tanh | O::Erf | O::Sigmoid | O::Floor | O::Add | O::Sub | O::Mul | O::Div | O::Pow | O::Maximum
+                | O::Minimum | O::Equal | O::Less | O::LessEqual | O::Where | O::StopGradient | O::Matmul | O::SwiGLU,
+                _,
+            ) => true,
+            // Of two kinds.
+            (
+                O::Constant { .. } | O::Iota { .. } | O::Random { .. } | O::MulScalar { .. } | O::AddScalar { .. }
+                | O::RMSNorm { .. } | O::LayerNorm { .. } | O::LoRA { .. } | O::Cast { .. } | O::Sum { .. } | O::Max { .. }
+                | O::Permute { .. } | O::Reshape { .. } | O::Broadcast { .. } | O::Slice { .. } | O::Pad { .. }
+                | O::ArgMax { .. } | O::Concat { .. } | O::IndexSelect { .. } | O::Gather { .. } | O::IndexAdd { .. }
+                | O::ScatterAdd { .. } | O::SliceUpdate { .. } | O::Softmax { .. } | O::DynamicSlice { .. }
+                | O::Rope { .. } | O::GELU { .. } | O::Attention(_) | O::CrossEntropy(_) | O::AdamW(_) | O::Vjp { .. },
+                _,
+            ) => false,
+        }
+    }
+
     /// Number of outputs.
     #[must_use]
     pub fn output_count(&self) -> usize {

@@ -183,7 +183,11 @@ pub fn verify(graph: &Graph, pass: &'static str) -> Result<()> {
         }
         match infer(&node.operation, &metas) {
             Ok(outputs) if outputs == node.outputs => {}
-            Ok(outputs) => return fail(format!("%{index} says {:?}, inferred {outputs:?}", node.outputs)),
+            Ok(outputs) => {
+                let list = |of: &[Meta]| of.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                let (says, inferred) = (list(&node.outputs), list(&outputs));
+                return fail(format!("%{index} {} says {says}, inferred {inferred}", node.operation.name()));
+            }
             Err(error) => return fail(format!("%{index}: {error}")),
         }
     }

@@ -25,23 +25,23 @@ pub const PASSES: &[Pass] = &[
     Pass { name: "dce", run: dce::run },
 ];
 
-/// Runs every pass, then replaces the fused operations that the backend has no kernel for by their fallbacks and runs
-/// the passes again over what that brought.
+/// Runs `passes`, usually [`PASSES`], then replaces the fused operations that the backend has no kernel for by their fallbacks and runs
+/// them again over what that brought.
 ///
 /// # Errors
 /// [`crate::Error::Verify`] when a pass leaves a malformed graph.
-pub fn optimise(graph: Graph, has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool) -> Result<Graph> {
+pub fn optimise(graph: Graph, passes: &[Pass], has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool) -> Result<Graph> {
     verify(&graph, "recording")?;
-    let mut graph = run_all(graph)?;
+    let mut graph = run_all(graph, passes)?;
     while let Some(lowered) = lower::run(&graph, has_kernel)? {
         verify(&lowered, "lower")?;
-        graph = run_all(lowered)?;
+        graph = run_all(lowered, passes)?;
     }
     Ok(graph)
 }
 
-fn run_all(mut graph: Graph) -> Result<Graph> {
-    for pass in PASSES {
+fn run_all(mut graph: Graph, passes: &[Pass]) -> Result<Graph> {
+    for pass in passes {
         let before = graph.nodes.len();
         graph = (pass.run)(graph);
         verify(&graph, pass.name)?;

@@ -4,6 +4,7 @@ use std::borrow::Borrow;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use metal_candle_graph::LazyTensor;
 use metal_candle_graph::io::Checkpoint;
 
 use super::weights::Weights;
@@ -109,10 +110,19 @@ pub fn from_parts(
     dtype: DType,
     device: &(impl Borrow<Device> + ?Sized),
 ) -> Result<Box<dyn CausalLm>, LoadError> {
-    build(
-        config,
-        &Weights::of_tensors(tensors.into_iter().collect(), float(dtype)?, device.borrow()),
-    )
+    build(config, &Weights::of_tensors(tensors, float(dtype)?, device.borrow())?)
+}
+
+/// Builds a model on tensors of the engine, by their names in checkpoints. Inside a compiled function they may be its
+/// arguments: that is how all weights of a model are trained.
+///
+/// # Errors
+/// [`LoadError::Tensors`] naming every tensor that is missing, of another shape or unexpected.
+pub fn from_recorded(
+    config: &ModelConfig,
+    tensors: impl IntoIterator<Item = (String, LazyTensor)>,
+) -> Result<Box<dyn CausalLm>, LoadError> {
+    build(config, &Weights::of_recorded(tensors.into_iter().collect()))
 }
 
 fn read(config: &ModelConfig, folder: &Path, dtype: DType, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {

@@ -22,5 +22,5 @@ pub use decoder::CausalLm;
 pub(crate) use fields::Fields;
 pub use generation_config::GenerationConfig;
 pub use load_error::{LoadError, TensorFaults};
-pub use loader::{LoadedModel, from_parts, load, load_model};
+pub use loader::{LoadedModel, from_parts, from_recorded, load, load_model};
 pub use rope_scaling::{RopeConfig, RopeScaling};

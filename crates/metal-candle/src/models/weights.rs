@@ -23,7 +23,7 @@ pub(super) struct Weights {
 
 enum Source {
     Folder(Checkpoint),
-    Memory(HashMap<String, Tensor>),
+    Memory(HashMap<String, LazyTensor>),
 }
 
 impl Weights {
@@ -35,34 +35,36 @@ impl Weights {
         }
     }
 
-    pub fn of_tensors(tensors: HashMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
-        Self {
-            source: Source::Memory(tensors),
-            dtype,
-            device: device.clone(),
-        }
+    pub fn of_tensors(
+        tensors: impl IntoIterator<Item = (String, Tensor)>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        let converted = |(name, tensor): (String, Tensor)| {
+            let moved = tensor.to_device(device).and_then(|t| t.to_dtype(dtype));
+            let moved = moved.map_err(|e| LoadError::Tensor { name: name.clone(), source: Box::new(e) })?;
+            Ok((name, LazyTensor::from_tensor(moved)?))
+        };
+        let tensors = tensors.into_iter().map(converted).collect::<Result<_, LoadError>>()?;
+        Ok(Self { source: Source::Memory(tensors), dtype, device: device.clone() })
+    }
+
+    /// Tensors of the engine, which may be placeholders of a traced function; they keep their dtypes.
+    pub fn of_recorded(tensors: HashMap<String, LazyTensor>) -> Self {
+        // Neither is asked for where nothing is converted.
+        Self { source: Source::Memory(tensors), dtype: DType::F32, device: Device::Cpu }
     }
 
     /// One tensor in the dtype and on the device of the model.
     pub fn get(&self, name: &str) -> Result<LazyTensor, LoadError> {
-        let tensor = match &self.source {
-            Source::Folder(checkpoint) => checkpoint.load_as(name, self.dtype, &self.device)?,
-            Source::Memory(tensors) => {
-                let missing = || {
-                    self.faults(TensorFaults {
-                        missing: vec![name.to_owned()],
-                        ..TensorFaults::default()
-                    })
-                };
-                let tensor = tensors.get(name).ok_or_else(missing)?;
-                let moved = tensor.to_device(&self.device).and_then(|t| t.to_dtype(self.dtype));
-                moved.map_err(|e| LoadError::Tensor {
-                    name: name.to_owned(),
-                    source: Box::new(e),
-                })?
+        match &self.source {
+            Source::Folder(checkpoint) => {
+                Ok(LazyTensor::from_tensor(checkpoint.load_as(name, self.dtype, &self.device)?)?)
             }
-        };
-        Ok(LazyTensor::from_tensor(tensor)?)
+            Source::Memory(tensors) => tensors.get(name).cloned().ok_or_else(|| {
+                self.faults(TensorFaults { missing: vec![name.to_owned()], ..TensorFaults::default() })
+            }),
+        }
     }
 
     /// The linear layer of that name.

@@ -37,7 +37,7 @@ pub(super) struct Builder<'a> {
     views: Vec<SmallVec<[View; 1]>>,
     buffers: Vec<Buffer>,
     steps: Vec<Step>,
-    constants: Vec<[u8; 8]>,
+    constants: Vec<u64>,
     inputs: Vec<Meta>,
     written: Vec<bool>,
     /// For each value, the last node that needs it, through views too.
@@ -179,7 +179,9 @@ impl Builder<'_> {
         let buffer = &self.buffers[view.buffer];
         let whole = view.offset == 0 && view.is_contiguous() && buffer.bytes == view.len() * view.dtype.size_in_bytes();
         let inputs = &self.graph.nodes[self.node].inputs;
-        let alone = inputs.iter().filter(|&&input| self.view(input).buffer == view.buffer).count() == 1;
+        let lies_there = |view_of: Option<&View>| view_of.is_some_and(|other| other.buffer == view.buffer);
+        let touches = |input: &ValueRef| lies_there(Some(self.view(*input))) || lies_there(self.copies.get(input));
+        let alone = inputs.iter().filter(|&input| touches(input)).count() == 1;
         if !(whole && alone && buffer.needed_until <= self.node) {
             return self.copy_of(&view);
         }
@@ -195,7 +197,7 @@ impl Builder<'_> {
 
     /// A constant of every element `value`, as strides of zero over one element.
     pub fn constant(&mut self, meta: &Meta, bytes: [u8; 8]) -> View {
-        self.constants.push(bytes);
+        self.constants.push(u64::from_ne_bytes(bytes));
         let buffer = self.buffer(8, Origin::Constant(self.constants.len() - 1));
         let dims = meta.shape.dims();
         View { buffer, offset: 0, dims: dims.to_vec(), strides: vec![0; dims.len()], dtype: meta.dtype }

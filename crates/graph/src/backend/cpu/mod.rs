@@ -62,8 +62,8 @@ struct Program {
     steps: Vec<Step>,
     places: Vec<Place>,
     arena_bytes: usize,
-    /// Eight bytes are enough for any element.
-    constants: Vec<[u8; 8]>,
+    /// The first bytes of each are its element; eight are enough, and aligned, for any.
+    constants: Vec<u64>,
     inputs: Vec<Meta>,
     /// Whether a step writes into the input's memory.
     written: Vec<bool>,
@@ -90,7 +90,7 @@ impl Executable for Program {
                     Place::Arena(offset) => arena.pointer().wrapping_add(offset),
                     Place::Input(i) => input_pointers[i],
                     Place::Output(i) => output_pointers[i],
-                    Place::Constant(i) => self.constants[i].as_ptr().cast_mut(),
+                    Place::Constant(i) => std::ptr::from_ref(&self.constants[i]).cast_mut().cast(),
                 })
                 .collect();
             let memory = Memory { pointers };

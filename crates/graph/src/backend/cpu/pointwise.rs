@@ -111,13 +111,14 @@ fn float1<T: Float>(builder: &mut Builder<'_>, node: &GraphNode, x: &View, out: 
     let one = T::Acc::ONE;
     match &node.operation {
         O::Neg => acc1!(T, builder, x, out, |v| -v),
-        O::Abs => acc1!(T, builder, x, out, |v| if v < zero { -v } else { v }),
+        // 0 - -0 is 0.
+        O::Abs => acc1!(T, builder, x, out, |v| if v <= zero { zero - v } else { v }),
         O::Sign => acc1!(T, builder, x, out, |v| if v > zero {
             one
         } else if v < zero {
             -one
         } else {
-            v
+            zero
         }),
         O::Exp => acc1!(T, builder, x, out, |v| v.exp()),
         O::Log => acc1!(T, builder, x, out, |v| v.ln()),

@@ -11,7 +11,7 @@ use super::kernels::index::{IndexShape, gather, index_add, index_select, scatter
 use super::kernels::matmul::{MatView, MatmulShape, matmul};
 use super::kernels::reduce::{self, ReduceShape};
 use super::kernels::{Float, KernelError, Real, random};
-use super::view::View;
+use super::view::{View, row_major};
 use super::{with_float, with_type};
 use crate::error::{Error, Result};
 use crate::graph::{Distribution, GraphNode, Meta, Operation};
@@ -354,7 +354,7 @@ fn slice_update(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Resu
 
 /// `(.., m, k) x (.., k, n)` with any strides: transposes and broadcasts cost nothing.
 fn product(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
-    let inputs = builder.input_views(node);
+    let mut inputs = builder.input_views(node);
     let out = builder.output(node, 0);
     let rank = out.dims.len();
     let (m, n) = (out.dims[rank - 2], out.dims[rank - 1]);
@@ -363,6 +363,8 @@ fn product(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
     let flat = inputs[1].dims.len() == 2 && inputs[0].is_contiguous();
     let batch: usize = out.dims[..rank - 2].iter().product();
     let (shape, left, right) = if flat {
+        // A contiguous view may have any stride in a dimension of size 1, so the rows' is made afresh.
+        inputs[0] = View { strides: row_major(&inputs[0].dims), ..inputs[0].clone() };
         (MatmulShape { m: m * batch, n, k }, vec![0], vec![0])
     } else {
         let offsets = |view: &View| batch_offsets(view, &out.dims[..rank - 2]);

@@ -33,6 +33,36 @@ pub struct Mat<P> {
     pub cols: isize,
 }
 
+impl<T> Mat<*const T> {
+    /// The matrix from element (i, j) on.
+    #[inline(always)]
+    pub(crate) fn at(self, i: usize, j: usize) -> Self {
+        let step = i as isize * self.rows + j as isize * self.cols;
+        Mat {
+            ptr: self.ptr.wrapping_offset(step),
+            ..self
+        }
+    }
+
+    /// The matrix as one of another type of the same layout.
+    pub(crate) fn cast<U>(self) -> Mat<*const U> {
+        Mat {
+            ptr: self.ptr.cast(),
+            rows: self.rows,
+            cols: self.cols,
+        }
+    }
+}
+
+impl<T> Mat<*mut T> {
+    /// The address of element (i, j).
+    #[inline(always)]
+    pub(crate) fn at(self, i: usize, j: usize) -> *mut T {
+        self.ptr
+            .wrapping_offset(i as isize * self.rows + j as isize * self.cols)
+    }
+}
+
 /// An accumulation type (f32 or f64): its arithmetic, its functions and its matrix product.
 pub trait Real:
     Float<Acc = Self>
@@ -65,8 +95,6 @@ pub trait Real:
     fn sigmoid(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
-    /// The larger; `other` where `self` is NaN.
-    fn larger(self, other: Self) -> Self;
 
     /// `C = alpha * A @ B (+ C if accumulate)` with A (m, k), B (k, n), C (m, n), any strides.
     ///
@@ -135,10 +163,6 @@ macro_rules! real {
             #[inline(always)]
             fn sqrt(self) -> $t {
                 $t::sqrt(self)
-            }
-            #[inline(always)]
-            fn larger(self, other: $t) -> $t {
-                if self > other { self } else { other }
             }
 
             unsafe fn gemm(

@@ -19,6 +19,7 @@ unsafe impl<T: Send + Sync> Send for InOut<'_, T> {}
 
 impl<'a, T> InOut<'a, T> {
     /// From one buffer to another.
+    #[cfg(test)]
     ///
     /// # Panics
     /// If the lengths differ.
@@ -34,6 +35,7 @@ impl<'a, T> InOut<'a, T> {
     }
 
     /// Over the input itself.
+    #[cfg(test)]
     #[must_use]
     pub fn in_place(buffer: &'a mut [T]) -> Self {
         let dst = buffer.as_mut_ptr();
@@ -64,12 +66,6 @@ impl<'a, T> InOut<'a, T> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
-    }
-
-    /// True without elements.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     pub(super) fn src(&self) -> *const T {

@@ -27,7 +27,6 @@ mod row;
 pub mod softmax;
 pub mod swiglu;
 
-pub use element::Element;
 pub use error::KernelError;
 pub use float::{Float, Real};
 pub use inout::InOut;

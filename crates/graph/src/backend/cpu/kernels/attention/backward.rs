@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::super::float::{Float, Mat, Real};
+use super::super::matmul::dense_product;
 use super::super::par::{PARALLEL_WORK, Shared, for_pieces, simd, store, sum2, with_scratch};
 use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, cut, dense, dense_mut, key_blocks, transposed};
 
@@ -186,8 +187,8 @@ impl<T: Float> Head<'_, '_, T> {
         // SAFETY: the caller's promise, and the lengths of the fields.
         unsafe {
             let (p, ds) = (dense_mut(self.p, BLOCK_KEYS), dense_mut(self.ds, BLOCK_KEYS));
-            T::Acc::gemm((rows, n, dim), self.scale, q, transposed(k), p, false, false);
-            T::Acc::gemm((rows, n, dim), one, grad, transposed(v), ds, false, false);
+            dense_product((rows, n, dim), self.scale, q, transposed(k), p, false, false);
+            dense_product((rows, n, dim), one, grad, transposed(v), ds, false, false);
             simd(
                 #[inline(always)]
                 || self.score_gradients(queries, keys),
@@ -195,9 +196,9 @@ impl<T: Float> Head<'_, '_, T> {
             let (p, ds) = (dense(self.p, BLOCK_KEYS), dense(self.ds, BLOCK_KEYS));
             let dv = dense_mut(&mut self.dv[sums.clone()], dim);
             let dk = dense_mut(&mut self.dk[sums], dim);
-            T::Acc::gemm((n, dim, rows), one, transposed(p), grad, dv, true, false);
-            T::Acc::gemm((n, dim, rows), one, transposed(ds), q, dk, true, false);
-            T::Acc::gemm((rows, dim, n), one, ds, k, dense_mut(self.dq, dim), true, false);
+            dense_product((n, dim, rows), one, transposed(p), grad, dv, true, false);
+            dense_product((n, dim, rows), one, transposed(ds), q, dk, true, false);
+            dense_product((rows, dim, n), one, ds, k, dense_mut(self.dq, dim), true, false);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::super::float::{Float, Mat, Real};
+use super::super::matmul::dense_product;
 use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1, with_scratch};
 use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, cut, dense, dense_mut, key_blocks, transposed};
 
@@ -128,7 +129,7 @@ impl<T: Float> Block<'_, '_, T> {
             let scores = dense_mut(&mut self.scores[start..], BLOCK_KEYS);
             let (q, k) = (dense(self.q, dim), transposed(k.at(start, 0)));
             // SAFETY: q is (rows, dim), k (keys, dim) and the scores have room for (rows, keys).
-            unsafe { T::Acc::gemm((rows, count, dim), T::Acc::ONE, q, k, scores, false, false) };
+            unsafe { dense_product((rows, count, dim), T::Acc::ONE, q, k, scores, false, false) };
         }
     }
 
@@ -182,7 +183,7 @@ impl<T: Float> Block<'_, '_, T> {
         let o = dense_mut(self.o, dim);
         // SAFETY: the probabilities are (rows, keys), v (keys, dim), o (rows, dim).
         unsafe {
-            T::Acc::gemm(
+            dense_product(
                 (rows, dim, keys),
                 T::Acc::ONE,
                 dense(self.scores, BLOCK_KEYS),

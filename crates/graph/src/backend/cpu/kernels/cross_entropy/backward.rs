@@ -3,6 +3,7 @@
 
 use super::super::error::KernelError;
 use super::super::float::{Float, Mat, Real};
+use super::super::matmul::dense_product;
 use super::super::par::{Shared, for_pieces, for_rows, simd, store, with_scratch};
 use super::{BLOCK_ROWS, CrossEntropy, Row};
 
@@ -141,7 +142,7 @@ impl<T: Float> Job<'_, T> {
                     };
                     let dims = (rows.len(), d, count);
                     // SAFETY: as above; the weight is (count, d).
-                    unsafe { T::Acc::gemm(dims, T::Acc::ONE, left, weight, sums, true, wide_products) };
+                    unsafe { dense_product(dims, T::Acc::ONE, left, weight, sums, true, wide_products) };
                 }
                 for (row, sums) in rows.iter().zip(sums.chunks_exact(d.max(1))) {
                     // SAFETY: the row belongs to this task.
@@ -186,7 +187,7 @@ impl<T: Float> Job<'_, T> {
                     };
                     let dims = (count, d, rows.len());
                     // SAFETY: as above.
-                    unsafe { T::Acc::gemm(dims, T::Acc::ONE, left, right, sums, true, false) };
+                    unsafe { dense_product(dims, T::Acc::ONE, left, right, sums, true, false) };
                 }
                 // SAFETY: the classes belong to this task.
                 unsafe { store(sums, out.at(start * d)) };

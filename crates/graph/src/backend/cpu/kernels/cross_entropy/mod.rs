@@ -11,7 +11,7 @@ pub use backward::cross_entropy_vjp;
 
 use super::error::KernelError;
 use super::float::{Float, Mat, Real};
-use super::matmul::widen;
+use super::matmul::{dense_product, widen};
 use super::par::{PARALLEL_WORK, Shared, for_pieces, load, max1, simd, sum1, with_scratch};
 
 /// Rows of a block.
@@ -140,7 +140,7 @@ impl<T: Float> CrossEntropy<'_, T> {
         };
         // SAFETY: the caller's promise.
         unsafe {
-            T::Acc::gemm(
+            dense_product(
                 (rows, count, self.d),
                 T::Acc::ONE,
                 hidden,

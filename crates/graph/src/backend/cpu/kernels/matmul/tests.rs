@@ -1,0 +1,136 @@
+//! Against the definition in f64, over sizes, layouts and threads.
+
+use super::super::float::Real;
+use super::super::testing::{close, each_float, epsilon, noise_as, widen as wide};
+use super::*;
+
+/// Rows of the table: m, n, k, batch, A transposed, B transposed, B shared, accumulate.
+type Case = (usize, usize, usize, usize, bool, bool, bool, bool);
+
+fn strides(transposed: bool, rows: usize, cols: usize) -> (usize, usize) {
+    if transposed { (1, rows) } else { (cols, 1) }
+}
+
+fn check<T: Float>(case: Case) {
+    let (m, n, k, batch, ta, tb, shared, accumulate) = case;
+    let (a, a64) = noise_as::<T>(1, batch * m * k + 3);
+    let (b, b64) = noise_as::<T>(2, batch * k * n + 5);
+    let (mut c, c64) = noise_as::<T>(3, batch * m * n);
+    let a_offsets: Vec<usize> = (0..batch).map(|t| 3 + t * m * k).collect();
+    let b_offsets: Vec<usize> = (0..batch).map(|t| if shared { 5 } else { 5 + t * k * n }).collect();
+    let ((ar, ac), (br, bc)) = (strides(ta, m, k), strides(tb, k, n));
+    let mut want = vec![0.0; batch * m * n];
+    for t in 0..batch {
+        for i in 0..m {
+            for j in 0..n {
+                let dot: f64 = (0..k)
+                    .map(|l| a64[a_offsets[t] + i * ar + l * ac] * b64[b_offsets[t] + l * br + j * bc])
+                    .sum();
+                let at = (t * m + i) * n + j;
+                want[at] = 0.5 * dot + if accumulate { c64[at] } else { 0.0 };
+            }
+        }
+    }
+    let a = MatView {
+        data: &a,
+        offsets: &a_offsets,
+        row_stride: ar,
+        col_stride: ac,
+    };
+    let b = MatView {
+        data: &b,
+        offsets: &b_offsets,
+        row_stride: br,
+        col_stride: bc,
+    };
+    matmul(MatmulShape { m, n, k }, T::Acc::of(0.5), a, b, accumulate, &mut c);
+    // The sums are f32 for the narrow types too, and may be one after another.
+    let sum = if T::IS_ACC { epsilon::<T>() } else { 1.2e-7 };
+    let tolerance = epsilon::<T>() + sum * (k as f64 / 8.0);
+    close(&wide(&c), &want, tolerance);
+}
+
+fn table<T: Float>() {
+    let sizes = [
+        (1, 1, 1, 1),
+        (0, 3, 2, 1),
+        (3, 2, 0, 2),
+        (3, 4, 5, 0),
+        (1, 300, 77, 1),
+        (1, 5, 1030, 3),
+        (270, 1, 33, 1),
+        (5, 7, 9, 4),
+        (130, 259, 517, 1),
+        (33, 3, 65, 2),
+        (40, 600, 70, 1),
+        (9, 130, 31, 2),
+        (300, 20, 40, 1),
+    ];
+    for (m, n, k, batch) in sizes {
+        for flags in 0..16 {
+            let flag = |bit: usize| flags >> bit & 1 == 1;
+            check::<T>((m, n, k, batch, flag(0), flag(1), flag(2), flag(3)));
+        }
+    }
+}
+
+#[test]
+fn agrees_with_the_definition() {
+    each_float!(table);
+}
+
+#[test]
+fn broadcast_strides_and_gaps() {
+    // A's row is repeated (stride 0); B's rows and columns both have gaps, also for one row of A.
+    let (a, b) = ([1.0f64, 2.0], (0..40).map(f64::from).collect::<Vec<_>>());
+    for m in [1, 3] {
+        let mut c = vec![0.0; m * 2];
+        let left = MatView {
+            data: &a,
+            offsets: &[0],
+            row_stride: 0,
+            col_stride: 1,
+        };
+        let right = MatView {
+            data: &b,
+            offsets: &[1],
+            row_stride: 10,
+            col_stride: 3,
+        };
+        matmul(MatmulShape { m, n: 2, k: 2 }, 1.0, left, right, false, &mut c);
+        // b[1], b[4]; b[11], b[14]
+        assert_eq!(c, [23.0, 32.0].repeat(m));
+    }
+}
+
+fn same_bits_on_any_pool<T: Float>() {
+    let (m, n, k) = (150, 310, 530);
+    let (a, _) = noise_as::<T>(7, m * k);
+    let (b, _) = noise_as::<T>(8, k * n);
+    let run = |threads: usize, m: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut c = vec![T::default(); m * n];
+        let left = MatView {
+            data: &a,
+            offsets: &[0],
+            row_stride: k,
+            col_stride: 1,
+        };
+        let right = MatView {
+            data: &b,
+            offsets: &[0],
+            row_stride: 1,
+            col_stride: k,
+        };
+        pool.install(|| matmul(MatmulShape { m, n, k }, T::Acc::ONE, left, right, false, &mut c));
+        c
+    };
+    for m in [1, m] {
+        assert!(run(1, m) == run(5, m));
+    }
+}
+
+#[test]
+fn threads_do_not_change_the_result() {
+    each_float!(same_bits_on_any_pool);
+}

@@ -1,0 +1,288 @@
+//! Every operation of the closed list, by a sample of each: shapes are inferred, the graph prints and verifies, both
+//! backends agree, and where a gradient passes it is there and finite. `samples.rs` lists the operations once more, so a
+//! new one does not compile here before it has its sample.
+
+mod samples;
+
+use candle_core::{DType, Device, Shape};
+use metal_candle_graph::graph::infer::infer;
+use metal_candle_graph::graph::verify::verify;
+use metal_candle_graph::{
+    AdamWOptions, AttentionOptions, Backend, CrossEntropyOptions, LazyTensor, Meta, Operation, compile, eval_all,
+    value_and_grad, with_backend,
+};
+use samples::{COUNT, Sample, floats, position, record, samples};
+
+#[test]
+fn there_is_a_sample_of_each() {
+    let mut seen = [false; COUNT];
+    seen[position(&Operation::Input)] = true; // the leaf of every other sample
+    for sample in samples() {
+        let place = &mut seen[position(&sample.operation)];
+        assert!(!std::mem::replace(place, true), "two samples of {}", sample.text);
+    }
+    let missing: Vec<usize> = (0..COUNT).filter(|&i| !seen[i]).collect();
+    assert!(missing.is_empty(), "no sample at {missing:?}");
+}
+
+#[test]
+fn each_infers_prints_and_verifies() {
+    for sample in samples() {
+        let outputs = record(&sample);
+        assert_eq!(sample.operation.to_string(), sample.text);
+        assert!(sample.text.starts_with(sample.operation.name()));
+        assert_eq!(outputs.len(), sample.operation.output_count(), "{}", sample.text);
+        let metas: Vec<&Meta> = sample.inputs.iter().map(LazyTensor::meta).collect();
+        let inferred = infer(&sample.operation, &metas).unwrap();
+        assert!(
+            inferred.iter().eq(outputs.iter().map(LazyTensor::meta)),
+            "{}",
+            sample.text
+        );
+        let graph = outputs[0].graph().unwrap();
+        verify(&graph, "test").unwrap();
+        let line = format!(" = {}(", sample.text);
+        assert!(graph.to_string().contains(&line), "{graph}");
+        assert!(
+            graph.to_dot().contains(&format!("label=\"{}\\n", sample.text)),
+            "{}",
+            graph.to_dot()
+        );
+        // Not one input less, and none more.
+        let fewer = infer(&sample.operation, &metas[..metas.len().saturating_sub(1)]);
+        let optional = matches!(sample.operation, Operation::Concat { .. } | Operation::RMSNorm { .. });
+        assert!(
+            metas.is_empty() || optional || fewer.is_err(),
+            "{} takes fewer inputs",
+            sample.text
+        );
+    }
+}
+
+#[test]
+fn each_runs_on_both_backends_with_the_inferred_shape() {
+    for sample in samples() {
+        let run = |backend| {
+            with_backend(backend, || {
+                eval_all(&record(&sample)).unwrap_or_else(|e| panic!("{}: {e}", sample.text))
+            })
+        };
+        let (reference, ours) = (run(Backend::Candle), run(Backend::Cpu));
+        for ((expected, found), recorded) in reference.iter().zip(&ours).zip(record(&sample)) {
+            for tensor in [expected, found] {
+                assert_eq!(
+                    (tensor.shape(), tensor.dtype()),
+                    (recorded.shape(), recorded.dtype()),
+                    "{}",
+                    sample.text
+                );
+            }
+            let list = |t: &candle_core::Tensor| {
+                t.to_dtype(DType::F64)
+                    .unwrap()
+                    .flatten_all()
+                    .unwrap()
+                    .to_vec1::<f64>()
+                    .unwrap()
+            };
+            for (e, f) in list(expected).into_iter().zip(list(found)) {
+                assert!(
+                    (e - f).abs() <= 1e-12 * e.abs().max(1.0),
+                    "{}: {f} instead of {e}",
+                    sample.text
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn each_has_a_gradient_or_says_that_it_cuts() {
+    for sample in samples().into_iter().filter(|s| !s.inputs.is_empty()) {
+        let mut floats: Vec<LazyTensor> = sample
+            .inputs
+            .iter()
+            .filter(|x| x.dtype() == DType::F64)
+            .cloned()
+            .collect();
+        if let Operation::Vjp { of, .. } = &sample.operation {
+            // The operation's outputs only save work: they depend on its inputs, which have the gradient.
+            let output = floats.remove(floats.len() - 2 * of.output_count());
+            assert_eq!(
+                cut(&loss_of(&sample), &output),
+                "the operations between them have no gradient for it"
+            );
+        }
+        let Some(first) = floats.first() else { continue };
+        let loss = loss_of(&sample);
+        if !sample.differentiable {
+            let name = sample.operation.name();
+            // A comparison is cast to be weighed.
+            let expected = format!("the path goes through {name}, where no gradient passes");
+            assert_eq!(cut(&loss, first), expected);
+            continue;
+        }
+        for backend in [Backend::Candle, Backend::Cpu] {
+            let (_, gradients) = value_and_grad(&loss, &floats).unwrap_or_else(|e| panic!("{}: {e}", sample.text));
+            let values = with_backend(backend, || eval_all(&gradients)).unwrap();
+            for (gradient, input) in values.iter().zip(&floats) {
+                assert_eq!(gradient.shape(), input.shape(), "{}", sample.text);
+            }
+            let all: Vec<f64> = values
+                .iter()
+                .flat_map(|g| g.flatten_all().unwrap().to_vec1::<f64>().unwrap())
+                .collect();
+            assert!(all.iter().all(|g| g.is_finite()), "{}: {all:?}", sample.text);
+            assert!(all.iter().any(|g| *g != 0.0), "{}: the gradient is zero", sample.text);
+        }
+    }
+}
+
+/// All outputs of a sample, weighed.
+fn loss_of(sample: &Sample) -> LazyTensor {
+    let zero = LazyTensor::zeros(&[], DType::F64, &Device::Cpu).unwrap();
+    let weigh = |y: &LazyTensor| y.cast(DType::F64)?.mul(&floats(11, y.dims()))?.sum_all();
+    record(sample)
+        .iter()
+        .try_fold(zero, |sum, y| sum.add(&weigh(y)?))
+        .unwrap()
+}
+
+/// Why a parameter has no gradient.
+fn cut(loss: &LazyTensor, parameter: &LazyTensor) -> String {
+    let message = value_and_grad(loss, std::slice::from_ref(parameter))
+        .unwrap_err()
+        .to_string();
+    let prefix = "gradient: parameter 0 is not reachable from the loss: ";
+    message
+        .strip_prefix(prefix)
+        .unwrap_or_else(|| panic!("{message}"))
+        .to_owned()
+}
+
+/// What plans are found by and subexpressions merged by.
+#[test]
+fn equality_is_that_of_the_bits() {
+    let samples = samples();
+    for (i, sample) in samples.iter().enumerate() {
+        for (j, other) in samples.iter().enumerate() {
+            assert_eq!(
+                sample.operation == other.operation.clone(),
+                i == j,
+                "{} and {}",
+                sample.text,
+                other.text
+            );
+        }
+    }
+    let shape = || Shape::from(2);
+    let constant = |value: f64| Operation::Constant {
+        value,
+        shape: shape(),
+        dtype: DType::F32,
+    };
+    let attention = |scale: f32| {
+        Operation::Attention(AttentionOptions {
+            scale,
+            causal: true,
+            window: None,
+            offset: false,
+            segments: false,
+        })
+    };
+    let cross_entropy = |label_smoothing: f32| {
+        Operation::CrossEntropy(CrossEntropyOptions {
+            ignore_index: 0,
+            label_smoothing,
+        })
+    };
+    let adamw = |eps: f64| {
+        Operation::AdamW(AdamWOptions {
+            beta1: 0.9,
+            beta2: 0.9,
+            eps,
+            weight_decay: 0.0,
+        })
+    };
+    let makers: [&dyn Fn(f64) -> Operation; 10] = [
+        &constant,
+        &|value| Operation::MulScalar { value: value as f32 },
+        &|value| Operation::AddScalar { value: value as f32 },
+        &|eps| Operation::RMSNorm { eps: eps as f32 },
+        &|eps| Operation::LayerNorm { eps: eps as f32 },
+        &|scale| Operation::LoRA { scale: scale as f32 },
+        &|scale| attention(scale as f32),
+        &|smoothing| cross_entropy(smoothing as f32),
+        &adamw,
+        &|scale| Operation::Vjp {
+            of: Box::new(attention(scale as f32)),
+            wanted: 1,
+        },
+    ];
+    for make in makers {
+        assert_eq!(make(f64::NAN), make(f64::NAN));
+        assert_eq!(make(-0.0), make(-0.0));
+        assert_ne!(make(0.0), make(-0.0));
+        assert_ne!(make(0.0), make(0.5));
+    }
+    assert_ne!(
+        constant(1.0),
+        Operation::Constant {
+            value: 1.0,
+            shape: shape(),
+            dtype: DType::F64
+        }
+    );
+    assert_ne!(
+        Operation::Iota {
+            dim: 0,
+            shape: shape(),
+            dtype: DType::F32
+        },
+        Operation::Iota {
+            dim: 0,
+            shape: Shape::from(3),
+            dtype: DType::F32
+        }
+    );
+    assert_ne!(
+        Operation::Slice {
+            start: vec![0],
+            end: vec![1]
+        },
+        Operation::Slice {
+            start: vec![0],
+            end: vec![2]
+        }
+    );
+    assert_ne!(
+        Operation::DynamicSlice { dim: 0, length: 1 },
+        Operation::DynamicSlice { dim: 0, length: 2 }
+    );
+}
+
+/// A graph with a NaN in it is found again.
+#[test]
+fn graphs_with_nan_are_equal_and_hash_alike() {
+    let graph = |value: f32| {
+        let x = LazyTensor::from_slice(&[1.0], &[1], &Device::Cpu).unwrap();
+        x.mul_scalar(value).unwrap().graph().unwrap()
+    };
+    assert_eq!(graph(f32::NAN), graph(f32::NAN));
+    assert_eq!(graph(f32::NAN).structural_hash(), graph(f32::NAN).structural_hash());
+    assert_ne!(graph(0.0), graph(-0.0));
+}
+
+/// A traced plan belongs to who ran it: another backend traces its own.
+#[test]
+fn compiled_functions_follow_the_backend() {
+    let twice = compile(|args| Ok(vec![args[0].mul_scalar(2.0)?]));
+    let call = |backend| {
+        let x = LazyTensor::from_slice(&[1.5], &[1], &Device::Cpu).unwrap();
+        with_backend(backend, || twice.call(vec![x]).unwrap()[0].to_vec::<f32>().unwrap())
+    };
+    for backend in [Backend::Candle, Backend::Cpu, Backend::Candle] {
+        assert_eq!(call(backend), [3.0]);
+    }
+    assert_eq!(twice.trace_count(), 2);
+}

@@ -1,0 +1,378 @@
+//! The messages of wrong shapes, indices, dtypes and numbers of inputs, word for word.
+
+use candle_core::DType;
+use metal_candle_graph::{
+    AdamWOptions, Approximate, AttentionInputs, AttentionOptions, CrossEntropyOptions, Distribution, LazyTensor,
+    Operation, Result, compile,
+};
+
+use super::{of, ones};
+
+fn message<T>(result: Result<T>) -> String {
+    result.err().expect("a mistake was accepted").to_string()
+}
+
+#[track_caller]
+fn says<T>(result: Result<T>, expected: &str) {
+    assert_eq!(message(result), expected);
+}
+
+#[test]
+fn wrong_shapes() {
+    let (x, y) = (ones(&[2, 3]), ones(&[4, 5]));
+    says(x.matmul(&y), "Matmul: [2, 3] x [4, 5]: inner dimensions differ");
+    says(
+        ones(&[3]).matmul(&y),
+        "Matmul: [3] x [4, 5]: both sides need at least 2 dimensions",
+    );
+    says(
+        ones(&[2, 1, 3]).matmul(&ones(&[4, 3, 2])),
+        "Matmul: shapes [2] and [4] do not broadcast",
+    );
+    says(x.add(&y), "Add: shapes [2, 3] and [4, 5] do not broadcast");
+    says(x.less(&y), "Less: shapes [2, 3] and [4, 5] do not broadcast");
+    says(
+        of(&[7], DType::U8).where_cond(&x, &x),
+        "Where: shapes [7] and [2, 3] and [2, 3] do not broadcast",
+    );
+    says(x.sum(2), "Sum: dimensions [2] of a tensor of shape [2, 3]");
+    says(
+        x.max_keepdim(&[0, 5]),
+        "Max: dimensions [0, 5] of a tensor of shape [2, 3]",
+    );
+    says(
+        ones(&[0, 3]).max(0),
+        "Max: no maximum over an empty dimension of [0, 3]",
+    );
+    says(x.argmax(2), "ArgMax: dimensions [2] of a tensor of shape [2, 3]");
+    says(x.reshape(&[7]), "Reshape: [2, 3] has not the elements of [7]");
+    says(
+        x.permute(&[0, 0]),
+        "Permute: [0, 0] is not a permutation of the dimensions of [2, 3]",
+    );
+    says(x.transpose(0, 2), "transpose: dimensions 0 and 2 of [2, 3]");
+    says(ones(&[3]).t(), "t: [3] has no two last dimensions");
+    says(
+        x.broadcast_to(&[2, 4]),
+        "Broadcast: shapes [2, 3] and [2, 4] do not broadcast",
+    );
+    says(x.broadcast_to(&[3]), "Broadcast: [2, 3] does not broadcast to [3]");
+    says(x.slice(1, 2, 4), "Slice: [0, 2]..[2, 4] is not inside [2, 3]");
+    says(x.slice(2, 0, 1), "Slice: dimension 2 of a tensor of shape [2, 3]");
+    says(
+        LazyTensor::concat(&[&x, &y], 0),
+        "Concat: shapes [2, 3], [4, 5] differ outside dimension 0",
+    );
+    says(x.pad(&[1], &[0, 0]), "Pad: expected 1 dimensions, got [2, 3]");
+    says(x.squeeze(0), "squeeze: dimension 0 of [2, 3] is not of size 1");
+    says(x.unsqueeze(3), "unsqueeze: no place 3 in [2, 3]");
+    says(
+        LazyTensor::iota(1, &[3], DType::F32, &candle_core::Device::Cpu),
+        "Iota: dimension 1 of a tensor of shape [3]",
+    );
+    says(
+        LazyTensor::from_slice(&[1.0], &[2], &candle_core::Device::Cpu),
+        "from_slice: 1 values do not fill shape [2]",
+    );
+    says(x.to_scalar::<f32>(), "to_scalar: [2, 3] has not exactly one element");
+}
+
+#[test]
+fn wrong_indices() {
+    let (x, rows, at) = (ones(&[2, 3]), of(&[2], DType::U32), of(&[1], DType::U32));
+    says(
+        x.index_select(2, &rows),
+        "IndexSelect: dimension 2 of a tensor of shape [2, 3]",
+    );
+    says(
+        x.index_select(0, &of(&[1, 2], DType::U32)),
+        "IndexSelect: expected 1 dimensions, got [1, 2]",
+    );
+    says(
+        x.gather(0, &of(&[1, 2], DType::I64)),
+        "Gather: indices [1, 2] must equal [2, 3] outside dimension 0",
+    );
+    says(
+        x.index_add(0, &rows, &ones(&[1, 3])),
+        "IndexAdd: updates has shape [1, 3], expected [2, 3]",
+    );
+    let places = of(&[1, 3], DType::U32);
+    says(
+        x.scatter_add(0, &places, &ones(&[2, 3])),
+        "ScatterAdd: updates has shape [2, 3], expected [1, 3]",
+    );
+    says(
+        x.dynamic_slice(1, &rows, 1),
+        "DynamicSlice: position has shape [2], expected [1]",
+    );
+    says(
+        x.dynamic_slice(1, &at, 4),
+        "DynamicSlice: length 4 exceeds dimension 1 of [2, 3]",
+    );
+    says(
+        x.slice_update(0, &ones(&[1, 2]), &at),
+        "SliceUpdate: update has shape [1, 2], expected [1, 3]",
+    );
+    says(
+        of(&[3], DType::U32).random(Distribution::Normal, &[2], DType::F32),
+        "Random: the key must have shape (4), got [3]",
+    );
+    says(
+        of(&[4], DType::U32).random(Distribution::Bits, &[2], DType::F32),
+        "Random: Bits numbers cannot be F32",
+    );
+    says(
+        x.index_select(0, &of(&[1], DType::U32).add(&at).unwrap())
+            .unwrap()
+            .eval(),
+        "IndexSelect: index 2 is out of range for a dimension of 2",
+    );
+    says(
+        x.dynamic_slice(0, &at, 2).unwrap().eval(),
+        "DynamicSlice: 1..3 is not inside a dimension of 2",
+    );
+}
+
+#[test]
+#[allow(clippy::too_many_lines)] // a list
+fn wrong_shapes_of_fused_operations() {
+    let x = ones(&[2, 3]);
+    says(x.softmax(2), "Softmax: dimension 2 of a tensor of shape [2, 3]");
+    says(
+        ones(&[]).rms_norm(1e-5),
+        "RMSNorm: a scalar has no last dimension to normalise",
+    );
+    says(
+        x.rms_norm_weighted(&ones(&[2]), 1e-5),
+        "RMSNorm: weight has shape [2], expected [3]",
+    );
+    says(
+        x.layer_norm(&ones(&[3]), &ones(&[1]), 1e-5),
+        "LayerNorm: weight has shape [1], expected [3]",
+    );
+    says(x.swiglu(&ones(&[3])), "SwiGLU: up has shape [3], expected [2, 3]");
+    says(
+        x.lora_fused(&ones(&[4, 2]), &ones(&[2, 5]), 1.0),
+        "LoRA: [2, 3] x [4, 2]: inner dimensions differ",
+    );
+    says(
+        ones(&[1, 5, 2, 4]).rope(&ones(&[1, 4, 2]), &ones(&[1, 4, 2]), false),
+        "Rope: x [1, 5, 2, 4] (batch, seq, heads, head_dim) and cos [1, 4, 2] (batch or 1, seq, at most head_dim / 2)",
+    );
+    let options = AttentionOptions {
+        scale: 1.0,
+        causal: false,
+        window: None,
+        offset: false,
+        segments: false,
+    };
+    let (q, k) = (ones(&[1, 4, 3, 8]), ones(&[1, 4, 2, 8]));
+    let inputs = AttentionInputs {
+        q: &q,
+        k: &k,
+        v: &k,
+        offset: None,
+        segments: None,
+    };
+    says(
+        LazyTensor::attention(&inputs, options),
+        "Attention: q [1, 4, 3, 8], k [1, 4, 2, 8], v [1, 4, 2, 8]: expected (batch, seq, heads, head_dim) with heads of q a multiple of k's",
+    );
+    let inputs = AttentionInputs { q: &k, ..inputs };
+    let window = AttentionOptions {
+        window: Some(2),
+        ..options
+    };
+    says(
+        LazyTensor::attention(&inputs, window),
+        "Attention: a sliding window needs causal attention",
+    );
+    let nothing = AttentionOptions {
+        window: Some(0),
+        causal: true,
+        ..options
+    };
+    says(
+        LazyTensor::attention(&inputs, nothing),
+        "Attention: a sliding window of 0 sees nothing",
+    );
+    let ids = of(&[1, 3], DType::U32);
+    let inputs = AttentionInputs {
+        segments: Some((&ids, &ids)),
+        ..inputs
+    };
+    says(
+        LazyTensor::attention(&inputs, options),
+        "Attention: query segments has shape [1, 3], expected [1, 4]",
+    );
+    let targets = of(&[2], DType::I64);
+    let default = CrossEntropyOptions::default();
+    says(
+        x.cross_entropy(&ones(&[9, 4]), &targets, default),
+        "CrossEntropy: hidden [2, 3] and weight [9, 4] differ in width",
+    );
+    says(
+        x.cross_entropy(&ones(&[9, 3]), &of(&[3], DType::I64), default),
+        "CrossEntropy: targets has shape [3], expected [2]",
+    );
+    let adamw = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.99,
+        eps: 1e-8,
+        weight_decay: 0.0,
+    };
+    says(
+        x.adamw(&x, &x, &ones(&[3, 2]), &ones(&[3]), adamw),
+        "AdamW: second moment has shape [3, 2], expected [2, 3]",
+    );
+    says(
+        x.adamw(&x, &x, &x, &ones(&[2]), adamw),
+        "AdamW: rates (learning rate, corrections) has shape [2], expected [3]",
+    );
+    let vjp = |of: Operation, wanted: u32, inputs: &[&LazyTensor]| {
+        LazyTensor::record(
+            Operation::Vjp {
+                of: Box::new(of),
+                wanted,
+            },
+            inputs,
+        )
+    };
+    says(vjp(Operation::SwiGLU, 1, &[&x]), "Vjp: 1 inputs for SwiGLU");
+    says(
+        vjp(Operation::SwiGLU, 4, &[&x; 4]),
+        "Vjp: wanted 0b100 of 2 inputs of SwiGLU",
+    );
+    says(
+        vjp(Operation::Softmax { dim: 0 }, 1, &[&x, &x, &ones(&[3])]),
+        "Vjp: output 0 of Softmax is f32[2, 3], got f32[3]",
+    );
+    // Not a fused operation: with enough inputs `wanted` has no bit for them.
+    says(
+        vjp(Operation::Concat { dim: 0 }, 1, &[&x; 40]),
+        "Vjp: Concat is not a fused operation",
+    );
+}
+
+#[test]
+fn wrong_dtypes() {
+    let (x, integers, bytes) = (ones(&[2, 3]), of(&[2, 3], DType::I64), of(&[2, 3], DType::U8));
+    says(
+        integers.exp(),
+        "Exp: input 0 has dtype I64, expected a float (f32, f64, f16, bf16)",
+    );
+    says(bytes.neg(), "Neg: input 0 has dtype U8, expected a float or i64");
+    says(
+        integers.mul_scalar(2.0),
+        "MulScalar: input 0 has dtype I64, expected a float (f32, f64, f16, bf16)",
+    );
+    says(
+        x.add(&integers),
+        "Add: input 1 has dtype I64, expected F32 like input 0",
+    );
+    says(
+        x.equal(&bytes),
+        "Equal: input 1 has dtype U8, expected F32 like input 0",
+    );
+    says(
+        integers.pow(&integers),
+        "Pow: input 0 has dtype I64, expected a float (f32, f64, f16, bf16)",
+    );
+    says(x.where_cond(&x, &x), "Where: input 0 has dtype F32, expected U8");
+    says(
+        bytes.where_cond(&x, &integers),
+        "Where: input 2 has dtype I64, expected F32 like input 1",
+    );
+    says(
+        x.matmul(&of(&[3, 2], DType::F64)),
+        "Matmul: input 1 has dtype F64, expected F32 like input 0",
+    );
+    says(
+        LazyTensor::concat(&[&x, &x, &integers], 0),
+        "Concat: input 2 has dtype I64, expected F32 like input 0",
+    );
+    says(
+        x.index_select(0, &of(&[1], DType::F32)),
+        "IndexSelect: input 1 has dtype F32, expected u32 or i64",
+    );
+    says(
+        x.dynamic_slice(0, &of(&[1], DType::I64), 1),
+        "DynamicSlice: input 1 has dtype I64, expected U32",
+    );
+    says(
+        x.random(Distribution::Normal, &[2], DType::F32),
+        "Random: input 0 has dtype F32, expected U32",
+    );
+    says(
+        integers.softmax(0),
+        "Softmax: input 0 has dtype I64, expected a float (f32, f64, f16, bf16)",
+    );
+    says(
+        integers.gelu(Approximate::None),
+        "GELU: input 0 has dtype I64, expected a float (f32, f64, f16, bf16)",
+    );
+    says(
+        x.rms_norm_weighted(&of(&[3], DType::F16), 0.1),
+        "RMSNorm: input 1 has dtype F16, expected F32 like input 0",
+    );
+    says(
+        x.cross_entropy(&ones(&[9, 3]), &of(&[2], DType::U32), CrossEntropyOptions::default()),
+        "CrossEntropy: input 2 has dtype U32, expected I64",
+    );
+    let unsupported = candle_core::Tensor::zeros(2, DType::F32, &candle_core::Device::Cpu)
+        .unwrap()
+        .to_dtype(DType::I16)
+        .unwrap();
+    says(
+        LazyTensor::from_tensor(unsupported),
+        "from_tensor: dtype I16 is not supported",
+    );
+    says(
+        x.cast(DType::I32),
+        "Cast: dtype I32 is not one of f32, f64, f16, bf16, u8, u32, i64",
+    );
+    assert!(message(x.to_vec::<f64>()).starts_with("to_vec of f32[2, 3]: "));
+}
+
+#[test]
+fn wrong_numbers_of_inputs() {
+    let x = ones(&[2, 3]);
+    says(
+        LazyTensor::record(Operation::Add, &[&x]),
+        "Add requires 2 inputs, got 1",
+    );
+    says(
+        LazyTensor::record(Operation::Exp, &[&x, &x]),
+        "Exp requires 1 input, got 2",
+    );
+    says(
+        LazyTensor::record(Operation::Where, &[&x, &x]),
+        "Where requires 3 inputs, got 2",
+    );
+    says(
+        LazyTensor::record(Operation::RMSNorm { eps: 0.1 }, &[&x, &x, &x]),
+        "RMSNorm requires 1 or 2 inputs, got 3",
+    );
+    says(
+        LazyTensor::record(Operation::LayerNorm { eps: 0.1 }, &[&x, &x]),
+        "LayerNorm requires 1 or 3 inputs, got 2",
+    );
+    says(
+        LazyTensor::record(Operation::LoRA { scale: 1.0 }, &[&x]),
+        "LoRA requires 3 inputs, got 1",
+    );
+    says(LazyTensor::concat(&[], 0), "Concat requires inputs, got 0");
+    says(
+        LazyTensor::record(Operation::Input, &[&x]),
+        "Input requires 0 inputs, got 1",
+    );
+}
+
+#[test]
+fn evaluating_while_tracing() {
+    let peek = compile(|args| args[0].eval().map(|_| Vec::new()));
+    says(
+        peek.call(vec![ones(&[2])]),
+        "a placeholder has no value: do not evaluate inside a compiled function",
+    );
+}
