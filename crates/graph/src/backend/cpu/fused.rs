@@ -7,6 +7,7 @@ use super::kernels::InOut;
 use super::kernels::rms_norm::{rms_norm, rms_norm_vjp};
 use super::kernels::rope::{RopeShape, rope};
 use super::kernels::swiglu::{swiglu, swiglu_vjp};
+use super::primitives::product;
 use super::view::View;
 use super::{Memory, with_float};
 use crate::error::{Error, Result};
@@ -18,7 +19,7 @@ type Views = SmallVec<[View; 1]>;
 pub(crate) fn has_kernel(_graph: &Graph, node: &GraphNode) -> bool {
     use Operation as O;
     match &node.operation {
-        O::RMSNorm { .. } | O::Rope { .. } | O::SwiGLU => true,
+        O::RMSNorm { .. } | O::Rope { .. } | O::SwiGLU | O::LoRA { .. } => true,
         O::Vjp { of, .. } => matches!(**of, O::RMSNorm { .. } | O::SwiGLU),
         _ => false,
     }
@@ -30,6 +31,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::RMSNorm { eps } => rms_norm_step(builder, node, f64::from(*eps)),
         O::Rope { interleaved } => rope_step(builder, node, *interleaved),
         O::SwiGLU => swiglu_step(builder, node),
+        O::LoRA { scale } => lora_steps(builder, node, f64::from(*scale)),
         O::Vjp { of, wanted } => match &**of {
             O::RMSNorm { eps } => rms_norm_vjp_step(builder, node, *wanted, f64::from(*eps)),
             O::SwiGLU => swiglu_vjp_step(builder, node, *wanted),
@@ -128,6 +130,20 @@ fn rope_step(builder: &mut Builder<'_>, node: &GraphNode, interleaved: bool) -> 
         });
         Ok(())
     })?;
+    Ok(smallvec![out])
+}
+
+/// Two products; the scale rides on the narrow one.
+fn lora_steps(builder: &mut Builder<'_>, node: &GraphNode, scale: f64) -> Result<Views> {
+    let inputs = builder.input_views(node);
+    let out = builder.output(node, 0);
+    let mut dims = out.dims.clone();
+    if let Some(last) = dims.last_mut() {
+        *last = inputs[1].dims[1];
+    }
+    let narrow = builder.fresh(&dims, out.dtype);
+    product(builder, scale, [&inputs[0], &inputs[1]], &narrow)?;
+    product(builder, 1.0, [&narrow, &inputs[2]], &out)?;
     Ok(smallvec![out])
 }
 
