@@ -11,7 +11,12 @@ const LENGTH: usize = 1_000_000;
 /// Runs `test` on a thread with a 2 MiB stack, within 20 seconds.
 fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
     let start = Instant::now();
-    std::thread::Builder::new().stack_size(2 << 20).spawn(test).unwrap().join().unwrap();
+    std::thread::Builder::new()
+        .stack_size(2 << 20)
+        .spawn(test)
+        .unwrap()
+        .join()
+        .unwrap();
     let elapsed = start.elapsed();
     assert!(elapsed < Duration::from_secs(20), "{elapsed:?}");
 }
@@ -88,8 +93,9 @@ fn a_hundred_thousand_values_alive_at_once() {
 fn wide_graphs() {
     on_a_small_stack(|| {
         let x = LazyTensor::iota(0, &[20_000], DType::F32, &Device::Cpu).unwrap();
-        let parts: Vec<LazyTensor> =
-            (0..20_000).map(|i| x.slice(0, i, i + 1).unwrap().mul_scalar(2.0).unwrap()).collect();
+        let parts: Vec<LazyTensor> = (0..20_000)
+            .map(|i| x.slice(0, i, i + 1).unwrap().mul_scalar(2.0).unwrap())
+            .collect();
         let joined = LazyTensor::concat(&parts.iter().collect::<Vec<_>>(), 0).unwrap();
         assert_eq!(joined.sum_all().unwrap().to_scalar::<f32>().unwrap(), 399_980_000.0);
     });

@@ -51,7 +51,11 @@ fn normal(shape: &[usize]) -> LazyTensor {
 
 /// A step of gradient descent on a linear layer, recorded anew. The rate is an input.
 fn step(weight: &LazyTensor, rows: usize, rate: f32) -> LazyTensor {
-    let error = normal(&[rows, 8]).matmul(weight).unwrap().sub(&normal(&[rows, 4])).unwrap();
+    let error = normal(&[rows, 8])
+        .matmul(weight)
+        .unwrap()
+        .sub(&normal(&[rows, 4]))
+        .unwrap();
     let loss = error.mul(&error).unwrap().sum_all().unwrap();
     let (loss, gradients) = value_and_grad(&loss, std::slice::from_ref(weight)).unwrap();
     let rate = LazyTensor::from_slice(&[rate], &[1], &Device::Cpu).unwrap();
@@ -67,7 +71,14 @@ fn a_recorded_loop_has_one_miss_per_shape() {
             weight = step(&weight, if i % 5 == 4 { 3 } else { 6 }, 1e-3 / (i + 1) as f32);
         }
     });
-    assert_eq!(counted, Statistics { plan_hits: 18, plan_misses: 2, evaluations: 20 });
+    assert_eq!(
+        counted,
+        Statistics {
+            plan_hits: 18,
+            plan_misses: 2,
+            evaluations: 20
+        }
+    );
 }
 
 fn structure_is_what_counts() {
@@ -77,11 +88,17 @@ fn structure_is_what_counts() {
     assert_eq!(once(&record).plan_misses, 1);
     assert_eq!(once(&record).plan_hits, 1);
     // Other data, the same structure.
-    assert_eq!(once(&|| y.mul_scalar(3.25).unwrap().add(&normal(&[3, 5])).unwrap()).plan_hits, 1);
+    assert_eq!(
+        once(&|| y.mul_scalar(3.25).unwrap().add(&normal(&[3, 5])).unwrap()).plan_hits,
+        1
+    );
     // Another constant, another wiring, another shape.
     assert_eq!(once(&|| x.mul_scalar(3.5).unwrap().add(&y).unwrap()).plan_misses, 1);
     assert_eq!(once(&|| x.mul_scalar(3.25).unwrap().add(&x).unwrap()).plan_misses, 1);
-    assert_eq!(once(&|| normal(&[5, 3]).mul_scalar(3.25).unwrap().add(&normal(&[5, 3])).unwrap()).plan_misses, 1);
+    assert_eq!(
+        once(&|| normal(&[5, 3]).mul_scalar(3.25).unwrap().add(&normal(&[5, 3])).unwrap()).plan_misses,
+        1
+    );
     // What is evaluated is not evaluated again.
     let done = record();
     done.eval().unwrap();
@@ -104,24 +121,41 @@ fn a_compiled_function_is_traced_once_per_signature() {
     });
     assert_eq!((traces.get(), f.trace_count()), (2, 2));
     // The plans are asked for when tracing, not at the calls.
-    assert_eq!(counted, Statistics { plan_hits: 0, plan_misses: 2, evaluations: 20 });
+    assert_eq!(
+        counted,
+        Statistics {
+            plan_hits: 0,
+            plan_misses: 2,
+            evaluations: 20
+        }
+    );
 }
 
 fn donated_arguments_are_overwritten() {
     let size = LARGE / 2;
     let f = compile(|args| {
-        let [state, update, at] = args else { unreachable!("three arguments") };
+        let [state, update, at] = args else {
+            unreachable!("three arguments")
+        };
         Ok(vec![state.slice_update(0, update, at)?])
     });
     let at = |i: u32| LazyTensor::from_data(&[i], &[1], &Device::Cpu).unwrap();
     let one = || LazyTensor::from_slice(&[1.0], &[1], &Device::Cpu).unwrap();
     // The first call takes over a buffer that is the engine's alone.
-    let mut state = f.call(vec![LazyTensor::zeros(&[size], candle_core::DType::F32, &Device::Cpu).unwrap(), one(), at(0)]);
+    let mut state = f.call(vec![
+        LazyTensor::zeros(&[size], candle_core::DType::F32, &Device::Cpu).unwrap(),
+        one(),
+        at(0),
+    ]);
     let before = LARGE_ALLOCATIONS.load(Ordering::Relaxed);
     for i in 1..50 {
         state = f.call(vec![state.unwrap().remove(0), one(), at(i)]);
     }
-    assert_eq!(LARGE_ALLOCATIONS.load(Ordering::Relaxed), before, "a donated buffer was copied");
+    assert_eq!(
+        LARGE_ALLOCATIONS.load(Ordering::Relaxed),
+        before,
+        "a donated buffer was copied"
+    );
     // Somebody else holds it: it is copied, and theirs keeps its value.
     let held = state.unwrap().remove(0);
     let next = f.call(vec![held.clone(), one(), at(50)]).unwrap().remove(0);

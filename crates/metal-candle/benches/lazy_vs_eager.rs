@@ -25,10 +25,16 @@ const CASES: [(usize, usize, usize, usize); 7] = [
 
 /// A layer in evaluation mode with numbers in both matrices, and an input.
 fn case((batch, inputs, outputs, rank): (usize, usize, usize, usize)) -> Result<(LoRALayer, Tensor)> {
-    let config = LoRAConfig { rank, alpha: 2.0 * rank as f32, dropout: 0.0 };
+    let config = LoRAConfig {
+        rank,
+        alpha: 2.0 * rank as f32,
+        dropout: 0.0,
+    };
     let mut layer = LoRALayer::new(inputs, outputs, &config, &Device::Cpu)?;
     layer.eval();
-    layer.lora_b().set(&Tensor::randn(0f32, 1f32, (rank, outputs), &Device::Cpu)?)?;
+    layer
+        .lora_b()
+        .set(&Tensor::randn(0f32, 1f32, (rank, outputs), &Device::Cpu)?)?;
     Ok((layer, Tensor::randn(0f32, 1f32, (batch, inputs), &Device::Cpu)?))
 }
 

@@ -103,7 +103,11 @@ fn several_results_come_from_one_evaluation() -> Result<()> {
     let (sum, product) = (shared.add(&x)?, shared.mul(&x)?);
     let values = eval_all(&[sum.clone(), product.clone(), sum.clone()])?;
     assert!(sum.is_evaluated() && product.is_evaluated());
-    let (sum, product, again) = (values[0].to_vec1::<f32>()?, values[1].to_vec1::<f32>()?, values[2].to_vec1::<f32>()?);
+    let (sum, product, again) = (
+        values[0].to_vec1::<f32>()?,
+        values[1].to_vec1::<f32>()?,
+        values[2].to_vec1::<f32>()?,
+    );
     assert_eq!(sum, again);
     for (i, x) in [1f32, 2.0].into_iter().enumerate() {
         assert!((sum[i] - (x.exp() + x)).abs() <= 1e-6 && (product[i] - x.exp() * x).abs() <= 2e-6);
@@ -170,15 +174,24 @@ fn what_does_not_fit_is_refused_at_the_call() -> Result<()> {
     let (a, b) = (zeros(&[2, 3], DType::F32)?, zeros(&[4, 5], DType::F32)?);
     assert_eq!(text(a.matmul(&b)), "Matmul: [2, 3] x [4, 5]: inner dimensions differ");
     assert_eq!(text(a.add(&b)), "Add: shapes [2, 3] and [4, 5] do not broadcast");
-    assert_eq!(text(a.matmul(&zeros(&[3], DType::F32)?)), "Matmul: [2, 3] x [3]: both sides need at least 2 dimensions");
+    assert_eq!(
+        text(a.matmul(&zeros(&[3], DType::F32)?)),
+        "Matmul: [2, 3] x [3]: both sides need at least 2 dimensions"
+    );
     let doubles = zeros(&[2, 3], DType::F64)?;
-    assert_eq!(text(a.mul(&doubles)), "Mul: input 1 has dtype F64, expected F32 like input 0");
+    assert_eq!(
+        text(a.mul(&doubles)),
+        "Mul: input 1 has dtype F64, expected F32 like input 0"
+    );
     let integers = zeros(&[2, 3], DType::U32)?;
     assert_eq!(
         text(integers.mul_scalar(2.0)),
         "MulScalar: input 0 has dtype U32, expected a float (f32, f64, f16, bf16)"
     );
-    assert_eq!(text(LazyTensor::from_slice(&[1.0; 5], &[2, 3], &CPU)), "from_slice: 5 values do not fill shape [2, 3]");
+    assert_eq!(
+        text(LazyTensor::from_slice(&[1.0; 5], &[2, 3], &CPU)),
+        "from_slice: 5 values do not fill shape [2, 3]"
+    );
     Ok(())
 }
 

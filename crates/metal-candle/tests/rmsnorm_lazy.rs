@@ -61,7 +61,10 @@ fn is_candles_with_a_weight_of_ones() -> Result<()> {
 
 #[test]
 fn a_weight_scales_the_columns() -> Result<()> {
-    let (x, w) = (Tensor::randn(0f32, 1f32, (6, 32), &CPU)?, Tensor::randn(0f32, 1f32, 32, &CPU)?);
+    let (x, w) = (
+        Tensor::randn(0f32, 1f32, (6, 32), &CPU)?,
+        Tensor::randn(0f32, 1f32, 32, &CPU)?,
+    );
     let eager = candle_nn::ops::rms_norm(&x, &w, 1e-5)?;
     let lazy = LazyTensor::from_tensor(x)?.rms_norm_weighted(&LazyTensor::from_tensor(w)?, 1e-5)?;
     assert_close(&eager, &lazy.eval()?, 1e-6)
@@ -69,7 +72,15 @@ fn a_weight_scales_the_columns() -> Result<()> {
 
 #[test]
 fn tiny_large_and_zero_rows() -> Result<()> {
-    let x = Tensor::new(&[[1e-12f32, -2e-12, 3e-12], [1e15, -2e15, 3e15], [0., 0., 0.], [1e-3, 1e3, -1e-3]], &CPU)?;
+    let x = Tensor::new(
+        &[
+            [1e-12f32, -2e-12, 3e-12],
+            [1e15, -2e15, 3e15],
+            [0., 0., 0.],
+            [1e-3, 1e3, -1e-3],
+        ],
+        &CPU,
+    )?;
     for eps in [1e-6, 1e-5] {
         let found = lazy(&x, eps)?;
         assert_close(&formula(&x, eps)?, &found, 1e-6)?;
@@ -104,8 +115,13 @@ fn what_has_no_last_dimension_or_is_no_float_is_refused() -> Result<()> {
     let scalar = zeros(&[], DType::F32)?.rms_norm(1e-5).unwrap_err().to_string();
     assert_eq!(scalar, "RMSNorm: a scalar has no last dimension to normalise");
     let integers = zeros(&[4], DType::I64)?.rms_norm(1e-5).unwrap_err().to_string();
-    assert_eq!(integers, "RMSNorm: input 0 has dtype I64, expected a float (f32, f64, f16, bf16)");
-    let weight = zeros(&[2, 4], DType::F32)?.rms_norm_weighted(&zeros(&[3], DType::F32)?, 1e-5).unwrap_err();
+    assert_eq!(
+        integers,
+        "RMSNorm: input 0 has dtype I64, expected a float (f32, f64, f16, bf16)"
+    );
+    let weight = zeros(&[2, 4], DType::F32)?
+        .rms_norm_weighted(&zeros(&[3], DType::F32)?, 1e-5)
+        .unwrap_err();
     assert_eq!(weight.to_string(), "RMSNorm: weight has shape [3], expected [4]");
     Ok(())
 }

@@ -15,7 +15,12 @@ fn lazy(x: &Tensor, dim: usize) -> Result<Tensor> {
 #[track_caller]
 fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64) -> Result<()> {
     assert_eq!((a.dims(), a.dtype()), (b.dims(), b.dtype()));
-    let difference = (a - b)?.abs()?.to_dtype(DType::F64)?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+    let difference = (a - b)?
+        .abs()?
+        .to_dtype(DType::F64)?
+        .flatten_all()?
+        .max(0)?
+        .to_scalar::<f64>()?;
     assert!(difference <= tolerance, "{difference:e}");
     Ok(())
 }
@@ -67,7 +72,10 @@ fn large_values_neither_overflow_nor_vanish() -> Result<()> {
 #[test]
 fn masked_elements_get_nothing_and_a_masked_row_is_nan() -> Result<()> {
     let masked = f32::NEG_INFINITY;
-    let rows = Tensor::new(&[[masked, 0f32, masked, 0.], [1., masked, masked, masked], [masked; 4]], &CPU)?;
+    let rows = Tensor::new(
+        &[[masked, 0f32, masked, 0.], [1., masked, masked, masked], [masked; 4]],
+        &CPU,
+    )?;
     for backend in [Backend::Candle, Backend::Cpu] {
         let y = with_backend(backend, || lazy(&rows, 1))?.to_vec2::<f32>()?;
         assert_eq!(y[0], [0.0, 0.5, 0.0, 0.5]);
@@ -84,7 +92,10 @@ fn chained_with_other_operations() -> Result<()> {
     let w = Tensor::randn(0f32, 1f32, (8, 3), &CPU)?;
     let eager = candle_nn::ops::softmax(&x, 1)?.affine(2.0, 0.0)?.matmul(&w)?;
     let input = LazyTensor::from_tensor(x)?;
-    let recorded = input.softmax(1)?.mul_scalar(2.0)?.matmul(&LazyTensor::from_tensor(w)?)?;
+    let recorded = input
+        .softmax(1)?
+        .mul_scalar(2.0)?
+        .matmul(&LazyTensor::from_tensor(w)?)?;
     assert_eq!(recorded.graph_size(), 5);
     assert_close(&eager, &recorded.eval()?, 1e-6)
 }
@@ -105,10 +116,19 @@ fn the_gradient_is_its_closed_form() -> Result<()> {
 #[test]
 fn a_dimension_that_is_not_there_or_a_dtype_without_an_exponential_is_refused() -> Result<()> {
     let refused = |shape: &[usize], dtype, dim| {
-        LazyTensor::zeros(shape, dtype, &CPU).and_then(|x| x.softmax(dim)).unwrap_err().to_string()
+        LazyTensor::zeros(shape, dtype, &CPU)
+            .and_then(|x| x.softmax(dim))
+            .unwrap_err()
+            .to_string()
     };
-    assert_eq!(refused(&[2, 3], DType::F32, 2), "Softmax: dimension 2 of a tensor of shape [2, 3]");
-    assert_eq!(refused(&[], DType::F32, 0), "Softmax: dimension 0 of a tensor of shape []");
+    assert_eq!(
+        refused(&[2, 3], DType::F32, 2),
+        "Softmax: dimension 2 of a tensor of shape [2, 3]"
+    );
+    assert_eq!(
+        refused(&[], DType::F32, 0),
+        "Softmax: dimension 0 of a tensor of shape []"
+    );
     assert_eq!(
         refused(&[2], DType::U32, 0),
         "Softmax: input 0 has dtype U32, expected a float (f32, f64, f16, bf16)"
