@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::DeviceLocation;
 use rustc_hash::FxHashMap;
 
-use crate::backend::{Backend, Value};
+use crate::backend::{Backend, Bindings, Value};
 use crate::error::{Error, Result};
 use crate::graph::node::{Inputs, NodeId, State};
 use crate::graph::{Meta, walk};
@@ -117,24 +117,23 @@ where
         let positions: FxHashMap<NodeId, usize> =
             holders.iter().enumerate().map(|(i, holder)| (holder.node_id(), i)).collect();
         let outputs = (self.function)(&holders)?;
-        let flat = walk::flatten(&outputs)?;
-        let sources = flat
-            .leaves
-            .into_iter()
+        let numbered = walk::number(&outputs)?;
+        let sources = numbered
+            .leaves()
             .map(|leaf| match positions.get(&leaf.node_id()) {
                 Some(&position) => Source::Argument(position),
                 None => Source::Captured(leaf),
             })
             .collect();
-        let device = arguments.first().map_or_else(|| flat.graph.device.clone(), |t| t.device().clone());
-        let plan = Plan::of(flat.graph, Backend::current(&device))?;
+        let device = arguments.first().map_or_else(|| numbered.device().clone(), |t| t.device().clone());
+        let plan = Plan::of(&numbered, Backend::current(&device))?;
         Ok(Trace { plan, sources })
     }
 }
 
 /// The plan's inputs. Arguments are consumed: the last use of a value hands it over, so that a buffer which nobody else
 /// holds arrives with a count of one and may be overwritten.
-fn bind(sources: &[Source], arguments: Vec<LazyTensor>) -> Result<Vec<Value>> {
+fn bind(sources: &[Source], arguments: Vec<LazyTensor>) -> Result<Bindings> {
     let mut arguments: Vec<Option<LazyTensor>> = arguments.into_iter().map(Some).collect();
     sources
         .iter()

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Shape, Tensor, WithDType};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::backend::Value;
 use crate::error::{Context, Error, Result};
@@ -35,7 +35,7 @@ pub struct LazyTensor {
 }
 
 impl LazyTensor {
-    /// An input that holds `tensor`.
+    /// An input that holds `tensor`. It shares the tensor's memory, and not its history of Candle's autograd.
     ///
     /// # Errors
     /// When the engine does not compute with the tensor's dtype.
@@ -45,6 +45,8 @@ impl LazyTensor {
             return Err(Error::shape("from_tensor", format!("dtype {:?} is not supported", meta.dtype)));
         }
         let device = tensor.device().clone();
+        // Candle's autograd must not follow into the graph, which has its own gradients. The memory stays shared.
+        let tensor = if tensor.track_op() { tensor.detach() } else { tensor };
         Ok(Self::from_value(Value::Tensor(tensor), meta, device))
     }
 
@@ -97,9 +99,12 @@ impl LazyTensor {
         Self::record_source(operation, device.borrow())
     }
 
-    /// Records an operation without inputs.
-    pub(crate) fn record_source(operation: Operation, device: &Device) -> Result<Self> {
-        Self::record_on(operation, Inputs::new(), device).map(|mut outputs| outputs.remove(0))
+    /// Records an operation without inputs (a constant, a count).
+    ///
+    /// # Errors
+    /// When the operation takes inputs or its parameters do not fit.
+    pub fn record_source(operation: Operation, device: &Device) -> Result<Self> {
+        Ok(Self::of(Self::record_on(operation, Inputs::new(), device)?, 0))
     }
 
     /// An input that can be combined with this tensor. Tensors built separately combine freely, so this is
@@ -114,12 +119,12 @@ impl LazyTensor {
     /// An argument of a function being traced: it has a shape and no value.
     pub(crate) fn placeholder(meta: Meta, device: Device) -> Self {
         let state = State::Recorded(Inputs::new());
-        Self::of(Node::new(Operation::Input, SmallVec::from_elem(meta, 1), device, state), 0)
+        Self::of(Node::new(Operation::Input, smallvec![meta], device, state), 0)
     }
 
     pub(crate) fn from_value(value: Value, meta: Meta, device: Device) -> Self {
-        let state = State::Evaluated(SmallVec::from_elem(value, 1));
-        Self::of(Node::new(Operation::Input, SmallVec::from_elem(meta, 1), device, state), 0)
+        let state = State::Evaluated(smallvec![value]);
+        Self::of(Node::new(Operation::Input, smallvec![meta], device, state), 0)
     }
 
     pub(crate) fn of(node: Arc<Node>, output: u32) -> Self {
@@ -131,14 +136,25 @@ impl LazyTensor {
     /// # Errors
     /// When number, dtypes, shapes or devices of the inputs do not fit; the message names the operation.
     pub fn record(operation: Operation, inputs: &[&Self]) -> Result<Vec<Self>> {
-        let Some(first) = inputs.first() else {
-            return Err(Error::Arity { operation: operation.name(), expected: "inputs".into(), found: 0 });
-        };
-        let device = first.node.device.clone();
-        Self::record_on(operation, inputs.iter().map(|&t| t.clone()).collect(), &device)
+        let node = Self::record_node(operation, inputs)?;
+        Ok((0..node.outputs.len() as u32).map(|output| Self::of(Arc::clone(&node), output)).collect())
     }
 
-    fn record_on(operation: Operation, inputs: Inputs, device: &Device) -> Result<Vec<Self>> {
+    /// Records an operation of one output.
+    pub(crate) fn record_one(operation: Operation, inputs: &[&Self]) -> Result<Self> {
+        Self::record_node(operation, inputs).map(|node| Self::of(node, 0))
+    }
+
+    fn record_node(operation: Operation, inputs: &[&Self]) -> Result<Arc<Node>> {
+        let Some(first) = inputs.first() else {
+            // Says how many there should be; an operation that takes none needs a device.
+            infer(&operation, &[])?;
+            return Err(Error::shape(operation.name(), "is a source, recorded with `record_source`"));
+        };
+        Self::record_on(operation, inputs.iter().map(|&t| t.clone()).collect(), &first.node.device)
+    }
+
+    fn record_on(operation: Operation, inputs: Inputs, device: &Device) -> Result<Arc<Node>> {
         if let Some(other) = inputs.iter().find(|t| !t.node.device.same_device(device)) {
             return Err(Error::DeviceMismatch {
                 operation: operation.name(),
@@ -150,14 +166,7 @@ impl LazyTensor {
             let metas: SmallVec<[&Meta; 6]> = inputs.iter().map(Self::meta).collect();
             infer(&operation, &metas)?
         };
-        let count = outputs.len();
-        let node = Node::new(operation, outputs, device.clone(), State::Recorded(inputs));
-        Ok((0..count).map(|output| Self { node: Arc::clone(&node), output: output as u32 }).collect())
-    }
-
-    /// Records an operation of one output.
-    pub(crate) fn record_one(operation: Operation, inputs: &[&Self]) -> Result<Self> {
-        Self::record(operation, inputs).map(|mut outputs| outputs.remove(0))
+        Ok(Node::new(operation, outputs, device.clone(), State::Recorded(inputs)))
     }
 
     /// The shape, known without running.

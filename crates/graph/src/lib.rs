@@ -14,6 +14,8 @@
 //! # Ok::<(), metal_candle_graph::Error>(())
 //! ```
 
+#[cfg(feature = "async-exec")]
+mod async_eval;
 pub mod backend;
 mod compile;
 mod error;
@@ -27,6 +29,8 @@ pub mod pass;
 mod plan;
 pub mod random;
 
+#[cfg(feature = "async-exec")]
+pub use async_eval::Evaluation;
 pub use backend::{Backend, with_backend};
 pub use compile::{Compiled, compile};
 pub use error::{Error, Result};

@@ -4,13 +4,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
-use crate::backend::{Backend, Executable, Value};
+use crate::backend::{Backend, Bindings, Executable};
 use crate::error::{Error, Result};
 use crate::graph::node::{NodeId, State, Values};
-use crate::graph::{Graph, Meta, walk};
+use crate::graph::walk::{self, Numbered};
+use crate::graph::{Graph, Meta};
 use crate::lazy_tensor::LazyTensor;
 
 /// Plans kept; beyond it the longest unused goes.
@@ -63,11 +64,11 @@ fn cache() -> MutexGuard<'static, Cache> {
 }
 
 impl Cache {
-    fn find(&mut self, hash: u64, graph: &Graph, backend: Backend) -> Option<Arc<Plan>> {
+    fn find(&mut self, hash: u64, recorded: &Numbered, backend: Backend) -> Option<Arc<Plan>> {
         self.clock += 1;
         let clock = self.clock;
         let bucket = self.plans.get_mut(&hash)?;
-        let (used, plan) = bucket.iter_mut().find(|(_, p)| p.backend == backend && p.recorded == *graph)?;
+        let (used, plan) = bucket.iter_mut().find(|(_, p)| p.backend == backend && recorded.is(&p.recorded))?;
         *used = clock;
         Some(Arc::clone(plan))
     }
@@ -98,15 +99,15 @@ impl Cache {
 
 impl Plan {
     /// Finds or makes the plan of a recorded graph.
-    pub fn of(graph: Graph, backend: Backend) -> Result<Arc<Self>> {
-        let hash = graph.structural_hash();
-        if let Some(plan) = cache().find(hash, &graph, backend) {
+    pub fn of(recorded: &Numbered, backend: Backend) -> Result<Arc<Self>> {
+        let hash = recorded.structural_hash();
+        if let Some(plan) = cache().find(hash, recorded, backend) {
             HITS.fetch_add(1, Ordering::Relaxed);
             tracing::trace!(hash, "plan found");
             return Ok(plan);
         }
         MISSES.fetch_add(1, Ordering::Relaxed);
-        let plan = Arc::new(Self::make(graph, backend)?);
+        let plan = Arc::new(Self::make(recorded.graph(), backend)?);
         cache().insert(hash, Arc::clone(&plan));
         Ok(plan)
     }
@@ -135,37 +136,37 @@ impl Plan {
     }
 
     /// Runs the plan. Values that nobody else holds may be overwritten.
-    pub fn run(&self, inputs: Vec<Value>) -> Result<Vec<Value>> {
+    pub fn run(&self, inputs: Bindings) -> Result<Bindings> {
         EVALUATIONS.fetch_add(1, Ordering::Relaxed);
-        let start = std::time::Instant::now();
+        let start = tracing::enabled!(tracing::Level::TRACE).then(std::time::Instant::now);
         let outputs = self.executable.run(inputs)?;
-        tracing::trace!(micros = start.elapsed().as_micros() as u64, "evaluated");
+        if let Some(start) = start {
+            tracing::trace!(micros = start.elapsed().as_micros() as u64, "evaluated");
+        }
         Ok(outputs)
     }
 }
 
 /// Evaluates what is not evaluated yet, all of it as one plan.
 pub(crate) fn evaluate(tensors: &[LazyTensor]) -> Result<()> {
-    let mut pending: SmallVec<[LazyTensor; 4]> = SmallVec::new();
-    let mut seen: rustc_hash::FxHashSet<NodeId> = rustc_hash::FxHashSet::default();
-    for tensor in tensors.iter().filter(|t| !t.is_evaluated()) {
-        if seen.insert(tensor.node_id()) {
-            pending.push(tensor.clone());
-        }
-    }
+    let mut pending: SmallVec<[&LazyTensor; 4]> = tensors.iter().filter(|t| !t.is_evaluated()).collect();
     if pending.is_empty() {
         return Ok(());
     }
+    if pending.len() > 1 {
+        let mut seen: FxHashSet<NodeId> = FxHashSet::default();
+        pending.retain(|t| seen.insert(t.node_id()));
+    }
     // A node is evaluated with all its outputs, so that it can forget its inputs.
-    let targets: Vec<LazyTensor> = pending
+    let targets: SmallVec<[LazyTensor; 4]> = pending
         .iter()
         .flat_map(|t| (0..t.node().outputs.len() as u32).map(|output| LazyTensor::of(t.node().clone(), output)))
         .collect();
-    let flat = walk::flatten(&targets)?;
-    let inputs = flat.leaves.iter().map(LazyTensor::value).collect::<Result<Vec<_>>>()?;
-    let plan = Plan::of(flat.graph, Backend::current(targets[0].device()))?;
+    let numbered = walk::number(&targets)?;
+    let inputs = numbered.values()?;
+    let plan = Plan::of(&numbered, Backend::current(targets[0].device()))?;
     let mut results = plan.run(inputs)?.into_iter();
-    for tensor in &pending {
+    for tensor in pending {
         let values: Values = results.by_ref().take(tensor.node().outputs.len()).collect();
         if values.len() != tensor.node().outputs.len() {
             return Err(Error::Placeholder);

@@ -4,7 +4,7 @@
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
-use super::{Executable, Value};
+use super::{Bindings, Executable, Value};
 use crate::error::{Error, Result};
 use crate::graph::infer::broadcast;
 use crate::graph::{Distribution, Graph, GraphNode, Meta, Operation};
@@ -35,7 +35,7 @@ impl Interpreter {
 }
 
 impl Executable for Interpreter {
-    fn run(&self, inputs: Vec<Value>) -> Result<Vec<Value>> {
+    fn run(&self, inputs: Bindings) -> Result<Bindings> {
         let mut leaves = inputs.into_iter();
         let mut values: Vec<Option<Tensor>> = vec![None; self.graph.nodes.len()];
         for (index, node) in self.graph.nodes.iter().enumerate() {

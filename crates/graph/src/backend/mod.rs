@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, Device, Storage, Tensor};
+use smallvec::SmallVec;
 
 use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, GraphNode, Meta};
@@ -52,6 +53,12 @@ pub fn with_backend<R>(backend: Backend, f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// What [`with_backend`] says on this thread, for work that moves to another.
+#[cfg(feature = "async-exec")]
+pub(crate) fn forced() -> Option<Backend> {
+    FORCED.get()
+}
+
 impl Backend {
     /// The backend for a device, unless [`with_backend`] says otherwise.
     pub(crate) fn current(device: &Device) -> Self {
@@ -91,8 +98,11 @@ impl Backend {
 /// A compiled graph.
 pub(crate) trait Executable: Send + Sync {
     /// Computes the outputs. `inputs` are the values of the graph's `Input` nodes, in order.
-    fn run(&self, inputs: Vec<Value>) -> Result<Vec<Value>>;
+    fn run(&self, inputs: Bindings) -> Result<Bindings>;
 }
+
+/// The values that go into a run or come out of it.
+pub(crate) type Bindings = SmallVec<[Value; 4]>;
 
 /// The value of an evaluated tensor.
 #[derive(Clone)]

@@ -159,8 +159,13 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
         O::LoRA { .. } => {
             check_rank(name, 2, dims(1))?;
             check_rank(name, 2, dims(2))?;
-            let low = matmul(name, dims(0), dims(1))?;
-            one(matmul(name, &low, dims(2))?, inputs[0].dtype)
+            let mut shape = matmul(name, dims(0), dims(1))?;
+            if shape[shape.len() - 1] != dims(2)[0] {
+                return Err(Error::shape(name, format!("{shape:?} x {:?}: inner dimensions differ", dims(2))));
+            }
+            let last = shape.len() - 1;
+            shape[last] = dims(2)[1];
+            one(shape, inputs[0].dtype)
         }
         O::Attention(options) => attention(name, inputs, options),
         O::CrossEntropy(_) => {
@@ -310,7 +315,12 @@ fn matmul(name: &'static str, lhs: &[usize], rhs: &[usize]) -> Result<Vec<usize>
     if k != inner {
         return Err(Error::shape(name, format!("{lhs:?} x {rhs:?}: inner dimensions differ")));
     }
-    let mut shape = broadcast(name, &[left, right])?;
+    let mut shape = Vec::with_capacity(left.len().max(right.len()) + 2);
+    if right.is_empty() {
+        shape.extend_from_slice(left);
+    } else {
+        shape.extend(broadcast(name, &[left, right])?);
+    }
     shape.extend([*m, *n]);
     Ok(shape)
 }

@@ -65,25 +65,34 @@ impl Graph {
     /// A hash of the structure: operations, parameters, shapes, dtypes and relative inputs.
     #[must_use]
     pub fn structural_hash(&self) -> u64 {
-        let mut state = FxHasher::default();
-        for (index, node) in self.nodes.iter().enumerate() {
-            hash_operation(&node.operation, &mut state);
-            for input in &node.inputs {
-                (index as u32 - input.node, input.output).hash(&mut state);
-            }
-            for meta in &node.outputs {
-                meta.shape.dims().hash(&mut state);
-                (meta.dtype as u8).hash(&mut state);
-            }
-        }
-        self.outputs.hash(&mut state);
-        state.finish()
+        let nodes = self.nodes.iter().map(|node| (&node.operation, &node.inputs[..], &node.outputs[..]));
+        structural_hash(nodes, &self.outputs)
     }
+}
+
+/// The hash of a graph given node by node: operation, inputs, outputs.
+pub(crate) fn structural_hash<'a>(
+    nodes: impl Iterator<Item = (&'a Operation, &'a [ValueRef], &'a [Meta])>,
+    outputs: &[ValueRef],
+) -> u64 {
+    let mut state = FxHasher::default();
+    for (index, (operation, inputs, outputs)) in nodes.enumerate() {
+        hash_operation(operation, &mut state);
+        for input in inputs {
+            (index as u32 - input.node, input.output).hash(&mut state);
+        }
+        for meta in outputs {
+            meta.shape.dims().hash(&mut state);
+            (meta.dtype as u8).hash(&mut state);
+        }
+    }
+    outputs.hash(&mut state);
+    state.finish()
 }
 
 /// Hashes an operation's kind and the parameters that its output shapes do not already tell.
 /// Equality is checked in full on a hit, so this need only spread well.
-fn hash_operation(operation: &Operation, state: &mut FxHasher) {
+pub(crate) fn hash_operation(operation: &Operation, state: &mut impl Hasher) {
     std::mem::discriminant(operation).hash(state);
     match operation {
         Operation::Constant { value, .. } => value.to_bits().hash(state),
@@ -92,7 +101,16 @@ fn hash_operation(operation: &Operation, state: &mut FxHasher) {
         | Operation::RMSNorm { eps: value }
         | Operation::LayerNorm { eps: value }
         | Operation::LoRA { scale: value } => value.to_bits().hash(state),
-        Operation::Softmax { dim } | Operation::Concat { dim } | Operation::Iota { dim, .. } => dim.hash(state),
+        Operation::Softmax { dim }
+        | Operation::Concat { dim }
+        | Operation::Iota { dim, .. }
+        | Operation::ArgMax { dim }
+        | Operation::IndexSelect { dim }
+        | Operation::Gather { dim }
+        | Operation::IndexAdd { dim }
+        | Operation::ScatterAdd { dim }
+        | Operation::DynamicSlice { dim, .. }
+        | Operation::SliceUpdate { dim } => dim.hash(state),
         Operation::Permute { dims } => dims.hash(state),
         Operation::Slice { start, .. } => start.hash(state),
         Operation::Pad { before, .. } => before.hash(state),

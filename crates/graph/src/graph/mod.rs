@@ -5,6 +5,7 @@ pub mod infer;
 pub mod ir;
 pub(crate) mod node;
 pub mod operation;
+mod operation_v1;
 mod print;
 pub mod verify;
 pub(crate) mod walk;

@@ -2,6 +2,7 @@
 //! The first is asked at every recording, the second between the passes of a plan.
 
 use candle_core::DType;
+use smallvec::{SmallVec, smallvec};
 
 use super::infer::infer;
 use super::ir::Graph;
@@ -26,16 +27,27 @@ enum Class {
     Like(usize),
 }
 
+/// Asked at every recording, so it must not allocate.
+type Classes = SmallVec<[Class; 6]>;
+
 /// The dtypes of the required inputs, then of the optional ones (as one block: all or none, unless `repeat`).
 struct Signature {
-    required: Vec<Class>,
-    optional: Vec<Class>,
+    required: Classes,
+    optional: Classes,
     /// The last required class may repeat (concat).
     repeat: bool,
 }
 
+impl Signature {
+    /// What fits input `index`.
+    fn class(&self, index: usize) -> Option<Class> {
+        let optional = || self.optional.get(index - self.required.len()).or(self.optional.last());
+        self.required.get(index).or_else(optional).copied()
+    }
+}
+
 fn takes<const N: usize>(classes: [Class; N]) -> Signature {
-    Signature { required: classes.to_vec(), optional: Vec::new(), repeat: false }
+    Signature { required: classes.into_iter().collect(), optional: Classes::new(), repeat: false }
 }
 
 /// Whether the engine computes with this dtype.
@@ -94,24 +106,24 @@ fn signature(operation: &Operation) -> Signature {
         | O::LessEqual => takes([Any, Like(0)]),
         O::Pow | O::Matmul | O::SwiGLU => takes([Float, Like(0)]),
         O::Where => takes([Exactly(DType::U8), Any, Like(1)]),
-        O::Concat { .. } => Signature { required: vec![Any], optional: vec![Like(0)], repeat: true },
+        O::Concat { .. } => Signature { required: smallvec![Any], optional: smallvec![Like(0)], repeat: true },
         O::IndexSelect { .. } | O::Gather { .. } => takes([Any, Index]),
         O::IndexAdd { .. } | O::ScatterAdd { .. } => takes([Any, Index, Like(0)]),
         O::DynamicSlice { .. } => takes([Any, Exactly(DType::U32)]),
         O::SliceUpdate { .. } => takes([Any, Like(0), Exactly(DType::U32)]),
-        O::RMSNorm { .. } => Signature { required: vec![Float], optional: vec![Like(0)], repeat: false },
-        O::LayerNorm { .. } => Signature { required: vec![Float], optional: vec![Like(0), Like(0)], repeat: false },
+        O::RMSNorm { .. } => Signature { required: smallvec![Float], optional: smallvec![Like(0)], repeat: false },
+        O::LayerNorm { .. } => Signature { required: smallvec![Float], optional: smallvec![Like(0), Like(0)], repeat: false },
         O::Rope { .. } => takes([Float, Like(0), Like(0)]),
         O::LoRA { .. } => takes([Float, Like(0), Like(0)]),
         O::Attention(options) => {
-            let mut required = vec![Float, Like(0), Like(0)];
+            let mut required: Classes = smallvec![Float, Like(0), Like(0)];
             required.extend(options.offset.then_some(Exactly(DType::U32)));
             required.extend(options.segments.then_some([Exactly(DType::U32); 2]).into_iter().flatten());
-            Signature { required, optional: Vec::new(), repeat: false }
+            Signature { required, optional: Classes::new(), repeat: false }
         }
         O::CrossEntropy(_) => takes([Float, Like(0), Exactly(DType::I64)]),
         O::AdamW(_) => takes([Float, Like(0), Like(0), Like(0), Like(0)]),
-        O::Vjp { .. } => Signature { required: vec![Any], optional: vec![Any], repeat: true },
+        O::Vjp { .. } => Signature { required: smallvec![Any], optional: smallvec![Any], repeat: true },
     }
 }
 
@@ -132,32 +144,55 @@ pub fn check_inputs(operation: &Operation, inputs: &[&Meta]) -> Result<()> {
         };
         return Err(Error::Arity { operation: operation.name(), expected, found: inputs.len() });
     }
-    let classes = signature.required.iter().chain(&signature.optional);
-    let last = signature.optional.last();
     for (index, input) in inputs.iter().enumerate() {
-        let class = classes.clone().nth(index).or(last);
-        if let Some(class) = class {
-            check_class(operation, index, *class, inputs, input.dtype)?;
+        if let Some(class) = signature.class(index) {
+            check_class(operation, index, class, inputs, input.dtype)?;
         }
     }
     Ok(())
 }
 
+/// Dtypes that fit `count` inputs of an operation, for asking about shapes alone.
+pub(super) fn fitting_dtypes(operation: &Operation, count: usize) -> SmallVec<[DType; 6]> {
+    if let Operation::Vjp { of, .. } = operation {
+        // The differentiated operation's inputs, its outputs, then as many cotangents.
+        let mut dtypes = fitting_dtypes(of, count.saturating_sub(2 * of.output_count()));
+        dtypes.resize(count, DType::F32);
+        return dtypes;
+    }
+    let signature = signature(operation);
+    let mut dtypes: SmallVec<[DType; 6]> = SmallVec::new();
+    for index in 0..count {
+        dtypes.push(match signature.class(index) {
+            Some(Class::Exactly(dtype)) => dtype,
+            Some(Class::Index) => DType::U32,
+            Some(Class::Like(other)) => dtypes[other],
+            Some(Class::Any | Class::Float | Class::Signed) | None => DType::F32,
+        });
+    }
+    dtypes
+}
+
 fn check_class(operation: &Operation, input: usize, class: Class, inputs: &[&Meta], found: DType) -> Result<()> {
-    let (fits, expected) = match class {
-        Class::Any => (is_supported(found), "one of f32, f64, f16, bf16, u8, u32, i64".to_owned()),
-        Class::Float => (is_float(found), "a float (f32, f64, f16, bf16)".to_owned()),
-        Class::Signed => (is_float(found) || found == DType::I64, "a float or i64".to_owned()),
-        Class::Index => (matches!(found, DType::U32 | DType::I64), "u32 or i64".to_owned()),
-        Class::Exactly(dtype) => (found == dtype, format!("{dtype:?}")),
-        Class::Like(other) => {
-            let dtype = inputs[other].dtype;
-            (found == dtype, format!("{dtype:?} like input {other}"))
-        }
+    let fits = match class {
+        Class::Any => is_supported(found),
+        Class::Float => is_float(found),
+        Class::Signed => is_float(found) || found == DType::I64,
+        Class::Index => matches!(found, DType::U32 | DType::I64),
+        Class::Exactly(dtype) => found == dtype,
+        Class::Like(other) => found == inputs[other].dtype,
     };
     if fits {
         return Ok(());
     }
+    let expected = match class {
+        Class::Any => "one of f32, f64, f16, bf16, u8, u32, i64".to_owned(),
+        Class::Float => "a float (f32, f64, f16, bf16)".to_owned(),
+        Class::Signed => "a float or i64".to_owned(),
+        Class::Index => "u32 or i64".to_owned(),
+        Class::Exactly(dtype) => format!("{dtype:?}"),
+        Class::Like(other) => format!("{:?} like input {other}", inputs[other].dtype),
+    };
     Err(Error::DType { operation: operation.name(), input, found, expected })
 }
 

@@ -10,17 +10,14 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::LoRAConfig;
 use crate::error::{During, Error, Result, TrainingError, shape_text};
 
-/// Standard deviation of a fresh `A`: small against activations, and the same for every rank.
-const INIT_STD: f32 = 0.01;
-
 /// The low-rank update of one linear layer:
 ///
 /// ```text
 /// y = (dropout(x A) B) * alpha / rank        A: (in, rank)   B: (rank, out)
 /// ```
 ///
-/// `A` starts as independent Gaussians of mean 0 and standard deviation 0.01, `B` as zeros, so that a fresh layer adds
-/// nothing. Both are f32. A new layer is in training mode; dropout acts in that mode only, and scales what it keeps by
+/// `A` starts as independent Gaussians of mean 0 and standard deviation `1 / sqrt(rank)`, `B` as zeros, so that a fresh
+/// layer adds nothing. Both are f32. A new layer is in training mode; dropout acts in that mode only, and scales what it keeps by
 /// `1 / (1 - p)` so that the mean stays.
 ///
 /// # Example
@@ -50,6 +47,8 @@ pub struct LoRALayer {
     in_features: usize,
     out_features: usize,
     training: bool,
+    #[cfg(feature = "graph")]
+    pub(super) lazy: super::lora_lazy::LazyWeights,
 }
 
 impl LoRALayer {
@@ -77,12 +76,17 @@ impl LoRALayer {
                 in_features.min(out_features)
             )));
         }
-        let a = Tensor::randn(0f32, INIT_STD, (in_features, rank), device)
-            .and_then(|a| Var::from_tensor(&a));
-        let b = Var::zeros((rank, out_features), DType::F32, device);
+        let std = 1.0 / (rank as f32).sqrt();
+        let lora_a = Tensor::randn(0f32, std, (in_features, rank), device)
+            .and_then(|a| Var::from_tensor(&a))
+            .during(format_args!("LoRA: making lora_a ({in_features}, {rank})"))?;
+        let lora_b = Var::zeros((rank, out_features), DType::F32, device)
+            .during(format_args!("LoRA: making lora_b ({rank}, {out_features})"))?;
         Ok(Self {
-            lora_a: a.during(format_args!("LoRA: making lora_a ({in_features}, {rank})"))?,
-            lora_b: b.during(format_args!("LoRA: making lora_b ({rank}, {out_features})"))?,
+            #[cfg(feature = "graph")]
+            lazy: super::lora_lazy::LazyWeights::new(&lora_a, &lora_b)?,
+            lora_a,
+            lora_b,
             config: *config,
             in_features,
             out_features,
@@ -99,10 +103,7 @@ impl LoRALayer {
         let Some((&width, leading)) = input.dims().split_last() else {
             return Err(Error::invalid_input(
                 "LoRA forward",
-                format!(
-                    "input is a scalar, it must have shape (.., {})",
-                    self.in_features
-                ),
+                self.scalar_message(),
             ));
         };
         // One product of matrices whatever the rank of the input; the input keeps its own width, so that a wrong one
@@ -121,6 +122,14 @@ impl LoRALayer {
         scaled
             .reshape(shape)
             .during("LoRA forward: restoring the input's leading dimensions")
+    }
+
+    /// What is wrong with an input without dimensions.
+    pub(super) fn scalar_message(&self) -> String {
+        format!(
+            "input is a scalar, it must have shape (.., {})",
+            self.in_features
+        )
     }
 
     /// Dropout of `x A`, in training mode alone.

@@ -6,6 +6,8 @@
 mod adamw;
 mod lora_config;
 mod lora_layer;
+#[cfg(feature = "graph")]
+mod lora_lazy;
 mod loss;
 mod lr_scheduler;
 #[cfg(feature = "graph")]

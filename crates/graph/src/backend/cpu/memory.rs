@@ -2,6 +2,9 @@
 //! first written and last read. Arenas are kept and handed to the next run.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 
 /// Cache-line alignment, so that rows of vectors do not straddle lines.
@@ -15,11 +18,18 @@ pub(super) struct Life {
     pub last: usize,
 }
 
+/// From this many buffers on, placing looks only at what is free now: the search over all others would be quadratic.
+const MANY: usize = 4096;
+
 /// Offsets for buffers, such that two that are alive at the same step never overlap, and the arena's size.
-/// Greedy by size: the largest first, each at the lowest place that is free over its life.
 pub(super) fn place(lives: &[Life]) -> (Vec<usize>, usize) {
+    if lives.len() < MANY { by_size(lives) } else { by_time(lives) }
+}
+
+/// Greedy by size: the largest first, each at the lowest place that is free over its life.
+fn by_size(lives: &[Life]) -> (Vec<usize>, usize) {
     let mut order: Vec<usize> = (0..lives.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(lives[i].bytes), lives[i].first));
+    order.sort_by_key(|&i| (Reverse(lives[i].bytes), lives[i].first));
     let mut offsets = vec![0; lives.len()];
     // Placed buffers by offset.
     let mut placed: Vec<usize> = Vec::new();
@@ -43,6 +53,79 @@ pub(super) fn place(lives: &[Life]) -> (Vec<usize>, usize) {
         placed.insert(position, i);
     }
     (offsets, size)
+}
+
+/// In the order of their first steps, each in the smallest hole that holds it, as an allocator would.
+fn by_time(lives: &[Life]) -> (Vec<usize>, usize) {
+    let mut order: Vec<usize> = (0..lives.len()).collect();
+    order.sort_by_key(|&i| (lives[i].first, Reverse(lives[i].bytes)));
+    let mut offsets = vec![0; lives.len()];
+    let mut holes = Holes::default();
+    let mut alive: BinaryHeap<Reverse<(usize, usize)>> = BinaryHeap::new();
+    for i in order {
+        while let Some(&Reverse((last, ended))) = alive.peek() {
+            if last >= lives[i].first {
+                break;
+            }
+            alive.pop();
+            holes.free(offsets[ended], lives[ended].bytes.next_multiple_of(ALIGNMENT));
+        }
+        offsets[i] = holes.take(lives[i].bytes.next_multiple_of(ALIGNMENT));
+        alive.push(Reverse((lives[i].last, i)));
+    }
+    (offsets, holes.end)
+}
+
+/// Free stretches of an arena that grows at its end.
+#[derive(Default)]
+struct Holes {
+    /// Length by offset, neighbours merged.
+    by_offset: BTreeMap<usize, usize>,
+    /// `(length, offset)` of the same.
+    by_length: BTreeSet<(usize, usize)>,
+    end: usize,
+}
+
+impl Holes {
+    fn take(&mut self, bytes: usize) -> usize {
+        let Some(&(length, offset)) = self.by_length.range((bytes, 0)..).next() else {
+            self.end += bytes;
+            return self.end - bytes;
+        };
+        self.remove(offset, length);
+        if length > bytes {
+            self.insert(offset + bytes, length - bytes);
+        }
+        offset
+    }
+
+    fn free(&mut self, offset: usize, bytes: usize) {
+        let (mut start, mut length) = (offset, bytes);
+        if let Some((&before, &size)) = self.by_offset.range(..offset).next_back()
+            && before + size == offset
+        {
+            self.remove(before, size);
+            (start, length) = (before, length + size);
+        }
+        if let Some(&size) = self.by_offset.get(&(offset + bytes)) {
+            self.remove(offset + bytes, size);
+            length += size;
+        }
+        self.insert(start, length);
+    }
+
+    fn insert(&mut self, offset: usize, length: usize) {
+        // A buffer without elements takes no place.
+        if length > 0 {
+            self.by_offset.insert(offset, length);
+            self.by_length.insert((length, offset));
+        }
+    }
+
+    fn remove(&mut self, offset: usize, length: usize) {
+        self.by_offset.remove(&offset);
+        self.by_length.remove(&(length, offset));
+    }
 }
 
 /// Aligned, uninitialised bytes.
@@ -69,10 +152,6 @@ impl Arena {
     fn layout(bytes: usize) -> Layout {
         Layout::from_size_align(bytes, ALIGNMENT).unwrap_or_else(|_| Layout::new::<u64>())
     }
-
-    pub fn pointer(&self) -> *mut u8 {
-        self.pointer
-    }
 }
 
 impl Drop for Arena {
@@ -84,8 +163,18 @@ impl Drop for Arena {
 
 static SPARE: Mutex<Vec<Arena>> = Mutex::new(Vec::new());
 
-/// Runs `f` with an arena of at least `bytes`, reused from an earlier run where one is large enough.
-pub(super) fn with_arena<R>(bytes: usize, f: impl FnOnce(&Arena) -> R) -> R {
+/// Bytes of the arena of a small plan: on the stack, without a look at the kept ones.
+const SMALL: usize = 4096;
+
+#[repr(C, align(64))]
+struct Small([MaybeUninit<u8>; SMALL]);
+
+/// Runs `f` with the address of an arena of at least `bytes`, reused from an earlier run where one is large enough.
+pub(super) fn with_arena<R>(bytes: usize, f: impl FnOnce(*mut u8) -> R) -> R {
+    if bytes <= SMALL {
+        let mut small = Small([MaybeUninit::uninit(); SMALL]);
+        return f(small.0.as_mut_ptr().cast());
+    }
     let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
     let taken = spare().pop();
     let arena = match taken {
@@ -96,7 +185,7 @@ pub(super) fn with_arena<R>(bytes: usize, f: impl FnOnce(&Arena) -> R) -> R {
             Arena::new(bytes)
         }
     };
-    let result = f(&arena);
+    let result = f(arena.pointer);
     let mut spare = spare();
     // The largest stays on top.
     let position = spare.partition_point(|other| other.bytes <= arena.bytes);
@@ -121,16 +210,17 @@ mod tests {
                 Life { bytes: 1 + n[1] as usize % 5000, first, last: first + n[2] as usize % 10 }
             })
             .collect();
-        let (offsets, size) = place(&lives);
-        for i in 0..lives.len() {
-            assert!(offsets[i] + lives[i].bytes <= size && offsets[i].is_multiple_of(ALIGNMENT));
-            for j in 0..i {
-                let together = lives[i].first <= lives[j].last && lives[j].first <= lives[i].last;
-                let apart = offsets[i] + lives[i].bytes <= offsets[j] || offsets[j] + lives[j].bytes <= offsets[i];
-                assert!(!together || apart, "{i} and {j} share memory");
+        for (name, (offsets, size)) in [("by size", by_size(&lives)), ("by time", by_time(&lives))] {
+            for i in 0..lives.len() {
+                assert!(offsets[i] + lives[i].bytes <= size && offsets[i].is_multiple_of(ALIGNMENT));
+                for j in 0..i {
+                    let together = lives[i].first <= lives[j].last && lives[j].first <= lives[i].last;
+                    let apart = offsets[i] + lives[i].bytes <= offsets[j] || offsets[j] + lives[j].bytes <= offsets[i];
+                    assert!(!together || apart, "{name}: {i} and {j} share memory");
+                }
             }
+            let total: usize = lives.iter().map(|life| life.bytes).sum();
+            assert!(size < total / 4, "{name}: {size} of {total}: memory is reused");
         }
-        let total: usize = lives.iter().map(|life| life.bytes).sum();
-        assert!(size < total / 4, "{size} of {total}: memory is reused");
     }
 }

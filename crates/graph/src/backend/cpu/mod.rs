@@ -11,13 +11,12 @@ mod pointwise;
 mod primitives;
 mod view;
 
-use std::ops::Deref;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
-use half::{bf16, f16};
+use smallvec::SmallVec;
 
-use super::{Executable, Value};
+use super::{Bindings, Executable, Value};
 use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, Meta};
 
@@ -33,7 +32,7 @@ type Step = Box<dyn Fn(&Memory) -> Result<()> + Send + Sync>;
 
 /// The addresses of a run's buffers.
 struct Memory {
-    pointers: Vec<*mut u8>,
+    pointers: Pointers,
 }
 
 /// Where a buffer lies.
@@ -70,49 +69,66 @@ struct Program {
     outputs: Vec<(Meta, Outcome)>,
 }
 
+/// Few enough for the stack in most plans.
+type Pointers = SmallVec<[*mut u8; 8]>;
+
 impl Executable for Program {
-    fn run(&self, inputs: Vec<Value>) -> Result<Vec<Value>> {
+    fn run(&self, inputs: Bindings) -> Result<Bindings> {
         let mut bound = self.bind(inputs)?;
-        let mut results: Vec<Option<CpuStorage>> = self
-            .outputs
-            .iter()
-            .map(|(meta, result)| matches!(result, Outcome::Own).then(|| allocate(meta.dtype, meta.shape.elem_count())).transpose())
-            .collect::<Result<_>>()?;
+        let mut results: SmallVec<[Option<CpuStorage>; 4]> = SmallVec::with_capacity(self.outputs.len());
+        for (meta, outcome) in &self.outputs {
+            results.push(match outcome {
+                Outcome::Own => Some(room(meta.dtype, meta.shape.elem_count())?),
+                Outcome::Over(_) => None,
+            });
+        }
         memory::with_arena(self.arena_bytes, |arena| {
-            let mut guards = Vec::with_capacity(bound.len());
-            let input_pointers: Vec<*mut u8> = bound.iter_mut().map(|input| input.pointer(&mut guards)).collect();
-            let output_pointers: Vec<*mut u8> =
-                results.iter_mut().map(|r| r.as_mut().map_or(std::ptr::null_mut(), |s| pointer_mut(s))).collect();
-            let pointers = self
-                .places
-                .iter()
-                .map(|place| match *place {
-                    Place::Arena(offset) => arena.pointer().wrapping_add(offset),
-                    Place::Input(i) => input_pointers[i],
-                    Place::Output(i) => output_pointers[i],
-                    Place::Constant(i) => std::ptr::from_ref(&self.constants[i]).cast_mut().cast(),
-                })
-                .collect();
-            let memory = Memory { pointers };
+            // Read locks on storages of Candle's, for as long as their addresses are used.
+            let mut guards = SmallVec::<[_; 4]>::new();
+            let mut inputs = Pointers::with_capacity(bound.len());
+            for input in &mut bound {
+                inputs.push(match input {
+                    Bound::Owned(storage) => pointer_mut(storage),
+                    Bound::Shared(storage) => pointer(storage),
+                    Bound::Tensor(tensor) => {
+                        let (storage, layout) = tensor.storage_and_layout();
+                        let first = first_element(&storage, layout.start_offset() * tensor.dtype().size_in_bytes());
+                        guards.push(storage);
+                        first
+                    }
+                });
+            }
+            let outputs: Pointers =
+                results.iter_mut().map(|r| r.as_mut().map_or(std::ptr::null_mut(), pointer_mut)).collect();
+            let memory = self.memory(arena, &inputs, &outputs);
             self.steps.iter().try_for_each(|step| step(&memory))
         })?;
-        self.outputs
-            .iter()
-            .zip(results)
-            .map(|((_, result), own)| {
-                let storage = match (result, own) {
-                    (Outcome::Own, Some(storage)) => storage,
-                    (Outcome::Over(input), _) => bound[*input].take()?,
-                    (Outcome::Own, None) => return Err(Error::Placeholder),
-                };
-                Ok(Value::Host(Arc::new(storage)))
-            })
-            .collect()
+        let mut values = Bindings::new();
+        for ((meta, outcome), own) in self.outputs.iter().zip(results) {
+            let storage = match (outcome, own) {
+                // SAFETY: the steps have written every element.
+                (Outcome::Own, Some(storage)) => unsafe { filled(storage, meta.shape.elem_count()) },
+                (Outcome::Over(input), _) => bound[*input].take()?,
+                (Outcome::Own, None) => return Err(Error::Placeholder),
+            };
+            values.push(Value::Host(Arc::new(storage)));
+        }
+        Ok(values)
     }
 }
 
-/// A read lock on a storage of Candle's.
-type Guard<'a> = Box<dyn Deref<Target = Storage> + 'a>;
+impl Program {
+    /// The address of every buffer in this run.
+    fn memory(&self, arena: *mut u8, inputs: &[*mut u8], outputs: &[*mut u8]) -> Memory {
+        let address = |place: &Place| match *place {
+            Place::Arena(offset) => arena.wrapping_add(offset),
+            Place::Input(i) => inputs[i],
+            Place::Output(i) => outputs[i],
+            Place::Constant(i) => std::ptr::from_ref(&self.constants[i]).cast_mut().cast(),
+        };
+        Memory { pointers: self.places.iter().map(address).collect() }
+    }
+}
 
 /// An input as a run holds it.
 enum Bound {
@@ -125,23 +141,6 @@ enum Bound {
 }
 
 impl Bound {
-    /// Address of the first element. A lock that must last as long as the address is put in `guards`.
-    fn pointer<'a>(&'a mut self, guards: &mut Vec<Guard<'a>>) -> *mut u8 {
-        match self {
-            Self::Owned(storage) => pointer_mut(storage),
-            Self::Shared(storage) => pointer(storage),
-            Self::Tensor(tensor) => {
-                let (storage, layout) = tensor.storage_and_layout();
-                let address = match &*storage {
-                    Storage::Cpu(cpu) => pointer(cpu).wrapping_add(layout.start_offset() * tensor.dtype().size_in_bytes()),
-                    _ => std::ptr::null_mut(),
-                };
-                guards.push(Box::new(storage));
-                address
-            }
-        }
-    }
-
     fn take(&mut self) -> Result<CpuStorage> {
         match std::mem::replace(self, Self::Owned(CpuStorage::U8(Vec::new()))) {
             Self::Owned(storage) => Ok(storage),
@@ -153,7 +152,7 @@ impl Bound {
 impl Program {
     /// Makes every input readable at one address, and those that are written this run's own: the buffer itself where
     /// nobody else holds it, a copy otherwise.
-    fn bind(&self, inputs: Vec<Value>) -> Result<Vec<Bound>> {
+    fn bind(&self, inputs: Bindings) -> Result<SmallVec<[Bound; 4]>> {
         if inputs.len() != self.inputs.len() {
             return Err(Error::Placeholder);
         }
@@ -162,15 +161,18 @@ impl Program {
             .map(|((value, meta), &written)| match value {
                 Value::Host(storage) if written => Ok(Bound::Owned(Arc::unwrap_or_clone(storage))),
                 Value::Host(storage) => Ok(Bound::Shared(storage)),
-                Value::Tensor(tensor) => bind_tensor(&tensor, meta, written),
+                Value::Tensor(tensor) => bind_tensor(tensor, meta, written),
                 Value::Gone => Err(Error::Placeholder),
             })
             .collect()
     }
 }
 
-fn bind_tensor(tensor: &Tensor, meta: &Meta, written: bool) -> Result<Bound> {
-    let tensor = tensor.contiguous().context(|| "contiguous input".into())?;
+fn bind_tensor(tensor: Tensor, meta: &Meta, written: bool) -> Result<Bound> {
+    let tensor = match tensor.is_contiguous() {
+        true => tensor,
+        false => tensor.contiguous().context(|| "contiguous input".into())?,
+    };
     if !matches!(tensor.device(), Device::Cpu) || tensor.shape() != &meta.shape || tensor.dtype() != meta.dtype {
         return Err(Error::shape("Input", format!("a plan for {meta} got a {:?} {:?}", tensor.dtype(), tensor.dims())));
     }
@@ -215,18 +217,47 @@ macro_rules! with_float {
 }
 use {with_float, with_type};
 
-/// Memory for a result. The steps write every element before anyone reads it.
-fn allocate(dtype: DType, len: usize) -> Result<CpuStorage> {
+/// Memory for a result of `len` elements: reserved, not written, the vector still empty.
+fn room(dtype: DType, len: usize) -> Result<CpuStorage> {
     Ok(match dtype {
-        DType::F32 => CpuStorage::F32(vec![0.0; len]),
-        DType::F64 => CpuStorage::F64(vec![0.0; len]),
-        DType::F16 => CpuStorage::F16(vec![f16::ZERO; len]),
-        DType::BF16 => CpuStorage::BF16(vec![bf16::ZERO; len]),
-        DType::U8 => CpuStorage::U8(vec![0; len]),
-        DType::U32 => CpuStorage::U32(vec![0; len]),
-        DType::I64 => CpuStorage::I64(vec![0; len]),
+        DType::F32 => CpuStorage::F32(Vec::with_capacity(len)),
+        DType::F64 => CpuStorage::F64(Vec::with_capacity(len)),
+        DType::F16 => CpuStorage::F16(Vec::with_capacity(len)),
+        DType::BF16 => CpuStorage::BF16(Vec::with_capacity(len)),
+        DType::U8 => CpuStorage::U8(Vec::with_capacity(len)),
+        DType::U32 => CpuStorage::U32(Vec::with_capacity(len)),
+        DType::I64 => CpuStorage::I64(Vec::with_capacity(len)),
         other => return Err(Error::shape("plan", format!("dtype {other:?} on the host"))),
     })
+}
+
+/// A result from [`room`] whose elements are there.
+///
+/// # Safety
+/// The room is for at least `len` elements, and each has been written.
+unsafe fn filled(mut storage: CpuStorage, len: usize) -> CpuStorage {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match &mut storage {
+            CpuStorage::F32(data) => data.set_len(len),
+            CpuStorage::F64(data) => data.set_len(len),
+            CpuStorage::F16(data) => data.set_len(len),
+            CpuStorage::BF16(data) => data.set_len(len),
+            CpuStorage::U8(data) => data.set_len(len),
+            CpuStorage::U32(data) => data.set_len(len),
+            CpuStorage::I64(data) => data.set_len(len),
+            _ => {}
+        }
+    }
+    storage
+}
+
+/// The address `bytes` into a storage.
+fn first_element(storage: &Storage, bytes: usize) -> *mut u8 {
+    match storage {
+        Storage::Cpu(storage) => pointer(storage).wrapping_add(bytes),
+        _ => std::ptr::null_mut(),
+    }
 }
 
 fn copy_range(storage: &CpuStorage, start: usize, len: usize) -> Result<CpuStorage> {

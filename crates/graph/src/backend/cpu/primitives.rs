@@ -79,7 +79,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::IndexAdd { dim } | O::ScatterAdd { dim } => pick_add(builder, node, *dim),
         O::DynamicSlice { dim, length } => dynamic_slice(builder, node, *dim, *length),
         O::SliceUpdate { dim } => slice_update(builder, node, *dim),
-        O::Matmul => product(builder, node),
+        O::Matmul => matmul_step(builder, node),
         O::Softmax { .. }
         | O::RMSNorm { .. }
         | O::LayerNorm { .. }
@@ -352,10 +352,16 @@ fn slice_update(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Resu
     Ok(smallvec![out])
 }
 
-/// `(.., m, k) x (.., k, n)` with any strides: transposes and broadcasts cost nothing.
-fn product(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
-    let mut inputs = builder.input_views(node);
+/// The product of a node's two inputs.
+fn matmul_step(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
+    let inputs = builder.input_views(node);
     let out = builder.output(node, 0);
+    product(builder, 1.0, [&inputs[0], &inputs[1]], &out)?;
+    Ok(smallvec![out])
+}
+
+/// `out = alpha (.., m, k) x (.., k, n)` with any strides: transposes and broadcasts cost nothing.
+pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2], out: &View) -> Result<()> {
     let rank = out.dims.len();
     let (m, n) = (out.dims[rank - 2], out.dims[rank - 1]);
     let k = inputs[0].dims[inputs[0].dims.len() - 1];
@@ -363,24 +369,26 @@ fn product(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
     let flat = inputs[1].dims.len() == 2 && inputs[0].is_contiguous();
     let batch: usize = out.dims[..rank - 2].iter().product();
     let (shape, left, right) = if flat {
-        // A contiguous view may have any stride in a dimension of size 1, so the rows' is made afresh.
-        inputs[0] = View { strides: row_major(&inputs[0].dims), ..inputs[0].clone() };
         (MatmulShape { m: m * batch, n, k }, vec![0], vec![0])
     } else {
         let offsets = |view: &View| batch_offsets(view, &out.dims[..rank - 2]);
-        (MatmulShape { m, n, k }, offsets(&inputs[0]), offsets(&inputs[1]))
+        (MatmulShape { m, n, k }, offsets(inputs[0]), offsets(inputs[1]))
     };
-    let (a, b, to) = (inputs[0].clone(), inputs[1].clone(), out.clone());
+    let (mut a, b, to) = (inputs[0].clone(), inputs[1].clone(), out.clone());
+    if flat {
+        // A contiguous view may have any stride in a dimension of size 1, so the rows' is made afresh.
+        a.strides = row_major(&a.dims);
+    }
     with_float!(out.dtype, T => {
-        builder.step(&[&inputs[0], &inputs[1]], &[&out], move |memory| {
+        let alpha = <T as Float>::Acc::of(alpha);
+        builder.step(&inputs, &[out], move |memory| {
             // SAFETY: the inputs are read only; the output is this step's to write.
             let (x, y, z) = unsafe { (a.span::<T>(memory), b.span::<T>(memory), to.slice_mut::<T>(memory)) };
-            matmul(shape, <T as Float>::Acc::ONE, matrix(&a, x, &left), matrix(&b, y, &right), false, z);
+            matmul(shape, alpha, matrix(&a, x, &left), matrix(&b, y, &right), false, z);
             Ok(())
         });
         Ok(())
-    })?;
-    Ok(smallvec![out])
+    })
 }
 
 /// The last two dimensions of a view as a kernel's operand.

@@ -1,14 +1,12 @@
-//! Softmax, layer norm, GELU and the low-rank term of LoRA.
+//! Softmax, layer norm and GELU.
 
 use smallvec::smallvec;
 
 use super::super::build::Builder;
 use super::super::kernels::gelu::{Gelu, gelu, gelu_vjp};
 use super::super::kernels::layer_norm::{ScaleGradients, layer_norm, layer_norm_vjp};
-use super::super::kernels::lora::{Factor, LoraShape, lora};
 use super::super::kernels::reduce::ReduceShape;
 use super::super::kernels::softmax::{softmax, softmax_vjp};
-use super::super::kernels::{Float, Real};
 use super::super::view::View;
 use super::super::with_float;
 use super::{Views, collect, in_out, wanted_outputs};
@@ -141,31 +139,4 @@ pub(super) fn gelu_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, approxi
         Ok(())
     })?;
     Ok(smallvec![dx])
-}
-
-pub(super) fn lora_step(builder: &mut Builder<'_>, node: &GraphNode, scale: f32) -> Result<Views> {
-    let x = builder.contiguous(node.inputs[0])?;
-    let (a, b) = (builder.view(node.inputs[1]).clone(), builder.view(node.inputs[2]).clone());
-    let out = builder.output(node, 0);
-    let (inputs, rank, outputs) = (a.dims[0], a.dims[1], b.dims[1]);
-    let n = x.dims[..x.dims.len() - 1].iter().product();
-    let shape = LoraShape { n, inputs, rank, outputs };
-    let (reads, to) = ([x.clone(), a.clone(), b.clone()], out.clone());
-    with_float!(out.dtype, T => {
-        builder.step(&[&x, &a, &b], &[&out], move |memory| {
-            let factor = |view: &View| Factor {
-                // SAFETY: inputs are read only.
-                data: unsafe { view.span::<T>(memory) },
-                row_stride: view.strides[0],
-                col_stride: view.strides[1],
-            };
-            let scale = <T as Float>::Acc::of(f64::from(scale));
-            // SAFETY: distinct buffers; the output is this step's to write.
-            let (x, y) = unsafe { (reads[0].slice::<T>(memory), to.slice_mut::<T>(memory)) };
-            lora(shape, x, factor(&reads[1]), factor(&reads[2]), scale, y);
-            Ok(())
-        });
-        Ok(())
-    })?;
-    Ok(smallvec![out])
 }

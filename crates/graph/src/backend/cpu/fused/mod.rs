@@ -11,6 +11,7 @@ use super::kernels::InOut;
 use super::kernels::rms_norm::{rms_norm, rms_norm_vjp};
 use super::kernels::rope::{RopeShape, rope};
 use super::kernels::swiglu::{swiglu, swiglu_vjp};
+use super::primitives::product;
 use super::view::View;
 use super::{Memory, with_float};
 use crate::error::{Error, Result};
@@ -45,7 +46,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::Softmax { dim } => layers::softmax_step(builder, node, *dim),
         O::LayerNorm { eps } => layers::layer_norm_step(builder, node, f64::from(*eps)),
         O::GELU { approximate } => layers::gelu_step(builder, node, *approximate),
-        O::LoRA { scale } => layers::lora_step(builder, node, *scale),
+        O::LoRA { scale } => lora_steps(builder, node, f64::from(*scale)),
         O::SwiGLU => swiglu_step(builder, node),
         O::Attention(options) => attention::forward(builder, node, *options),
         O::CrossEntropy(options) => training::loss(builder, node, *options),
@@ -153,6 +154,20 @@ fn rope_step(builder: &mut Builder<'_>, node: &GraphNode, interleaved: bool) -> 
         });
         Ok(())
     })?;
+    Ok(smallvec![out])
+}
+
+/// Two products; the scale rides on the narrow one.
+fn lora_steps(builder: &mut Builder<'_>, node: &GraphNode, scale: f64) -> Result<Views> {
+    let inputs = builder.input_views(node);
+    let out = builder.output(node, 0);
+    let mut dims = out.dims.clone();
+    if let Some(last) = dims.last_mut() {
+        *last = inputs[1].dims[1];
+    }
+    let narrow = builder.fresh(&dims, out.dtype);
+    product(builder, scale, [&inputs[0], &inputs[1]], &narrow)?;
+    product(builder, 1.0, [&narrow, &inputs[2]], &out)?;
     Ok(smallvec![out])
 }
 

@@ -15,7 +15,6 @@ pub mod gelu;
 pub mod index;
 mod inout;
 pub mod layer_norm;
-pub mod lora;
 pub mod math;
 pub mod matmul;
 pub(crate) mod par;
