@@ -40,7 +40,10 @@ struct Signature {
 impl Signature {
     fn of(arguments: &[LazyTensor]) -> Self {
         Self {
-            arguments: arguments.iter().map(|t| (t.meta().clone(), t.device().location())).collect(),
+            arguments: arguments
+                .iter()
+                .map(|t| (t.meta().clone(), t.device().location()))
+                .collect(),
             backend: Backend::forced(),
         }
     }
@@ -71,7 +74,10 @@ pub fn compile<F>(function: F) -> Compiled<F>
 where
     F: Fn(&[LazyTensor]) -> Result<Vec<LazyTensor>>,
 {
-    Compiled { function, traces: Mutex::new(Vec::new()) }
+    Compiled {
+        function,
+        traces: Mutex::new(Vec::new()),
+    }
 }
 
 impl<F> Compiled<F>
@@ -112,10 +118,15 @@ where
     }
 
     fn make_trace(&self, arguments: &[LazyTensor]) -> Result<Trace> {
-        let holders: Vec<LazyTensor> =
-            arguments.iter().map(|t| LazyTensor::placeholder(t.meta().clone(), t.device().clone())).collect();
-        let positions: FxHashMap<NodeId, usize> =
-            holders.iter().enumerate().map(|(i, holder)| (holder.node_id(), i)).collect();
+        let holders: Vec<LazyTensor> = arguments
+            .iter()
+            .map(|t| LazyTensor::placeholder(t.meta().clone(), t.device().clone()))
+            .collect();
+        let positions: FxHashMap<NodeId, usize> = holders
+            .iter()
+            .enumerate()
+            .map(|(i, holder)| (holder.node_id(), i))
+            .collect();
         let outputs = (self.function)(&holders)?;
         let numbered = walk::number(&outputs)?;
         let sources = numbered
@@ -125,7 +136,9 @@ where
                 None => Source::Captured(leaf),
             })
             .collect();
-        let device = arguments.first().map_or_else(|| numbered.device().clone(), |t| t.device().clone());
+        let device = arguments
+            .first()
+            .map_or_else(|| numbered.device().clone(), |t| t.device().clone());
         let plan = Plan::of(&numbered, Backend::current(&device))?;
         Ok(Trace { plan, sources })
     }
@@ -140,7 +153,10 @@ fn bind(sources: &[Source], arguments: Vec<LazyTensor>) -> Result<Bindings> {
         .map(|source| match source {
             Source::Captured(tensor) => tensor.value(),
             // Each argument is one leaf of the graph, so it is taken at most once.
-            Source::Argument(position) => arguments[*position].take().ok_or(Error::Placeholder).and_then(into_value),
+            Source::Argument(position) => arguments[*position]
+                .take()
+                .ok_or(Error::Placeholder)
+                .and_then(into_value),
         })
         .collect()
 }

@@ -94,7 +94,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub(crate) fn shape(operation: &'static str, message: impl Into<String>) -> Self {
-        Self::Shape { operation, message: message.into() }
+        Self::Shape {
+            operation,
+            message: message.into(),
+        }
     }
 }
 
@@ -105,6 +108,9 @@ pub(crate) trait Context<T> {
 
 impl<T> Context<T> for candle_core::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Candle { context: what(), source })
+        self.map_err(|source| Error::Candle {
+            context: what(),
+            source,
+        })
     }
 }

@@ -42,7 +42,10 @@ impl LazyTensor {
     pub fn from_tensor(tensor: Tensor) -> Result<Self> {
         let meta = Meta::new(tensor.shape().clone(), tensor.dtype());
         if !crate::graph::verify::is_supported(meta.dtype) {
-            return Err(Error::shape("from_tensor", format!("dtype {:?} is not supported", meta.dtype)));
+            return Err(Error::shape(
+                "from_tensor",
+                format!("dtype {:?} is not supported", meta.dtype),
+            ));
         }
         let device = tensor.device().clone();
         // Candle's autograd must not follow into the graph, which has its own gradients. The memory stays shared.
@@ -68,7 +71,10 @@ impl LazyTensor {
         device: &(impl Borrow<Device> + ?Sized),
     ) -> Result<Self> {
         if values.len() != shape.iter().product::<usize>() {
-            return Err(Error::shape("from_slice", format!("{} values do not fill shape {shape:?}", values.len())));
+            return Err(Error::shape(
+                "from_slice",
+                format!("{} values do not fill shape {shape:?}", values.len()),
+            ));
         }
         let tensor = Tensor::from_slice(values, shape, device.borrow()).context(|| format!("from_slice {shape:?}"))?;
         Self::from_tensor(tensor)
@@ -95,7 +101,11 @@ impl LazyTensor {
     /// # Errors
     /// When the engine does not compute with `dtype`.
     pub fn full(value: f64, shape: &[usize], dtype: DType, device: &(impl Borrow<Device> + ?Sized)) -> Result<Self> {
-        let operation = Operation::Constant { value, shape: Shape::from(shape), dtype };
+        let operation = Operation::Constant {
+            value,
+            shape: Shape::from(shape),
+            dtype,
+        };
         Self::record_source(operation, device.borrow())
     }
 
@@ -137,7 +147,9 @@ impl LazyTensor {
     /// When number, dtypes, shapes or devices of the inputs do not fit; the message names the operation.
     pub fn record(operation: Operation, inputs: &[&Self]) -> Result<Vec<Self>> {
         let node = Self::record_node(operation, inputs)?;
-        Ok((0..node.outputs.len() as u32).map(|output| Self::of(Arc::clone(&node), output)).collect())
+        Ok((0..node.outputs.len() as u32)
+            .map(|output| Self::of(Arc::clone(&node), output))
+            .collect())
     }
 
     /// Records an operation of one output.
@@ -149,9 +161,16 @@ impl LazyTensor {
         let Some(first) = inputs.first() else {
             // Says how many there should be; an operation that takes none needs a device.
             infer(&operation, &[])?;
-            return Err(Error::shape(operation.name(), "is a source, recorded with `record_source`"));
+            return Err(Error::shape(
+                operation.name(),
+                "is a source, recorded with `record_source`",
+            ));
         };
-        Self::record_on(operation, inputs.iter().map(|&t| t.clone()).collect(), &first.node.device)
+        Self::record_on(
+            operation,
+            inputs.iter().map(|&t| t.clone()).collect(),
+            &first.node.device,
+        )
     }
 
     fn record_on(operation: Operation, inputs: Inputs, device: &Device) -> Result<Arc<Node>> {
@@ -254,7 +273,10 @@ impl LazyTensor {
     /// See [`Self::eval`]; also when `T` is not the dtype's type.
     pub fn to_vec<T: WithDType>(&self) -> Result<Vec<T>> {
         let tensor = self.eval()?;
-        tensor.flatten_all().and_then(|t| t.to_vec1()).context(|| format!("to_vec of {}", self.meta()))
+        tensor
+            .flatten_all()
+            .and_then(|t| t.to_vec1())
+            .context(|| format!("to_vec of {}", self.meta()))
     }
 
     /// Computes the single element.
@@ -264,7 +286,10 @@ impl LazyTensor {
     pub fn to_scalar<T: WithDType>(&self) -> Result<T> {
         match self.to_vec::<T>()?.as_slice() {
             [value] => Ok(*value),
-            _ => Err(Error::shape("to_scalar", format!("{:?} has not exactly one element", self.dims()))),
+            _ => Err(Error::shape(
+                "to_scalar",
+                format!("{:?} has not exactly one element", self.dims()),
+            )),
         }
     }
 
@@ -310,6 +335,11 @@ pub fn eval_all(tensors: &[LazyTensor]) -> Result<Vec<Tensor>> {
 impl fmt::Debug for LazyTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let standing = if self.is_evaluated() { "evaluated" } else { "recorded" };
-        write!(f, "LazyTensor({} {}, {standing})", self.node.operation.name(), self.meta())
+        write!(
+            f,
+            "LazyTensor({} {}, {standing})",
+            self.node.operation.name(),
+            self.meta()
+        )
     }
 }

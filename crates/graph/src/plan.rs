@@ -60,7 +60,10 @@ struct Cache {
 fn cache() -> MutexGuard<'static, Cache> {
     static CACHE: OnceLock<Mutex<Cache>> = OnceLock::new();
     // A poisoned cache only holds whole plans.
-    CACHE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+    CACHE
+        .get_or_init(Mutex::default)
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cache {
@@ -68,7 +71,9 @@ impl Cache {
         self.clock += 1;
         let clock = self.clock;
         let bucket = self.plans.get_mut(&hash)?;
-        let (used, plan) = bucket.iter_mut().find(|(_, p)| p.backend == backend && recorded.is(&p.recorded))?;
+        let (used, plan) = bucket
+            .iter_mut()
+            .find(|(_, p)| p.backend == backend && recorded.is(&p.recorded))?;
         *used = clock;
         Some(Arc::clone(plan))
     }
@@ -84,7 +89,11 @@ impl Cache {
     }
 
     fn drop_longest_unused(&mut self) {
-        let oldest = self.plans.iter().flat_map(|(&hash, bucket)| bucket.iter().map(move |(used, _)| (*used, hash))).min();
+        let oldest = self
+            .plans
+            .iter()
+            .flat_map(|(&hash, bucket)| bucket.iter().map(move |(used, _)| (*used, hash)))
+            .min();
         if let Some((used, hash)) = oldest {
             if let Some(bucket) = self.plans.get_mut(&hash) {
                 bucket.retain(|(other, _)| *other != used);
@@ -123,7 +132,11 @@ impl Plan {
         );
         tracing::trace!("plan:\n{optimised}");
         let executable = backend.compile(optimised)?;
-        Ok(Self { recorded, backend, executable })
+        Ok(Self {
+            recorded,
+            backend,
+            executable,
+        })
     }
 
     /// Shapes and dtypes of the results.

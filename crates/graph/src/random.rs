@@ -19,7 +19,12 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
         }
         let left = u64::from(c[0]) * 0xD251_1F53;
         let right = u64::from(c[2]) * 0xCD9E_8D57;
-        c = [(right >> 32) as u32 ^ c[1] ^ k[0], right as u32, (left >> 32) as u32 ^ c[3] ^ k[1], left as u32];
+        c = [
+            (right >> 32) as u32 ^ c[1] ^ k[0],
+            right as u32,
+            (left >> 32) as u32 ^ c[3] ^ k[1],
+            left as u32,
+        ];
     }
     c
 }
@@ -80,8 +85,16 @@ mod tests {
         let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
         let cases = [
             ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
-            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
-            (pi, [0xa409_3822, 0x299f_31d0], [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]),
+            (
+                [u32::MAX; 4],
+                [u32::MAX; 2],
+                [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
+            ),
+            (
+                pi,
+                [0xa409_3822, 0x299f_31d0],
+                [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
+            ),
         ];
         for (counter, key, expected) in cases {
             assert_eq!(philox4x32(counter, key), expected);
@@ -93,11 +106,17 @@ mod tests {
         let n = 100_000;
         let moments = |values: Vec<f64>| {
             let mean = values.iter().sum::<f64>() / f64::from(n);
-            (mean, values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / f64::from(n))
+            (
+                mean,
+                values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / f64::from(n),
+            )
         };
         let (mean, variance) = moments(normal64([1, 2], [3, 4]).take(n as usize).collect());
         assert!(mean.abs() < 0.01 && (variance - 1.0).abs() < 0.02, "{mean} {variance}");
         let (mean, variance) = moments(uniform64([1, 2], [3, 4]).take(n as usize).collect());
-        assert!((mean - 0.5).abs() < 0.005 && (variance - 1.0 / 12.0).abs() < 0.002, "{mean} {variance}");
+        assert!(
+            (mean - 0.5).abs() < 0.005 && (variance - 1.0 / 12.0).abs() < 0.002,
+            "{mean} {variance}"
+        );
     }
 }

@@ -2,24 +2,38 @@
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{
-    AdamWOptions, Approximate, AttentionInputs, AttentionOptions, Backend, CrossEntropyOptions, Distribution, LazyTensor,
-    Result, random, value_and_grad, with_backend,
+    AdamWOptions, Approximate, AttentionInputs, AttentionOptions, Backend, CrossEntropyOptions, Distribution,
+    LazyTensor, Result, random, value_and_grad, with_backend,
 };
 
 const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
 fn normal(seed: u32, shape: &[usize], dtype: DType) -> LazyTensor {
-    let values: Vec<f64> = random::normal64([seed, 1], [0, 0]).take(shape.iter().product()).collect();
-    LazyTensor::from_data(&values, shape, &Device::Cpu).unwrap().cast(dtype).unwrap()
+    let values: Vec<f64> = random::normal64([seed, 1], [0, 0])
+        .take(shape.iter().product())
+        .collect();
+    LazyTensor::from_data(&values, shape, &Device::Cpu)
+        .unwrap()
+        .cast(dtype)
+        .unwrap()
 }
 
 fn positive(seed: u32, shape: &[usize], dtype: DType) -> LazyTensor {
-    let values: Vec<f64> = random::uniform64([seed, 2], [0, 0]).take(shape.iter().product()).map(|u| u + 0.25).collect();
-    LazyTensor::from_data(&values, shape, &Device::Cpu).unwrap().cast(dtype).unwrap()
+    let values: Vec<f64> = random::uniform64([seed, 2], [0, 0])
+        .take(shape.iter().product())
+        .map(|u| u + 0.25)
+        .collect();
+    LazyTensor::from_data(&values, shape, &Device::Cpu)
+        .unwrap()
+        .cast(dtype)
+        .unwrap()
 }
 
 fn indices(values: &[u32], shape: &[usize], dtype: DType) -> LazyTensor {
-    LazyTensor::from_data(values, shape, &Device::Cpu).unwrap().cast(dtype).unwrap()
+    LazyTensor::from_data(values, shape, &Device::Cpu)
+        .unwrap()
+        .cast(dtype)
+        .unwrap()
 }
 
 /// Normalised mean squared error that a dtype is allowed.
@@ -39,7 +53,9 @@ fn values(tensor: &LazyTensor) -> Vec<f64> {
 
 /// Records twice, runs once on each backend and compares.
 fn compare(name: &str, dtype: DType, record: impl Fn() -> Result<LazyTensor>) {
-    let expected = with_backend(Backend::Candle, || values(&record().unwrap_or_else(|e| panic!("{name}: {e}"))));
+    let expected = with_backend(Backend::Candle, || {
+        values(&record().unwrap_or_else(|e| panic!("{name}: {e}")))
+    });
     let found = with_backend(Backend::Cpu, || values(&record().unwrap()));
     assert_eq!(expected.len(), found.len());
     let mut error = 0.0;
@@ -49,10 +65,16 @@ fn compare(name: &str, dtype: DType, record: impl Fn() -> Result<LazyTensor>) {
             error += (e - f).powi(2);
             power += e.powi(2);
         } else {
-            assert!(e.is_nan() == f.is_nan() && (e.is_nan() || e == f), "{name} {dtype:?}: {e} and {f}");
+            assert!(
+                e.is_nan() == f.is_nan() && (e.is_nan() || e == f),
+                "{name} {dtype:?}: {e} and {f}"
+            );
         }
     }
-    assert!(error <= tolerance(dtype) * power, "{name} {dtype:?}: error {error:e} of {power:e}");
+    assert!(
+        error <= tolerance(dtype) * power,
+        "{name} {dtype:?}: error {error:e} of {power:e}"
+    );
 }
 
 #[test]
@@ -96,7 +118,12 @@ fn elementwise() {
             compare(name, dtype, || f(&positive(1, &[4, 3, 5], dtype).permute(&[2, 0, 1])?));
         }
         for (name, f) in binary {
-            for (left, right) in [(&[3, 40][..], &[3, 40][..]), (&[3, 1, 5], &[4, 1]), (&[7], &[]), (&[2, 3, 4], &[4])] {
+            for (left, right) in [
+                (&[3, 40][..], &[3, 40][..]),
+                (&[3, 1, 5], &[4, 1]),
+                (&[7], &[]),
+                (&[2, 3, 4], &[4]),
+            ] {
                 compare(name, dtype, || f(&positive(1, left, dtype), &positive(2, right, dtype)));
             }
             compare(name, dtype, || {
@@ -117,20 +144,38 @@ fn elementwise() {
 
 #[test]
 fn large_enough_for_several_threads() {
-    compare("add", DType::F32, || normal(1, &[300, 1000], DType::F32).add(&normal(2, &[1000], DType::F32)));
+    compare("add", DType::F32, || {
+        normal(1, &[300, 1000], DType::F32).add(&normal(2, &[1000], DType::F32))
+    });
     compare("exp", DType::F32, || normal(1, &[3, 200_000], DType::F32).exp());
     compare("sum", DType::F32, || normal(1, &[300, 1000], DType::F32).sum(0));
     compare("sum", DType::F32, || normal(1, &[300, 1000], DType::F32).sum(1));
     compare("max", DType::F32, || normal(1, &[2, 500, 300], DType::F32).max(1));
-    compare("matmul", DType::F32, || normal(1, &[2, 130, 200], DType::F32).matmul(&normal(2, &[200, 90], DType::F32)));
+    compare("matmul", DType::F32, || {
+        normal(1, &[2, 130, 200], DType::F32).matmul(&normal(2, &[200, 90], DType::F32))
+    });
 }
 
 #[test]
 fn casts_between_all_dtypes() {
-    let all = [DType::F32, DType::F64, DType::F16, DType::BF16, DType::U8, DType::U32, DType::I64];
+    let all = [
+        DType::F32,
+        DType::F64,
+        DType::F16,
+        DType::BF16,
+        DType::U8,
+        DType::U32,
+        DType::I64,
+    ];
     for from in all {
         for to in all {
-            compare("cast", to, || positive(1, &[40], DType::F32).mul_scalar(100.0)?.floor()?.cast(from)?.cast(to));
+            compare("cast", to, || {
+                positive(1, &[40], DType::F32)
+                    .mul_scalar(100.0)?
+                    .floor()?
+                    .cast(from)?
+                    .cast(to)
+            });
         }
     }
 }
@@ -148,13 +193,19 @@ fn integers() {
     ];
     for dtype in [DType::U8, DType::U32, DType::I64] {
         for (name, f) in binary {
-            compare(name, dtype, || f(&indices(&[1, 5, 3, 9], &[2, 2], dtype), &indices(&[4, 2], &[2], dtype)));
+            compare(name, dtype, || {
+                f(&indices(&[1, 5, 3, 9], &[2, 2], dtype), &indices(&[4, 2], &[2], dtype))
+            });
         }
         compare("sum", dtype, || indices(&[1, 5, 3, 9], &[2, 2], dtype).sum(0));
-        compare("argmax", DType::U32, || indices(&[1, 5, 9, 9], &[2, 2], dtype).argmax(1));
+        compare("argmax", DType::U32, || {
+            indices(&[1, 5, 9, 9], &[2, 2], dtype).argmax(1)
+        });
     }
     for f in [LazyTensor::neg, LazyTensor::abs, LazyTensor::sign] {
-        compare("of one integer", DType::I64, || f(&LazyTensor::from_data(&[-3i64, 0, 5], &[3], &Device::Cpu)?));
+        compare("of one integer", DType::I64, || {
+            f(&LazyTensor::from_data(&[-3i64, 0, 5], &[3], &Device::Cpu)?)
+        });
     }
 }
 
@@ -164,7 +215,9 @@ fn reductions() {
         for dims in [&[0][..], &[1], &[2], &[0, 1], &[1, 2], &[0, 2], &[0, 1, 2]] {
             compare("sum", dtype, || normal(1, &[3, 5, 7], dtype).sum_keepdim(dims));
             compare("max", dtype, || normal(1, &[3, 5, 7], dtype).max_keepdim(dims));
-            compare("sum of a view", dtype, || normal(1, &[3, 5, 7], dtype).permute(&[2, 0, 1])?.sum_keepdim(dims));
+            compare("sum of a view", dtype, || {
+                normal(1, &[3, 5, 7], dtype).permute(&[2, 0, 1])?.sum_keepdim(dims)
+            });
         }
         for dim in 0..3 {
             compare("argmax", DType::U32, || normal(1, &[3, 5, 7], dtype).argmax(dim));
@@ -177,18 +230,28 @@ fn reductions() {
 fn movement_and_sources() {
     for dtype in FLOATS {
         let x = || normal(1, &[4, 3, 5], dtype);
-        compare("reshape of a permutation", dtype, || x().permute(&[1, 2, 0])?.reshape(&[5, 12])?.mul_scalar(2.0));
-        compare("broadcast", dtype, || normal(1, &[3, 1], dtype).broadcast_to(&[2, 3, 4]));
+        compare("reshape of a permutation", dtype, || {
+            x().permute(&[1, 2, 0])?.reshape(&[5, 12])?.mul_scalar(2.0)
+        });
+        compare("broadcast", dtype, || {
+            normal(1, &[3, 1], dtype).broadcast_to(&[2, 3, 4])
+        });
         compare("slice", dtype, || x().slice(1, 1, 3)?.slice(2, 0, 4)?.add_scalar(1.0));
-        compare("concat", dtype, || LazyTensor::concat(&[&x(), &x().slice(1, 0, 2)?, &x()], 1));
+        compare("concat", dtype, || {
+            LazyTensor::concat(&[&x(), &x().slice(1, 0, 2)?, &x()], 1)
+        });
         compare("pad", dtype, || x().pad(&[1, 0, 2], &[0, 3, 1]));
-        compare("constant", dtype, || LazyTensor::full(1.5, &[3, 2], dtype, &Device::Cpu));
+        compare("constant", dtype, || {
+            LazyTensor::full(1.5, &[3, 2], dtype, &Device::Cpu)
+        });
         compare("iota", dtype, || LazyTensor::iota(1, &[2, 5, 3], dtype, &Device::Cpu));
         let key = || indices(&[1, 2, 3, 4], &[4], DType::U32);
         compare("uniform", dtype, || key().random(Distribution::Uniform, &[3, 7], dtype));
         compare("normal", dtype, || key().random(Distribution::Normal, &[3, 7], dtype));
         compare("dropout", dtype, || x().dropout(0.3, &key()));
-        compare("bits", DType::U32, || key().random(Distribution::Bits, &[9], DType::U32));
+        compare("bits", DType::U32, || {
+            key().random(Distribution::Bits, &[9], DType::U32)
+        });
     }
 }
 
@@ -200,14 +263,22 @@ fn indexing() {
             let rows = || indices(&[2, 0, 2, 1, 1], &[5], of);
             compare("index_select", dtype, || x().index_select(0, &rows()));
             compare("index_select", dtype, || x().index_select(1, &rows()));
-            compare("index_add", dtype, || x().index_add(1, &rows(), &normal(2, &[3, 5, 2], dtype)));
+            compare("index_add", dtype, || {
+                x().index_add(1, &rows(), &normal(2, &[3, 5, 2], dtype))
+            });
             let places = || indices(&[0, 1, 2, 2, 1, 0], &[3, 1, 2], of);
             compare("gather", dtype, || x().gather(1, &places()));
-            compare("scatter_add", dtype, || x().scatter_add(1, &places(), &normal(2, &[3, 1, 2], dtype)));
+            compare("scatter_add", dtype, || {
+                x().scatter_add(1, &places(), &normal(2, &[3, 1, 2], dtype))
+            });
         }
         let at = || indices(&[1], &[1], DType::U32);
-        compare("dynamic_slice", dtype, || normal(1, &[3, 4, 2], dtype).dynamic_slice(1, &at(), 2));
-        compare("slice_update", dtype, || normal(1, &[3, 4, 2], dtype).slice_update(1, &normal(2, &[3, 2, 2], dtype), &at()));
+        compare("dynamic_slice", dtype, || {
+            normal(1, &[3, 4, 2], dtype).dynamic_slice(1, &at(), 2)
+        });
+        compare("slice_update", dtype, || {
+            normal(1, &[3, 4, 2], dtype).slice_update(1, &normal(2, &[3, 2, 2], dtype), &at())
+        });
     }
 }
 
@@ -221,18 +292,31 @@ fn products() {
             (&[2, 1, 5, 7], &[3, 7, 4]),
             (&[5, 7], &[2, 7, 3]),
         ] {
-            compare("matmul", dtype, || normal(1, left, dtype).matmul(&normal(2, right, dtype)));
+            compare("matmul", dtype, || {
+                normal(1, left, dtype).matmul(&normal(2, right, dtype))
+            });
         }
-        compare("transposed right", dtype, || normal(1, &[2, 5, 7], dtype).matmul_t(&normal(2, &[3, 7], dtype)));
-        compare("transposed left", dtype, || normal(1, &[7, 5], dtype).t()?.matmul(&normal(2, &[7, 3], dtype)));
+        compare("transposed right", dtype, || {
+            normal(1, &[2, 5, 7], dtype).matmul_t(&normal(2, &[3, 7], dtype))
+        });
+        compare("transposed left", dtype, || {
+            normal(1, &[7, 5], dtype).t()?.matmul(&normal(2, &[7, 3], dtype))
+        });
         compare("permuted", dtype, || {
-            normal(1, &[2, 5, 3, 4], dtype).permute(&[0, 2, 1, 3])?.matmul(&normal(2, &[2, 6, 3, 4], dtype).permute(&[0, 2, 3, 1])?)
+            normal(1, &[2, 5, 3, 4], dtype)
+                .permute(&[0, 2, 1, 3])?
+                .matmul(&normal(2, &[2, 6, 3, 4], dtype).permute(&[0, 2, 3, 1])?)
         });
     }
 }
 
 /// Value and, weighed, all gradients.
-fn compare_with_gradients(name: &str, dtype: DType, inputs: &[LazyTensor], f: impl Fn(&[LazyTensor]) -> Result<LazyTensor>) {
+fn compare_with_gradients(
+    name: &str,
+    dtype: DType,
+    inputs: &[LazyTensor],
+    f: impl Fn(&[LazyTensor]) -> Result<LazyTensor>,
+) {
     compare(name, dtype, || f(inputs));
     for which in 0..inputs.len() {
         compare(&format!("{name}, gradient {which}"), dtype, || {
@@ -251,15 +335,25 @@ fn fused_norms_and_activations() {
         compare_with_gradients("softmax", dtype, &[x.clone()], |x| x[0].softmax(2));
         compare_with_gradients("softmax", dtype, &[x.clone()], |x| x[0].softmax(1));
         compare_with_gradients("rms_norm", dtype, &[x.clone()], |x| x[0].rms_norm(1e-5));
-        compare_with_gradients("rms_norm", dtype, &[x.clone(), w.clone()], |x| x[0].rms_norm_weighted(&x[1], 1e-5));
-        compare_with_gradients("layer_norm", dtype, &[x.clone(), w, b], |x| x[0].layer_norm(&x[1], &x[2], 1e-5));
-        compare_with_gradients("swiglu", dtype, &[x.clone(), normal(4, &[3, 5, 18], dtype)], |x| x[0].swiglu(&x[1]));
+        compare_with_gradients("rms_norm", dtype, &[x.clone(), w.clone()], |x| {
+            x[0].rms_norm_weighted(&x[1], 1e-5)
+        });
+        compare_with_gradients("layer_norm", dtype, &[x.clone(), w, b], |x| {
+            x[0].layer_norm(&x[1], &x[2], 1e-5)
+        });
+        compare_with_gradients("swiglu", dtype, &[x.clone(), normal(4, &[3, 5, 18], dtype)], |x| {
+            x[0].swiglu(&x[1])
+        });
         compare_with_gradients("gelu", dtype, &[x.clone()], |x| x[0].gelu(Approximate::None));
         compare_with_gradients("gelu", dtype, &[x.clone()], |x| x[0].gelu(Approximate::Tanh));
         let (a, b) = (normal(5, &[18, 4], dtype), normal(6, &[4, 9], dtype));
         compare_with_gradients("lora", dtype, &[x, a, b], |x| x[0].lora_fused(&x[1], &x[2], 0.5));
         for interleaved in [false, true] {
-            let x = [normal(1, &[2, 3, 4, 10], dtype), normal(2, &[1, 3, 4], dtype), normal(3, &[1, 3, 4], dtype)];
+            let x = [
+                normal(1, &[2, 3, 4, 10], dtype),
+                normal(2, &[1, 3, 4], dtype),
+                normal(3, &[1, 3, 4], dtype),
+            ];
             compare_with_gradients("rope", dtype, &x, |x| x[0].rope(&x[1], &x[2], interleaved));
         }
     }
@@ -268,12 +362,29 @@ fn fused_norms_and_activations() {
 #[test]
 fn fused_attention() {
     for dtype in FLOATS {
-        for (heads, kv_heads, seq, keys, offset) in [(4, 2, 7, 7, None), (3, 3, 70, 70, None), (4, 1, 1, 33, Some(20u32)), (2, 1, 5, 16, Some(3))] {
-            for (causal, window, segments) in [(true, None, false), (true, Some(3), false), (false, None, false), (true, None, true), (false, None, true)] {
+        for (heads, kv_heads, seq, keys, offset) in [
+            (4, 2, 7, 7, None),
+            (3, 3, 70, 70, None),
+            (4, 1, 1, 33, Some(20u32)),
+            (2, 1, 5, 16, Some(3)),
+        ] {
+            for (causal, window, segments) in [
+                (true, None, false),
+                (true, Some(3), false),
+                (false, None, false),
+                (true, None, true),
+                (false, None, true),
+            ] {
                 if (segments && offset.is_some()) || (!causal && offset.is_some()) {
                     continue;
                 }
-                let options = AttentionOptions { scale: 0.35, causal, window, offset: false, segments: false };
+                let options = AttentionOptions {
+                    scale: 0.35,
+                    causal,
+                    window,
+                    offset: false,
+                    segments: false,
+                };
                 let inputs = [
                     normal(1, &[2, seq, heads, 8], dtype),
                     normal(2, &[2, keys, kv_heads, 8], dtype),
@@ -282,7 +393,9 @@ fn fused_attention() {
                 let ids: Vec<u32> = (0..2 * seq).map(|i| (i % seq / 3) as u32).collect();
                 let ids = LazyTensor::from_data(&ids, &[2, seq], &Device::Cpu).unwrap();
                 let position = offset.map(|o| indices(&[o], &[1], DType::U32));
-                let name = format!("attention heads {heads}/{kv_heads} {seq}x{keys} {causal} {window:?} {segments} {offset:?}");
+                let name = format!(
+                    "attention heads {heads}/{kv_heads} {seq}x{keys} {causal} {window:?} {segments} {offset:?}"
+                );
                 compare_with_gradients(&name, dtype, &inputs, |x| {
                     let inputs = AttentionInputs {
                         q: &x[0],
@@ -304,16 +417,35 @@ fn fused_losses_and_optimizer() {
         let targets: Vec<i64> = (0..9).map(|i| if i % 3 == 0 { -100 } else { i * 5 }).collect();
         let targets = LazyTensor::from_data(&targets, &[9], &Device::Cpu).unwrap();
         for label_smoothing in [0.0, 0.1] {
-            let options = CrossEntropyOptions { label_smoothing, ..Default::default() };
+            let options = CrossEntropyOptions {
+                label_smoothing,
+                ..Default::default()
+            };
             let inputs = [normal(1, &[9, 12], dtype), normal(2, &[50, 12], dtype)];
-            compare_with_gradients("cross_entropy", dtype, &inputs, |x| x[0].cross_entropy(&x[1], &targets, options));
+            compare_with_gradients("cross_entropy", dtype, &inputs, |x| {
+                x[0].cross_entropy(&x[1], &targets, options)
+            });
         }
-        let rates = LazyTensor::from_data(&[0.1f64, 0.1, 0.2], &[3], &Device::Cpu).unwrap().cast(dtype).unwrap();
-        let options = AdamWOptions { beta1: 0.9, beta2: 0.95, eps: 1e-6, weight_decay: 0.1 };
+        let rates = LazyTensor::from_data(&[0.1f64, 0.1, 0.2], &[3], &Device::Cpu)
+            .unwrap()
+            .cast(dtype)
+            .unwrap();
+        let options = AdamWOptions {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-6,
+            weight_decay: 0.1,
+        };
         for part in 0..3 {
             compare("adamw", dtype, || {
                 let (p, g) = (normal(1, &[3, 70], dtype), normal(2, &[3, 70], dtype));
-                let state = p.adamw(&g, &normal(3, &[3, 70], dtype), &positive(4, &[3, 70], dtype), &rates, options)?;
+                let state = p.adamw(
+                    &g,
+                    &normal(3, &[3, 70], dtype),
+                    &positive(4, &[3, 70], dtype),
+                    &rates,
+                    options,
+                )?;
                 Ok([state.parameter, state.first, state.second][part].clone())
             });
         }
@@ -325,7 +457,9 @@ fn empty_and_scalar_tensors() {
     compare("empty", DType::F32, || normal(1, &[0, 3], DType::F32).mul_scalar(2.0));
     compare("sum of nothing", DType::F32, || normal(1, &[0, 3], DType::F32).sum(0));
     compare("scalar", DType::F32, || normal(1, &[], DType::F32).exp());
-    compare("empty concat", DType::F32, || LazyTensor::concat(&[&normal(1, &[0, 3], DType::F32), &normal(2, &[2, 3], DType::F32)], 0));
+    compare("empty concat", DType::F32, || {
+        LazyTensor::concat(&[&normal(1, &[0, 3], DType::F32), &normal(2, &[2, 3], DType::F32)], 0)
+    });
 }
 
 #[test]
@@ -333,7 +467,12 @@ fn indices_out_of_range_are_reported_by_both() {
     for backend in [Backend::Candle, Backend::Cpu] {
         with_backend(backend, || {
             let x = normal(1, &[3, 2], DType::F32);
-            let message = x.index_select(0, &indices(&[3], &[1], DType::U32)).unwrap().eval().unwrap_err().to_string();
+            let message = x
+                .index_select(0, &indices(&[3], &[1], DType::U32))
+                .unwrap()
+                .eval()
+                .unwrap_err()
+                .to_string();
             assert_eq!(message, "IndexSelect: index 3 is out of range for a dimension of 3");
             let at = indices(&[2], &[1], DType::U32);
             let message = x.dynamic_slice(0, &at, 2).unwrap().eval().unwrap_err().to_string();

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{
-    AdamWOptions, Approximate, AttentionInputs, AttentionOptions, CrossEntropyOptions, Distribution, LazyTensor, Result,
-    random, value_and_grad,
+    AdamWOptions, Approximate, AttentionInputs, AttentionOptions, CrossEntropyOptions, Distribution, LazyTensor,
+    Result, random, value_and_grad,
 };
 
 const EPS: f64 = 1e-6;
@@ -11,12 +11,17 @@ const ATOL: f64 = 1e-5;
 const RTOL: f64 = 1e-3;
 
 fn normal(seed: u32, shape: &[usize]) -> LazyTensor {
-    let values: Vec<f64> = random::normal64([seed, 7], [0, 0]).take(shape.iter().product()).collect();
+    let values: Vec<f64> = random::normal64([seed, 7], [0, 0])
+        .take(shape.iter().product())
+        .collect();
     LazyTensor::from_data(&values, shape, &Device::Cpu).unwrap()
 }
 
 fn positive(seed: u32, shape: &[usize]) -> LazyTensor {
-    let values: Vec<f64> = random::uniform64([seed, 9], [0, 0]).take(shape.iter().product()).map(|u| u + 0.5).collect();
+    let values: Vec<f64> = random::uniform64([seed, 9], [0, 0])
+        .take(shape.iter().product())
+        .map(|u| u + 0.5)
+        .collect();
     LazyTensor::from_data(&values, shape, &Device::Cpu).unwrap()
 }
 
@@ -45,13 +50,20 @@ fn check_once(name: &str, f: Function<'_>, inputs: &[LazyTensor]) {
     let (_, gradients) = value_and_grad(&loss, inputs).unwrap_or_else(|e| panic!("{name}: {e}"));
     for (which, gradient) in gradients.iter().enumerate() {
         let found = gradient.to_vec::<f64>().unwrap();
-        assert_eq!(gradient.dims(), inputs[which].dims(), "{name}: gradient {which} has another shape");
+        assert_eq!(
+            gradient.dims(),
+            inputs[which].dims(),
+            "{name}: gradient {which} has another shape"
+        );
         for (element, found) in found.into_iter().enumerate() {
             let up = value(f, &moved(inputs, which, element, EPS));
             let down = value(f, &moved(inputs, which, element, -EPS));
             let expected = (up - down) / (2.0 * EPS);
             let close = (found - expected).abs() <= ATOL + RTOL * expected.abs();
-            assert!(close, "{name}: d input {which}[{element}] is {found}, central difference {expected}");
+            assert!(
+                close,
+                "{name}: d input {which}[{element}] is {found}, central difference {expected}"
+            );
         }
     }
 }
@@ -109,18 +121,31 @@ fn elementwise_of_two_inputs_broadcasts() {
         ("minimum", LazyTensor::minimum),
     ];
     for (name, f) in cases {
-        for (left, right) in [(&[2, 3][..], &[2, 3][..]), (&[2, 1], &[3]), (&[3], &[2, 2, 3]), (&[], &[2])] {
+        for (left, right) in [
+            (&[2, 3][..], &[2, 3][..]),
+            (&[2, 1], &[3]),
+            (&[3], &[2, 2, 3]),
+            (&[], &[2]),
+        ] {
             check(name, &|x| f(&x[0], &x[1]), &[positive(1, left), positive(2, right)]);
         }
     }
     let mask = LazyTensor::from_data(&[1u8, 0, 1], &[3], &Device::Cpu).unwrap();
-    check("where", &|x| mask.where_cond(&x[0], &x[1]), &[normal(1, &[2, 3]), normal(2, &[1])]);
+    check(
+        "where",
+        &|x| mask.where_cond(&x[0], &x[1]),
+        &[normal(1, &[2, 3]), normal(2, &[1])],
+    );
 }
 
 #[test]
 fn ties_share_the_gradient() {
     let x = LazyTensor::from_data(&[1.0, 2.0], &[2], &Device::Cpu).unwrap();
-    let (_, g) = value_and_grad(&x.maximum(&x.mul_scalar(1.0).unwrap()).unwrap().sum_all().unwrap(), &[x.clone()]).unwrap();
+    let (_, g) = value_and_grad(
+        &x.maximum(&x.mul_scalar(1.0).unwrap()).unwrap().sum_all().unwrap(),
+        &[x.clone()],
+    )
+    .unwrap();
     assert_eq!(g[0].to_vec::<f64>().unwrap(), [1.0, 1.0]);
     let y = LazyTensor::from_data(&[3.0, 3.0, 1.0], &[3], &Device::Cpu).unwrap();
     let (_, g) = value_and_grad(&y.max(0).unwrap(), &[y.clone()]).unwrap();
@@ -142,7 +167,11 @@ fn movement() {
     check("permute", &|x| x[0].permute(&[2, 0, 1]), &[normal(1, &[2, 3, 2])]);
     check("broadcast", &|x| x[0].broadcast_to(&[4, 2, 3]), &[normal(1, &[2, 1])]);
     check("slice", &|x| x[0].slice(1, 1, 3), &[normal(1, &[2, 4])]);
-    check("concat", &|x| LazyTensor::concat(&[&x[0], &x[1], &x[0]], 1), &[normal(1, &[2, 1]), normal(2, &[2, 3])]);
+    check(
+        "concat",
+        &|x| LazyTensor::concat(&[&x[0], &x[1], &x[0]], 1),
+        &[normal(1, &[2, 1]), normal(2, &[2, 3])],
+    );
     check("pad", &|x| x[0].pad(&[1, 0], &[0, 2]), &[normal(1, &[2, 2])]);
 }
 
@@ -151,12 +180,24 @@ fn indexing() {
     let u32s = |values: &[u32], shape: &[usize]| LazyTensor::from_data(values, shape, &Device::Cpu).unwrap();
     let rows = u32s(&[2, 0, 2], &[3]);
     check("index_select", &|x| x[0].index_select(0, &rows), &[normal(1, &[3, 2])]);
-    check("index_add", &|x| x[0].index_add(0, &rows, &x[1]), &[normal(1, &[3, 2]), normal(2, &[3, 2])]);
+    check(
+        "index_add",
+        &|x| x[0].index_add(0, &rows, &x[1]),
+        &[normal(1, &[3, 2]), normal(2, &[3, 2])],
+    );
     let places = u32s(&[1, 1, 0, 2], &[2, 2]);
     check("gather", &|x| x[0].gather(1, &places), &[normal(1, &[2, 3])]);
-    check("scatter_add", &|x| x[0].scatter_add(1, &places, &x[1]), &[normal(1, &[2, 3]), normal(2, &[2, 2])]);
+    check(
+        "scatter_add",
+        &|x| x[0].scatter_add(1, &places, &x[1]),
+        &[normal(1, &[2, 3]), normal(2, &[2, 2])],
+    );
     let position = u32s(&[1], &[1]);
-    check("dynamic_slice", &|x| x[0].dynamic_slice(0, &position, 2), &[normal(1, &[4, 2])]);
+    check(
+        "dynamic_slice",
+        &|x| x[0].dynamic_slice(0, &position, 2),
+        &[normal(1, &[4, 2])],
+    );
     let update = |x: &[LazyTensor]| x[0].slice_update(0, &x[1], &position);
     check("slice_update", &update, &[normal(1, &[4, 2]), normal(2, &[2, 2])]);
 }
@@ -171,43 +212,114 @@ fn matrix_products() {
     ] {
         check("matmul", &|x| x[0].matmul(&x[1]), &[normal(1, left), normal(2, right)]);
     }
-    check("matmul_t", &|x| x[0].matmul_t(&x[1]), &[normal(1, &[2, 2, 3]), normal(2, &[4, 3])]);
+    check(
+        "matmul_t",
+        &|x| x[0].matmul_t(&x[1]),
+        &[normal(1, &[2, 2, 3]), normal(2, &[4, 3])],
+    );
 }
 
 #[test]
 fn norms_and_activations() {
     check("softmax", &|x| x[0].softmax(1), &[normal(1, &[2, 3, 2])]);
     check("rms_norm", &|x| x[0].rms_norm(1e-3), &[normal(1, &[2, 4])]);
-    check("rms_norm weighted", &|x| x[0].rms_norm_weighted(&x[1], 1e-3), &[normal(1, &[2, 4]), normal(2, &[4])]);
+    check(
+        "rms_norm weighted",
+        &|x| x[0].rms_norm_weighted(&x[1], 1e-3),
+        &[normal(1, &[2, 4]), normal(2, &[4])],
+    );
     let layer_norm = |x: &[LazyTensor]| x[0].layer_norm(&x[1], &x[2], 1e-3);
-    check("layer_norm", &layer_norm, &[normal(1, &[2, 4]), normal(2, &[4]), normal(3, &[4])]);
-    check("swiglu", &|x| x[0].swiglu(&x[1]), &[normal(1, &[2, 3]), normal(2, &[2, 3])]);
+    check(
+        "layer_norm",
+        &layer_norm,
+        &[normal(1, &[2, 4]), normal(2, &[4]), normal(3, &[4])],
+    );
+    check(
+        "swiglu",
+        &|x| x[0].swiglu(&x[1]),
+        &[normal(1, &[2, 3]), normal(2, &[2, 3])],
+    );
     check("gelu", &|x| x[0].gelu(Approximate::None), &[normal(1, &[2, 3])]);
     check("gelu tanh", &|x| x[0].gelu(Approximate::Tanh), &[normal(1, &[2, 3])]);
     let lora = |x: &[LazyTensor]| x[0].lora_fused(&x[1], &x[2], 0.5);
-    check("lora", &lora, &[normal(1, &[2, 2, 3]), normal(2, &[3, 2]), normal(3, &[2, 4])]);
+    check(
+        "lora",
+        &lora,
+        &[normal(1, &[2, 2, 3]), normal(2, &[3, 2]), normal(3, &[2, 4])],
+    );
     for interleaved in [false, true] {
         let rope = |x: &[LazyTensor]| x[0].rope(&x[1], &x[2], interleaved);
-        check("rope", &rope, &[normal(1, &[2, 3, 2, 6]), normal(2, &[1, 3, 2]), normal(3, &[1, 3, 2])]);
+        check(
+            "rope",
+            &rope,
+            &[normal(1, &[2, 3, 2, 6]), normal(2, &[1, 3, 2]), normal(3, &[1, 3, 2])],
+        );
     }
 }
 
 #[test]
 fn attention() {
-    let options = AttentionOptions { scale: 0.7, causal: true, window: None, offset: false, segments: false };
-    let inputs = [normal(1, &[1, 3, 2, 2]), normal(2, &[1, 3, 1, 2]), normal(3, &[1, 3, 1, 2])];
+    let options = AttentionOptions {
+        scale: 0.7,
+        causal: true,
+        window: None,
+        offset: false,
+        segments: false,
+    };
+    let inputs = [
+        normal(1, &[1, 3, 2, 2]),
+        normal(2, &[1, 3, 1, 2]),
+        normal(3, &[1, 3, 1, 2]),
+    ];
     let run = |x: &[LazyTensor], options, offset: Option<&LazyTensor>, segments: Option<&LazyTensor>| {
-        let inputs =
-            AttentionInputs { q: &x[0], k: &x[1], v: &x[2], offset, segments: segments.map(|ids| (ids, ids)) };
+        let inputs = AttentionInputs {
+            q: &x[0],
+            k: &x[1],
+            v: &x[2],
+            offset,
+            segments: segments.map(|ids| (ids, ids)),
+        };
         LazyTensor::attention(&inputs, options)
     };
     check("causal", &|x| run(x, options, None, None), &inputs);
-    check("full", &|x| run(x, AttentionOptions { causal: false, ..options }, None, None), &inputs);
-    check("window", &|x| run(x, AttentionOptions { window: Some(2), ..options }, None, None), &inputs);
+    check(
+        "full",
+        &|x| {
+            run(
+                x,
+                AttentionOptions {
+                    causal: false,
+                    ..options
+                },
+                None,
+                None,
+            )
+        },
+        &inputs,
+    );
+    check(
+        "window",
+        &|x| {
+            run(
+                x,
+                AttentionOptions {
+                    window: Some(2),
+                    ..options
+                },
+                None,
+                None,
+            )
+        },
+        &inputs,
+    );
     let segments = LazyTensor::from_data(&[1u32, 2, 2], &[1, 3], &Device::Cpu).unwrap();
     check("segments", &|x| run(x, options, None, Some(&segments)), &inputs);
     let offset = LazyTensor::from_data(&[1u32], &[1], &Device::Cpu).unwrap();
-    let cached = [normal(1, &[1, 2, 2, 2]), normal(2, &[1, 4, 1, 2]), normal(3, &[1, 4, 1, 2])];
+    let cached = [
+        normal(1, &[1, 2, 2, 2]),
+        normal(2, &[1, 4, 1, 2]),
+        normal(3, &[1, 4, 1, 2]),
+    ];
     check("cached", &|x| run(x, options, Some(&offset), None), &cached);
 }
 
@@ -215,14 +327,26 @@ fn attention() {
 fn losses_and_the_optimizer() {
     let targets = LazyTensor::from_data(&[2i64, -100, 0], &[3], &Device::Cpu).unwrap();
     for label_smoothing in [0.0, 0.1] {
-        let options = CrossEntropyOptions { label_smoothing, ..Default::default() };
+        let options = CrossEntropyOptions {
+            label_smoothing,
+            ..Default::default()
+        };
         let loss = |x: &[LazyTensor]| x[0].cross_entropy(&x[1], &targets, options);
         check("cross_entropy", &loss, &[normal(1, &[3, 2]), normal(2, &[4, 2])]);
     }
     let rates = LazyTensor::from_data(&[0.1, 0.1, 0.2], &[3], &Device::Cpu).unwrap();
-    let options = AdamWOptions { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+    let options = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+    };
     let step = |x: &[LazyTensor]| Ok(x[0].adamw(&x[1], &x[2], &x[3], &rates, options)?.parameter);
-    check("adamw", &step, &[normal(1, &[3]), normal(2, &[3]), normal(3, &[3]), positive(4, &[3])]);
+    check(
+        "adamw",
+        &step,
+        &[normal(1, &[3]), normal(2, &[3]), normal(3, &[3]), positive(4, &[3])],
+    );
 }
 
 #[test]
@@ -232,7 +356,10 @@ fn a_cut_path_is_named() {
     let noise = key.random(Distribution::Normal, &[2], DType::F64).unwrap();
     let cut = x.floor().unwrap().add(&noise).unwrap().sum_all().unwrap();
     let message = value_and_grad(&cut, &[x.clone()]).unwrap_err().to_string();
-    assert!(message.contains("parameter 0") && message.contains("Floor"), "{message}");
+    assert!(
+        message.contains("parameter 0") && message.contains("Floor"),
+        "{message}"
+    );
     let absent = value_and_grad(&noise.sum_all().unwrap(), &[x]).unwrap_err().to_string();
     assert!(absent.contains("takes no part"), "{absent}");
 }

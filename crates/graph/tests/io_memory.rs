@@ -73,24 +73,17 @@ fn peak_memory_is_bounded() {
         ("many empty tensors", filled("{", "}", cap, tiny)),
         (
             "a long shape",
-            filled(r#"{"a":{"dtype":"U8","shape":["#, "]}}", cap, |_| {
-                "1,".to_owned()
-            }),
+            filled(r#"{"a":{"dtype":"U8","shape":["#, "]}}", cap, |_| "1,".to_owned()),
         ),
         (
             "much metadata",
-            filled(r#"{"__metadata__":{"#, "}}", cap, |i| {
-                format!(r#""{i:x}":"","#)
-            }),
+            filled(r#"{"__metadata__":{"#, "}}", cap, |i| format!(r#""{i:x}":"","#)),
         ),
         (
             "an ignored field",
             filled(r#"{"a":{"x":["#, "]}}", cap, |_| "0,".to_owned()),
         ),
-        (
-            "one long name",
-            filled("{\"", "\":0}", cap, |_| "aaaaaaaa".to_owned()),
-        ),
+        ("one long name", filled("{\"", "\":0}", cap, |_| "aaaaaaaa".to_owned())),
     ];
     for (name, header) in headers {
         let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
@@ -115,10 +108,7 @@ fn peak_memory_is_bounded() {
     std::fs::write(&path, &bytes).unwrap();
     let open = SafetensorsFile::open(&path).unwrap();
     let load = || open.load_as("a", DType::F32, &Device::Cpu).unwrap();
-    assert_eq!(
-        bounded("loading as f32", bytes.len(), load).elem_count(),
-        count
-    );
+    assert_eq!(bounded("loading as f32", bytes.len(), load).elem_count(), count);
     std::fs::remove_file(&path).unwrap();
 
     let index = folder.path().join("model.safetensors.index.json");

@@ -164,7 +164,9 @@ pub enum TrainingError {
     },
 
     /// A token of the data that the model does not have.
-    #[error("training: token {token} is outside the model's vocabulary of {vocabulary}; is this the model's own tokenizer?")]
+    #[error(
+        "training: token {token} is outside the model's vocabulary of {vocabulary}; is this the model's own tokenizer?"
+    )]
     Token {
         /// The token id.
         token: u32,
@@ -190,10 +192,7 @@ pub enum TrainingError {
 impl TrainingError {
     /// An [`TrainingError::InvalidConfig`], ready to return.
     pub(crate) fn config(reason: impl Into<String>) -> Error {
-        Self::InvalidConfig {
-            reason: reason.into(),
-        }
-        .into()
+        Self::InvalidConfig { reason: reason.into() }.into()
     }
 }
 

@@ -16,20 +16,14 @@ fn layer(inputs: usize, outputs: usize, rank: usize, alpha: f32) -> Result<LoRAL
         dropout: 0.0,
     };
     let layer = LoRALayer::new(inputs, outputs, &config, &CPU)?;
-    layer
-        .lora_a()
-        .set(&Tensor::randn(0f32, 0.5, (inputs, rank), &CPU)?)?;
-    layer
-        .lora_b()
-        .set(&Tensor::randn(0f32, 0.5, (rank, outputs), &CPU)?)?;
+    layer.lora_a().set(&Tensor::randn(0f32, 0.5, (inputs, rank), &CPU)?)?;
+    layer.lora_b().set(&Tensor::randn(0f32, 0.5, (rank, outputs), &CPU)?)?;
     Ok(layer)
 }
 
 /// Row-major numbers of any tensor, in f64.
 fn numbers(t: &Tensor) -> Vec<f64> {
-    t.to_dtype(DType::F64)
-        .and_then(|t| t.flatten_all()?.to_vec1())
-        .unwrap()
+    t.to_dtype(DType::F64).and_then(|t| t.flatten_all()?.to_vec1()).unwrap()
 }
 
 /// `a (n, k)` times `b (k, m)` by the definition.
@@ -66,11 +60,7 @@ fn assert_close(got: &[f64], want: &[f64], tolerance: f64) {
 
 /// The update by its formula, all in f64.
 fn formula(layer: &LoRALayer, x: &Tensor) -> Vec<f64> {
-    let (inputs, outputs, rank) = (
-        layer.in_features(),
-        layer.out_features(),
-        layer.config().rank,
-    );
+    let (inputs, outputs, rank) = (layer.in_features(), layer.out_features(), layer.config().rank);
     let rows = x.elem_count() / inputs;
     let hidden = matmul(&numbers(x), &numbers(layer.lora_a()), rows, inputs, rank);
     let update = matmul(&hidden, &numbers(layer.lora_b()), rows, rank, outputs);
@@ -96,11 +86,7 @@ fn forward_takes_inputs_that_are_not_contiguous() -> Result<()> {
     let layer = layer(6, 5, 3, 6.0)?;
     let x = Tensor::randn(0f32, 1f32, (6, 4, 2), &CPU)?.permute((2, 1, 0))?;
     assert!(!x.is_contiguous());
-    assert_close(
-        &numbers(&layer.forward(&x)?),
-        &formula(&layer, &x.contiguous()?),
-        1e-5,
-    );
+    assert_close(&numbers(&layer.forward(&x)?), &formula(&layer, &x.contiguous()?), 1e-5);
     Ok(())
 }
 
@@ -184,10 +170,7 @@ fn a_fresh_layer_adds_nothing_and_learns_through_b() -> Result<()> {
     // 1 / sqrt(rank); 1600 samples: six standard errors of either estimate.
     let expected = 1.0 / 8f64.sqrt();
     assert!(mean.abs() < 6.0 * expected / n.sqrt(), "mean {mean}");
-    assert!(
-        (std - expected).abs() < 6.0 * expected / (2.0 * n).sqrt(),
-        "std {std}"
-    );
+    assert!((std - expected).abs() < 6.0 * expected / (2.0 * n).sqrt(), "std {std}");
 
     let grads = y.sum_all()?.backward()?;
     let largest = |v: &Var| {
@@ -254,11 +237,7 @@ fn gradients_pass_through_what_dropout_kept() -> Result<()> {
     let y = layer.forward(&x)?;
     let grads = y.sum_all()?.backward()?;
     // With identity matrices dy/dx is the mask itself, and so is y for an input of ones.
-    assert_close(
-        &numbers(grads.get(&x).expect("reached")),
-        &numbers(&y),
-        1e-6,
-    );
+    assert_close(&numbers(grads.get(&x).expect("reached")), &numbers(&y), 1e-6);
     Ok(())
 }
 
@@ -267,27 +246,14 @@ fn inputs_that_do_not_fit_are_refused_by_name_and_shape() -> Result<()> {
     let layer = layer(16, 8, 4, 8.0)?;
     // 32 numbers could be regrouped as (2, 16); they must not be.
     for shape in [&[4, 8][..], &[32], &[2, 2, 8]] {
-        let error = layer
-            .forward(&Tensor::zeros(shape, DType::F32, &CPU)?)
-            .unwrap_err();
+        let error = layer.forward(&Tensor::zeros(shape, DType::F32, &CPU)?).unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, Error::Candle { .. }), "{text}");
-        assert!(
-            text.starts_with("LoRA forward: matmul with lora_a (16, 4): "),
-            "{text}"
-        );
+        assert!(text.starts_with("LoRA forward: matmul with lora_a (16, 4): "), "{text}");
     }
-    let error = layer
-        .forward(&Tensor::new(1f32, &CPU)?)
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        error,
-        "LoRA forward: input is a scalar, it must have shape (.., 16)"
-    );
-    let error = layer
-        .forward(&Tensor::zeros((1, 16), DType::F64, &CPU)?)
-        .unwrap_err();
+    let error = layer.forward(&Tensor::new(1f32, &CPU)?).unwrap_err().to_string();
+    assert_eq!(error, "LoRA forward: input is a scalar, it must have shape (.., 16)");
+    let error = layer.forward(&Tensor::zeros((1, 16), DType::F64, &CPU)?).unwrap_err();
     assert!(error.to_string().contains("F64"), "{error}");
     Ok(())
 }
@@ -299,13 +265,7 @@ fn settings_outside_their_range_are_refused() {
     for (bad, name) in [
         (LoRAConfig { rank: 0, ..good }, "rank"),
         (LoRAConfig { alpha: 0.0, ..good }, "alpha"),
-        (
-            LoRAConfig {
-                alpha: -1.0,
-                ..good
-            },
-            "alpha",
-        ),
+        (LoRAConfig { alpha: -1.0, ..good }, "alpha"),
         (
             LoRAConfig {
                 alpha: f32::NAN,
@@ -320,20 +280,8 @@ fn settings_outside_their_range_are_refused() {
             },
             "alpha",
         ),
-        (
-            LoRAConfig {
-                dropout: 1.0,
-                ..good
-            },
-            "dropout",
-        ),
-        (
-            LoRAConfig {
-                dropout: -0.1,
-                ..good
-            },
-            "dropout",
-        ),
+        (LoRAConfig { dropout: 1.0, ..good }, "dropout"),
+        (LoRAConfig { dropout: -0.1, ..good }, "dropout"),
         (
             LoRAConfig {
                 dropout: f32::NAN,

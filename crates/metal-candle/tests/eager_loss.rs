@@ -55,9 +55,7 @@ const REFERENCES: [Reference; 4] = [
 ];
 
 fn numbers(t: &Tensor) -> Vec<f64> {
-    t.to_dtype(DType::F64)
-        .and_then(|t| t.flatten_all()?.to_vec1())
-        .unwrap()
+    t.to_dtype(DType::F64).and_then(|t| t.flatten_all()?.to_vec1()).unwrap()
 }
 
 #[track_caller]
@@ -78,11 +76,7 @@ fn loss_and_gradient_are_pytorchs() -> Result<()> {
             assert_eq!(loss.rank(), 0);
             assert_close(&numbers(&loss), &[r.loss], 1e-6);
             let grads = loss.backward()?;
-            assert_close(
-                &numbers(grads.get(&logits).expect("reached")),
-                &r.gradient,
-                1e-7,
-            );
+            assert_close(&numbers(grads.get(&logits).expect("reached")), &r.gradient, 1e-7);
         }
     }
     Ok(())
@@ -204,30 +198,16 @@ fn what_does_not_fit_is_refused_with_its_shapes_and_ids() -> Result<()> {
             None,
             "(2, 2, 4) do not fit targets (4)",
         ),
-        (
-            Tensor::zeros((2, 2), DType::F32, &CPU)?,
-            None,
-            "targets are F32",
-        ),
+        (Tensor::zeros((2, 2), DType::F32, &CPU)?, None, "targets are F32"),
         (
             ids([[1, 3], [4, 2]])?,
             None,
             "target 4 at position 2 is outside the vocabulary of 4",
         ),
-        (
-            ids([[1, -100], [0, 2]])?,
-            None,
-            "target -100 at position 1 is outside",
-        ),
-        (
-            ids([[1, 1], [1, 1]])?,
-            Some(1),
-            "no supervised token among 4",
-        ),
+        (ids([[1, -100], [0, 2]])?, None, "target -100 at position 1 is outside"),
+        (ids([[1, 1], [1, 1]])?, Some(1), "no supervised token among 4"),
     ] {
-        let error = cross_entropy_loss(&logits, &targets, ignore)
-            .unwrap_err()
-            .to_string();
+        let error = cross_entropy_loss(&logits, &targets, ignore).unwrap_err().to_string();
         assert!(error.starts_with("cross_entropy_loss: "), "{error}");
         assert!(error.contains(complaint), "{error}");
     }
@@ -242,8 +222,7 @@ fn what_does_not_fit_is_refused_with_its_shapes_and_ids() -> Result<()> {
 fn smoothing_outside_its_range_is_refused() -> Result<()> {
     let (logits, targets) = (Tensor::new(&LOGITS, &CPU)?, Tensor::new(&TARGETS, &CPU)?);
     for smoothing in [-0.1, 1.0, f32::NAN] {
-        let error =
-            cross_entropy_loss_with_smoothing(&logits, &targets, smoothing, None).unwrap_err();
+        let error = cross_entropy_loss_with_smoothing(&logits, &targets, smoothing, None).unwrap_err();
         assert!(error.to_string().contains("label smoothing"), "{error}");
     }
     Ok(())

@@ -15,11 +15,7 @@ const CONFIG: AdamWConfig = AdamWConfig {
     weight_decay: 0.1,
 };
 const START: [f32; 4] = [0.5, -1.25, 2.0, 0.0];
-const GRADIENTS: [[f32; 4]; 3] = [
-    [0.1, -0.2, 0.3, 0.0],
-    [-0.05, 0.4, 0.3, 1e-4],
-    [2.0, 0.0, -1.0, 1e-4],
-];
+const GRADIENTS: [[f32; 4]; 3] = [[0.1, -0.2, 0.3, 0.0], [-0.05, 0.4, 0.3, 1e-4], [2.0, 0.0, -1.0, 1e-4]];
 
 /// What `PyTorch` 2 makes of `START` and `GRADIENTS`:
 ///
@@ -30,19 +26,12 @@ const GRADIENTS: [[f32; 4]; 3] = [
 /// ```
 const PYTORCH: [[f64; 4]; 3] = [
     [0.489_500_016, -1.238_749_98, 1.988_000_04, 0.0],
-    [
-        0.486_347_139,
-        -1.241_172_31,
-        1.976_012_11,
-        -0.007_440_316_49,
-    ],
+    [0.486_347_139, -1.241_172_31, 1.976_012_11, -0.007_440_316_49],
     [0.479_367_793, -1.242_761_14, 1.976_900_34, -0.016_016_449_8],
 ];
 
 fn numbers(t: &Tensor) -> Vec<f64> {
-    t.to_dtype(DType::F64)
-        .and_then(|t| t.flatten_all()?.to_vec1())
-        .unwrap()
+    t.to_dtype(DType::F64).and_then(|t| t.flatten_all()?.to_vec1()).unwrap()
 }
 
 #[track_caller]
@@ -149,10 +138,7 @@ fn a_learning_rate_of_zero_moves_nothing_and_a_broken_one_is_refused() -> Result
     assert_eq!(w.to_vec1::<f32>()?, START);
     for lr in [f32::NAN, f32::INFINITY, -1.0] {
         optimizer.set_lr(lr);
-        assert!(matches!(
-            optimizer.step_var(&w, &gradient),
-            Err(Error::Training(_))
-        ));
+        assert!(matches!(optimizer.step_var(&w, &gradient), Err(Error::Training(_))));
     }
     assert_eq!(w.to_vec1::<f32>()?, START);
     assert_eq!(optimizer.step_count(), 1);
@@ -208,34 +194,10 @@ fn settings_outside_their_range_are_refused_by_name() {
             },
             "learning_rate",
         ),
-        (
-            AdamWConfig {
-                beta1: 1.0,
-                ..CONFIG
-            },
-            "beta1",
-        ),
-        (
-            AdamWConfig {
-                beta1: -0.1,
-                ..CONFIG
-            },
-            "beta1",
-        ),
-        (
-            AdamWConfig {
-                beta2: 1.5,
-                ..CONFIG
-            },
-            "beta2",
-        ),
-        (
-            AdamWConfig {
-                epsilon: 0.0,
-                ..CONFIG
-            },
-            "epsilon",
-        ),
+        (AdamWConfig { beta1: 1.0, ..CONFIG }, "beta1"),
+        (AdamWConfig { beta1: -0.1, ..CONFIG }, "beta1"),
+        (AdamWConfig { beta2: 1.5, ..CONFIG }, "beta2"),
+        (AdamWConfig { epsilon: 0.0, ..CONFIG }, "epsilon"),
         (
             AdamWConfig {
                 weight_decay: -0.1,
@@ -258,10 +220,7 @@ fn settings_outside_their_range_are_refused_by_name() {
 
 #[test]
 fn schedules_pass_through_their_corners() {
-    let (linear, cosine) = (
-        LRScheduler::linear(1000, 1e-3),
-        LRScheduler::cosine(10_000, 1e-3, 1e-5),
-    );
+    let (linear, cosine) = (LRScheduler::linear(1000, 1e-3), LRScheduler::cosine(10_000, 1e-3, 1e-5));
     let both = LRScheduler::warmup_cosine(1000, 11_000, 1e-3, 1e-5);
     let middle = f32::midpoint(1e-3, 1e-5);
     for (schedule, step, want) in [

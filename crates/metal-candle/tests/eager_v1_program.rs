@@ -2,8 +2,7 @@
 
 use candle_core::{DType, Tensor, Var};
 use metal_candle::training::{
-    AdamW, AdamWConfig, LRScheduler, LoRAConfig, LoRALayer, cross_entropy_loss,
-    cross_entropy_loss_with_smoothing,
+    AdamW, AdamWConfig, LRScheduler, LoRAConfig, LoRALayer, cross_entropy_loss, cross_entropy_loss_with_smoothing,
 };
 use metal_candle::{Device, DeviceInfo, DeviceType, Error, Result};
 
@@ -114,17 +113,12 @@ fn the_cpu_is_always_there_and_says_so() {
 #[test]
 fn a_device_that_is_not_there_is_an_error_that_says_what_to_do() {
     // No machine has this many GPUs.
-    for (device, name) in [
-        (Device::new_metal(9999), "Metal"),
-        (Device::new_cuda(9999), "CUDA"),
-    ] {
+    for (device, name) in [(Device::new_metal(9999), "Metal"), (Device::new_cuda(9999), "CUDA")] {
         let error = device.unwrap_err();
         assert!(matches!(error, Error::Device(_)));
         let text = error.to_string();
         assert!(
-            text.starts_with(&format!(
-                "{name} device not available: {name} device 9999: "
-            )),
+            text.starts_with(&format!("{name} device not available: {name} device 9999: ")),
             "{text}"
         );
         assert!(text.contains("`Device::new_cpu()`"), "{text}");
@@ -135,14 +129,10 @@ fn a_device_that_is_not_there_is_an_error_that_says_what_to_do() {
 #[test]
 fn the_best_device_computes() -> Result<()> {
     let device = Device::best();
-    assert_eq!(
-        Device::new_with_fallback(0).is_metal(),
-        Device::is_metal_available()
-    );
+    assert_eq!(Device::new_with_fallback(0).is_metal(), Device::is_metal_available());
     let logits = Tensor::zeros((1, 1, VOCAB), DType::F32, device.as_candle_device())?;
     let targets = Tensor::zeros((1, 1), DType::U32, device.as_candle_device())?;
-    let loss =
-        cross_entropy_loss_with_smoothing(&logits, &targets, 0.1, None)?.to_scalar::<f32>()?;
+    let loss = cross_entropy_loss_with_smoothing(&logits, &targets, 0.1, None)?.to_scalar::<f32>()?;
     assert!((loss - (VOCAB as f32).ln()).abs() < 1e-5);
     Ok(())
 }

@@ -65,7 +65,9 @@ fn both_backends_agree() -> Result<()> {
     let layer = layer(64, 64, 8)?;
     let x = Tensor::randn(0f32, 1f32, (8, 64), &CPU)?;
     for backend in [Backend::Candle, Backend::Cpu] {
-        let lazy = with_backend(backend, || -> Result<Tensor> { Ok(layer.forward_lazy(&lazy(&x)?)?.eval()?) });
+        let lazy = with_backend(backend, || -> Result<Tensor> {
+            Ok(layer.forward_lazy(&lazy(&x)?)?.eval()?)
+        });
         assert_equal(&layer.forward(&x)?, &lazy?)?;
     }
     Ok(())

@@ -83,7 +83,10 @@ fn half_precision_stays_close_to_f32() {
             .unwrap()
             .to_scalar::<f32>()
             .unwrap();
-        assert!(difference / f64::from(largest) <= most, "{dtype:?}: {difference} of {largest}");
+        assert!(
+            difference / f64::from(largest) <= most,
+            "{dtype:?}: {difference} of {largest}"
+        );
     }
 }
 

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use metal_candle::adapters::{Adapter, AdapterConfig, AdapterParameters, LoraPair, TargetModules, apply, write_adapter};
+use metal_candle::adapters::{
+    Adapter, AdapterConfig, AdapterParameters, LoraPair, TargetModules, apply, write_adapter,
+};
 use metal_candle::graph::{AdamWOptions, CrossEntropyOptions, LazyTensor};
 use metal_candle::models::{CausalLm, load_model};
 use metal_candle::nn::Pass;
@@ -27,7 +29,10 @@ impl Case {
         let path = fixtures().join("training").join(name);
         let json = std::fs::read_to_string(path.with_extension("json")).unwrap();
         let file = SafetensorsFile::open(path.with_extension("safetensors")).unwrap();
-        Self { json: serde_json::from_str(&json).unwrap(), file }
+        Self {
+            json: serde_json::from_str(&json).unwrap(),
+            file,
+        }
     }
 
     fn tensor(&self, name: &str) -> Tensor {
@@ -35,17 +40,30 @@ impl Case {
     }
 
     fn number(&self, pointer: &str) -> f64 {
-        self.json.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {pointer}"))
+        self.json
+            .pointer(pointer)
+            .and_then(Value::as_f64)
+            .unwrap_or_else(|| panic!("no number {pointer}"))
     }
 
     /// The factors under `initial.` or `final.`, by module.
     fn pairs(&self, stage: &str) -> BTreeMap<String, LoraPair> {
-        let modules = self.json["modules"].as_array().unwrap().iter().map(|m| m.as_str().unwrap());
+        let modules = self.json["modules"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| m.as_str().unwrap());
         modules
             .map(|module| {
                 let half = |half: &str| self.tensor(&format!("{stage}.{module}.{half}.weight"));
                 let name = module.trim_start_matches("base_model.model.").to_owned();
-                (name, LoraPair { a: half("lora_A"), b: half("lora_B") })
+                (
+                    name,
+                    LoraPair {
+                        a: half("lora_A"),
+                        b: half("lora_B"),
+                    },
+                )
             })
             .collect()
     }
@@ -54,7 +72,13 @@ impl Case {
         let lora = &self.json["lora"];
         let target_modules = match &lora["target_modules"] {
             Value::String(text) => TargetModules::from_text(text),
-            list => TargetModules::Names(list.as_array().unwrap().iter().map(|v| v.as_str().unwrap().into()).collect()),
+            list => TargetModules::Names(
+                list.as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|v| v.as_str().unwrap().into())
+                    .collect(),
+            ),
         };
         AdapterConfig {
             r: lora["r"].as_u64().unwrap() as usize,
@@ -74,17 +98,30 @@ impl Case {
         let targets: Vec<i64> = labels.iter().flat_map(shifted).collect();
         let supervised = targets.iter().filter(|t| **t != -100).count();
         let tokens = LazyTensor::from_tensor(ids.to_dtype(DType::U32).unwrap()).unwrap();
-        (vec![tokens, LazyTensor::from_data(&targets, &[rows * length], &Device::Cpu).unwrap()], supervised)
+        (
+            vec![
+                tokens,
+                LazyTensor::from_data(&targets, &[rows * length], &Device::Cpu).unwrap(),
+            ],
+            supervised,
+        )
     }
 }
 
-fn loss(model: &dyn CausalLm, parameters: &[LazyTensor], batch: &[LazyTensor]) -> metal_candle::graph::Result<LazyTensor> {
+fn loss(
+    model: &dyn CausalLm,
+    parameters: &[LazyTensor],
+    batch: &[LazyTensor],
+) -> metal_candle::graph::Result<LazyTensor> {
     let tokens = &batch[0];
     let mut pass = Pass::from_start(tokens.dims()[1], tokens.device())?.with_adapters(parameters);
     let hidden = model.hidden(tokens, &mut pass)?;
     let width = hidden.dims()[2];
     let rows = hidden.dims()[0] * hidden.dims()[1];
-    hidden.reshape(&[rows, width])?.cross_entropy(model.head(), &batch[1], CrossEntropyOptions::default())?.sum_all()
+    hidden
+        .reshape(&[rows, width])?
+        .cross_entropy(model.head(), &batch[1], CrossEntropyOptions::default())?
+        .sum_all()
 }
 
 fn prepare(case: &Case) -> (Box<dyn CausalLm>, AdapterParameters) {
@@ -93,12 +130,24 @@ fn prepare(case: &Case) -> (Box<dyn CausalLm>, AdapterParameters) {
     let mut parameters = apply(&mut *model, &case.config(), 0).unwrap();
     let folder = tempfile::tempdir().unwrap();
     write_adapter(folder.path(), &case.config(), &case.pairs("initial")).unwrap();
-    parameters.set_adapter(&Adapter::read(folder.path(), &Device::Cpu).unwrap()).unwrap();
+    parameters
+        .set_adapter(&Adapter::read(folder.path(), &Device::Cpu).unwrap())
+        .unwrap();
     (model, parameters)
 }
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
-    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap().into()
+    (a - b)
+        .unwrap()
+        .abs()
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .max(0)
+        .unwrap()
+        .to_scalar::<f32>()
+        .unwrap()
+        .into()
 }
 
 fn ten_steps(name: &str) {
@@ -111,20 +160,36 @@ fn ten_steps(name: &str) {
         weight_decay: case.number("/optimizer/weight_decay"),
     };
     let model = &*model;
-    let mut stepper =
-        Stepper::new(parameters.tensors().to_vec(), options, move |p: &[LazyTensor], b: &[LazyTensor]| loss(model, p, b)).unwrap();
+    let mut stepper = Stepper::new(
+        parameters.tensors().to_vec(),
+        options,
+        move |p: &[LazyTensor], b: &[LazyTensor]| loss(model, p, b),
+    )
+    .unwrap();
     let steps = case.json["steps"].as_array().unwrap();
     assert_eq!(steps.len(), 10);
     for step in 0..steps.len() {
         let (batch, supervised) = case.batch(step);
-        assert_eq!(supervised as f64, case.number(&format!("/steps/{step}/supervised_tokens")));
+        assert_eq!(
+            supervised as f64,
+            case.number(&format!("/steps/{step}/supervised_tokens"))
+        );
         let rate = case.number(&format!("/steps/{step}/learning_rate"));
-        let outcome = stepper.step(&[batch], supervised, rate, case.number("/optimizer/max_grad_norm")).unwrap();
+        let outcome = stepper
+            .step(&[batch], supervised, rate, case.number("/optimizer/max_grad_norm"))
+            .unwrap();
         for (what, found, expected) in [
             ("loss", outcome.loss, case.number(&format!("/steps/{step}/loss"))),
-            ("gradient norm", outcome.grad_norm, case.number(&format!("/steps/{step}/grad_norm"))),
+            (
+                "gradient norm",
+                outcome.grad_norm,
+                case.number(&format!("/steps/{step}/grad_norm")),
+            ),
         ] {
-            assert!((found - expected).abs() <= 1e-5 * expected, "{name} step {step}: {what} {found}, PyTorch {expected}");
+            assert!(
+                (found - expected).abs() <= 1e-5 * expected,
+                "{name} step {step}: {what} {found}, PyTorch {expected}"
+            );
         }
     }
     parameters.set_tensors(stepper.parameters().to_vec()).unwrap();
@@ -140,7 +205,11 @@ fn ten_steps(name: &str) {
     let folder = tempfile::tempdir().unwrap();
     write_adapter(folder.path(), parameters.config(), &found).unwrap();
     let read = Adapter::read(folder.path(), &Device::Cpu).unwrap();
-    assert!(read.pairs.iter().all(|(module, pair)| largest_difference(&pair.a, &found[module].a) == 0.0));
+    assert!(
+        read.pairs
+            .iter()
+            .all(|(module, pair)| largest_difference(&pair.a, &found[module].a) == 0.0)
+    );
 }
 
 #[test]
@@ -166,12 +235,21 @@ fn qwen2_rslora_matches_peft() {
 #[test]
 fn any_split_into_micro_batches_gives_the_same_step() {
     let case = Case::open("llama-tiny-all-linear");
-    let options = AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    let options = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+    };
     let run = |split: bool| {
         let (model, parameters) = prepare(&case);
         let model = &*model;
-        let mut stepper =
-            Stepper::new(parameters.tensors().to_vec(), options, |p: &[LazyTensor], b: &[LazyTensor]| loss(model, p, b)).unwrap();
+        let mut stepper = Stepper::new(
+            parameters.tensors().to_vec(),
+            options,
+            |p: &[LazyTensor], b: &[LazyTensor]| loss(model, p, b),
+        )
+        .unwrap();
         let (batch, supervised) = case.batch(0);
         let (rows, length) = (batch[0].dims()[0], batch[0].dims()[1]);
         let part = |from: usize, to: usize| {
@@ -179,10 +257,17 @@ fn any_split_into_micro_batches_gives_the_same_step() {
             let targets = batch[1].slice(0, from * length, to * length).unwrap();
             vec![tokens, targets]
         };
-        let batches = if split { (0..rows).map(|row| part(row, row + 1)).collect() } else { vec![batch.clone()] };
+        let batches = if split {
+            (0..rows).map(|row| part(row, row + 1)).collect()
+        } else {
+            vec![batch.clone()]
+        };
         let outcome = stepper.step(&batches, supervised, 1e-3, 1.0).unwrap();
         (outcome.loss, outcome.grad_norm)
     };
     let (whole, parts) = (run(false), run(true));
-    assert!((whole.0 - parts.0).abs() <= 1e-6 * whole.0 && (whole.1 - parts.1).abs() <= 1e-6 * whole.1, "{whole:?} {parts:?}");
+    assert!(
+        (whole.0 - parts.0).abs() <= 1e-6 * whole.0 && (whole.1 - parts.1).abs() <= 1e-6 * whole.1,
+        "{whole:?} {parts:?}"
+    );
 }

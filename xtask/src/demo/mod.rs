@@ -56,7 +56,7 @@ enum Command {
         /// Documents of the corpus.
         #[arg(long, default_value_t = DOCUMENTS)]
         documents: usize,
-        /// Optimizer steps of 16 rows of 192 tokens.
+        /// Optimizer steps of 16 documents each.
         #[arg(long, default_value_t = STEPS)]
         steps: usize,
     },
@@ -68,7 +68,7 @@ pub const SEED: u64 = 2;
 pub const DOCUMENTS: usize = 180_000;
 
 /// The number of steps that the embedded base model is pre-trained for.
-pub const STEPS: usize = 2400;
+pub const STEPS: usize = 21_440;
 
 /// Runs the command.
 ///
@@ -77,9 +77,17 @@ pub const STEPS: usize = 2400;
 /// An output folder that is not empty, or a file that cannot be written.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (output, seed, documents) = match &arguments.command {
-        Command::Corpus { output, seed, documents } | Command::Build { output, seed, documents, .. } => {
-            (output, *seed, *documents)
+        Command::Corpus {
+            output,
+            seed,
+            documents,
         }
+        | Command::Build {
+            output,
+            seed,
+            documents,
+            ..
+        } => (output, *seed, *documents),
     };
     if std::fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("{} is not empty: name a new folder with --output", output.display());

@@ -21,9 +21,14 @@ impl Interpreter {
     pub fn new(graph: Graph) -> Self {
         let mut last_use: Vec<usize> = (0..graph.nodes.len()).collect();
         for (index, node) in graph.nodes.iter().enumerate() {
-            node.inputs.iter().for_each(|input| last_use[input.node as usize] = index);
+            node.inputs
+                .iter()
+                .for_each(|input| last_use[input.node as usize] = index);
         }
-        graph.outputs.iter().for_each(|o| last_use[o.node as usize] = usize::MAX);
+        graph
+            .outputs
+            .iter()
+            .for_each(|o| last_use[o.node as usize] = usize::MAX);
         let mut dead_after = vec![Vec::new(); graph.nodes.len()];
         for (node, &last) in last_use.iter().enumerate() {
             if let Some(dead) = dead_after.get_mut(last) {
@@ -42,25 +47,41 @@ impl Executable for Interpreter {
             let value = if node.operation == Operation::Input {
                 leaves.next().ok_or(Error::Placeholder)?.into_tensor(&node.outputs[0])?
             } else {
-                let inputs: Option<Vec<&Tensor>> = node.inputs.iter().map(|i| values[i.node as usize].as_ref()).collect();
+                let inputs: Option<Vec<&Tensor>> =
+                    node.inputs.iter().map(|i| values[i.node as usize].as_ref()).collect();
                 execute(node, &inputs.ok_or(Error::Placeholder)?, &self.graph.device)?
             };
             values[index] = Some(value);
-            self.dead_after[index].iter().for_each(|&dead| values[dead as usize] = None);
+            self.dead_after[index]
+                .iter()
+                .for_each(|&dead| values[dead as usize] = None);
         }
         let output = |o: &crate::graph::ValueRef| values[o.node as usize].clone().map(Value::Tensor);
-        self.graph.outputs.iter().map(|o| output(o).ok_or(Error::Placeholder)).collect()
+        self.graph
+            .outputs
+            .iter()
+            .map(|o| output(o).ok_or(Error::Placeholder))
+            .collect()
     }
 }
 
 /// One operation. The inputs have been checked when it was recorded.
 fn execute(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> Result<Tensor> {
-    let shapes = || inputs.iter().map(|t| format!("{:?}", t.dims())).collect::<Vec<_>>().join(", ");
+    let shapes = || {
+        inputs
+            .iter()
+            .map(|t| format!("{:?}", t.dims()))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let name = node.operation.name();
     match lower(node, inputs, device) {
         Ok(Ok(tensor)) => Ok(tensor),
         Ok(Err(error)) => Err(error),
-        Err(source) => Err(Error::Candle { context: format!("{name}({})", shapes()), source }),
+        Err(source) => Err(Error::Candle {
+            context: format!("{name}({})", shapes()),
+            source,
+        }),
     }
 }
 
@@ -134,11 +155,15 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         },
         O::IndexAdd { dim } => match bounded("IndexAdd", y(), x().dims()[*dim])? {
             Err(error) => return Ok(Err(error)),
-            Ok(()) => x().contiguous()?.index_add(&y().contiguous()?, &inputs[2].contiguous()?, *dim)?,
+            Ok(()) => x()
+                .contiguous()?
+                .index_add(&y().contiguous()?, &inputs[2].contiguous()?, *dim)?,
         },
         O::ScatterAdd { dim } => match bounded("ScatterAdd", y(), x().dims()[*dim])? {
             Err(error) => return Ok(Err(error)),
-            Ok(()) => x().contiguous()?.scatter_add(&y().contiguous()?, &inputs[2].contiguous()?, *dim)?,
+            Ok(()) => x()
+                .contiguous()?
+                .scatter_add(&y().contiguous()?, &inputs[2].contiguous()?, *dim)?,
         },
         O::DynamicSlice { dim, length } => {
             let position = y().to_vec1::<u32>()?[0] as usize;
@@ -167,7 +192,12 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         | O::Attention(_)
         | O::CrossEntropy(_)
         | O::AdamW(_)
-        | O::Vjp { .. } => return Ok(Err(Error::shape(node.operation.name(), "was not lowered to its fallback"))),
+        | O::Vjp { .. } => {
+            return Ok(Err(Error::shape(
+                node.operation.name(),
+                "was not lowered to its fallback",
+            )));
+        }
     };
     Ok(Ok(tensor))
 }
@@ -183,7 +213,9 @@ fn signed(operation: &Operation, x: &Tensor) -> candle_core::Result<Tensor> {
     if *operation == Operation::Abs {
         return Ok(magnitude);
     }
-    x.gt(&zero)?.to_dtype(DType::I64)?.sub(&x.lt(&zero)?.to_dtype(DType::I64)?)
+    x.gt(&zero)?
+        .to_dtype(DType::I64)?
+        .sub(&x.lt(&zero)?.to_dtype(DType::I64)?)
 }
 
 fn constant(value: f64, dims: &[usize], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
@@ -194,7 +226,11 @@ fn iota(dim: usize, dims: &[usize], dtype: DType, device: &Device) -> candle_cor
     let mut along = vec![1; dims.len()];
     along[dim] = dims[dim];
     let counted: Vec<i64> = (0..dims[dim] as i64).collect();
-    Tensor::from_vec(counted, along, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?.broadcast_as(dims)?.contiguous()
+    Tensor::from_vec(counted, along, &Device::Cpu)?
+        .to_dtype(dtype)?
+        .to_device(device)?
+        .broadcast_as(dims)?
+        .contiguous()
 }
 
 /// Numbers are drawn on the host, where their definition is, and moved.
@@ -211,8 +247,12 @@ fn random(
     let count = meta.shape.elem_count();
     let storage = match (distribution, meta.dtype) {
         (Distribution::Bits, _) => CpuStorage::U32(random::bits([k0, k1], [c2, c3]).take(count).collect()),
-        (Distribution::Uniform, DType::F64) => CpuStorage::F64(random::uniform64([k0, k1], [c2, c3]).take(count).collect()),
-        (Distribution::Normal, DType::F64) => CpuStorage::F64(random::normal64([k0, k1], [c2, c3]).take(count).collect()),
+        (Distribution::Uniform, DType::F64) => {
+            CpuStorage::F64(random::uniform64([k0, k1], [c2, c3]).take(count).collect())
+        }
+        (Distribution::Normal, DType::F64) => {
+            CpuStorage::F64(random::normal64([k0, k1], [c2, c3]).take(count).collect())
+        }
         (Distribution::Uniform, _) => CpuStorage::F32(random::uniform32([k0, k1], [c2, c3]).take(count).collect()),
         (Distribution::Normal, _) => CpuStorage::F32(random::normal32([k0, k1], [c2, c3]).take(count).collect()),
     };
@@ -257,7 +297,10 @@ pub(super) fn in_box(operation: &'static str, position: usize, length: usize, si
     if position + length <= size {
         return Ok(());
     }
-    Err(Error::shape(operation, format!("{position}..{} is not inside a dimension of {size}", position + length)))
+    Err(Error::shape(
+        operation,
+        format!("{position}..{} is not inside a dimension of {size}", position + length),
+    ))
 }
 
 fn slice_update(x: &Tensor, update: &Tensor, dim: usize, position: usize) -> candle_core::Result<Tensor> {
@@ -277,11 +320,14 @@ fn matmul(a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
     } else {
         // Candle's kernels take one batch dimension without repeats.
         let (rows, columns) = (left.dims().len() - 2, right.dims().len() - 2);
-        let batch = broadcast("Matmul", &[&left.dims()[..rows], &right.dims()[..columns]]).map_err(candle_core::Error::wrap)?;
+        let batch =
+            broadcast("Matmul", &[&left.dims()[..rows], &right.dims()[..columns]]).map_err(candle_core::Error::wrap)?;
         let flat: usize = batch.iter().product();
         let fit = |t: &Tensor, skip: usize| {
             let matrix = &t.dims()[skip..];
-            t.broadcast_as([&batch[..], matrix].concat())?.reshape((flat, matrix[0], matrix[1]))?.contiguous()
+            t.broadcast_as([&batch[..], matrix].concat())?
+                .reshape((flat, matrix[0], matrix[1]))?
+                .contiguous()
         };
         let product = fit(&left, rows)?.matmul(&fit(&right, columns)?)?;
         product.reshape([&batch[..], &product.dims()[1..]].concat())?

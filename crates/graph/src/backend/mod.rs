@@ -123,7 +123,12 @@ impl Value {
             Self::Tensor(tensor) => tensor.reshape(&meta.shape).context(|| "reshape of a result".into()),
             Self::Host(storage) => {
                 let storage = Arc::unwrap_or_clone(storage);
-                Ok(Tensor::from_storage(Storage::Cpu(storage), meta.shape.clone(), BackpropOp::none(), false))
+                Ok(Tensor::from_storage(
+                    Storage::Cpu(storage),
+                    meta.shape.clone(),
+                    BackpropOp::none(),
+                    false,
+                ))
             }
             Self::Gone => Err(Error::Placeholder),
         }

@@ -29,7 +29,10 @@ use crate::lazy_tensor::LazyTensor;
 /// cuts the path).
 pub fn value_and_grad(loss: &LazyTensor, parameters: &[LazyTensor]) -> Result<(LazyTensor, Vec<LazyTensor>)> {
     if loss.shape().elem_count() != 1 {
-        return Err(Error::shape("gradient", format!("the loss has shape {:?}, expected one element", loss.dims())));
+        return Err(Error::shape(
+            "gradient",
+            format!("the loss has shape {:?}, expected one element", loss.dims()),
+        ));
     }
     let seed = LazyTensor::full(1.0, loss.dims(), loss.dtype(), loss.device())?;
     let found = pullback(&[(loss.clone(), seed)], parameters, &FxHashSet::default())?;
@@ -38,7 +41,10 @@ pub fn value_and_grad(loss: &LazyTensor, parameters: &[LazyTensor]) -> Result<(L
         .into_iter()
         .enumerate()
         .map(|(index, gradient)| {
-            gradient.ok_or_else(|| Error::Unreachable { index, reason: reason(&found.reached, &found.cuts, parameters, index) })
+            gradient.ok_or_else(|| Error::Unreachable {
+                index,
+                reason: reason(&found.reached, &found.cuts, parameters, index),
+            })
         })
         .collect::<Result<_>>()?;
     Ok((loss.clone(), gradients))
@@ -98,9 +104,16 @@ fn pullback(
             step(tensor, inputs, &needs, &mut cotangents)?;
         }
     }
-    let gradients = parameters.iter().map(|p| cotangents.get(&(p.node_id(), p.output())).cloned()).collect();
+    let gradients = parameters
+        .iter()
+        .map(|p| cotangents.get(&(p.node_id(), p.output())).cloned())
+        .collect();
     let reached = order.iter().map(|(tensor, _)| tensor.node_id()).collect();
-    Ok(Pullback { gradients, reached, cuts })
+    Ok(Pullback {
+        gradients,
+        reached,
+        cuts,
+    })
 }
 
 /// Applies one node's rule and hands its inputs their share.
@@ -162,11 +175,21 @@ pub(crate) fn differentiate_fallback(
 ) -> Result<Vec<Option<LazyTensor>>> {
     let wrapped: Vec<LazyTensor> = inputs.iter().map(|x| x.reshape(x.dims())).collect::<Result<_>>()?;
     let outputs = fused::fallback(operation, &wrapped)?;
-    let pairs: Vec<(LazyTensor, LazyTensor)> =
-        outputs.into_iter().zip(cotangents).filter_map(|(o, c)| c.clone().map(|c| (o, c))).collect();
+    let pairs: Vec<(LazyTensor, LazyTensor)> = outputs
+        .into_iter()
+        .zip(cotangents)
+        .filter_map(|(o, c)| c.clone().map(|c| (o, c)))
+        .collect();
     let boundary: FxHashSet<NodeId> = wrapped.iter().map(LazyTensor::node_id).collect();
-    let asked: Vec<LazyTensor> =
-        wrapped.into_iter().zip(wanted).filter(|(_, wanted)| **wanted).map(|(x, _)| x).collect();
+    let asked: Vec<LazyTensor> = wrapped
+        .into_iter()
+        .zip(wanted)
+        .filter(|(_, wanted)| **wanted)
+        .map(|(x, _)| x)
+        .collect();
     let mut gradients = pullback(&pairs, &asked, &boundary)?.gradients.into_iter();
-    Ok(wanted.iter().map(|&wanted| if wanted { gradients.next().flatten() } else { None }).collect())
+    Ok(wanted
+        .iter()
+        .map(|&wanted| if wanted { gradients.next().flatten() } else { None })
+        .collect())
 }

@@ -2,8 +2,8 @@
 
 use crate::error::Result;
 use crate::fused;
-use crate::graph::verify::is_float;
 use crate::graph::Operation;
+use crate::graph::verify::is_float;
 use crate::lazy_tensor::LazyTensor;
 
 type Gradients = Vec<Option<LazyTensor>>;
@@ -66,7 +66,9 @@ pub(super) fn vjp(
         O::Sin => one(g.mul(&x.cos()?)),
         O::Cos => one(g.neg()?.mul(&x.sin()?)),
         O::Tanh => one(g.sub(&g.mul(&y.mul(y)?)?)),
-        O::Erf => one(g.mul(&x.mul(x)?.neg()?.exp()?)?.mul(&g.scalar_like(std::f64::consts::FRAC_2_SQRT_PI)?)),
+        O::Erf => one(g
+            .mul(&x.mul(x)?.neg()?.exp()?)?
+            .mul(&g.scalar_like(std::f64::consts::FRAC_2_SQRT_PI)?)),
         O::Sigmoid => one(g.mul(&y.sub(&y.mul(y)?)?)),
         O::MulScalar { value } => one(g.mul_scalar(*value)),
         O::AddScalar { .. } => one(Ok(g.clone())),
@@ -74,7 +76,10 @@ pub(super) fn vjp(
         O::Add => Ok(vec![Some(g.clone()), Some(g.clone())]),
         O::Sub => Ok(vec![Some(g.clone()), pick(1, &|| g.neg())?]),
         O::Mul => Ok(vec![pick(0, &|| g.mul(&inputs[1]))?, pick(1, &|| g.mul(x))?]),
-        O::Div => Ok(vec![pick(0, &|| g.div(&inputs[1]))?, pick(1, &|| g.neg()?.mul(y)?.div(&inputs[1]))?]),
+        O::Div => Ok(vec![
+            pick(0, &|| g.div(&inputs[1]))?,
+            pick(1, &|| g.neg()?.mul(y)?.div(&inputs[1]))?,
+        ]),
         O::Pow => {
             let base = || g.mul(&inputs[1])?.mul(&x.pow(&inputs[1].add_scalar(-1.0)?)?);
             Ok(vec![pick(0, &base)?, pick(1, &|| g.mul(y)?.mul(&x.log()?))?])
@@ -83,7 +88,11 @@ pub(super) fn vjp(
         O::Minimum => Ok(share_at_ties(g, &x.less(&inputs[1])?, &x.less_equal(&inputs[1])?)?),
         O::Where => {
             let zero = g.scalar_like(0.0)?;
-            Ok(vec![None, pick(1, &|| x.where_cond(g, &zero))?, pick(2, &|| x.where_cond(&zero, g))?])
+            Ok(vec![
+                None,
+                pick(1, &|| x.where_cond(g, &zero))?,
+                pick(2, &|| x.where_cond(&zero, g))?,
+            ])
         }
         O::Sum { .. } => one(g.broadcast_to(x.dims())),
         O::Max { dims } => {
@@ -104,22 +113,38 @@ pub(super) fn vjp(
         O::Concat { dim } => concat_vjp(g, inputs, *dim),
         O::Pad { before, .. } => {
             let end = before.iter().zip(x.dims()).map(|(b, d)| b + d).collect();
-            one(LazyTensor::record_one(O::Slice { start: before.clone(), end }, &[g]))
+            one(LazyTensor::record_one(
+                O::Slice {
+                    start: before.clone(),
+                    end,
+                },
+                &[g],
+            ))
         }
         O::IndexSelect { dim } => Ok(vec![Some(x.zeros_like()?.index_add(*dim, &inputs[1], g)?), None]),
         O::Gather { dim } => Ok(vec![Some(x.zeros_like()?.scatter_add(*dim, &inputs[1], g)?), None]),
-        O::IndexAdd { dim } => Ok(vec![Some(g.clone()), None, pick(2, &|| g.index_select(*dim, &inputs[1]))?]),
+        O::IndexAdd { dim } => Ok(vec![
+            Some(g.clone()),
+            None,
+            pick(2, &|| g.index_select(*dim, &inputs[1]))?,
+        ]),
         O::ScatterAdd { dim } => Ok(vec![Some(g.clone()), None, pick(2, &|| g.gather(*dim, &inputs[1]))?]),
         O::DynamicSlice { dim, .. } => Ok(vec![Some(x.zeros_like()?.slice_update(*dim, g, &inputs[1])?), None]),
         O::SliceUpdate { dim } => {
             let length = inputs[1].dims()[*dim];
             let base = || g.slice_update(*dim, &inputs[1].zeros_like()?, &inputs[2]);
-            Ok(vec![pick(0, &base)?, pick(1, &|| g.dynamic_slice(*dim, &inputs[2], length))?, None])
+            Ok(vec![
+                pick(0, &base)?,
+                pick(1, &|| g.dynamic_slice(*dim, &inputs[2], length))?,
+                None,
+            ])
         }
         O::Matmul => matmul_vjp(g, x, &inputs[1], wanted),
-        O::Rope { interleaved } if !wanted[1] && !wanted[2] => {
-            Ok(vec![Some(g.rope(&inputs[1], &inputs[2].neg()?, *interleaved)?), None, None])
-        }
+        O::Rope { interleaved } if !wanted[1] && !wanted[2] => Ok(vec![
+            Some(g.rope(&inputs[1], &inputs[2].neg()?, *interleaved)?),
+            None,
+            None,
+        ]),
         O::LoRA { scale } => lora_vjp(g, inputs, *scale, wanted),
         O::Softmax { .. }
         | O::RMSNorm { .. }
@@ -136,7 +161,10 @@ pub(super) fn vjp(
 
 /// `(g where strictly ahead, half of it at ties)` for the first input, the rest for the second.
 fn share_at_ties(g: &LazyTensor, ahead: &LazyTensor, ahead_or_tied: &LazyTensor) -> Result<Gradients> {
-    let weight = ahead.cast(g.dtype())?.add(&ahead_or_tied.cast(g.dtype())?)?.mul_scalar(0.5)?;
+    let weight = ahead
+        .cast(g.dtype())?
+        .add(&ahead_or_tied.cast(g.dtype())?)?
+        .mul_scalar(0.5)?;
     let first = g.mul(&weight)?;
     let second = g.sub(&first)?;
     Ok(vec![Some(first), Some(second)])
@@ -176,7 +204,11 @@ fn rows(x: &LazyTensor) -> Result<LazyTensor> {
 fn lora_vjp(g: &LazyTensor, inputs: &[LazyTensor], scale: f32, wanted: &[bool]) -> Result<Gradients> {
     let (x, g2) = (rows(&inputs[0])?, rows(g)?);
     let (a, b) = (&inputs[1], &inputs[2]);
-    let narrow = if wanted[0] || wanted[1] { Some(g2.matmul_t(b)?.mul_scalar(scale)?) } else { None };
+    let narrow = if wanted[0] || wanted[1] {
+        Some(g2.matmul_t(b)?.mul_scalar(scale)?)
+    } else {
+        None
+    };
     let mut gradients = vec![None; 3];
     if let (true, Some(narrow)) = (wanted[0], &narrow) {
         gradients[0] = Some(narrow.matmul_t(a)?.reshape(inputs[0].dims())?);
@@ -198,15 +230,33 @@ fn fused_vjp(
     cotangents: &[Option<LazyTensor>],
     wanted: &[bool],
 ) -> Result<Gradients> {
-    let float_inputs = inputs.iter().zip(wanted).all(|(x, wanted)| !wanted || is_float(x.dtype()));
+    let float_inputs = inputs
+        .iter()
+        .zip(wanted)
+        .all(|(x, wanted)| !wanted || is_float(x.dtype()));
     if !(fused::has_vjp_kernel(operation) && float_inputs) {
         return crate::grad::differentiate_fallback(operation, inputs, cotangents, wanted);
     }
-    let mask = wanted.iter().enumerate().fold(0, |mask, (i, &wanted)| mask | u32::from(wanted) << i);
+    let mask = wanted
+        .iter()
+        .enumerate()
+        .fold(0, |mask, (i, &wanted)| mask | u32::from(wanted) << i);
     let zeros: Vec<LazyTensor> = outputs.iter().map(LazyTensor::zeros_like).collect::<Result<_>>()?;
-    let given = cotangents.iter().zip(&zeros).map(|(c, zero)| c.as_ref().unwrap_or(zero));
+    let given = cotangents
+        .iter()
+        .zip(&zeros)
+        .map(|(c, zero)| c.as_ref().unwrap_or(zero));
     let all: Vec<&LazyTensor> = inputs.iter().chain(outputs).chain(given).collect();
-    let mut gradients =
-        LazyTensor::record(Operation::Vjp { of: Box::new(operation.clone()), wanted: mask }, &all)?.into_iter();
-    Ok(wanted.iter().map(|&wanted| if wanted { gradients.next() } else { None }).collect())
+    let mut gradients = LazyTensor::record(
+        Operation::Vjp {
+            of: Box::new(operation.clone()),
+            wanted: mask,
+        },
+        &all,
+    )?
+    .into_iter();
+    Ok(wanted
+        .iter()
+        .map(|&wanted| if wanted { gradients.next() } else { None })
+        .collect())
 }

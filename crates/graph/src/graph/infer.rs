@@ -26,13 +26,27 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             check_dim(name, *dim, shape.dims())?;
             source(name, shape, *dtype)
         }
-        O::Random { distribution, shape, dtype } => {
+        O::Random {
+            distribution,
+            shape,
+            dtype,
+        } => {
             if dims(0) != [4] {
-                return Err(Error::shape(name, format!("the key must have shape (4), got {:?}", dims(0))));
+                return Err(Error::shape(
+                    name,
+                    format!("the key must have shape (4), got {:?}", dims(0)),
+                ));
             }
-            let fits = if *distribution == Distribution::Bits { *dtype == DType::U32 } else { is_float(*dtype) };
+            let fits = if *distribution == Distribution::Bits {
+                *dtype == DType::U32
+            } else {
+                is_float(*dtype)
+            };
             if !fits {
-                return Err(Error::shape(name, format!("{distribution:?} numbers cannot be {dtype:?}")));
+                return Err(Error::shape(
+                    name,
+                    format!("{distribution:?} numbers cannot be {dtype:?}"),
+                ));
             }
             source(name, shape, *dtype)
         }
@@ -64,14 +78,20 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
         O::Max { dims: over } => {
             let shape = reduced(name, dims(0), over)?;
             if over.iter().any(|&dim| dims(0)[dim] == 0) {
-                return Err(Error::shape(name, format!("no maximum over an empty dimension of {:?}", dims(0))));
+                return Err(Error::shape(
+                    name,
+                    format!("no maximum over an empty dimension of {:?}", dims(0)),
+                ));
             }
             one(shape, inputs[0].dtype)
         }
         O::ArgMax { dim } => {
             let shape = reduced(name, dims(0), &[*dim])?;
             if dims(0)[*dim] == 0 {
-                return Err(Error::shape(name, format!("no maximum over an empty dimension of {:?}", dims(0))));
+                return Err(Error::shape(
+                    name,
+                    format!("no maximum over an empty dimension of {:?}", dims(0)),
+                ));
             }
             one(shape, DType::U32)
         }
@@ -79,7 +99,10 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
         O::Permute { dims: order } => permute(name, inputs[0], order),
         O::Broadcast { shape } => {
             if broadcast(name, &[dims(0), shape.dims()])? != shape.dims() {
-                return Err(Error::shape(name, format!("{:?} does not broadcast to {:?}", dims(0), shape.dims())));
+                return Err(Error::shape(
+                    name,
+                    format!("{:?} does not broadcast to {:?}", dims(0), shape.dims()),
+                ));
             }
             one(shape.dims().to_vec(), inputs[0].dtype)
         }
@@ -88,7 +111,12 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
         O::Pad { before, after } => {
             check_rank(name, before.len(), dims(0))?;
             check_rank(name, after.len(), dims(0))?;
-            let shape = dims(0).iter().zip(before).zip(after).map(|((&d, &b), &a)| d + b + a).collect();
+            let shape = dims(0)
+                .iter()
+                .zip(before)
+                .zip(after)
+                .map(|((&d, &b), &a)| d + b + a)
+                .collect();
             one(shape, inputs[0].dtype)
         }
         O::IndexSelect { dim } => {
@@ -119,7 +147,10 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             check_dim(name, *dim, dims(0))?;
             same(name, "position", dims(1), &[1])?;
             if *length > dims(0)[*dim] {
-                return Err(Error::shape(name, format!("length {length} exceeds dimension {dim} of {:?}", dims(0))));
+                return Err(Error::shape(
+                    name,
+                    format!("length {length} exceeds dimension {dim} of {:?}", dims(0)),
+                ));
             }
             let mut shape = dims(0).to_vec();
             shape[*dim] = *length;
@@ -161,7 +192,10 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             check_rank(name, 2, dims(2))?;
             let mut shape = matmul(name, dims(0), dims(1))?;
             if shape[shape.len() - 1] != dims(2)[0] {
-                return Err(Error::shape(name, format!("{shape:?} x {:?}: inner dimensions differ", dims(2))));
+                return Err(Error::shape(
+                    name,
+                    format!("{shape:?} x {:?}: inner dimensions differ", dims(2)),
+                ));
             }
             let last = shape.len() - 1;
             shape[last] = dims(2)[1];
@@ -173,7 +207,10 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             check_rank(name, 2, dims(1))?;
             same(name, "targets", dims(2), &dims(0)[..1])?;
             if dims(0)[1] != dims(1)[1] {
-                return Err(Error::shape(name, format!("hidden {:?} and weight {:?} differ in width", dims(0), dims(1))));
+                return Err(Error::shape(
+                    name,
+                    format!("hidden {:?} and weight {:?} differ in width", dims(0), dims(1)),
+                ));
             }
             let dtype = accumulator(inputs[0].dtype);
             let row = Meta::new(dims(0)[0], dtype);
@@ -202,7 +239,10 @@ fn one(dims: Vec<usize>, dtype: DType) -> Result<Outputs> {
 
 fn source(name: &'static str, shape: &Shape, dtype: DType) -> Result<Outputs> {
     if !is_supported(dtype) {
-        return Err(Error::shape(name, format!("dtype {dtype:?} is not one of f32, f64, f16, bf16, u8, u32, i64")));
+        return Err(Error::shape(
+            name,
+            format!("dtype {dtype:?} is not one of f32, f64, f16, bf16, u8, u32, i64"),
+        ));
     }
     Ok(smallvec![Meta::new(shape.clone(), dtype)])
 }
@@ -211,7 +251,10 @@ fn check_dim(name: &'static str, dim: usize, dims: &[usize]) -> Result<()> {
     if dim < dims.len() {
         return Ok(());
     }
-    Err(Error::shape(name, format!("dimension {dim} of a tensor of shape {dims:?}")))
+    Err(Error::shape(
+        name,
+        format!("dimension {dim} of a tensor of shape {dims:?}"),
+    ))
 }
 
 fn check_rank(name: &'static str, rank: usize, dims: &[usize]) -> Result<()> {
@@ -225,7 +268,10 @@ fn same(name: &'static str, what: &str, found: &[usize], expected: &[usize]) -> 
     if found == expected {
         return Ok(());
     }
-    Err(Error::shape(name, format!("{what} has shape {found:?}, expected {expected:?}")))
+    Err(Error::shape(
+        name,
+        format!("{what} has shape {found:?}, expected {expected:?}"),
+    ))
 }
 
 /// The common shape of tensors broadcast against each other from the trailing dimension.
@@ -238,7 +284,10 @@ pub(crate) fn broadcast(name: &'static str, shapes: &[&[usize]]) -> Result<Vec<u
                 *out = dim;
             } else if dim != 1 && dim != *out {
                 let listed: Vec<String> = shapes.iter().map(|s| format!("{s:?}")).collect();
-                return Err(Error::shape(name, format!("shapes {} do not broadcast", listed.join(" and "))));
+                return Err(Error::shape(
+                    name,
+                    format!("shapes {} do not broadcast", listed.join(" and ")),
+                ));
             }
         }
     }
@@ -248,7 +297,10 @@ pub(crate) fn broadcast(name: &'static str, shapes: &[&[usize]]) -> Result<Vec<u
 fn reduced(name: &'static str, dims: &[usize], over: &[usize]) -> Result<Vec<usize>> {
     let ascending = over.windows(2).all(|pair| pair[0] < pair[1]);
     if !ascending || over.last().is_some_and(|&last| last >= dims.len()) {
-        return Err(Error::shape(name, format!("dimensions {over:?} of a tensor of shape {dims:?}")));
+        return Err(Error::shape(
+            name,
+            format!("dimensions {over:?} of a tensor of shape {dims:?}"),
+        ));
     }
     let mut shape = dims.to_vec();
     over.iter().for_each(|&dim| shape[dim] = 1);
@@ -257,7 +309,10 @@ fn reduced(name: &'static str, dims: &[usize], over: &[usize]) -> Result<Vec<usi
 
 fn reshape(name: &'static str, input: &Meta, shape: &Shape) -> Result<Outputs> {
     if input.shape.elem_count() != shape.elem_count() {
-        return Err(Error::shape(name, format!("{:?} has not the elements of {:?}", input.shape.dims(), shape.dims())));
+        return Err(Error::shape(
+            name,
+            format!("{:?} has not the elements of {:?}", input.shape.dims(), shape.dims()),
+        ));
     }
     Ok(smallvec![Meta::new(shape.clone(), input.dtype)])
 }
@@ -265,9 +320,15 @@ fn reshape(name: &'static str, input: &Meta, shape: &Shape) -> Result<Outputs> {
 fn permute(name: &'static str, input: &Meta, order: &[usize]) -> Result<Outputs> {
     let dims = input.shape.dims();
     let mut seen = vec![false; dims.len()];
-    let valid = order.len() == dims.len() && order.iter().all(|&d| d < dims.len() && !std::mem::replace(&mut seen[d], true));
+    let valid = order.len() == dims.len()
+        && order
+            .iter()
+            .all(|&d| d < dims.len() && !std::mem::replace(&mut seen[d], true));
     if !valid {
-        return Err(Error::shape(name, format!("{order:?} is not a permutation of the dimensions of {dims:?}")));
+        return Err(Error::shape(
+            name,
+            format!("{order:?} is not a permutation of the dimensions of {dims:?}"),
+        ));
     }
     one(order.iter().map(|&d| dims[d]).collect(), input.dtype)
 }
@@ -292,7 +353,10 @@ fn concat(name: &'static str, inputs: &[&Meta], dim: usize) -> Result<Outputs> {
         let fits = dims.len() == shape.len() && dims.iter().enumerate().all(|(i, &d)| i == dim || d == shape[i]);
         if !fits {
             let listed: Vec<String> = inputs.iter().map(|m| format!("{:?}", m.shape.dims())).collect();
-            return Err(Error::shape(name, format!("shapes {} differ outside dimension {dim}", listed.join(", "))));
+            return Err(Error::shape(
+                name,
+                format!("shapes {} differ outside dimension {dim}", listed.join(", ")),
+            ));
         }
         shape[dim] += dims[dim];
     }
@@ -305,15 +369,24 @@ fn check_gather(name: &'static str, dim: usize, dims: &[usize], indices: &[usize
     if fits {
         return Ok(());
     }
-    Err(Error::shape(name, format!("indices {indices:?} must equal {dims:?} outside dimension {dim}")))
+    Err(Error::shape(
+        name,
+        format!("indices {indices:?} must equal {dims:?} outside dimension {dim}"),
+    ))
 }
 
 fn matmul(name: &'static str, lhs: &[usize], rhs: &[usize]) -> Result<Vec<usize>> {
     let ([left @ .., m, k], [right @ .., inner, n]) = (lhs, rhs) else {
-        return Err(Error::shape(name, format!("{lhs:?} x {rhs:?}: both sides need at least 2 dimensions")));
+        return Err(Error::shape(
+            name,
+            format!("{lhs:?} x {rhs:?}: both sides need at least 2 dimensions"),
+        ));
     };
     if k != inner {
-        return Err(Error::shape(name, format!("{lhs:?} x {rhs:?}: inner dimensions differ")));
+        return Err(Error::shape(
+            name,
+            format!("{lhs:?} x {rhs:?}: inner dimensions differ"),
+        ));
     }
     let mut shape = Vec::with_capacity(left.len().max(right.len()) + 2);
     if right.is_empty() {
@@ -333,21 +406,19 @@ fn check_rope(name: &'static str, x: &[usize], cos: &[usize], sin: &[usize]) -> 
     if fits {
         return Ok(());
     }
-    let message = format!("x {x:?} (batch, seq, heads, head_dim) and cos {cos:?} (batch or 1, seq, at most head_dim / 2)");
+    let message =
+        format!("x {x:?} (batch, seq, heads, head_dim) and cos {cos:?} (batch or 1, seq, at most head_dim / 2)");
     Err(Error::shape(name, message))
 }
 
 fn attention(name: &'static str, inputs: &[&Meta], options: &AttentionOptions) -> Result<Outputs> {
     let (q, k, v) = (inputs[0].shape.dims(), inputs[1].shape.dims(), inputs[2].shape.dims());
-    let fits = q.len() == 4
-        && k.len() == 4
-        && v == k
-        && q[0] == k[0]
-        && q[3] == k[3]
-        && k[2] > 0
-        && q[2].is_multiple_of(k[2]);
+    let fits =
+        q.len() == 4 && k.len() == 4 && v == k && q[0] == k[0] && q[3] == k[3] && k[2] > 0 && q[2].is_multiple_of(k[2]);
     if !fits {
-        let message = format!("q {q:?}, k {k:?}, v {v:?}: expected (batch, seq, heads, head_dim) with heads of q a multiple of k's");
+        let message = format!(
+            "q {q:?}, k {k:?}, v {v:?}: expected (batch, seq, heads, head_dim) with heads of q a multiple of k's"
+        );
         return Err(Error::shape(name, message));
     }
     if options.window.is_some() && !options.causal {
@@ -361,8 +432,18 @@ fn attention(name: &'static str, inputs: &[&Meta], options: &AttentionOptions) -
         same(name, "offset", rest.next().map_or(&[], |m| m.shape.dims()), &[1])?;
     }
     if options.segments {
-        same(name, "query segments", rest.next().map_or(&[], |m| m.shape.dims()), &q[..2])?;
-        same(name, "key segments", rest.next().map_or(&[], |m| m.shape.dims()), &k[..2])?;
+        same(
+            name,
+            "query segments",
+            rest.next().map_or(&[], |m| m.shape.dims()),
+            &q[..2],
+        )?;
+        same(
+            name,
+            "key segments",
+            rest.next().map_or(&[], |m| m.shape.dims()),
+            &k[..2],
+        )?;
     }
     let lse = Meta::new(q[..3].to_vec(), accumulator(inputs[0].dtype));
     Ok(smallvec![inputs[0].clone(), lse])
@@ -380,12 +461,21 @@ fn vjp(name: &'static str, of: &Operation, wanted: u32, inputs: &[&Meta]) -> Res
     for (i, meta) in primal.iter().enumerate() {
         for given in [inputs[count + i], inputs[count + outputs + i]] {
             if given != meta {
-                return Err(Error::shape(name, format!("output {i} of {} is {meta}, got {given}", of.name())));
+                return Err(Error::shape(
+                    name,
+                    format!("output {i} of {} is {meta}, got {given}", of.name()),
+                ));
             }
         }
     }
     if wanted == 0 || wanted >> count != 0 {
-        return Err(Error::shape(name, format!("wanted {wanted:#b} of {count} inputs of {}", of.name())));
+        return Err(Error::shape(
+            name,
+            format!("wanted {wanted:#b} of {count} inputs of {}", of.name()),
+        ));
     }
-    Ok((0..count).filter(|i| wanted >> i & 1 == 1).map(|i| inputs[i].clone()).collect())
+    Ok((0..count)
+        .filter(|i| wanted >> i & 1 == 1)
+        .map(|i| inputs[i].clone())
+        .collect())
 }

@@ -65,7 +65,10 @@ impl Graph {
     /// A hash of the structure: operations, parameters, shapes, dtypes and relative inputs.
     #[must_use]
     pub fn structural_hash(&self) -> u64 {
-        let nodes = self.nodes.iter().map(|node| (&node.operation, &node.inputs[..], &node.outputs[..]));
+        let nodes = self
+            .nodes
+            .iter()
+            .map(|node| (&node.operation, &node.inputs[..], &node.outputs[..]));
         structural_hash(nodes, &self.outputs)
     }
 }

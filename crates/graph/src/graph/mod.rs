@@ -12,6 +12,4 @@ pub(crate) mod walk;
 
 pub use ir::{Graph, GraphNode, ValueRef};
 pub use node::{Meta, NodeId, Outputs};
-pub use operation::{
-    AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution, Operation,
-};
+pub use operation::{AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution, Operation};

@@ -24,7 +24,10 @@ pub struct Meta {
 impl Meta {
     /// Shape and dtype together.
     pub fn new(shape: impl Into<Shape>, dtype: DType) -> Self {
-        Self { shape: shape.into(), dtype }
+        Self {
+            shape: shape.into(),
+            dtype,
+        }
     }
 
     /// Bytes of a contiguous tensor.
@@ -69,7 +72,13 @@ pub(crate) struct Node {
 
 impl Node {
     pub fn new(operation: Operation, outputs: Outputs, device: Device, state: State) -> Arc<Self> {
-        Arc::new(Self { id: NodeId::next(), operation, outputs, device, state: RwLock::new(state) })
+        Arc::new(Self {
+            id: NodeId::next(),
+            operation,
+            outputs,
+            device,
+            state: RwLock::new(state),
+        })
     }
 
     /// Reads the state. A poisoned lock is harmless: the state is replaced in one assignment.
@@ -85,7 +94,9 @@ impl Node {
     /// Exchanges one value of an evaluated node for what `f` makes of it.
     pub fn update_value<R>(&self, output: usize, f: impl FnOnce(Value) -> Result<(Value, R)>) -> Result<R> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let State::Evaluated(values) = &mut *state else { return Err(Error::Placeholder) };
+        let State::Evaluated(values) = &mut *state else {
+            return Err(Error::Placeholder);
+        };
         // The place must not keep a second handle, or the buffer would be copied.
         let value = std::mem::replace(&mut values[output], Value::Gone);
         let (value, result) = f(value)?;

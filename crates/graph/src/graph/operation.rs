@@ -304,7 +304,10 @@ pub struct CrossEntropyOptions {
 
 impl Default for CrossEntropyOptions {
     fn default() -> Self {
-        Self { ignore_index: -100, label_smoothing: 0.0 }
+        Self {
+            ignore_index: -100,
+            label_smoothing: 0.0,
+        }
     }
 }
 
@@ -354,13 +357,41 @@ impl Operation {
     fn same_parameters(&self, other: &Self) -> bool {
         use Operation as O;
         match (self, other) {
-            (O::Constant { value: a, shape: s, dtype: d }, O::Constant { value: b, shape: t, dtype: e }) => {
-                a.to_bits() == b.to_bits() && s == t && d == e
-            }
-            (O::Iota { dim: a, shape: s, dtype: d }, O::Iota { dim: b, shape: t, dtype: e }) => (a, s, d) == (b, t, e),
             (
-                O::Random { distribution: a, shape: s, dtype: d },
-                O::Random { distribution: b, shape: t, dtype: e },
+                O::Constant {
+                    value: a,
+                    shape: s,
+                    dtype: d,
+                },
+                O::Constant {
+                    value: b,
+                    shape: t,
+                    dtype: e,
+                },
+            ) => a.to_bits() == b.to_bits() && s == t && d == e,
+            (
+                O::Iota {
+                    dim: a,
+                    shape: s,
+                    dtype: d,
+                },
+                O::Iota {
+                    dim: b,
+                    shape: t,
+                    dtype: e,
+                },
+            ) => (a, s, d) == (b, t, e),
+            (
+                O::Random {
+                    distribution: a,
+                    shape: s,
+                    dtype: d,
+                },
+                O::Random {
+                    distribution: b,
+                    shape: t,
+                    dtype: e,
+                },
             ) => (a, s, d) == (b, t, e),
             (O::MulScalar { value: a }, O::MulScalar { value: b })
             | (O::AddScalar { value: a }, O::AddScalar { value: b })
@@ -371,9 +402,8 @@ impl Operation {
             (O::Sum { dims: a }, O::Sum { dims: b })
             | (O::Max { dims: a }, O::Max { dims: b })
             | (O::Permute { dims: a }, O::Permute { dims: b }) => a == b,
-            (O::Reshape { shape: a }, O::Reshape { shape: b }) | (O::Broadcast { shape: a }, O::Broadcast { shape: b }) => {
-                a == b
-            }
+            (O::Reshape { shape: a }, O::Reshape { shape: b })
+            | (O::Broadcast { shape: a }, O::Broadcast { shape: b }) => a == b,
             (O::Slice { start: a, end: c }, O::Slice { start: b, end: d })
             | (O::Pad { before: a, after: c }, O::Pad { before: b, after: d }) => (a, c) == (b, d),
             (O::ArgMax { dim: a }, O::ArgMax { dim: b })
@@ -392,19 +422,70 @@ impl Operation {
             (O::AdamW(a), O::AdamW(b)) => a == b,
             (O::Vjp { of: a, wanted: c }, O::Vjp { of: b, wanted: d }) => c == d && a == b,
             (
-                O::Input | O::Neg | O::Abs | O::Sign | O::Exp | O::Log | O::Sqrt | O::Rsqrt | O::Recip | O::Sin | O::Cos
-                | O::Tanh | O::Erf | O::Sigmoid | O::Floor | O::Add | O::Sub | O::Mul | O::Div | O::Pow | O::Maximum
-                | O::Minimum | O::Equal | O::Less | O::LessEqual | O::Where | O::StopGradient | O::Matmul | O::SwiGLU,
+                O::Input
+                | O::Neg
+                | O::Abs
+                | O::Sign
+                | O::Exp
+                | O::Log
+                | O::Sqrt
+                | O::Rsqrt
+                | O::Recip
+                | O::Sin
+                | O::Cos
+                | O::Tanh
+                | O::Erf
+                | O::Sigmoid
+                | O::Floor
+                | O::Add
+                | O::Sub
+                | O::Mul
+                | O::Div
+                | O::Pow
+                | O::Maximum
+                | O::Minimum
+                | O::Equal
+                | O::Less
+                | O::LessEqual
+                | O::Where
+                | O::StopGradient
+                | O::Matmul
+                | O::SwiGLU,
                 _,
             ) => true,
             // Of two kinds.
             (
-                O::Constant { .. } | O::Iota { .. } | O::Random { .. } | O::MulScalar { .. } | O::AddScalar { .. }
-                | O::RMSNorm { .. } | O::LayerNorm { .. } | O::LoRA { .. } | O::Cast { .. } | O::Sum { .. } | O::Max { .. }
-                | O::Permute { .. } | O::Reshape { .. } | O::Broadcast { .. } | O::Slice { .. } | O::Pad { .. }
-                | O::ArgMax { .. } | O::Concat { .. } | O::IndexSelect { .. } | O::Gather { .. } | O::IndexAdd { .. }
-                | O::ScatterAdd { .. } | O::SliceUpdate { .. } | O::Softmax { .. } | O::DynamicSlice { .. }
-                | O::Rope { .. } | O::GELU { .. } | O::Attention(_) | O::CrossEntropy(_) | O::AdamW(_) | O::Vjp { .. },
+                O::Constant { .. }
+                | O::Iota { .. }
+                | O::Random { .. }
+                | O::MulScalar { .. }
+                | O::AddScalar { .. }
+                | O::RMSNorm { .. }
+                | O::LayerNorm { .. }
+                | O::LoRA { .. }
+                | O::Cast { .. }
+                | O::Sum { .. }
+                | O::Max { .. }
+                | O::Permute { .. }
+                | O::Reshape { .. }
+                | O::Broadcast { .. }
+                | O::Slice { .. }
+                | O::Pad { .. }
+                | O::ArgMax { .. }
+                | O::Concat { .. }
+                | O::IndexSelect { .. }
+                | O::Gather { .. }
+                | O::IndexAdd { .. }
+                | O::ScatterAdd { .. }
+                | O::SliceUpdate { .. }
+                | O::Softmax { .. }
+                | O::DynamicSlice { .. }
+                | O::Rope { .. }
+                | O::GELU { .. }
+                | O::Attention(_)
+                | O::CrossEntropy(_)
+                | O::AdamW(_)
+                | O::Vjp { .. },
                 _,
             ) => false,
         }

@@ -99,7 +99,9 @@ impl fmt::Display for Operation {
             Self::Pad { before, after } => write!(f, " before={before:?} after={after:?}"),
             Self::RMSNorm { eps } | Self::LayerNorm { eps } => write!(f, " eps={eps}"),
             Self::Rope { interleaved } => write!(f, " interleaved={interleaved}"),
-            Self::GELU { approximate: Approximate::Tanh } => f.write_str(" tanh"),
+            Self::GELU {
+                approximate: Approximate::Tanh,
+            } => f.write_str(" tanh"),
             Self::LoRA { scale } => write!(f, " scale={scale}"),
             Self::Attention(o) => {
                 write!(f, " scale={} causal={}", o.scale, o.causal)?;
@@ -145,7 +147,9 @@ impl fmt::Display for Operation {
             | Self::StopGradient
             | Self::Matmul
             | Self::SwiGLU
-            | Self::GELU { approximate: Approximate::None } => Ok(()),
+            | Self::GELU {
+                approximate: Approximate::None,
+            } => Ok(()),
         }
     }
 }
@@ -192,7 +196,12 @@ impl Graph {
                 _ => "",
             };
             // Writing to a String cannot fail.
-            let _ = writeln!(dot, "  n{index} [label=\"{}\\n{}\"{style}];", node.operation, metas.join(", "));
+            let _ = writeln!(
+                dot,
+                "  n{index} [label=\"{}\\n{}\"{style}];",
+                node.operation,
+                metas.join(", ")
+            );
             for input in &node.inputs {
                 let _ = writeln!(dot, "  n{} -> n{index};", input.node);
             }

@@ -47,7 +47,11 @@ impl Signature {
 }
 
 fn takes<const N: usize>(classes: [Class; N]) -> Signature {
-    Signature { required: classes.into_iter().collect(), optional: Classes::new(), repeat: false }
+    Signature {
+        required: classes.into_iter().collect(),
+        optional: Classes::new(),
+        repeat: false,
+    }
 }
 
 /// Whether the engine computes with this dtype.
@@ -95,35 +99,55 @@ fn signature(operation: &Operation) -> Signature {
         | O::Slice { .. }
         | O::Pad { .. }
         | O::StopGradient => takes([Any]),
-        O::Add
-        | O::Sub
-        | O::Mul
-        | O::Div
-        | O::Maximum
-        | O::Minimum
-        | O::Equal
-        | O::Less
-        | O::LessEqual => takes([Any, Like(0)]),
+        O::Add | O::Sub | O::Mul | O::Div | O::Maximum | O::Minimum | O::Equal | O::Less | O::LessEqual => {
+            takes([Any, Like(0)])
+        }
         O::Pow | O::Matmul | O::SwiGLU => takes([Float, Like(0)]),
         O::Where => takes([Exactly(DType::U8), Any, Like(1)]),
-        O::Concat { .. } => Signature { required: smallvec![Any], optional: smallvec![Like(0)], repeat: true },
+        O::Concat { .. } => Signature {
+            required: smallvec![Any],
+            optional: smallvec![Like(0)],
+            repeat: true,
+        },
         O::IndexSelect { .. } | O::Gather { .. } => takes([Any, Index]),
         O::IndexAdd { .. } | O::ScatterAdd { .. } => takes([Any, Index, Like(0)]),
         O::DynamicSlice { .. } => takes([Any, Exactly(DType::U32)]),
         O::SliceUpdate { .. } => takes([Any, Like(0), Exactly(DType::U32)]),
-        O::RMSNorm { .. } => Signature { required: smallvec![Float], optional: smallvec![Like(0)], repeat: false },
-        O::LayerNorm { .. } => Signature { required: smallvec![Float], optional: smallvec![Like(0), Like(0)], repeat: false },
+        O::RMSNorm { .. } => Signature {
+            required: smallvec![Float],
+            optional: smallvec![Like(0)],
+            repeat: false,
+        },
+        O::LayerNorm { .. } => Signature {
+            required: smallvec![Float],
+            optional: smallvec![Like(0), Like(0)],
+            repeat: false,
+        },
         O::Rope { .. } => takes([Float, Like(0), Like(0)]),
         O::LoRA { .. } => takes([Float, Like(0), Like(0)]),
         O::Attention(options) => {
             let mut required: Classes = smallvec![Float, Like(0), Like(0)];
             required.extend(options.offset.then_some(Exactly(DType::U32)));
-            required.extend(options.segments.then_some([Exactly(DType::U32); 2]).into_iter().flatten());
-            Signature { required, optional: Classes::new(), repeat: false }
+            required.extend(
+                options
+                    .segments
+                    .then_some([Exactly(DType::U32); 2])
+                    .into_iter()
+                    .flatten(),
+            );
+            Signature {
+                required,
+                optional: Classes::new(),
+                repeat: false,
+            }
         }
         O::CrossEntropy(_) => takes([Float, Like(0), Exactly(DType::I64)]),
         O::AdamW(_) => takes([Float, Like(0), Like(0), Like(0), Like(0)]),
-        O::Vjp { .. } => Signature { required: smallvec![Any], optional: smallvec![Any], repeat: true },
+        O::Vjp { .. } => Signature {
+            required: smallvec![Any],
+            optional: smallvec![Any],
+            repeat: true,
+        },
     }
 }
 
@@ -133,16 +157,29 @@ fn signature(operation: &Operation) -> Signature {
 /// [`Error::Arity`] or [`Error::DType`].
 pub fn check_inputs(operation: &Operation, inputs: &[&Meta]) -> Result<()> {
     let signature = signature(operation);
-    let (least, most) = (signature.required.len(), signature.required.len() + signature.optional.len());
+    let (least, most) = (
+        signature.required.len(),
+        signature.required.len() + signature.optional.len(),
+    );
     let fits = inputs.len() == least || inputs.len() == most || (signature.repeat && inputs.len() >= least);
     if !fits {
-        let plural = |n: usize| if n == 1 { "1 input".to_owned() } else { format!("{n} inputs") };
+        let plural = |n: usize| {
+            if n == 1 {
+                "1 input".to_owned()
+            } else {
+                format!("{n} inputs")
+            }
+        };
         let expected = match (signature.repeat, least == most) {
             (true, _) => format!("at least {}", plural(least)),
             (false, true) => plural(least),
             (false, false) => format!("{least} or {}", plural(most)),
         };
-        return Err(Error::Arity { operation: operation.name(), expected, found: inputs.len() });
+        return Err(Error::Arity {
+            operation: operation.name(),
+            expected,
+            found: inputs.len(),
+        });
     }
     for (index, input) in inputs.iter().enumerate() {
         if let Some(class) = signature.class(index) {
@@ -193,7 +230,12 @@ fn check_class(operation: &Operation, input: usize, class: Class, inputs: &[&Met
         Class::Exactly(dtype) => format!("{dtype:?}"),
         Class::Like(other) => format!("{:?} like input {other}", inputs[other].dtype),
     };
-    Err(Error::DType { operation: operation.name(), input, found, expected })
+    Err(Error::DType {
+        operation: operation.name(),
+        input,
+        found,
+        expected,
+    })
 }
 
 /// Checks a whole graph: inputs come before their users, and every stored shape and dtype is the inferred one.
@@ -206,7 +248,11 @@ pub fn verify(graph: &Graph, pass: &'static str) -> Result<()> {
         let mut metas = Vec::with_capacity(node.inputs.len());
         for input in &node.inputs {
             if input.node as usize >= index {
-                return fail(format!("%{index} {} uses %{} before it is computed", node.operation.name(), input.node));
+                return fail(format!(
+                    "%{index} {} uses %{} before it is computed",
+                    node.operation.name(),
+                    input.node
+                ));
             }
             match graph.nodes[input.node as usize].outputs.get(input.output as usize) {
                 Some(meta) => metas.push(meta),
@@ -221,13 +267,19 @@ pub fn verify(graph: &Graph, pass: &'static str) -> Result<()> {
             Ok(outputs) => {
                 let list = |of: &[Meta]| of.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 let (says, inferred) = (list(&node.outputs), list(&outputs));
-                return fail(format!("%{index} {} says {says}, inferred {inferred}", node.operation.name()));
+                return fail(format!(
+                    "%{index} {} says {says}, inferred {inferred}",
+                    node.operation.name()
+                ));
             }
             Err(error) => return fail(format!("%{index}: {error}")),
         }
     }
     for output in &graph.outputs {
-        let exists = graph.nodes.get(output.node as usize).is_some_and(|n| (output.output as usize) < n.outputs.len());
+        let exists = graph
+            .nodes
+            .get(output.node as usize)
+            .is_some_and(|n| (output.output as usize) < n.outputs.len());
         if !exists {
             return fail(format!("output %{}.{} does not exist", output.node, output.output));
         }

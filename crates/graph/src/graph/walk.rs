@@ -34,7 +34,13 @@ pub(crate) fn post_order(roots: &[LazyTensor]) -> Vec<(LazyTensor, Inputs)> {
 
 /// As [`post_order`], without going behind the nodes where `stop` says so; they appear without inputs.
 pub(crate) fn post_order_until(roots: &[LazyTensor], stop: impl Fn(NodeId) -> bool) -> Vec<(LazyTensor, Inputs)> {
-    let inputs_of = |t: &LazyTensor| if stop(t.node_id()) { Inputs::new() } else { recorded_inputs(t) };
+    let inputs_of = |t: &LazyTensor| {
+        if stop(t.node_id()) {
+            Inputs::new()
+        } else {
+            recorded_inputs(t)
+        }
+    };
     let mut seen: FxHashSet<NodeId> = FxHashSet::default();
     let mut order = Vec::new();
     // (node, its inputs, the next input to visit)
@@ -80,15 +86,25 @@ struct Numbering {
 impl Numbering {
     /// How many nodes of the flat graph it takes.
     fn width(&self) -> u32 {
-        if self.is_leaf { self.tensor.node().outputs.len() as u32 } else { 1 }
+        if self.is_leaf {
+            self.tensor.node().outputs.len() as u32
+        } else {
+            1
+        }
     }
 
     /// Where an output of this node is found in the flat graph.
     fn value(&self, output: u32) -> ValueRef {
         if self.is_leaf {
-            ValueRef { node: self.first + output, output: 0 }
+            ValueRef {
+                node: self.first + output,
+                output: 0,
+            }
         } else {
-            ValueRef { node: self.first, output }
+            ValueRef {
+                node: self.first,
+                output,
+            }
         }
     }
 }
@@ -109,7 +125,11 @@ pub(crate) fn number(targets: &[LazyTensor]) -> Result<Numbered> {
     let mut numbering = InOrder::default();
     targets.iter().for_each(|target| numbering.visit(target));
     let outputs = targets.iter().map(|t| numbering.value(t)).collect();
-    Ok(Numbered { steps: numbering.steps, outputs, device })
+    Ok(Numbered {
+        steps: numbering.steps,
+        outputs,
+        device,
+    })
 }
 
 /// Marks a node that has been seen and whose inputs are not numbered yet.
@@ -163,7 +183,12 @@ impl InOrder {
         self.positions.insert(tensor.node_id(), self.steps.len() as u32);
         let first = self.count;
         self.count += if is_leaf { tensor.node().outputs.len() as u32 } else { 1 };
-        self.steps.push(Numbering { tensor, is_leaf, first, inputs });
+        self.steps.push(Numbering {
+            tensor,
+            is_leaf,
+            first,
+            inputs,
+        });
     }
 
     /// Graphs have no cycles, so what is asked for is closed.
@@ -194,9 +219,13 @@ impl Numbered {
         graph.outputs[..] == self.outputs[..]
             && graph.device.same_device(&self.device)
             && graph.nodes.len() == self.steps.last().map_or(0, |last| (last.first + last.width()) as usize)
-            && graph.nodes.iter().zip(self.nodes()).all(|(node, (operation, inputs, outputs))| {
-                node.operation == *operation && node.inputs[..] == *inputs && node.outputs[..] == *outputs
-            })
+            && graph
+                .nodes
+                .iter()
+                .zip(self.nodes())
+                .all(|(node, (operation, inputs, outputs))| {
+                    node.operation == *operation && node.inputs[..] == *inputs && node.outputs[..] == *outputs
+                })
     }
 
     /// The flat graph.
@@ -206,7 +235,11 @@ impl Numbered {
             inputs: inputs.into(),
             outputs: outputs.into(),
         });
-        Graph { nodes: nodes.collect(), outputs: self.outputs.to_vec(), device: self.device.clone() }
+        Graph {
+            nodes: nodes.collect(),
+            outputs: self.outputs.to_vec(),
+            device: self.device.clone(),
+        }
     }
 
     /// What is bound to the `Input` nodes, in order.
@@ -244,5 +277,8 @@ impl Numbered {
 /// See [`number`].
 pub(crate) fn flatten(targets: &[LazyTensor]) -> Result<Flat> {
     let numbered = number(targets)?;
-    Ok(Flat { graph: numbered.graph(), leaves: numbered.leaves().collect() })
+    Ok(Flat {
+        graph: numbered.graph(),
+        leaves: numbered.leaves().collect(),
+    })
 }

@@ -29,10 +29,7 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 ///
 /// # Errors
 /// [`FileError::Io`] with the step that failed.
-pub fn write_atomically(
-    path: &Path,
-    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<()> {
+pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let fault = |action| {
         move |source| FileError::Io {
             path: path.to_owned(),
@@ -43,9 +40,7 @@ pub fn write_atomically(
     let (temporary, file) = create_beside(path).map_err(fault("create a file beside"))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     fill(&mut out).map_err(fault("write"))?;
-    let file = out
-        .into_inner()
-        .map_err(|e| fault("write")(e.into_error()))?;
+    let file = out.into_inner().map_err(|e| fault("write")(e.into_error()))?;
     file.sync_all().map_err(fault("sync"))?;
     drop(file);
     fs::rename(&temporary.0, path).map_err(fault("rename the finished file to"))?;
@@ -100,11 +95,7 @@ fn create_beside(path: &Path) -> io::Result<(Temporary, File)> {
             COUNTER.fetch_add(1, Ordering::Relaxed)
         ));
         let beside = folder_of(path).join(hidden);
-        match OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&beside)
-        {
+        match OpenOptions::new().write(true).create_new(true).open(&beside) {
             Ok(file) => return Ok((Temporary(beside), file)),
             // Left by a killed process of the same id; the next counter value is free.
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
@@ -126,13 +117,7 @@ mod tests {
             out.write_all(b"half of the ne")?;
             Err(io::Error::new(ErrorKind::StorageFull, "disk full"))
         });
-        assert!(matches!(
-            result,
-            Err(FileError::Io {
-                action: "write",
-                ..
-            })
-        ));
+        assert!(matches!(result, Err(FileError::Io { action: "write", .. })));
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

@@ -186,22 +186,11 @@ fn nothing_to_read(folder: PathBuf) -> FileError {
         }
     };
     let pickle = |path: &PathBuf| {
-        let extension = path
-            .extension()
-            .and_then(|e| e.to_str())
-            .unwrap_or_default();
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         ["bin", "pth", "pt"].contains(&extension)
     };
-    match entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(pickle)
-        .min()
-    {
-        Some(path) => FileError::PickleRefused {
-            path,
-            advice: ADVICE,
-        },
+    match entries.flatten().map(|entry| entry.path()).filter(pickle).min() {
+        Some(path) => FileError::PickleRefused { path, advice: ADVICE },
         None => FileError::NoWeights { folder },
     }
 }
@@ -261,12 +250,9 @@ impl<'de> Visitor<'de> for Unique {
         while let Some(tensor) = map.next_key::<String>()? {
             let name = tensor.escape_debug().to_string();
             let shard = map.next_value::<String>();
-            let shard =
-                shard.map_err(|e| M::Error::custom(format_args!("weight_map[`{name}`]: {e}")))?;
+            let shard = shard.map_err(|e| M::Error::custom(format_args!("weight_map[`{name}`]: {e}")))?;
             if entries.insert(tensor, shard).is_some() {
-                return Err(M::Error::custom(format_args!(
-                    "weight_map[`{name}`] appears twice"
-                )));
+                return Err(M::Error::custom(format_args!("weight_map[`{name}`] appears twice")));
             }
         }
         Ok(WeightMap(entries))

@@ -91,8 +91,7 @@ pub(super) fn read<S: Element, T>(
 ) -> Result<Vec<T>, ReadFault> {
     let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
     let mut out = Vec::new();
-    out.try_reserve_exact(count)
-        .map_err(|_| ReadFault::Memory(bytes))?;
+    out.try_reserve_exact(count).map_err(|_| ReadFault::Memory(bytes))?;
     let mut chunk = vec![0; CHUNK.min(count.saturating_mul(S::SIZE))];
     let mut left = count;
     while left > 0 {

@@ -10,9 +10,7 @@ use std::fmt;
 use std::path::Path;
 
 use safetensors::Dtype;
-use serde::de::{
-    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
-};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::safetensors::TensorInfo;
 use super::{FileError, Result};
@@ -45,9 +43,7 @@ impl Header {
             fault: RefCell::default(),
         };
         let mut reader = serde_json::Deserializer::from_str(text);
-        let outcome = (&state)
-            .deserialize(&mut reader)
-            .and_then(|()| reader.end());
+        let outcome = (&state).deserialize(&mut reader).and_then(|()| reader.end());
         if let Some(fault) = state.fault.into_inner() {
             return Err(fault);
         }
@@ -151,10 +147,7 @@ impl State<'_> {
 
 impl<'de> DeserializeSeed<'de> for &State<'_> {
     type Value = ();
-    fn deserialize<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> std::result::Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
         deserializer.deserialize_map(self)
     }
 }
@@ -195,10 +188,7 @@ struct Metadata<'s, 'p>(&'s State<'p>);
 
 impl<'de> DeserializeSeed<'de> for Metadata<'_, '_> {
     type Value = ();
-    fn deserialize<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> std::result::Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
         deserializer.deserialize_map(self)
     }
 }
@@ -212,12 +202,9 @@ impl<'de> Visitor<'de> for Metadata<'_, '_> {
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<(), M::Error> {
         while let Some(key) = map.next_key::<String>()? {
-            let value = map.next_value::<String>().map_err(|e| {
-                M::Error::custom(format_args!(
-                    "`__metadata__`, key `{}`: {e}",
-                    key.escape_debug()
-                ))
-            })?;
+            let value = map
+                .next_value::<String>()
+                .map_err(|e| M::Error::custom(format_args!("`__metadata__`, key `{}`: {e}", key.escape_debug())))?;
             let metadata = &mut self.0.header.borrow_mut().metadata;
             if metadata.len() == MAX_METADATA {
                 return Err(self.0.too_many("metadata entries", MAX_METADATA));
@@ -240,10 +227,7 @@ struct Entry<'s, 'p> {
 impl Entry<'_, '_> {
     /// Puts the tensor and the field in front of a message from serde.
     fn field<E: serde::de::Error>(&self, field: &str, reason: impl fmt::Display) -> E {
-        E::custom(format_args!(
-            "tensor `{}`, {field}: {reason}",
-            self.name.escape_debug()
-        ))
+        E::custom(format_args!("tensor `{}`, {field}: {reason}", self.name.escape_debug()))
     }
 
     fn dtype<E: serde::de::Error>(&self, text: String) -> std::result::Result<Dtype, E> {
@@ -259,10 +243,7 @@ impl Entry<'_, '_> {
 
 impl<'de> DeserializeSeed<'de> for Entry<'_, '_> {
     type Value = TensorInfo;
-    fn deserialize<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> std::result::Result<TensorInfo, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<TensorInfo, D::Error> {
         let name = self.name.escape_debug();
         deserializer.deserialize_map(self).map_err(|e| {
             let text = e.to_string();
@@ -287,18 +268,12 @@ impl<'de> Visitor<'de> for Entry<'_, '_> {
         while let Some(key) = map.next_key::<String>()? {
             let twice = match key.as_str() {
                 "dtype" => {
-                    let text = map
-                        .next_value::<String>()
-                        .map_err(|e| self.field("dtype", e))?;
+                    let text = map.next_value::<String>().map_err(|e| self.field("dtype", e))?;
                     dtype.replace(self.dtype(text)?).is_some()
                 }
                 "shape" => {
-                    let dims = map.next_value_seed(Numbers {
-                        limit: MAX_DIMENSIONS,
-                    });
-                    shape
-                        .replace(dims.map_err(|e| self.field("shape", e))?)
-                        .is_some()
+                    let dims = map.next_value_seed(Numbers { limit: MAX_DIMENSIONS });
+                    shape.replace(dims.map_err(|e| self.field("shape", e))?).is_some()
                 }
                 "data_offsets" => {
                     let pair = map.next_value_seed(Numbers { limit: 2 });
@@ -341,10 +316,7 @@ struct Numbers {
 
 impl<'de> DeserializeSeed<'de> for Numbers {
     type Value = Vec<u64>;
-    fn deserialize<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> std::result::Result<Vec<u64>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Vec<u64>, D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
@@ -360,10 +332,7 @@ impl<'de> Visitor<'de> for Numbers {
         let mut numbers = Vec::new();
         while let Some(number) = seq.next_element::<u64>()? {
             if numbers.len() == self.limit {
-                return Err(S::Error::custom(format_args!(
-                    "more than {} numbers",
-                    self.limit
-                )));
+                return Err(S::Error::custom(format_args!("more than {} numbers", self.limit)));
             }
             numbers.push(number);
         }
@@ -376,7 +345,6 @@ impl<'de> Visitor<'de> for Numbers {
 fn dtype_named(text: &str) -> Option<Dtype> {
     use serde::Deserialize;
     use serde::de::IntoDeserializer;
-    let name: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
-        text.into_deserializer();
+    let name: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = text.into_deserializer();
     Dtype::deserialize(name).ok()
 }

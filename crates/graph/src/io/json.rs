@@ -103,10 +103,7 @@ impl<'de> Visitor<'de> for AnyValue {
         let mut object = Map::new();
         while let Some(key) = map.next_key::<String>()? {
             if object.contains_key(&key) {
-                return Err(M::Error::custom(format_args!(
-                    "`{}` appears twice",
-                    key.escape_debug()
-                )));
+                return Err(M::Error::custom(format_args!("`{}` appears twice", key.escape_debug())));
             }
             let Unambiguous(value) = map.next_value()?;
             object.insert(key, value);
@@ -130,10 +127,7 @@ mod tests {
     fn values_of_every_kind_in_order() {
         let text = r#"{"z":[1,-2,2.5,null,true,{"a":"b"}],"a":1e3,"big":18446744073709551615}"#;
         let map = read(text.as_bytes()).unwrap();
-        assert_eq!(
-            Value::Object(map.clone()),
-            serde_json::from_str::<Value>(text).unwrap()
-        );
+        assert_eq!(Value::Object(map.clone()), serde_json::from_str::<Value>(text).unwrap());
         assert!(map.keys().eq(["z", "a", "big"]));
     }
 
@@ -156,9 +150,6 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        assert!(matches!(
-            read(&vec![b' '; 2 << 20]),
-            Err(FileError::TooLarge { .. })
-        ));
+        assert!(matches!(read(&vec![b' '; 2 << 20]), Err(FileError::TooLarge { .. })));
     }
 }

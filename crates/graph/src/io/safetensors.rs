@@ -100,11 +100,7 @@ impl SafetensorsFile {
         let (mut file, size) = open_regular(&path)?;
         let io = |action| {
             let path = path.clone();
-            move |source| FileError::Io {
-                path,
-                action,
-                source,
-            }
+            move |source| FileError::Io { path, action, source }
         };
         if size < PREFIX {
             return Err(FileError::TooShort { path, size });
@@ -191,12 +187,7 @@ impl SafetensorsFile {
         }
     }
 
-    fn load_float<S: Float + WithDType>(
-        &self,
-        name: &str,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Tensor> {
+    fn load_float<S: Float + WithDType>(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         match dtype {
             same if same == S::DTYPE => self.read(name, device, |v: S| v),
             DType::F64 => self.read(name, device, |v: S| v.widen()),
@@ -207,12 +198,7 @@ impl SafetensorsFile {
         }
     }
 
-    fn read<S: Element, T: WithDType>(
-        &self,
-        name: &str,
-        device: &Device,
-        convert: impl Fn(S) -> T,
-    ) -> Result<Tensor> {
+    fn read<S: Element, T: WithDType>(&self, name: &str, device: &Device, convert: impl Fn(S) -> T) -> Result<Tensor> {
         let info = self.info(name)?;
         let bytes = info.range.end - info.range.start;
         let values = {
@@ -233,18 +219,16 @@ impl SafetensorsFile {
                 bytes,
             },
         })?;
-        Tensor::from_vec(values, info.shape.as_slice(), device)
-            .map_err(|e| tensor_fault(&self.path, name, e))
+        Tensor::from_vec(values, info.shape.as_slice(), device).map_err(|e| tensor_fault(&self.path, name, e))
     }
 
     fn supported(&self, name: &str) -> Result<DType> {
         let info = self.info(name)?;
-        info.candle_dtype()
-            .ok_or_else(|| FileError::UnsupportedDtype {
-                path: self.path.clone(),
-                name: name.to_owned(),
-                dtype: info.dtype.to_string(),
-            })
+        info.candle_dtype().ok_or_else(|| FileError::UnsupportedDtype {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            dtype: info.dtype.to_string(),
+        })
     }
 
     fn unsupported_conversion(&self, name: &str, from: DType, to: DType) -> FileError {
@@ -266,18 +250,10 @@ impl SafetensorsFile {
 /// [`FileError::DuplicateName`], [`FileError::ReservedName`], [`FileError::UnsupportedDtype`],
 /// [`FileError::Tensor`] if a tensor cannot be read from its device, [`FileError::Io`]. On any error
 /// the file that was there before is untouched.
-pub fn write<N: AsRef<str>>(
-    path: &Path,
-    tensors: &[(N, Tensor)],
-    metadata: &BTreeMap<String, String>,
-) -> Result<()> {
+pub fn write<N: AsRef<str>>(path: &Path, tensors: &[(N, Tensor)], metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut order = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        order.push((
-            stored_dtype(path, name.as_ref(), tensor)?,
-            name.as_ref(),
-            tensor,
-        ));
+        order.push((stored_dtype(path, name.as_ref(), tensor)?, name.as_ref(), tensor));
     }
     order.sort_by(|(left, a, _), (right, b, _)| right.cmp(left).then(a.cmp(b)));
     let header = header_json(path, &order, metadata)?;
@@ -300,11 +276,7 @@ pub fn write<N: AsRef<str>>(
 }
 
 /// The JSON header, padded with spaces so that data begins at a multiple of 8 bytes.
-fn header_json(
-    path: &Path,
-    order: &[(Dtype, &str, &Tensor)],
-    metadata: &BTreeMap<String, String>,
-) -> Result<Vec<u8>> {
+fn header_json(path: &Path, order: &[(Dtype, &str, &Tensor)], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
     let mut json = serde_json::Map::new();
     if !metadata.is_empty() {
         json.insert("__metadata__".to_owned(), serde_json::json!(metadata));
@@ -366,10 +338,7 @@ enum WriteFault {
 }
 
 fn write_tensor(out: &mut dyn Write, tensor: &Tensor) -> std::result::Result<(), WriteFault> {
-    fn values<T: WithDType + Element>(
-        out: &mut dyn Write,
-        tensor: &Tensor,
-    ) -> std::result::Result<(), WriteFault> {
+    fn values<T: WithDType + Element>(out: &mut dyn Write, tensor: &Tensor) -> std::result::Result<(), WriteFault> {
         let flat = tensor
             .flatten_all()
             .and_then(|t| t.to_vec1::<T>())
@@ -395,9 +364,7 @@ pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
         source,
     };
     if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(FileError::NotAFile {
-            path: path.to_owned(),
-        });
+        return Err(FileError::NotAFile { path: path.to_owned() });
     }
     let file = File::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();

@@ -156,7 +156,11 @@ impl LazyTensor {
         dtype: DType,
         device: &(impl std::borrow::Borrow<Device> + ?Sized),
     ) -> Result<Self> {
-        let operation = Operation::Iota { dim, shape: Shape::from(shape), dtype };
+        let operation = Operation::Iota {
+            dim,
+            shape: Shape::from(shape),
+            dtype,
+        };
         Self::record_source(operation, device.borrow())
     }
 }

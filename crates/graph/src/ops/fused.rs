@@ -102,8 +102,11 @@ impl LazyTensor {
     /// # Errors
     /// When the shapes do not fit.
     pub fn attention(inputs: &AttentionInputs<'_>, options: AttentionOptions) -> Result<Self> {
-        let options =
-            AttentionOptions { offset: inputs.offset.is_some(), segments: inputs.segments.is_some(), ..options };
+        let options = AttentionOptions {
+            offset: inputs.offset.is_some(),
+            segments: inputs.segments.is_some(),
+            ..options
+        };
         let mut tensors = vec![inputs.q, inputs.k, inputs.v];
         tensors.extend(inputs.offset);
         tensors.extend(inputs.segments.into_iter().flat_map(|(q, k)| [q, k]));
@@ -132,9 +135,12 @@ impl LazyTensor {
         rates: &Self,
         options: AdamWOptions,
     ) -> Result<AdamWState> {
-        let mut outputs =
-            Self::record(Operation::AdamW(options), &[self, gradient, first, second, rates])?.into_iter();
+        let mut outputs = Self::record(Operation::AdamW(options), &[self, gradient, first, second, rates])?.into_iter();
         let mut next = || outputs.next().ok_or(crate::error::Error::Placeholder);
-        Ok(AdamWState { parameter: next()?, first: next()?, second: next()? })
+        Ok(AdamWState {
+            parameter: next()?,
+            first: next()?,
+            second: next()?,
+        })
     }
 }

@@ -12,7 +12,12 @@ impl LazyTensor {
     /// # Errors
     /// When the number of elements differs.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
-        Self::record_one(Operation::Reshape { shape: Shape::from(shape) }, &[self])
+        Self::record_one(
+            Operation::Reshape {
+                shape: Shape::from(shape),
+            },
+            &[self],
+        )
     }
 
     /// Dimension `i` of the result is dimension `dims[i]` of this tensor.
@@ -30,7 +35,10 @@ impl LazyTensor {
     pub fn transpose(&self, a: usize, b: usize) -> Result<Self> {
         let mut dims: Vec<usize> = (0..self.rank()).collect();
         if a.max(b) >= dims.len() {
-            return Err(Error::shape("transpose", format!("dimensions {a} and {b} of {:?}", self.dims())));
+            return Err(Error::shape(
+                "transpose",
+                format!("dimensions {a} and {b} of {:?}", self.dims()),
+            ));
         }
         dims.swap(a, b);
         self.permute(&dims)
@@ -42,7 +50,10 @@ impl LazyTensor {
     /// When there are fewer than two dimensions.
     pub fn t(&self) -> Result<Self> {
         match self.rank() {
-            0 | 1 => Err(Error::shape("t", format!("{:?} has no two last dimensions", self.dims()))),
+            0 | 1 => Err(Error::shape(
+                "t",
+                format!("{:?} has no two last dimensions", self.dims()),
+            )),
             rank => self.transpose(rank - 2, rank - 1),
         }
     }
@@ -52,7 +63,12 @@ impl LazyTensor {
     /// # Errors
     /// When the shape does not broadcast to `shape`.
     pub fn broadcast_to(&self, shape: &[usize]) -> Result<Self> {
-        Self::record_one(Operation::Broadcast { shape: Shape::from(shape) }, &[self])
+        Self::record_one(
+            Operation::Broadcast {
+                shape: Shape::from(shape),
+            },
+            &[self],
+        )
     }
 
     /// The indices `start..end` along `dim`.
@@ -62,7 +78,10 @@ impl LazyTensor {
     pub fn slice(&self, dim: usize, start: usize, end: usize) -> Result<Self> {
         let (mut from, mut to) = (vec![0; self.rank()], self.dims().to_vec());
         if dim >= to.len() {
-            return Err(Error::shape("Slice", format!("dimension {dim} of a tensor of shape {to:?}")));
+            return Err(Error::shape(
+                "Slice",
+                format!("dimension {dim} of a tensor of shape {to:?}"),
+            ));
         }
         (from[dim], to[dim]) = (start, end);
         // The extent is checked against the input when recorded.
@@ -82,6 +101,12 @@ impl LazyTensor {
     /// # Errors
     /// When the lists have not one entry per dimension.
     pub fn pad(&self, before: &[usize], after: &[usize]) -> Result<Self> {
-        Self::record_one(Operation::Pad { before: before.to_vec(), after: after.to_vec() }, &[self])
+        Self::record_one(
+            Operation::Pad {
+                before: before.to_vec(),
+                after: after.to_vec(),
+            },
+            &[self],
+        )
     }
 }

@@ -13,7 +13,14 @@ impl LazyTensor {
     /// # Errors
     /// When the key is not `u32 (4)`, or the dtype does not fit the distribution.
     pub fn random(&self, distribution: Distribution, shape: &[usize], dtype: DType) -> Result<Self> {
-        Self::record_one(Operation::Random { distribution, shape: Shape::from(shape), dtype }, &[self])
+        Self::record_one(
+            Operation::Random {
+                distribution,
+                shape: Shape::from(shape),
+                dtype,
+            },
+            &[self],
+        )
     }
 
     /// Inverted dropout: each element is zeroed with probability `rate`, the others are divided by `1 - rate`.

@@ -78,7 +78,10 @@ impl LazyTensor {
     pub fn squeeze(&self, dim: usize) -> Result<Self> {
         let mut dims = self.dims().to_vec();
         if dims.get(dim) != Some(&1) {
-            return Err(Error::shape("squeeze", format!("dimension {dim} of {dims:?} is not of size 1")));
+            return Err(Error::shape(
+                "squeeze",
+                format!("dimension {dim} of {dims:?} is not of size 1"),
+            ));
         }
         dims.remove(dim);
         self.reshape(&dims)

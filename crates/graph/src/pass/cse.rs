@@ -16,7 +16,9 @@ pub(super) fn run(graph: Graph) -> Graph {
     // hash -> candidates
     let mut seen: FxHashMap<u64, SmallVec<[u32; 2]>> = FxHashMap::default();
     for mut node in nodes {
-        node.inputs.iter_mut().for_each(|input| input.node = numbers[input.node as usize]);
+        node.inputs
+            .iter_mut()
+            .for_each(|input| input.node = numbers[input.node as usize]);
         if node.operation == Operation::Input {
             numbers.push(kept.len() as u32);
             kept.push(node);
@@ -30,8 +32,18 @@ pub(super) fn run(graph: Graph) -> Graph {
             kept.push(node);
         }
     }
-    let outputs = outputs.into_iter().map(|o| ValueRef { node: numbers[o.node as usize], ..o }).collect();
-    Graph { nodes: kept, outputs, device }
+    let outputs = outputs
+        .into_iter()
+        .map(|o| ValueRef {
+            node: numbers[o.node as usize],
+            ..o
+        })
+        .collect();
+    Graph {
+        nodes: kept,
+        outputs,
+        device,
+    }
 }
 
 fn hash(node: &GraphNode) -> u64 {

@@ -17,10 +17,22 @@ pub(super) fn run(graph: Graph) -> Graph {
     for (index, mut node) in nodes.into_iter().enumerate() {
         if live[index] {
             numbers[index] = kept.len() as u32;
-            node.inputs.iter_mut().for_each(|input| input.node = numbers[input.node as usize]);
+            node.inputs
+                .iter_mut()
+                .for_each(|input| input.node = numbers[input.node as usize]);
             kept.push(node);
         }
     }
-    let outputs = outputs.into_iter().map(|o| ValueRef { node: numbers[o.node as usize], ..o }).collect();
-    Graph { nodes: kept, outputs, device }
+    let outputs = outputs
+        .into_iter()
+        .map(|o| ValueRef {
+            node: numbers[o.node as usize],
+            ..o
+        })
+        .collect();
+    Graph {
+        nodes: kept,
+        outputs,
+        device,
+    }
 }

@@ -7,13 +7,20 @@ use crate::graph::{Graph, GraphNode, Operation, ValueRef};
 
 pub(super) fn run(graph: Graph) -> Graph {
     let Graph { nodes, outputs, device } = graph;
-    let mut folded = Folded { nodes: Vec::with_capacity(nodes.len()), values: Vec::with_capacity(nodes.len()) };
+    let mut folded = Folded {
+        nodes: Vec::with_capacity(nodes.len()),
+        values: Vec::with_capacity(nodes.len()),
+    };
     for node in nodes {
         let inputs = node.inputs.iter().map(|&input| folded.value(input)).collect();
         folded.push(GraphNode { inputs, ..node });
     }
     let outputs = outputs.into_iter().map(|output| folded.value(output)).collect();
-    Graph { nodes: folded.nodes, outputs, device }
+    Graph {
+        nodes: folded.nodes,
+        outputs,
+        device,
+    }
 }
 
 /// The rewritten list, and for each old node what stands for its first output (later ones keep their position).
@@ -25,7 +32,14 @@ struct Folded {
 impl Folded {
     fn value(&self, old: ValueRef) -> ValueRef {
         let new = self.values[old.node as usize];
-        if old.output == 0 { new } else { ValueRef { node: new.node, output: old.output } }
+        if old.output == 0 {
+            new
+        } else {
+            ValueRef {
+                node: new.node,
+                output: old.output,
+            }
+        }
     }
 
     fn operation(&self, value: ValueRef) -> &GraphNode {
@@ -39,7 +53,11 @@ impl Folded {
         };
         let value = match replacement {
             Simplified::Value(value) => value,
-            Simplified::Operation(operation, inputs) => self.append(GraphNode { operation, inputs, ..node }),
+            Simplified::Operation(operation, inputs) => self.append(GraphNode {
+                operation,
+                inputs,
+                ..node
+            }),
             Simplified::Keep => self.append(node),
         };
         self.values.push(value);
@@ -47,7 +65,10 @@ impl Folded {
 
     fn append(&mut self, node: GraphNode) -> ValueRef {
         self.nodes.push(node);
-        ValueRef { node: self.nodes.len() as u32 - 1, output: 0 }
+        ValueRef {
+            node: self.nodes.len() as u32 - 1,
+            output: 0,
+        }
     }
 
     fn simplify(&self, node: &GraphNode, x: ValueRef) -> Simplified {
@@ -66,12 +87,20 @@ impl Folded {
             }
             (Operation::Permute { dims }, Operation::Permute { dims: first }) => {
                 let both: Vec<usize> = dims.iter().map(|&d| first[d]).collect();
-                if both.is_sorted() { Simplified::Value(below.inputs[0]) } else { from(Operation::Permute { dims: both }) }
+                if both.is_sorted() {
+                    Simplified::Value(below.inputs[0])
+                } else {
+                    from(Operation::Permute { dims: both })
+                }
             }
             (Operation::Permute { dims }, _) if dims.is_sorted() => Simplified::Value(x),
             (Operation::Slice { .. }, _) if meta == found => Simplified::Value(x),
             (operation, Operation::Constant { value, .. }) if operation.is_view() => {
-                let constant = Operation::Constant { value: *value, shape: meta.shape.clone(), dtype: meta.dtype };
+                let constant = Operation::Constant {
+                    value: *value,
+                    shape: meta.shape.clone(),
+                    dtype: meta.dtype,
+                };
                 Simplified::Operation(constant, SmallVec::new())
             }
             _ => Simplified::Keep,

@@ -17,35 +17,59 @@ pub(super) fn run(graph: &Graph, has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool
     // For each old node, the values that stand for its outputs.
     let mut values: Vec<Vec<ValueRef>> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
-        let inputs: Vec<ValueRef> = node.inputs.iter().map(|i| values[i.node as usize][i.output as usize]).collect();
+        let inputs: Vec<ValueRef> = node
+            .inputs
+            .iter()
+            .map(|i| values[i.node as usize][i.output as usize])
+            .collect();
         if lacking(node) {
             let expanded = expand(graph, node, &inputs, &mut nodes)?;
             values.push(expanded);
         } else {
             let number = nodes.len() as u32;
-            values.push((0..node.outputs.len() as u32).map(|output| ValueRef { node: number, output }).collect());
-            nodes.push(GraphNode { inputs: inputs.into(), ..node.clone() });
+            values.push(
+                (0..node.outputs.len() as u32)
+                    .map(|output| ValueRef { node: number, output })
+                    .collect(),
+            );
+            nodes.push(GraphNode {
+                inputs: inputs.into(),
+                ..node.clone()
+            });
         }
     }
-    let outputs = graph.outputs.iter().map(|o| values[o.node as usize][o.output as usize]).collect();
-    Ok(Some(Graph { nodes, outputs, device: graph.device.clone() }))
+    let outputs = graph
+        .outputs
+        .iter()
+        .map(|o| values[o.node as usize][o.output as usize])
+        .collect();
+    Ok(Some(Graph {
+        nodes,
+        outputs,
+        device: graph.device.clone(),
+    }))
 }
 
 /// Records the fallback on placeholders, flattens it, and splices it in.
-fn expand(
-    graph: &Graph,
-    node: &GraphNode,
-    inputs: &[ValueRef],
-    nodes: &mut Vec<GraphNode>,
-) -> Result<Vec<ValueRef>> {
-    let holders: Vec<LazyTensor> =
-        node.inputs.iter().map(|&i| LazyTensor::placeholder(graph.meta(i).clone(), graph.device.clone())).collect();
-    let bound: FxHashMap<_, ValueRef> = holders.iter().map(LazyTensor::node_id).zip(inputs.iter().copied()).collect();
+fn expand(graph: &Graph, node: &GraphNode, inputs: &[ValueRef], nodes: &mut Vec<GraphNode>) -> Result<Vec<ValueRef>> {
+    let holders: Vec<LazyTensor> = node
+        .inputs
+        .iter()
+        .map(|&i| LazyTensor::placeholder(graph.meta(i).clone(), graph.device.clone()))
+        .collect();
+    let bound: FxHashMap<_, ValueRef> = holders
+        .iter()
+        .map(LazyTensor::node_id)
+        .zip(inputs.iter().copied())
+        .collect();
     let outputs = fused::fallback(&node.operation, &holders)?;
     let flat = walk::flatten(&outputs)?;
     let mut leaves = flat.leaves.iter();
     let mut first: Vec<ValueRef> = Vec::with_capacity(flat.graph.nodes.len());
-    let shift = |first: &[ValueRef], v: &ValueRef| ValueRef { output: first[v.node as usize].output + v.output, ..first[v.node as usize] };
+    let shift = |first: &[ValueRef], v: &ValueRef| ValueRef {
+        output: first[v.node as usize].output + v.output,
+        ..first[v.node as usize]
+    };
     for inner in &flat.graph.nodes {
         if inner.operation == crate::graph::Operation::Input {
             // Leaves come in the order of the Input nodes.
@@ -54,9 +78,15 @@ fn expand(
                 continue;
             }
         }
-        first.push(ValueRef { node: nodes.len() as u32, output: 0 });
+        first.push(ValueRef {
+            node: nodes.len() as u32,
+            output: 0,
+        });
         let inputs = inner.inputs.iter().map(|v| shift(&first, v)).collect();
-        nodes.push(GraphNode { inputs, ..inner.clone() });
+        nodes.push(GraphNode {
+            inputs,
+            ..inner.clone()
+        });
     }
     Ok(flat.graph.outputs.iter().map(|v| shift(&first, v)).collect())
 }

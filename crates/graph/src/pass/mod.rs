@@ -20,9 +20,18 @@ pub struct Pass {
 
 /// The passes, in the order they run.
 pub const PASSES: &[Pass] = &[
-    Pass { name: "fold", run: fold::run },
-    Pass { name: "cse", run: cse::run },
-    Pass { name: "dce", run: dce::run },
+    Pass {
+        name: "fold",
+        run: fold::run,
+    },
+    Pass {
+        name: "cse",
+        run: cse::run,
+    },
+    Pass {
+        name: "dce",
+        run: dce::run,
+    },
 ];
 
 /// Runs `passes`, usually [`PASSES`], then replaces the fused operations that the backend has no kernel for by their fallbacks and runs

@@ -168,33 +168,17 @@ impl AdapterConfig {
             format!("is {dropout}, which is not from 0 to below 1"),
         )?;
         for (pattern, r) in &self.rank_pattern {
-            bound(
-                "rank_pattern",
-                rank(*r),
-                format!("gives `{pattern}` rank {r}"),
-            )?;
+            bound("rank_pattern", rank(*r), format!("gives `{pattern}` rank {r}"))?;
         }
         for (pattern, a) in &self.alpha_pattern {
-            bound(
-                "alpha_pattern",
-                alpha(*a),
-                format!("gives `{pattern}` alpha {a}"),
-            )?;
+            bound("alpha_pattern", alpha(*a), format!("gives `{pattern}` alpha {a}"))?;
         }
         self.per_module()?;
         match &self.target_modules {
-            TargetModules::Names(names)
-                if names.is_empty() || names.iter().any(String::is_empty) =>
-            {
-                bound(
-                    "target_modules",
-                    false,
-                    "is empty or has an empty entry".to_owned(),
-                )
+            TargetModules::Names(names) if names.is_empty() || names.iter().any(String::is_empty) => {
+                bound("target_modules", false, "is empty or has an empty entry".to_owned())
             }
-            TargetModules::Pattern(pattern) => {
-                full_match("target_modules", pattern, "").map(|_| ())
-            }
+            TargetModules::Pattern(pattern) => full_match("target_modules", pattern, "").map(|_| ()),
             _ => Ok(()),
         }
     }
@@ -243,11 +227,7 @@ impl AdapterConfig {
             TargetModules::AllLinear => json!("all-linear"),
             TargetModules::Pattern(pattern) => json!(pattern),
         };
-        let ranks: Map<_, _> = self
-            .rank_pattern
-            .iter()
-            .map(|(k, r)| (k.clone(), json!(r)))
-            .collect();
+        let ranks: Map<_, _> = self.rank_pattern.iter().map(|(k, r)| (k.clone(), json!(r))).collect();
         let alphas: Map<_, _> = self
             .alpha_pattern
             .iter()
@@ -297,21 +277,15 @@ fn number(value: f64) -> Value {
 /// Patterns that match the end of a module's name, after a dot or from its beginning.
 fn compiled<T: Copy>(field: &'static str, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>> {
     if patterns.len() > MAX_PATTERNS {
-        let reason = format!(
-            "has {} entries, the limit is {MAX_PATTERNS}",
-            patterns.len()
-        );
+        let reason = format!("has {} entries, the limit is {MAX_PATTERNS}", patterns.len());
         return Err(AdapterError::Setting { field, reason });
     }
-    let compile =
-        |(pattern, value): &(String, T)| Ok((full_match(field, pattern, r"(?:.*\.)?")?, *value));
+    let compile = |(pattern, value): &(String, T)| Ok((full_match(field, pattern, r"(?:.*\.)?")?, *value));
     patterns.iter().map(compile).collect()
 }
 
 fn refuse_unsupported(fields: &Fields<'_>) -> std::result::Result<(), ConfigError> {
-    let peft_type = fields
-        .str("peft_type")?
-        .ok_or_else(|| fields.missing("peft_type"))?;
+    let peft_type = fields.str("peft_type")?.ok_or_else(|| fields.missing("peft_type"))?;
     if peft_type != "LORA" {
         return Err(fields.unsupported("peft_type", &peft_type.into(), "LORA"));
     }
@@ -334,14 +308,8 @@ fn refuse_unsupported(fields: &Fields<'_>) -> std::result::Result<(), ConfigErro
     // The other initialisations of PEFT change the base weights, which the files of an adapter do not hold.
     match fields.get("init_lora_weights") {
         None | Some(Value::Bool(_)) => Ok(()),
-        Some(Value::String(kind)) if ["gaussian", "eva", "orthogonal"].contains(&kind.as_str()) => {
-            Ok(())
-        }
-        Some(value) => Err(fields.unsupported(
-            "init_lora_weights",
-            value,
-            "true, false, gaussian, eva, orthogonal",
-        )),
+        Some(Value::String(kind)) if ["gaussian", "eva", "orthogonal"].contains(&kind.as_str()) => Ok(()),
+        Some(value) => Err(fields.unsupported("init_lora_weights", value, "true, false, gaussian, eva, orthogonal")),
     }
 }
 
@@ -375,11 +343,7 @@ fn patterns<T>(
     let Some(value) = fields.get(field) else {
         return Ok(Vec::new());
     };
-    let pairs = |map: &Map<String, Value>| {
-        map.iter()
-            .map(|(k, v)| Some((k.clone(), read(v)?)))
-            .collect()
-    };
+    let pairs = |map: &Map<String, Value>| map.iter().map(|(k, v)| Some((k.clone(), read(v)?))).collect();
     let found: Option<Vec<_>> = value.as_object().and_then(pairs);
     found.ok_or_else(|| fields.mistyped(field, "an object of patterns and numbers", value))
 }

@@ -39,10 +39,7 @@ fn reads_what_peft_writes() {
         lora_dropout: 0.25,
         use_rslora: false,
         target_modules: TargetModules::Names(vec!["v_proj".into(), "q_proj".into()]),
-        rank_pattern: vec![
-            ("layers.0.self_attn.v_proj".into(), 3),
-            ("v_proj".into(), 4),
-        ],
+        rank_pattern: vec![("layers.0.self_attn.v_proj".into(), 3), ("v_proj".into(), 4)],
         alpha_pattern: vec![("v_proj".into(), 6.0)],
         base_model_name_or_path: Some("some/model".into()),
     };
@@ -51,8 +48,7 @@ fn reads_what_peft_writes() {
     assert_eq!(each.rank_of("model.layers.0.self_attn.v_proj"), 3);
     assert_eq!(each.rank_of("model.layers.1.self_attn.v_proj"), 4);
     assert_eq!(each.rank_of("model.layers.1.self_attn.xv_proj"), 2);
-    let scalings =
-        ["model.layers.0.self_attn.v_proj", "v_proj", "q_proj"].map(|m| each.scaling_of(m));
+    let scalings = ["model.layers.0.self_attn.v_proj", "v_proj", "q_proj"].map(|m| each.scaling_of(m));
     assert_eq!(scalings.map(|s| s.to_string()), ["2", "1.5", "2"]);
 }
 
@@ -74,10 +70,7 @@ fn what_is_written_is_read() {
         };
         assert_eq!(parse(&config.to_json()).unwrap(), config);
     }
-    assert_eq!(
-        AdapterConfig::default().to_json()["lora_alpha"].to_string(),
-        "8"
-    );
+    assert_eq!(AdapterConfig::default().to_json()["lora_alpha"].to_string(), "8");
 }
 
 #[test]
@@ -122,10 +115,7 @@ fn bad_values_name_the_field() {
         ("rank_pattern", json!({"q_proj": "x"})),
         ("rank_pattern", json!({"(": 1})),
         ("alpha_pattern", json!([1])),
-        (
-            "alpha_pattern",
-            (0..2000).map(|i| (i.to_string(), json!(1))).collect(),
-        ),
+        ("alpha_pattern", (0..2000).map(|i| (i.to_string(), json!(1))).collect()),
         ("peft_type", json!(null)),
     ] {
         let fault = changed(&json!({ field: value })).unwrap_err().to_string();

@@ -77,11 +77,7 @@ impl Adapter {
             let b = file.load_as(&key(&module, 'B'), DType::F32, device)?;
             pairs.insert(module, LoraPair { a, b });
         }
-        Ok(Self {
-            config,
-            pairs,
-            path,
-        })
+        Ok(Self { config, pairs, path })
     }
 
     /// Compares the adapter with the modules that a model adapts: name, input size, output size.
@@ -90,15 +86,8 @@ impl Adapter {
     /// [`AdapterError::MissingTensor`], [`AdapterError::UnexpectedTensor`] and [`AdapterError::Shape`] for the first
     /// tensor that differs.
     pub fn check_against(&self, expected: &[(String, usize, usize)]) -> Result<()> {
-        let known: BTreeSet<&str> = expected
-            .iter()
-            .map(|(module, ..)| module.as_str())
-            .collect();
-        if let Some(extra) = self
-            .pairs
-            .keys()
-            .find(|module| !known.contains(module.as_str()))
-        {
+        let known: BTreeSet<&str> = expected.iter().map(|(module, ..)| module.as_str()).collect();
+        if let Some(extra) = self.pairs.keys().find(|module| !known.contains(module.as_str())) {
             return Err(AdapterError::UnexpectedTensor {
                 path: self.path.clone(),
                 name: key(extra, 'A'),
@@ -119,13 +108,7 @@ impl Adapter {
         Ok(())
     }
 
-    fn check_shape(
-        &self,
-        module: &str,
-        half: char,
-        tensor: &Tensor,
-        expected: [usize; 2],
-    ) -> Result<()> {
+    fn check_shape(&self, module: &str, half: char, tensor: &Tensor, expected: [usize; 2]) -> Result<()> {
         if tensor.dims() == expected {
             return Ok(());
         }
@@ -149,9 +132,7 @@ impl Adapter {
         };
         for (module, pair) in &self.pairs {
             report.parameters += pair.a.elem_count() + pair.b.elem_count();
-            let zero = |half, tensor| {
-                Ok::<_, AdapterError>(values(module, half, tensor)?.iter().all(|&v| v == 0.0))
-            };
+            let zero = |half, tensor| Ok::<_, AdapterError>(values(module, half, tensor)?.iter().all(|&v| v == 0.0));
             report.all_deltas_zero &= zero('B', &pair.b)? || zero('A', &pair.a)?;
         }
         Ok(report)
@@ -163,11 +144,7 @@ impl Adapter {
 ///
 /// # Errors
 /// [`AdapterError`] if settings, shapes or values are not sound (nothing is written then), or a file cannot be written.
-pub fn write_adapter(
-    folder: &Path,
-    config: &AdapterConfig,
-    pairs: &BTreeMap<String, LoraPair>,
-) -> Result<()> {
+pub fn write_adapter(folder: &Path, config: &AdapterConfig, pairs: &BTreeMap<String, LoraPair>) -> Result<()> {
     config.validate()?;
     let path = folder.join(FILE);
     if pairs.is_empty() {
@@ -242,9 +219,7 @@ fn modules(path: &Path, file: &SafetensorsFile) -> Result<BTreeSet<String>> {
         }
     }
     if modules.is_empty() {
-        return Err(AdapterError::Empty {
-            path: path.to_owned(),
-        });
+        return Err(AdapterError::Empty { path: path.to_owned() });
     }
     Ok(modules)
 }
@@ -265,13 +240,7 @@ fn check_rank(path: &Path, file: &SafetensorsFile, module: &str, rank: usize) ->
 }
 
 /// A matrix whose dimension `at` is the rank.
-fn expect_rank(
-    path: &Path,
-    module: &str,
-    half: char,
-    shape: &[usize],
-    (rank, at): (usize, usize),
-) -> Result<()> {
+fn expect_rank(path: &Path, module: &str, half: char, shape: &[usize], (rank, at): (usize, usize)) -> Result<()> {
     if shape.len() == 2 && shape[at] == rank {
         return Ok(());
     }

@@ -57,14 +57,8 @@ fn what_is_written_is_read() {
     adapter.check_against(&expected()).unwrap();
     for (module, pair) in pairs() {
         let found = &adapter.pairs[&module];
-        assert_eq!(
-            found.a.to_vec2::<f32>().unwrap(),
-            pair.a.to_vec2::<f32>().unwrap()
-        );
-        assert_eq!(
-            found.b.to_vec2::<f32>().unwrap(),
-            pair.b.to_vec2::<f32>().unwrap()
-        );
+        assert_eq!(found.a.to_vec2::<f32>().unwrap(), pair.a.to_vec2::<f32>().unwrap());
+        assert_eq!(found.b.to_vec2::<f32>().unwrap(), pair.b.to_vec2::<f32>().unwrap());
     }
     let report = adapter.report().unwrap();
     assert_eq!(
@@ -75,11 +69,7 @@ fn what_is_written_is_read() {
             all_deltas_zero: false
         }
     );
-    assert_eq!(
-        std::fs::read_dir(&folder).unwrap().count(),
-        2,
-        "nothing is left beside"
-    );
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "nothing is left beside");
 }
 
 /// The names that PEFT's `save_pretrained` writes.
@@ -128,8 +118,7 @@ fn tensors_that_are_no_lora_weights_are_named() {
         "model.layers.0.self_attn.q_proj.lora_A.weight",
     ] {
         let (a, b) = (key(Q, 'A'), key(Q, 'B'));
-        let fault =
-            read(&[(&a, matrix(2, 6)), (&b, matrix(6, 2)), (name, matrix(1, 1))]).unwrap_err();
+        let fault = read(&[(&a, matrix(2, 6)), (&b, matrix(6, 2)), (name, matrix(1, 1))]).unwrap_err();
         assert!(
             matches!(&fault, AdapterError::NotALoraWeight { name: n, .. } if n == name),
             "{fault}"
@@ -226,16 +215,10 @@ fn unsound_adapters_are_not_written() {
 fn pickles_are_refused_with_advice_and_missing_files_named() {
     let folder = tempfile::tempdir().unwrap();
     let absent = Adapter::read(folder.path(), &Device::Cpu).unwrap_err();
-    assert!(
-        absent.to_string().contains("adapter_config.json"),
-        "{absent}"
-    );
+    assert!(absent.to_string().contains("adapter_config.json"), "{absent}");
     config().write(folder.path()).unwrap();
     let absent = Adapter::read(folder.path(), &Device::Cpu).unwrap_err();
-    assert!(
-        absent.to_string().contains("adapter_model.safetensors"),
-        "{absent}"
-    );
+    assert!(absent.to_string().contains("adapter_model.safetensors"), "{absent}");
     std::fs::write(folder.path().join(PICKLE), b"x").unwrap();
     let pickle = Adapter::read(folder.path(), &Device::Cpu).unwrap_err();
     assert!(

@@ -52,11 +52,7 @@ pub fn select(linears: &[String], targets: &TargetModules, head: &str) -> Result
         available: suffixes(linears),
     };
     let pick = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
-        linears
-            .iter()
-            .filter(|name| wanted(name))
-            .cloned()
-            .collect()
+        linears.iter().filter(|name| wanted(name)).cloned().collect()
     };
     let (picked, target) = match targets {
         TargetModules::Names(entries) => {
@@ -94,12 +90,7 @@ fn ends_with(name: &str, entry: &str) -> bool {
 /// The distinct last parts of the names.
 fn suffixes(names: &[String]) -> Vec<String> {
     let last = |name: &String| name.rsplit('.').next().unwrap_or_default().to_owned();
-    names
-        .iter()
-        .map(last)
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect()
+    names.iter().map(last).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// A pattern that must match from end to end, after an optional `prefix` pattern. Bounded in size.
@@ -158,20 +149,11 @@ mod tests {
             // `gate_up_proj` ends with `up_proj`, but not after a dot.
             (names(&["up_proj"]), vec![2, 6, 10]),
             (names(&["self_attn.q_proj"]), vec![0, 4, 8]),
-            (
-                names(&["layers.0.self_attn.q_proj", "lm_head"]),
-                vec![0, 12],
-            ),
+            (names(&["layers.0.self_attn.q_proj", "lm_head"]), vec![0, 12]),
             (names(&["model.layers.1.mlp.up_proj"]), vec![6]),
             (TargetModules::from_text("ALL-linear"), every_linear),
-            (
-                TargetModules::from_text(r".*\.1\..*_proj"),
-                vec![4, 5, 6, 7],
-            ),
-            (
-                TargetModules::from_text(r".*q_proj|lm_head"),
-                vec![0, 4, 8, 12],
-            ),
+            (TargetModules::from_text(r".*\.1\..*_proj"), vec![4, 5, 6, 7]),
+            (TargetModules::from_text(r".*q_proj|lm_head"), vec![0, 4, 8, 12]),
             (
                 TargetModules::from_text(r".*layers\.\d\..*\.(q|v)_proj"),
                 vec![0, 1, 4, 5],
@@ -191,40 +173,20 @@ mod tests {
             TargetModules::from_text("q_proj"),
             TargetModules::from_text("Q_PROJ"),
         ] {
-            let fault = select(&linears(), &targets, "lm_head")
-                .unwrap_err()
-                .to_string();
+            let fault = select(&linears(), &targets, "lm_head").unwrap_err().to_string();
             assert!(
                 fault.ends_with("gate_up_proj, lm_head, q_proj, up_proj, v_proj"),
                 "{fault}"
             );
         }
-        let only_head = select(
-            &["lm_head".to_owned()],
-            &TargetModules::AllLinear,
-            "lm_head",
-        );
-        assert!(matches!(
-            only_head,
-            Err(AdapterError::NothingMatched { .. })
-        ));
+        let only_head = select(&["lm_head".to_owned()], &TargetModules::AllLinear, "lm_head");
+        assert!(matches!(only_head, Err(AdapterError::NothingMatched { .. })));
     }
 
     #[test]
     fn patterns_that_cannot_run_are_errors() {
-        for pattern in [
-            "(",
-            "a)(b",
-            "(?=q)q_proj",
-            r"(a)\1",
-            "(((a{1000}){1000}){1000})",
-        ] {
-            let fault = select(
-                &linears(),
-                &TargetModules::Pattern(pattern.to_owned()),
-                "lm_head",
-            )
-            .unwrap_err();
+        for pattern in ["(", "a)(b", "(?=q)q_proj", r"(a)\1", "(((a{1000}){1000}){1000})"] {
+            let fault = select(&linears(), &TargetModules::Pattern(pattern.to_owned()), "lm_head").unwrap_err();
             assert!(
                 matches!(&fault, AdapterError::Pattern { pattern: p, .. } if p == pattern),
                 "{fault}"

@@ -72,18 +72,8 @@ impl SamplingConfig {
                 Err(SamplingError::Setting { name, value, range })
             }
         };
-        let (t, p, m, r) = (
-            self.temperature,
-            self.top_p,
-            self.min_p,
-            self.repetition_penalty,
-        );
-        bound(
-            "temperature",
-            t,
-            t >= 0.0 && t.is_finite(),
-            "0 (greedy) or above",
-        )?;
+        let (t, p, m, r) = (self.temperature, self.top_p, self.min_p, self.repetition_penalty);
+        bound("temperature", t, t >= 0.0 && t.is_finite(), "0 (greedy) or above")?;
         bound("top_p", p, (0.0..=1.0).contains(&p), "from 0 to 1")?;
         bound("min_p", m, (0.0..=1.0).contains(&m), "from 0 to 1")?;
         bound("repetition_penalty", r, r > 0.0 && r.is_finite(), "above 0")
@@ -108,9 +98,7 @@ pub enum SamplingError {
     #[error("sampling: the vocabulary is empty")]
     Empty,
     /// A logit is not a number or is positive infinity: the model's numbers have broken down.
-    #[error(
-        "sampling: the logit of token {token} is {value}; the model's numbers have broken down"
-    )]
+    #[error("sampling: the logit of token {token} is {value}; the model's numbers have broken down")]
     NotFinite {
         /// The token.
         token: usize,
@@ -259,8 +247,7 @@ fn top_k(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
         edge = *order.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
     }
     let ids = (0u32..).zip(logits.iter().copied());
-    ids.filter(|&(_, l)| l >= edge && l > f32::NEG_INFINITY)
-        .collect()
+    ids.filter(|&(_, l)| l >= edge && l > f32::NEG_INFINITY).collect()
 }
 
 /// Turns logits into probabilities: softmax. The largest logit is 0.

@@ -65,10 +65,7 @@ fn probabilities_equal_transformers() {
     for (name, config, history, expected) in cases() {
         let found = probabilities(config, history);
         for (token, (f, e)) in found.iter().zip(expected).enumerate() {
-            assert!(
-                (f - e).abs() < 2e-6,
-                "{name}, token {token}: {f} against {e}"
-            );
+            assert!((f - e).abs() < 2e-6, "{name}, token {token}: {f} against {e}");
         }
     }
 }
@@ -117,12 +114,7 @@ fn uniform_is_uniform_along_steps_and_seeds() {
         }
         let chi_square: f64 = cells.iter().map(|n| (n - 1000.0).powi(2) / 1000.0).sum();
         assert!(chi_square < 37.7, "{chi_square}");
-        let lagged: f64 = numbers
-            .windows(2)
-            .map(|w| (w[0] - 0.5) * (w[1] - 0.5))
-            .sum::<f64>()
-            / 16_000.0
-            * 12.0;
+        let lagged: f64 = numbers.windows(2).map(|w| (w[0] - 0.5) * (w[1] - 0.5)).sum::<f64>() / 16_000.0 * 12.0;
         assert!(lagged.abs() < 0.026, "{lagged}");
     }
 }
@@ -148,10 +140,7 @@ fn broken_logits_are_errors() {
     let nan = sampler.sample(&mut [0.0, f32::NAN], &[]);
     assert!(matches!(nan, Err(SamplingError::NotFinite { token: 1, value }) if value.is_nan()));
     let infinite = sampler.sample(&mut [f32::INFINITY, 0.0], &[]);
-    assert!(matches!(
-        infinite,
-        Err(SamplingError::NotFinite { token: 0, .. })
-    ));
+    assert!(matches!(infinite, Err(SamplingError::NotFinite { token: 0, .. })));
     assert_eq!(sampler.step(), 0);
 }
 
@@ -170,28 +159,16 @@ fn settings_are_validated() {
             temperature: f64::INFINITY,
             ..plain()
         },
-        SamplingConfig {
-            top_p: 1.1,
-            ..plain()
-        },
-        SamplingConfig {
-            top_p: -0.1,
-            ..plain()
-        },
-        SamplingConfig {
-            min_p: 2.0,
-            ..plain()
-        },
+        SamplingConfig { top_p: 1.1, ..plain() },
+        SamplingConfig { top_p: -0.1, ..plain() },
+        SamplingConfig { min_p: 2.0, ..plain() },
         SamplingConfig {
             repetition_penalty: 0.0,
             ..plain()
         },
     ];
     for config in bad {
-        assert!(matches!(
-            Sampler::new(config),
-            Err(SamplingError::Setting { .. })
-        ));
+        assert!(matches!(Sampler::new(config), Err(SamplingError::Setting { .. })));
     }
 }
 
@@ -201,10 +178,7 @@ fn suggestions_of_the_model() {
         temperature: Some(0.6),
         ..Default::default()
     };
-    assert_eq!(
-        SamplingConfig::suggested_by(&silent, 0),
-        SamplingConfig::default()
-    );
+    assert_eq!(SamplingConfig::suggested_by(&silent, 0), SamplingConfig::default());
     let spoken = GenerationConfig {
         do_sample: Some(true),
         top_p: Some(0.8),

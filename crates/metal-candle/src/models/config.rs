@@ -154,9 +154,7 @@ impl ModelConfig {
 }
 
 fn architecture(path: &Path, fields: &Fields<'_>) -> Result<Architecture> {
-    let found = fields
-        .str("model_type")?
-        .ok_or_else(|| fields.missing("model_type"))?;
+    let found = fields.str("model_type")?.ok_or_else(|| fields.missing("model_type"))?;
     Architecture::ALL
         .into_iter()
         .find(|a| a.model_type() == found)
@@ -181,22 +179,17 @@ impl Heads {
         let query = size(fields, "num_attention_heads", 1 << 12, None)?;
         let key_value = size(fields, "num_key_value_heads", 1 << 12, Some(query))?;
         if !query.is_multiple_of(key_value) {
-            let reason =
-                format!("is {key_value}, which does not divide num_attention_heads, {query}");
+            let reason = format!("is {key_value}, which does not divide num_attention_heads, {query}");
             return Err(fields.invalid("num_key_value_heads", reason));
         }
         if fields.get("head_dim").is_none() && !hidden.is_multiple_of(query) {
-            let reason = format!(
-                "is {hidden}, not a multiple of num_attention_heads, {query}, and there is no head_dim"
-            );
+            let reason =
+                format!("is {hidden}, not a multiple of num_attention_heads, {query}, and there is no head_dim");
             return Err(fields.invalid("hidden_size", reason));
         }
         let dim = size(fields, "head_dim", 1 << 14, Some(hidden / query))?;
         if !dim.is_multiple_of(2) {
-            return Err(fields.invalid(
-                "head_dim",
-                format!("is {dim}; rotary embeddings need an even one"),
-            ));
+            return Err(fields.invalid("head_dim", format!("is {dim}; rotary embeddings need an even one")));
         }
         Ok(Self {
             hidden,
@@ -209,17 +202,11 @@ impl Heads {
 
 /// A whole number from 1 to `limit`; products of two stay far below the largest integer.
 fn size(fields: &Fields<'_>, field: &str, limit: usize, default: Option<usize>) -> Result<usize> {
-    let value = fields
-        .usize(field)?
-        .or(default)
-        .ok_or_else(|| fields.missing(field))?;
+    let value = fields.usize(field)?.or(default).ok_or_else(|| fields.missing(field))?;
     if (1..=limit).contains(&value) {
         return Ok(value);
     }
-    Err(fields.invalid(
-        field,
-        format!("is {value}, which is not between 1 and {limit}"),
-    ))
+    Err(fields.invalid(field, format!("is {value}, which is not between 1 and {limit}")))
 }
 
 fn epsilon(fields: &Fields<'_>) -> Result<f64> {
@@ -227,18 +214,13 @@ fn epsilon(fields: &Fields<'_>) -> Result<f64> {
     if value > 0.0 && value < 1.0 {
         return Ok(value);
     }
-    Err(fields.invalid(
-        "rms_norm_eps",
-        format!("is {value}, which is not between 0 and 1"),
-    ))
+    Err(fields.invalid("rms_norm_eps", format!("is {value}, which is not between 0 and 1")))
 }
 
 /// A text field with one supported value, which is also its default.
 fn only(fields: &Fields<'_>, field: &str, supported: &'static str) -> Result<()> {
     match fields.get(field) {
-        Some(value) if value.as_str() != Some(supported) => {
-            Err(fields.unsupported(field, value, supported))
-        }
+        Some(value) if value.as_str() != Some(supported) => Err(fields.unsupported(field, value, supported)),
         _ => Ok(()),
     }
 }
@@ -262,11 +244,7 @@ fn dtype(fields: &Fields<'_>) -> Result<Option<DType>> {
 }
 
 /// The window of each layer. Only `qwen2` has them: in the layers that `layer_types` names, or from `max_window_layers` on.
-fn sliding_windows(
-    fields: &Fields<'_>,
-    architecture: Architecture,
-    layers: usize,
-) -> Result<Vec<Option<usize>>> {
+fn sliding_windows(fields: &Fields<'_>, architecture: Architecture, layers: usize) -> Result<Vec<Option<usize>>> {
     if architecture == Architecture::Llama {
         return Ok(vec![None; layers]);
     }
@@ -287,10 +265,9 @@ fn sliding_windows(
     let one = |kind: String| match (kind.as_str(), window) {
         ("full_attention", _) => Ok(None),
         ("sliding_attention", Some(_)) => Ok(window),
-        ("sliding_attention", None) => Err(fields.invalid(
-            "layer_types",
-            "has sliding_attention but no sliding window is in use",
-        )),
+        ("sliding_attention", None) => {
+            Err(fields.invalid("layer_types", "has sliding_attention but no sliding window is in use"))
+        }
         _ => Err(fields.unsupported(
             "layer_types",
             &kind.as_str().into(),

@@ -31,10 +31,7 @@ fn with(mut base: Value, changes: Value) -> Result<ModelConfig> {
 
 fn fault(changes: Value) -> ConfigError {
     let fault = with(llama(), changes).unwrap_err();
-    assert!(
-        fault.to_string().contains("config.json"),
-        "{fault} names the file"
-    );
+    assert!(fault.to_string().contains("config.json"), "{fault} names the file");
     fault
 }
 
@@ -46,10 +43,7 @@ fn defaults_are_those_of_transformers() {
     });
     let config = with(minimal, json!({})).unwrap();
     assert_eq!((config.num_key_value_heads, config.head_dim), (3, 8));
-    assert_eq!(
-        (config.max_position_embeddings, config.rms_norm_eps),
-        (2048, 1e-6)
-    );
+    assert_eq!((config.max_position_embeddings, config.rms_norm_eps), (2048, 1e-6));
     assert_eq!(
         config.rope,
         RopeConfig {
@@ -72,10 +66,7 @@ fn token_ids_and_dtype() {
         json!({"eos_token_id": [2, 7], "bos_token_id": 1, "torch_dtype": "bfloat16"}),
     )
     .unwrap();
-    assert_eq!(
-        (config.eos_token_ids, config.bos_token_id),
-        (vec![2, 7], Some(1))
-    );
+    assert_eq!((config.eos_token_ids, config.bos_token_id), (vec![2, 7], Some(1)));
     assert_eq!(config.dtype, Some(DType::BF16));
     assert_eq!(
         with(llama(), json!({"dtype": "float32"})).unwrap().dtype,
@@ -89,29 +80,18 @@ fn old_and_new_rope_keys_agree() {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     });
-    let old = with(
-        llama(),
-        json!({"rope_theta": 500_000.0, "rope_scaling": scaling}),
-    )
-    .unwrap();
+    let old = with(llama(), json!({"rope_theta": 500_000.0, "rope_scaling": scaling})).unwrap();
     let mut both = scaling;
     both["rope_theta"] = json!(500_000.0);
     let new = with(llama(), json!({"rope_parameters": both})).unwrap();
     assert_eq!(old.rope, new.rope);
-    let linear = with(
-        llama(),
-        json!({"rope_scaling": {"type": "linear", "factor": 2}}),
-    )
-    .unwrap();
+    let linear = with(llama(), json!({"rope_scaling": {"type": "linear", "factor": 2}})).unwrap();
     assert_eq!(linear.rope.scaling, RopeScaling::Linear { factor: 2.0 });
 }
 
 /// Head dimension 24, where the exponent itself rounds; values of transformers 5's `LlamaRotaryEmbedding`.
 #[test]
-#[expect(
-    clippy::excessive_precision,
-    reason = "the constants are f32 values printed in full"
-)]
+#[expect(clippy::excessive_precision, reason = "the constants are f32 values printed in full")]
 fn inverse_frequencies_equal_transformers() {
     let rope = json!({
         "rope_theta": 500_000.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -193,10 +173,7 @@ fn parameters_equal_those_of_transformers() {
         ("lm_head.weight".to_owned(), vec![50, 24]),
     ]
     .into();
-    assert_eq!(
-        with(llama(), json!({})).unwrap().parameter_shapes(),
-        expected
-    );
+    assert_eq!(with(llama(), json!({})).unwrap().parameter_shapes(), expected);
     let qwen = with(qwen2(), json!({"num_hidden_layers": 1}))
         .unwrap()
         .parameter_shapes();
@@ -278,8 +255,7 @@ fn impossible_sizes_are_named() {
     }
     let odd = fault(json!({"head_dim": null, "hidden_size": 26}));
     assert!(
-        odd.to_string()
-            .contains("not a multiple of num_attention_heads"),
+        odd.to_string().contains("not a multiple of num_attention_heads"),
         "{odd}"
     );
 }
@@ -287,16 +263,10 @@ fn impossible_sizes_are_named() {
 #[test]
 fn rope_scaling_that_lies_is_named() {
     for (scaling, field) in [
-        (
-            json!({"rope_type": "yarn", "factor": 2}),
-            "rope_scaling.rope_type",
-        ),
+        (json!({"rope_type": "yarn", "factor": 2}), "rope_scaling.rope_type"),
         (json!({"type": "dynamic", "factor": 2}), "rope_scaling.type"),
         (json!({"type": "linear"}), "rope_scaling.factor"),
-        (
-            json!({"type": "linear", "factor": 0}),
-            "rope_scaling.factor",
-        ),
+        (json!({"type": "linear", "factor": 0}), "rope_scaling.factor"),
         (
             json!({"rope_type": "llama3", "factor": 8, "high_freq_factor": 4}),
             "rope_scaling.low_freq_factor",
@@ -335,11 +305,7 @@ fn what_is_not_implemented_is_refused() {
         fault(json!({"dtype": "float8_e4m3fn"})),
         ConfigError::Unsupported { .. }
     ));
-    let window = with(
-        qwen2(),
-        json!({"use_sliding_window": true, "sliding_window": null}),
-    )
-    .unwrap_err();
+    let window = with(qwen2(), json!({"use_sliding_window": true, "sliding_window": null})).unwrap_err();
     assert!(matches!(window, ConfigError::Missing { .. }));
 }
 

@@ -82,9 +82,7 @@ impl<'a> Fields<'a> {
     /// A list of texts.
     pub(crate) fn texts(&self, field: &str) -> Result<Option<Vec<String>>> {
         let text = |v: &Value| v.as_str().map(str::to_owned);
-        self.typed(field, "a list of texts", |v| {
-            v.as_array()?.iter().map(text).collect()
-        })
+        self.typed(field, "a list of texts", |v| v.as_array()?.iter().map(text).collect())
     }
 
     fn typed<T>(
@@ -108,12 +106,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(crate) fn mistyped(
-        &self,
-        field: &str,
-        expected: &'static str,
-        found: &Value,
-    ) -> ConfigError {
+    pub(crate) fn mistyped(&self, field: &str, expected: &'static str, found: &Value) -> ConfigError {
         ConfigError::Type {
             path: self.path.to_owned(),
             field: self.name(field),
@@ -122,12 +115,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(crate) fn unsupported(
-        &self,
-        field: &str,
-        found: &Value,
-        supported: &'static str,
-    ) -> ConfigError {
+    pub(crate) fn unsupported(&self, field: &str, found: &Value, supported: &'static str) -> ConfigError {
         ConfigError::Unsupported {
             path: self.path.to_owned(),
             field: self.name(field),

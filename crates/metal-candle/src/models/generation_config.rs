@@ -83,10 +83,7 @@ mod tests {
     #[test]
     fn one_or_several_ends() {
         assert_eq!(read(r#"{"eos_token_id": 7}"#).unwrap().eos_token_ids, [7]);
-        let many = read(
-            r#"{"eos_token_id": [7, 9], "temperature": 0.6, "do_sample": true, "top_k": null}"#,
-        )
-        .unwrap();
+        let many = read(r#"{"eos_token_id": [7, 9], "temperature": 0.6, "do_sample": true, "top_k": null}"#).unwrap();
         assert_eq!(many.eos_token_ids, [7, 9]);
         assert_eq!(
             (many.temperature, many.do_sample, many.top_k),

@@ -42,26 +42,16 @@ pub enum RopeScaling {
 
 impl RopeConfig {
     /// Reads `rope_theta` with `rope_scaling`, or the newer `rope_parameters` that holds both.
-    pub(super) fn read(
-        fields: &Fields<'_>,
-        max_position_embeddings: usize,
-    ) -> Result<Self, ConfigError> {
+    pub(super) fn read(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Self, ConfigError> {
         // transformers prefers the older key where both are there.
         let scaling = match fields.object("rope_scaling")? {
             Some(scaling) => Some(scaling),
             None => fields.object("rope_parameters")?,
         };
-        let nested = scaling
-            .as_ref()
-            .map(|s| s.f64("rope_theta"))
-            .transpose()?
-            .flatten();
+        let nested = scaling.as_ref().map(|s| s.f64("rope_theta")).transpose()?.flatten();
         let theta = nested.or(fields.f64("rope_theta")?).unwrap_or(10_000.0);
         if !(theta > 0.0 && theta <= 1e15) {
-            return Err(fields.invalid(
-                "rope_theta",
-                format!("is {theta}, which is not between 0 and 1e15"),
-            ));
+            return Err(fields.invalid("rope_theta", format!("is {theta}, which is not between 0 and 1e15")));
         }
         for source in [Some(fields), scaling.as_ref()].into_iter().flatten() {
             match source.get("partial_rotary_factor") {
@@ -90,9 +80,7 @@ impl RopeConfig {
     pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f32> {
         let theta = self.theta as f32;
         let frequency = |i: usize| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32);
-        (0..head_dim / 2)
-            .map(|i| self.scaling.adjust(frequency(i)))
-            .collect()
+        (0..head_dim / 2).map(|i| self.scaling.adjust(frequency(i))).collect()
     }
 }
 
@@ -178,10 +166,7 @@ mod tests {
 
     /// Head dimension 16; the expected values are `inv_freq` of transformers 5's `LlamaRotaryEmbedding`.
     #[test]
-    #[expect(
-        clippy::excessive_precision,
-        reason = "the constants are f32 values printed in full"
-    )]
+    #[expect(clippy::excessive_precision, reason = "the constants are f32 values printed in full")]
     fn frequencies_equal_transformers() {
         let llama3 = |factor, original| RopeScaling::Llama3 {
             factor,

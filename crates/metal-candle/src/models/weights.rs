@@ -42,27 +42,43 @@ impl Weights {
     ) -> Result<Self, LoadError> {
         let converted = |(name, tensor): (String, Tensor)| {
             let moved = tensor.to_device(device).and_then(|t| t.to_dtype(dtype));
-            let moved = moved.map_err(|e| LoadError::Tensor { name: name.clone(), source: Box::new(e) })?;
+            let moved = moved.map_err(|e| LoadError::Tensor {
+                name: name.clone(),
+                source: Box::new(e),
+            })?;
             Ok((name, LazyTensor::from_tensor(moved)?))
         };
         let tensors = tensors.into_iter().map(converted).collect::<Result<_, LoadError>>()?;
-        Ok(Self { source: Source::Memory(tensors), dtype, device: device.clone() })
+        Ok(Self {
+            source: Source::Memory(tensors),
+            dtype,
+            device: device.clone(),
+        })
     }
 
     /// Tensors of the engine, which may be placeholders of a traced function; they keep their dtypes.
     pub fn of_recorded(tensors: HashMap<String, LazyTensor>) -> Self {
         // Neither is asked for where nothing is converted.
-        Self { source: Source::Memory(tensors), dtype: DType::F32, device: Device::Cpu }
+        Self {
+            source: Source::Memory(tensors),
+            dtype: DType::F32,
+            device: Device::Cpu,
+        }
     }
 
     /// One tensor in the dtype and on the device of the model.
     pub fn get(&self, name: &str) -> Result<LazyTensor, LoadError> {
         match &self.source {
-            Source::Folder(checkpoint) => {
-                Ok(LazyTensor::from_tensor(checkpoint.load_as(name, self.dtype, &self.device)?)?)
-            }
+            Source::Folder(checkpoint) => Ok(LazyTensor::from_tensor(checkpoint.load_as(
+                name,
+                self.dtype,
+                &self.device,
+            )?)?),
             Source::Memory(tensors) => tensors.get(name).cloned().ok_or_else(|| {
-                self.faults(TensorFaults { missing: vec![name.to_owned()], ..TensorFaults::default() })
+                self.faults(TensorFaults {
+                    missing: vec![name.to_owned()],
+                    ..TensorFaults::default()
+                })
             }),
         }
     }

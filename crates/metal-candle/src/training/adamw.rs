@@ -65,24 +65,9 @@ impl AdamWConfig {
                 above_zero(self.learning_rate),
                 "finite and above 0",
             ),
-            (
-                "beta1",
-                self.beta1,
-                fraction(self.beta1),
-                "at least 0 and below 1",
-            ),
-            (
-                "beta2",
-                self.beta2,
-                fraction(self.beta2),
-                "at least 0 and below 1",
-            ),
-            (
-                "epsilon",
-                self.epsilon,
-                above_zero(self.epsilon),
-                "finite and above 0",
-            ),
+            ("beta1", self.beta1, fraction(self.beta1), "at least 0 and below 1"),
+            ("beta2", self.beta2, fraction(self.beta2), "at least 0 and below 1"),
+            ("epsilon", self.epsilon, above_zero(self.epsilon), "finite and above 0"),
             (
                 "weight_decay",
                 self.weight_decay,
@@ -195,16 +180,9 @@ impl AdamW {
             .parameters
             .get_mut(&Key::Name(name.into()))
             .ok_or_else(|| TrainingError::StateError {
-                reason: format!(
-                    "the optimizer has no parameter `{name}`, add it with `add_parameter`"
-                ),
+                reason: format!("the optimizer has no parameter `{name}`, add it with `add_parameter`"),
             })?;
-        state.step(
-            &self.config,
-            format_args!("parameter `{name}`"),
-            param,
-            grad,
-        )
+        state.step(&self.config, format_args!("parameter `{name}`"), param, grad)
     }
 
     /// One step of `var`, in place. A variable is registered by its first step.
@@ -214,15 +192,10 @@ impl AdamW {
     /// If `grad` is not of `var`'s shape, or the learning rate set is not a number a step can take; `var` then stays as it was.
     pub fn step_var(&mut self, var: &Var, grad: &Tensor) -> Result<()> {
         let key = Key::Var(var.id());
-        let state = self
-            .parameters
-            .entry(key)
-            .or_insert_with(|| State::new(var));
+        let state = self.parameters.entry(key).or_insert_with(|| State::new(var));
         let updated = state.step(&self.config, "variable", var, grad)?;
-        var.set(&updated).during(format_args!(
-            "{NAME}: storing variable {}",
-            shape_text(var.dims())
-        ))
+        var.set(&updated)
+            .during(format_args!("{NAME}: storing variable {}", shape_text(var.dims())))
     }
 
     /// Sets the learning rate of the steps to come; 0 makes them leave parameters as they are.
@@ -239,11 +212,7 @@ impl AdamW {
     /// How many steps have been taken: the most that any one parameter has seen.
     #[must_use]
     pub fn step_count(&self) -> usize {
-        self.parameters
-            .values()
-            .map(|state| state.steps)
-            .max()
-            .unwrap_or(0)
+        self.parameters.values().map(|state| state.steps).max().unwrap_or(0)
     }
 
     /// The settings in use.

@@ -49,9 +49,7 @@ impl LoRAConfig {
     /// [`TrainingError::InvalidConfig`] if `rank` is 0, `alpha` is not finite and above 0, or `dropout` is outside `[0, 1)`.
     pub fn validate(&self) -> Result<()> {
         if self.rank == 0 {
-            return Err(TrainingError::config(
-                "LoRA rank is 0, it must be at least 1",
-            ));
+            return Err(TrainingError::config("LoRA rank is 0, it must be at least 1"));
         }
         if !(self.alpha.is_finite() && self.alpha > 0.0) {
             return Err(TrainingError::config(format!(

@@ -59,12 +59,7 @@ impl LoRALayer {
     /// # Errors
     ///
     /// If `config` is invalid, its rank exceeds `in_features` or `out_features`, or the device has no room.
-    pub fn new<D>(
-        in_features: usize,
-        out_features: usize,
-        config: &LoRAConfig,
-        device: &D,
-    ) -> Result<Self>
+    pub fn new<D>(in_features: usize, out_features: usize, config: &LoRAConfig, device: &D) -> Result<Self>
     where
         D: Borrow<Device> + ?Sized,
     {
@@ -101,10 +96,7 @@ impl LoRALayer {
     /// If `input` is a scalar, its last dimension is not `in_features`, it is not f32, or it is on another device.
     pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
         let Some((&width, leading)) = input.dims().split_last() else {
-            return Err(Error::invalid_input(
-                "LoRA forward",
-                self.scalar_message(),
-            ));
+            return Err(Error::invalid_input("LoRA forward", self.scalar_message()));
         };
         // One product of matrices whatever the rank of the input; the input keeps its own width, so that a wrong one
         // is refused by the product and never regrouped.
@@ -126,10 +118,7 @@ impl LoRALayer {
 
     /// What is wrong with an input without dimensions.
     pub(super) fn scalar_message(&self) -> String {
-        format!(
-            "input is a scalar, it must have shape (.., {})",
-            self.in_features
-        )
+        format!("input is a scalar, it must have shape (.., {})", self.in_features)
     }
 
     /// Dropout of `x A`, in training mode alone.

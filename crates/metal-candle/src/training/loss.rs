@@ -36,11 +36,7 @@ const NAME: &str = "cross_entropy_loss";
 /// # Ok(())
 /// # }
 /// ```
-pub fn cross_entropy_loss(
-    logits: &Tensor,
-    targets: &Tensor,
-    ignore_index: Option<u32>,
-) -> Result<Tensor> {
+pub fn cross_entropy_loss(logits: &Tensor, targets: &Tensor, ignore_index: Option<u32>) -> Result<Tensor> {
     cross_entropy_loss_with_smoothing(logits, targets, 0.0, ignore_index)
 }
 
@@ -118,19 +114,13 @@ impl Supervised {
         if !targets.dtype().is_int() {
             return Err(Error::invalid_input(
                 NAME,
-                format!(
-                    "targets are {:?}, token ids must be u8, u32 or i64",
-                    targets.dtype()
-                ),
+                format!("targets are {:?}, token ids must be u8, u32 or i64", targets.dtype()),
             ));
         }
         let values = targets
             .to_device(&Device::Cpu)
             .and_then(|t| t.flatten_all()?.to_dtype(DType::I64)?.to_vec1::<i64>())
-            .during(format_args!(
-                "{NAME}: reading targets {}",
-                shape_text(targets.dims())
-            ))?;
+            .during(format_args!("{NAME}: reading targets {}", shape_text(targets.dims())))?;
         let mut supervised = Self {
             rows: Vec::with_capacity(values.len()),
             ids: Vec::with_capacity(values.len()),
@@ -164,21 +154,14 @@ fn token_id(id: i64, position: usize, vocab: usize) -> Result<u32> {
         .ok_or_else(|| {
             Error::invalid_input(
                 NAME,
-                format!(
-                    "target {id} at position {position} is outside the vocabulary of {vocab} tokens"
-                ),
+                format!("target {id} at position {position} is outside the vocabulary of {vocab} tokens"),
             )
         })
 }
 
 /// `mean_i [ ln(sum_j exp(x_ij)) - (1 - s) * x_it - s * mean_j x_ij ]` with t the target of i: the smoothed loss with
 /// `-ln softmax(x_i)[j] = ln(sum_k exp(x_ik)) - x_ij` written out, so that no table of log probabilities is kept.
-fn smoothed_mean(
-    logits: &Tensor,
-    vocab: usize,
-    supervised: &Supervised,
-    s: f64,
-) -> candle_core::Result<Tensor> {
+fn smoothed_mean(logits: &Tensor, vocab: usize, supervised: &Supervised, s: f64) -> candle_core::Result<Tensor> {
     let device = logits.device();
     let count = supervised.rows.len();
     let mut x = logits.reshape((supervised.positions, vocab))?;

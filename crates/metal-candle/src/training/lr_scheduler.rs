@@ -68,10 +68,7 @@ impl LRScheduler {
     /// [`LRScheduler::Linear`].
     #[must_use]
     pub const fn linear(warmup_steps: usize, max_lr: f32) -> Self {
-        Self::Linear {
-            warmup_steps,
-            max_lr,
-        }
+        Self::Linear { warmup_steps, max_lr }
     }
 
     /// [`LRScheduler::Cosine`].
@@ -86,12 +83,7 @@ impl LRScheduler {
 
     /// [`LRScheduler::WarmupCosine`].
     #[must_use]
-    pub const fn warmup_cosine(
-        warmup_steps: usize,
-        total_steps: usize,
-        max_lr: f32,
-        min_lr: f32,
-    ) -> Self {
+    pub const fn warmup_cosine(warmup_steps: usize, total_steps: usize, max_lr: f32, min_lr: f32) -> Self {
         Self::WarmupCosine {
             warmup_steps,
             total_steps,
@@ -105,19 +97,14 @@ impl LRScheduler {
     pub fn get_lr(&self, step: usize) -> f32 {
         match *self {
             Self::Constant { lr } => lr,
-            Self::Linear {
-                warmup_steps,
-                max_lr,
-            } => line(step, warmup_steps, max_lr),
+            Self::Linear { warmup_steps, max_lr } => line(step, warmup_steps, max_lr),
             Self::Cosine {
                 total_steps,
                 max_lr,
                 min_lr,
             } => cosine(step, total_steps, max_lr, min_lr),
             Self::WarmupCosine {
-                warmup_steps,
-                max_lr,
-                ..
+                warmup_steps, max_lr, ..
             } if step < warmup_steps => line(step, warmup_steps, max_lr),
             Self::WarmupCosine {
                 warmup_steps,
@@ -142,10 +129,7 @@ impl LRScheduler {
     pub fn validate(&self) -> Result<()> {
         match *self {
             Self::Constant { lr } => check_rate("lr", lr),
-            Self::Linear {
-                warmup_steps,
-                max_lr,
-            } => {
+            Self::Linear { warmup_steps, max_lr } => {
                 check_steps("warmup_steps", warmup_steps, 0)?;
                 check_rate("max_lr", max_lr)
             }
@@ -173,11 +157,7 @@ impl LRScheduler {
 
 /// How far `step` is on the way to `end`, at most 1. In f64, which holds every step number exactly.
 fn progress(step: usize, end: usize) -> f64 {
-    if step >= end {
-        1.0
-    } else {
-        step as f64 / end as f64
-    }
+    if step >= end { 1.0 } else { step as f64 / end as f64 }
 }
 
 fn line(step: usize, end: usize, max_lr: f32) -> f32 {

@@ -57,7 +57,12 @@ impl<'f> Stepper<'f> {
         options: AdamWOptions,
         loss: impl Fn(&[LazyTensor], &[LazyTensor]) -> Result<LazyTensor> + Send + Sync + Clone + 'f,
     ) -> Result<Self> {
-        let zeros = || parameters.iter().map(LazyTensor::zeros_like).collect::<Result<Vec<_>>>();
+        let zeros = || {
+            parameters
+                .iter()
+                .map(LazyTensor::zeros_like)
+                .collect::<Result<Vec<_>>>()
+        };
         let (first, second) = (zeros()?, zeros()?);
         let count = parameters.len();
         let again = loss.clone();
@@ -109,13 +114,20 @@ impl<'f> Stepper<'f> {
         let mut sums: Vec<LazyTensor> = Vec::new();
         for batch in batches {
             let mut arguments = self.parameters.clone();
-            let function = if sums.is_empty() { &self.backward } else { &self.accumulate };
+            let function = if sums.is_empty() {
+                &self.backward
+            } else {
+                &self.accumulate
+            };
             arguments.append(&mut sums);
             arguments.extend(batch.iter().cloned());
             sums = function.call(arguments)?;
         }
         if sums.is_empty() {
-            return Err(Error::Shape { operation: "step", message: "there is no batch".into() });
+            return Err(Error::Shape {
+                operation: "step",
+                message: "there is no batch".into(),
+            });
         }
         let share = 1.0 / supervised.max(1) as f64;
         let loss = scalar(&sums.remove(0))? * share;
@@ -123,10 +135,18 @@ impl<'f> Stepper<'f> {
         let applied = loss.is_finite() && grad_norm.is_finite();
         if applied {
             // PyTorch's clip_grad_norm_: max_norm / (norm + 1e-6), never above 1.
-            let clip = if max_norm > 0.0 { (max_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+            let clip = if max_norm > 0.0 {
+                (max_norm / (grad_norm + 1e-6)).min(1.0)
+            } else {
+                1.0
+            };
             self.apply(sums, share * clip, learning_rate)?;
         }
-        Ok(StepOutcome { loss, grad_norm, applied })
+        Ok(StepOutcome {
+            loss,
+            grad_norm,
+            applied,
+        })
     }
 
     fn apply(&mut self, gradients: Vec<LazyTensor>, factor: f64, learning_rate: f64) -> Result<()> {
@@ -134,7 +154,11 @@ impl<'f> Stepper<'f> {
         let device = gradients.first().map_or(Device::Cpu, |g| g.device().clone());
         self.updates += 1;
         let correction = |beta: f64| 1.0 - beta.powi(self.updates);
-        let rates = [learning_rate, correction(self.options.beta1), correction(self.options.beta2)];
+        let rates = [
+            learning_rate,
+            correction(self.options.beta1),
+            correction(self.options.beta2),
+        ];
         let rates = rates.map(|rate| rate as f32);
         let mut arguments = std::mem::take(&mut self.parameters);
         arguments.append(&mut self.first);
@@ -183,5 +207,8 @@ fn updates(arguments: &[LazyTensor], count: usize, options: AdamWOptions) -> Res
     }
     let parameters = states.iter().map(|state| state.parameter.clone());
     let first = states.iter().map(|state| state.first.clone());
-    Ok(parameters.chain(first).chain(states.iter().map(|state| state.second.clone())).collect())
+    Ok(parameters
+        .chain(first)
+        .chain(states.iter().map(|state| state.second.clone()))
+        .collect())
 }

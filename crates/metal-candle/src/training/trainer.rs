@@ -7,9 +7,9 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use metal_candle_graph::{AdamWOptions, CrossEntropyOptions, LazyTensor, compile};
 
+use super::TrainingError;
 use super::stepper::Stepper;
 use super::trainer_config::TrainerConfig;
-use super::TrainingError;
 use crate::adapters::AdapterParameters;
 use crate::data::{Batch, BatchOptions, Batches, Cursor, Dataset, Layout};
 use crate::error::{Error, Result};
@@ -159,7 +159,17 @@ impl<'m> Trainer<'m> {
         let total_steps = total_steps(&train, &config);
         let device = model.head().device().clone();
         let evaluator = Box::new(move |arguments| evaluator.call(arguments));
-        Ok(Self { adapter, stepper, evaluator, train, validation, config, device, total_steps, skipped_in_a_row: 0 })
+        Ok(Self {
+            adapter,
+            stepper,
+            evaluator,
+            train,
+            validation,
+            config,
+            device,
+            total_steps,
+            skipped_in_a_row: 0,
+        })
     }
 
     /// Optimizer steps of the whole run.
@@ -216,11 +226,18 @@ impl<'m> Trainer<'m> {
             }
             run.last_loss = report.loss;
             run.stopped_early = observer(&Event::Step(report)).is_break();
-            let due = self.config.eval_steps.is_some_and(|every| run.steps.is_multiple_of(every));
+            let due = self
+                .config
+                .eval_steps
+                .is_some_and(|every| run.steps.is_multiple_of(every));
             if !run.stopped_early && (due || run.steps == self.total_steps) {
                 if let Some((loss, supervised_tokens)) = self.evaluate()? {
                     run.evaluation_loss = Some(loss);
-                    let event = Event::Evaluation { step: run.steps, loss, supervised_tokens };
+                    let event = Event::Evaluation {
+                        step: run.steps,
+                        loss,
+                        supervised_tokens,
+                    };
                     run.stopped_early = observer(&event).is_break();
                 }
             }
@@ -234,7 +251,9 @@ impl<'m> Trainer<'m> {
     /// # Errors
     /// When a kernel fails.
     pub fn evaluate(&self) -> Result<Option<(f64, usize)>> {
-        let Some(validation) = &self.validation else { return Ok(None) };
+        let Some(validation) = &self.validation else {
+            return Ok(None);
+        };
         let (mut sum, mut count) = (0.0, 0);
         for (_, batch) in validation.epoch(0) {
             let mut arguments = self.stepper.parameters().to_vec();
@@ -259,7 +278,12 @@ impl<'m> Trainer<'m> {
         self.skipped_in_a_row = if outcome.applied { 0 } else { self.skipped_in_a_row + 1 };
         if self.skipped_in_a_row > self.config.max_nonfinite_steps {
             let steps = self.skipped_in_a_row;
-            return Err(TrainingError::NotFinite { steps, loss: outcome.loss, grad_norm: outcome.grad_norm }.into());
+            return Err(TrainingError::NotFinite {
+                steps,
+                loss: outcome.loss,
+                grad_norm: outcome.grad_norm,
+            }
+            .into());
         }
         Ok(StepReport {
             step: step + 1,
@@ -268,7 +292,11 @@ impl<'m> Trainer<'m> {
             loss: outcome.loss,
             grad_norm: outcome.grad_norm,
             learning_rate,
-            tokens: group.iter().flat_map(|batch| &batch.segments).filter(|segment| **segment != 0).count(),
+            tokens: group
+                .iter()
+                .flat_map(|batch| &batch.segments)
+                .filter(|segment| **segment != 0)
+                .count(),
             supervised_tokens,
             seconds: start.elapsed().as_secs_f64(),
             skipped: !outcome.applied,
@@ -278,7 +306,12 @@ impl<'m> Trainer<'m> {
     /// A batch as the compiled functions take it: tokens, targets, dropout key, and for packed rows segments and positions.
     fn inputs(&self, batch: &Batch, number: u64) -> Result<Vec<LazyTensor>> {
         let shape = [batch.rows, batch.length];
-        let key = [self.config.seed as u32, (self.config.seed >> 32) as u32, number as u32, 0];
+        let key = [
+            self.config.seed as u32,
+            (self.config.seed >> 32) as u32,
+            number as u32,
+            0,
+        ];
         let mut inputs = vec![
             LazyTensor::from_data(&batch.tokens, &shape, &self.device)?,
             LazyTensor::from_data(&batch.targets, &[batch.rows * batch.length], &self.device)?,
@@ -325,7 +358,9 @@ fn summed_loss(
     let hidden = model.hidden(tokens, &mut pass)?;
     let [rows, length, width] = [0, 1, 2].map(|i| hidden.dims()[i]);
     let hidden = hidden.reshape(&[rows * length, width])?;
-    hidden.cross_entropy(model.head(), targets, CrossEntropyOptions::default())?.sum_all()
+    hidden
+        .cross_entropy(model.head(), targets, CrossEntropyOptions::default())?
+        .sum_all()
 }
 
 fn total_steps(train: &Batches, config: &TrainerConfig) -> usize {
@@ -342,7 +377,11 @@ fn total_steps(train: &Batches, config: &TrainerConfig) -> usize {
 /// Token ids outside the vocabulary are refused before any device sees them.
 fn check_tokens(model: &dyn CausalLm, sets: [Option<&Dataset>; 2]) -> Result<()> {
     let vocabulary = model.config().vocab_size;
-    let tokens = sets.into_iter().flatten().flat_map(Dataset::examples).flat_map(|example| &example.tokens);
+    let tokens = sets
+        .into_iter()
+        .flatten()
+        .flat_map(Dataset::examples)
+        .flat_map(|example| &example.tokens);
     match tokens.copied().find(|&token| token as usize >= vocabulary) {
         None => Ok(()),
         Some(token) => Err(TrainingError::Token { token, vocabulary }.into()),

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::schedule::Schedule;
 use super::TrainingError;
+use super::schedule::Schedule;
 use crate::error::Result;
 
 /// Settings of a training run.
@@ -82,7 +82,12 @@ impl TrainerConfig {
         let positive = |x: f64| x.is_finite() && x > 0.0;
         let share = |x: f64| (0.0..1.0).contains(&x);
         let checks = [
-            (positive(self.learning_rate), "learning_rate", self.learning_rate, "above 0"),
+            (
+                positive(self.learning_rate),
+                "learning_rate",
+                self.learning_rate,
+                "above 0",
+            ),
             (
                 self.max_steps.is_some() || positive(self.num_train_epochs),
                 "num_train_epochs",
@@ -90,15 +95,55 @@ impl TrainerConfig {
                 "above 0",
             ),
             (self.max_steps != Some(0), "max_steps", 0.0, "at least 1"),
-            (self.per_device_train_batch_size > 0, "per_device_train_batch_size", 0.0, "at least 1"),
-            (self.gradient_accumulation_steps > 0, "gradient_accumulation_steps", 0.0, "at least 1"),
+            (
+                self.per_device_train_batch_size > 0,
+                "per_device_train_batch_size",
+                0.0,
+                "at least 1",
+            ),
+            (
+                self.gradient_accumulation_steps > 0,
+                "gradient_accumulation_steps",
+                0.0,
+                "at least 1",
+            ),
             (self.max_length > 1, "max_length", self.max_length as f64, "at least 2"),
-            (share(self.warmup_ratio), "warmup_ratio", self.warmup_ratio, "at least 0 and below 1"),
-            (self.weight_decay.is_finite() && self.weight_decay >= 0.0, "weight_decay", self.weight_decay, "at least 0"),
-            (share(self.adam_beta1), "adam_beta1", self.adam_beta1, "at least 0 and below 1"),
-            (share(self.adam_beta2), "adam_beta2", self.adam_beta2, "at least 0 and below 1"),
-            (positive(self.adam_epsilon), "adam_epsilon", self.adam_epsilon, "above 0"),
-            (self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0, "max_grad_norm", self.max_grad_norm, "at least 0"),
+            (
+                share(self.warmup_ratio),
+                "warmup_ratio",
+                self.warmup_ratio,
+                "at least 0 and below 1",
+            ),
+            (
+                self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+                "weight_decay",
+                self.weight_decay,
+                "at least 0",
+            ),
+            (
+                share(self.adam_beta1),
+                "adam_beta1",
+                self.adam_beta1,
+                "at least 0 and below 1",
+            ),
+            (
+                share(self.adam_beta2),
+                "adam_beta2",
+                self.adam_beta2,
+                "at least 0 and below 1",
+            ),
+            (
+                positive(self.adam_epsilon),
+                "adam_epsilon",
+                self.adam_epsilon,
+                "above 0",
+            ),
+            (
+                self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0,
+                "max_grad_norm",
+                self.max_grad_norm,
+                "at least 0",
+            ),
             (self.eval_steps != Some(0), "eval_steps", 0.0, "at least 1"),
         ];
         match checks.into_iter().find(|(fits, ..)| !fits) {
@@ -110,7 +155,8 @@ impl TrainerConfig {
     /// Steps of the warm-up in a run of `total` steps.
     #[must_use]
     pub fn warmup_of(&self, total: usize) -> usize {
-        self.warmup_steps.unwrap_or_else(|| (total as f64 * self.warmup_ratio).ceil() as usize)
+        self.warmup_steps
+            .unwrap_or_else(|| (total as f64 * self.warmup_ratio).ceil() as usize)
     }
 
     /// The learning rate of step `step` (from 0) of `total`.

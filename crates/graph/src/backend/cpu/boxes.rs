@@ -12,7 +12,11 @@ pub(super) struct Block {
 
 /// `(outer, dims[dim], inner)`
 pub(super) fn block_around(dims: &[usize], dim: usize) -> Block {
-    Block { outer: dims[..dim].iter().product(), size: dims[dim], inner: dims[dim + 1..].iter().product() }
+    Block {
+        outer: dims[..dim].iter().product(),
+        size: dims[dim],
+        inner: dims[dim + 1..].iter().product(),
+    }
 }
 
 /// Where `position..position + length` begins, if it lies in a dimension of `size`.
@@ -21,7 +25,10 @@ pub(super) fn box_start(operation: &'static str, position: u32, length: usize, s
     if position + length <= size {
         return Ok(position);
     }
-    Err(Error::shape(operation, format!("{position}..{} is not inside a dimension of {size}", position + length)))
+    Err(Error::shape(
+        operation,
+        format!("{position}..{} is not inside a dimension of {size}", position + length),
+    ))
 }
 
 /// `out (outer, length, inner)` from `x (outer, size, inner)` at `start`.

@@ -73,13 +73,21 @@ pub(super) fn build(graph: &Graph) -> Result<Program> {
 
 /// The last node that needs each value. A view's need is its source's.
 fn needed_until(graph: &Graph) -> Vec<SmallVec<[usize; 1]>> {
-    let mut needed: Vec<SmallVec<[usize; 1]>> =
-        graph.nodes.iter().enumerate().map(|(i, n)| SmallVec::from_elem(i, n.outputs.len())).collect();
+    let mut needed: Vec<SmallVec<[usize; 1]>> = graph
+        .nodes
+        .iter()
+        .enumerate()
+        .map(|(i, n)| SmallVec::from_elem(i, n.outputs.len()))
+        .collect();
     for output in &graph.outputs {
         needed[output.node as usize][output.output as usize] = usize::MAX;
     }
     for (index, node) in graph.nodes.iter().enumerate().rev() {
-        let until = if node.operation.is_view() { needed[index][0].max(index) } else { index };
+        let until = if node.operation.is_view() {
+            needed[index][0].max(index)
+        } else {
+            index
+        };
         for input in &node.inputs {
             let slot = &mut needed[input.node as usize][input.output as usize];
             *slot = (*slot).max(until);
@@ -152,11 +160,15 @@ impl Builder<'_> {
     /// are the views of all inputs.
     pub fn output_over(&mut self, node: &GraphNode, candidates: &[&View]) -> View {
         let meta = &node.outputs[0];
-        let alike = |a: &View, b: &View| a.offset == b.offset && a.dims == b.dims && a.is_contiguous() && b.is_contiguous();
+        let alike =
+            |a: &View, b: &View| a.offset == b.offset && a.dims == b.dims && a.is_contiguous() && b.is_contiguous();
         let over = candidates.iter().find(|view| {
             let buffer = &self.buffers[view.buffer];
             // Another look at the same memory, say its transpose, must not be overwritten while it is read.
-            if candidates.iter().any(|other| other.buffer == view.buffer && !alike(other, view)) {
+            if candidates
+                .iter()
+                .any(|other| other.buffer == view.buffer && !alike(other, view))
+            {
                 return false;
             }
             let whole = view.offset == 0 && view.is_contiguous() && view.dims == meta.shape.dims();
@@ -200,7 +212,13 @@ impl Builder<'_> {
         self.constants.push(u64::from_ne_bytes(bytes));
         let buffer = self.buffer(8, Origin::Constant(self.constants.len() - 1));
         let dims = meta.shape.dims();
-        View { buffer, offset: 0, dims: dims.to_vec(), strides: vec![0; dims.len()], dtype: meta.dtype }
+        View {
+            buffer,
+            offset: 0,
+            dims: dims.to_vec(),
+            strides: vec![0; dims.len()],
+            dtype: meta.dtype,
+        }
     }
 
     /// The next input of the plan.
@@ -228,7 +246,13 @@ impl Builder<'_> {
     }
 
     fn buffer(&mut self, bytes: usize, origin: Origin) -> BufferId {
-        self.buffers.push(Buffer { bytes, origin, first: usize::MAX, last: 0, needed_until: 0 });
+        self.buffers.push(Buffer {
+            bytes,
+            origin,
+            first: usize::MAX,
+            last: 0,
+            needed_until: 0,
+        });
         self.buffers.len() - 1
     }
 
@@ -289,7 +313,11 @@ impl Builder<'_> {
             .iter()
             .map(|&id| &self.buffers[id])
             // A buffer no step touches has no elements.
-            .map(|b| Life { bytes: b.bytes, first: b.first.min(b.last), last: b.last })
+            .map(|b| Life {
+                bytes: b.bytes,
+                first: b.first.min(b.last),
+                last: b.last,
+            })
             .collect();
         let (offsets, bytes) = place(&lives);
         let mut places: Vec<Place> = (0..self.buffers.len())
@@ -299,7 +327,10 @@ impl Builder<'_> {
                 Origin::Computed => fixed.get(&id).copied().unwrap_or(Place::Arena(0)),
             })
             .collect();
-        in_arena.iter().zip(offsets).for_each(|(&id, offset)| places[id] = Place::Arena(offset));
+        in_arena
+            .iter()
+            .zip(offsets)
+            .for_each(|(&id, offset)| places[id] = Place::Arena(offset));
         (places, bytes)
     }
 }

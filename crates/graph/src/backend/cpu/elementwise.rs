@@ -30,9 +30,7 @@ impl<const N: usize> Nest<N> {
         for (i, &dim) in dims.iter().enumerate().filter(|(_, dim)| **dim != 1) {
             let strides = std::array::from_fn(|n| inputs[n].strides[i]);
             match merged.last_mut() {
-                Some((size, above, step))
-                    if *step == out[i] * dim && (0..N).all(|n| above[n] == strides[n] * dim) =>
-                {
+                Some((size, above, step)) if *step == out[i] * dim && (0..N).all(|n| above[n] == strides[n] * dim) => {
                     (*size, *above, *step) = (*size * dim, strides, out[i]);
                 }
                 _ => merged.push((dim, strides, out[i])),
@@ -82,7 +80,10 @@ unsafe impl<T, U, const N: usize> Sync for Addresses<T, U, N> {}
 impl<T, U, const N: usize> Addresses<T, U, N> {
     /// Through a method, so that closures capture the whole and not the bare pointers.
     fn at(&self, offsets: [usize; N], out: usize) -> ([*const T; N], *mut U) {
-        (std::array::from_fn(|n| self.0[n].wrapping_add(offsets[n])), self.1.wrapping_add(out))
+        (
+            std::array::from_fn(|n| self.0[n].wrapping_add(offsets[n])),
+            self.1.wrapping_add(out),
+        )
     }
 }
 
@@ -125,7 +126,10 @@ pub(super) fn map2<T: Copy, U: Copy>(
     out: &View,
     f: impl Fn(T, T) -> U + Copy + Sync,
 ) {
-    let addresses = Addresses(inputs.map(|v| v.pointer::<T>(memory).cast_const()), out.pointer::<U>(memory));
+    let addresses = Addresses(
+        inputs.map(|v| v.pointer::<T>(memory).cast_const()),
+        out.pointer::<U>(memory),
+    );
     let [sx, sy] = nest.steps;
     nest.for_pieces(|offsets, out, len| {
         let ([x, y], z) = addresses.at(offsets, out);
@@ -154,7 +158,10 @@ pub(super) fn map2<T: Copy, U: Copy>(
 
 /// `z[i] = if mask[i] != 0 { x[i] } else { y[i] }`. `z` may be exactly `x` or `y`.
 pub(super) fn select<T: Copy>(memory: &Memory, nest: &Nest<3>, mask: &View, inputs: [&View; 2], out: &View) {
-    let addresses = Addresses(inputs.map(|v| v.pointer::<T>(memory).cast_const()), out.pointer::<T>(memory));
+    let addresses = Addresses(
+        inputs.map(|v| v.pointer::<T>(memory).cast_const()),
+        out.pointer::<T>(memory),
+    );
     let masks = Addresses([mask.pointer::<u8>(memory).cast_const()], std::ptr::null_mut::<u8>());
     let [sm, sx, sy] = nest.steps;
     nest.for_pieces(|[at, first, second], out, len| {

@@ -23,7 +23,11 @@ const MANY: usize = 4096;
 
 /// Offsets for buffers, such that two that are alive at the same step never overlap, and the arena's size.
 pub(super) fn place(lives: &[Life]) -> (Vec<usize>, usize) {
-    if lives.len() < MANY { by_size(lives) } else { by_time(lives) }
+    if lives.len() < MANY {
+        by_size(lives)
+    } else {
+        by_time(lives)
+    }
 }
 
 /// Greedy by size: the largest first, each at the lowest place that is free over its life.
@@ -207,7 +211,11 @@ mod tests {
             .chunks(3)
             .map(|n| {
                 let first = n[0] as usize % 100;
-                Life { bytes: 1 + n[1] as usize % 5000, first, last: first + n[2] as usize % 10 }
+                Life {
+                    bytes: 1 + n[1] as usize % 5000,
+                    first,
+                    last: first + n[2] as usize % 10,
+                }
             })
             .collect();
         for (name, (offsets, size)) in [("by size", by_size(&lives)), ("by time", by_time(&lives))] {

@@ -98,8 +98,10 @@ impl Executable for Program {
                     }
                 });
             }
-            let outputs: Pointers =
-                results.iter_mut().map(|r| r.as_mut().map_or(std::ptr::null_mut(), pointer_mut)).collect();
+            let outputs: Pointers = results
+                .iter_mut()
+                .map(|r| r.as_mut().map_or(std::ptr::null_mut(), pointer_mut))
+                .collect();
             let memory = self.memory(arena, &inputs, &outputs);
             self.steps.iter().try_for_each(|step| step(&memory))
         })?;
@@ -126,7 +128,9 @@ impl Program {
             Place::Output(i) => outputs[i],
             Place::Constant(i) => std::ptr::from_ref(&self.constants[i]).cast_mut().cast(),
         };
-        Memory { pointers: self.places.iter().map(address).collect() }
+        Memory {
+            pointers: self.places.iter().map(address).collect(),
+        }
     }
 }
 
@@ -174,7 +178,10 @@ fn bind_tensor(tensor: Tensor, meta: &Meta, written: bool) -> Result<Bound> {
         false => tensor.contiguous().context(|| "contiguous input".into())?,
     };
     if !matches!(tensor.device(), Device::Cpu) || tensor.shape() != &meta.shape || tensor.dtype() != meta.dtype {
-        return Err(Error::shape("Input", format!("a plan for {meta} got a {:?} {:?}", tensor.dtype(), tensor.dims())));
+        return Err(Error::shape(
+            "Input",
+            format!("a plan for {meta} got a {:?} {:?}", tensor.dtype(), tensor.dims()),
+        ));
     }
     if !written {
         return Ok(Bound::Tensor(tensor));
@@ -191,14 +198,38 @@ fn bind_tensor(tensor: Tensor, meta: &Meta, written: bool) -> Result<Bound> {
 macro_rules! with_type {
     ($dtype:expr, $t:ident => $body:expr) => {
         match $dtype {
-            candle_core::DType::F32 => { type $t = f32; $body }
-            candle_core::DType::F64 => { type $t = f64; $body }
-            candle_core::DType::F16 => { type $t = half::f16; $body }
-            candle_core::DType::BF16 => { type $t = half::bf16; $body }
-            candle_core::DType::U8 => { type $t = u8; $body }
-            candle_core::DType::U32 => { type $t = u32; $body }
-            candle_core::DType::I64 => { type $t = i64; $body }
-            other => Err($crate::error::Error::shape("plan", format!("dtype {other:?} on the host"))),
+            candle_core::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            candle_core::DType::F16 => {
+                type $t = half::f16;
+                $body
+            }
+            candle_core::DType::BF16 => {
+                type $t = half::bf16;
+                $body
+            }
+            candle_core::DType::U8 => {
+                type $t = u8;
+                $body
+            }
+            candle_core::DType::U32 => {
+                type $t = u32;
+                $body
+            }
+            candle_core::DType::I64 => {
+                type $t = i64;
+                $body
+            }
+            other => Err($crate::error::Error::shape(
+                "plan",
+                format!("dtype {other:?} on the host"),
+            )),
         }
     };
 }
@@ -207,11 +238,26 @@ macro_rules! with_type {
 macro_rules! with_float {
     ($dtype:expr, $t:ident => $body:expr) => {
         match $dtype {
-            candle_core::DType::F32 => { type $t = f32; $body }
-            candle_core::DType::F64 => { type $t = f64; $body }
-            candle_core::DType::F16 => { type $t = half::f16; $body }
-            candle_core::DType::BF16 => { type $t = half::bf16; $body }
-            other => Err($crate::error::Error::shape("plan", format!("dtype {other:?} is not a float"))),
+            candle_core::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            candle_core::DType::F16 => {
+                type $t = half::f16;
+                $body
+            }
+            candle_core::DType::BF16 => {
+                type $t = half::bf16;
+                $body
+            }
+            other => Err($crate::error::Error::shape(
+                "plan",
+                format!("dtype {other:?} is not a float"),
+            )),
         }
     };
 }

@@ -176,7 +176,10 @@ fn float2<T: Float>(builder: &mut Builder<'_>, node: &GraphNode, views: [&View; 
         O::Sub => acc2!(T, builder, views, out, |a, b| a - b),
         O::Mul => acc2!(T, builder, views, out, |a, b| a * b),
         O::Div => acc2!(T, builder, views, out, |a, b| a / b),
-        O::Pow => acc2!(T, builder, views, out, |a, b| T::Acc::of(libm::pow(a.widen(), b.widen()))),
+        O::Pow => acc2!(T, builder, views, out, |a, b| T::Acc::of(libm::pow(
+            a.widen(),
+            b.widen()
+        ))),
         O::Maximum => acc2!(T, builder, views, out, |a, b| if a < b { b } else { a }),
         O::Minimum => acc2!(T, builder, views, out, |a, b| if b < a { b } else { a }),
         other => return Err(Error::shape(other.name(), "is not elementwise of two floats")),

@@ -4,9 +4,9 @@ use candle_core::DType;
 use half::{bf16, f16};
 use smallvec::{SmallVec, smallvec};
 
+use super::boxes::{block_around, box_start, read_box, write_box};
 use super::build::Builder;
 use super::elementwise::{self, Nest};
-use super::boxes::{block_around, box_start, read_box, write_box};
 use super::kernels::index::{IndexShape, gather, index_add, index_select, scatter_add};
 use super::kernels::matmul::{MatView, MatmulShape, matmul};
 use super::kernels::reduce::{self, ReduceShape};
@@ -34,7 +34,9 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
                 Some(view) => one(view),
                 None => {
                     let whole = builder.contiguous(input(0))?;
-                    whole.reshaped(shape.dims()).map_or(Err(Error::shape("Reshape", "strides")), one)
+                    whole
+                        .reshaped(shape.dims())
+                        .map_or(Err(Error::shape("Reshape", "strides")), one)
                 }
             }
         }
@@ -114,7 +116,11 @@ fn element_bytes(value: f64, dtype: DType) -> Result<[u8; 8]> {
 /// A kernel's complaint about data as the engine's.
 pub(super) fn index_error(operation: &'static str, error: KernelError) -> Error {
     match error {
-        KernelError::Target { target, vocab, .. } => Error::Index { operation, index: target, size: vocab },
+        KernelError::Target { target, vocab, .. } => Error::Index {
+            operation,
+            index: target,
+            size: vocab,
+        },
         KernelError::Index { index, size, .. } => Error::Index { operation, index, size },
     }
 }
@@ -151,7 +157,11 @@ fn iota(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views
         Ok(())
     })?;
     let strides = (0..meta.shape.dims().len()).map(|d| usize::from(d == dim)).collect();
-    Ok(smallvec![View { dims: meta.shape.dims().to_vec(), strides, ..counted }])
+    Ok(smallvec![View {
+        dims: meta.shape.dims().to_vec(),
+        strides,
+        ..counted
+    }])
 }
 
 fn random_numbers(builder: &mut Builder<'_>, node: &GraphNode, distribution: Distribution) -> Result<Views> {
@@ -205,7 +215,14 @@ fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: 
         let moved = builder.view(node.inputs[0]).permuted(&order);
         let reduced: usize = over.iter().map(|&d| dims[d]).product();
         let outer = dims.iter().product::<usize>() / reduced.max(1);
-        (builder.copy_of(&moved)?, ReduceShape { outer, n: reduced, inner: 1 })
+        (
+            builder.copy_of(&moved)?,
+            ReduceShape {
+                outer,
+                n: reduced,
+                inner: 1,
+            },
+        )
     };
     let out = builder.output(node, 0);
     let (from, to) = (x.clone(), out.clone());
@@ -269,7 +286,13 @@ fn copy_into(builder: &mut Builder<'_>, x: &View, place: &View) -> Result<()> {
 
 macro_rules! with_index {
     ($dtype:expr, $i:ident => $body:expr) => {
-        if $dtype == DType::U32 { type $i = u32; $body } else { type $i = i64; $body }
+        if $dtype == DType::U32 {
+            type $i = u32;
+            $body
+        } else {
+            type $i = i64;
+            $body
+        }
     };
 }
 
@@ -278,7 +301,12 @@ fn pick(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views
     let (x, indices) = (inputs[0].clone(), inputs[1].clone());
     let out = builder.output(node, 0);
     let block = block_around(&x.dims, dim);
-    let shape = IndexShape { outer: block.outer, n: block.size, m: out.dims[dim], inner: block.inner };
+    let shape = IndexShape {
+        outer: block.outer,
+        n: block.size,
+        m: out.dims[dim],
+        inner: block.inner,
+    };
     let whole = matches!(node.operation, Operation::IndexSelect { .. });
     let (name, reads, to) = (node.operation.name(), inputs, out.clone());
     with_type!(x.dtype, T => with_index!(indices.dtype, I => {
@@ -298,7 +326,12 @@ fn pick_add(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<V
     let out = builder.writable(node.inputs[0])?;
     let (indices, updates) = (builder.contiguous(node.inputs[1])?, builder.contiguous(node.inputs[2])?);
     let block = block_around(&out.dims, dim);
-    let shape = IndexShape { outer: block.outer, n: block.size, m: updates.dims[dim], inner: block.inner };
+    let shape = IndexShape {
+        outer: block.outer,
+        n: block.size,
+        m: updates.dims[dim],
+        inner: block.inner,
+    };
     let whole = matches!(node.operation, Operation::IndexAdd { .. });
     let (name, reads, to) = (node.operation.name(), (indices.clone(), updates.clone()), out.clone());
     with_type!(out.dtype, T => with_index!(indices.dtype, I => {
@@ -394,17 +427,29 @@ pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2],
 /// The last two dimensions of a view as a kernel's operand.
 pub(super) fn matrix<'a, T>(view: &View, data: &'a [T], offsets: &'a [usize]) -> MatView<'a, T> {
     let rank = view.dims.len();
-    MatView { data, offsets, row_stride: view.strides[rank - 2], col_stride: view.strides[rank - 1] }
+    MatView {
+        data,
+        offsets,
+        row_stride: view.strides[rank - 2],
+        col_stride: view.strides[rank - 1],
+    }
 }
 
 /// Where each matrix of a broadcast batch starts.
 fn batch_offsets(view: &View, batch: &[usize]) -> Vec<usize> {
     let own = view.dims.len() - 2;
-    let leading = View { dims: view.dims[..own].to_vec(), strides: view.strides[..own].to_vec(), ..view.clone() };
+    let leading = View {
+        dims: view.dims[..own].to_vec(),
+        strides: view.strides[..own].to_vec(),
+        ..view.clone()
+    };
     let strides = leading.broadcast(batch).strides;
     let mut offsets = vec![0];
     for (&size, &stride) in batch.iter().zip(&strides) {
-        offsets = offsets.iter().flat_map(|&at| (0..size).map(move |i| at + i * stride)).collect();
+        offsets = offsets
+            .iter()
+            .flat_map(|&at| (0..size).map(move |i| at + i * stride))
+            .collect();
     }
     offsets
 }

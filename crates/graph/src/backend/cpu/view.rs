@@ -29,7 +29,13 @@ pub(super) fn row_major(dims: &[usize]) -> Vec<usize> {
 
 impl View {
     pub fn contiguous(buffer: BufferId, dims: &[usize], dtype: DType) -> Self {
-        Self { buffer, offset: 0, dims: dims.to_vec(), strides: row_major(dims), dtype }
+        Self {
+            buffer,
+            offset: 0,
+            dims: dims.to_vec(),
+            strides: row_major(dims),
+            dtype,
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -43,8 +49,16 @@ impl View {
 
     /// The same elements under another shape, where strides can say so.
     pub fn reshaped(&self, dims: &[usize]) -> Option<Self> {
-        let strides = if self.is_contiguous() { row_major(dims) } else { self.reshaped_strides(dims)? };
-        Some(Self { dims: dims.to_vec(), strides, ..self.clone() })
+        let strides = if self.is_contiguous() {
+            row_major(dims)
+        } else {
+            self.reshaped_strides(dims)?
+        };
+        Some(Self {
+            dims: dims.to_vec(),
+            strides,
+            ..self.clone()
+        })
     }
 
     /// Only ones added or removed: the other dimensions keep their strides.
@@ -67,18 +81,41 @@ impl View {
 
     pub fn permuted(&self, order: &[usize]) -> Self {
         let pick = |list: &[usize]| order.iter().map(|&i| list[i]).collect();
-        Self { dims: pick(&self.dims), strides: pick(&self.strides), ..self.clone() }
+        Self {
+            dims: pick(&self.dims),
+            strides: pick(&self.strides),
+            ..self.clone()
+        }
     }
 
     pub fn broadcast(&self, dims: &[usize]) -> Self {
         let added = dims.len() - self.dims.len();
-        let stride = |i: usize| if i < added || self.dims[i - added] != dims[i] { 0 } else { self.strides[i - added] };
-        Self { dims: dims.to_vec(), strides: (0..dims.len()).map(stride).collect(), ..self.clone() }
+        let stride = |i: usize| {
+            if i < added || self.dims[i - added] != dims[i] {
+                0
+            } else {
+                self.strides[i - added]
+            }
+        };
+        Self {
+            dims: dims.to_vec(),
+            strides: (0..dims.len()).map(stride).collect(),
+            ..self.clone()
+        }
     }
 
     pub fn sliced(&self, start: &[usize], end: &[usize]) -> Self {
-        let offset = self.offset + start.iter().zip(&self.strides).map(|(s, stride)| s * stride).sum::<usize>();
-        Self { offset, dims: start.iter().zip(end).map(|(s, e)| e - s).collect(), ..self.clone() }
+        let offset = self.offset
+            + start
+                .iter()
+                .zip(&self.strides)
+                .map(|(s, stride)| s * stride)
+                .sum::<usize>();
+        Self {
+            offset,
+            dims: start.iter().zip(end).map(|(s, e)| e - s).collect(),
+            ..self.clone()
+        }
     }
 
     /// Address of the first element.
@@ -112,7 +149,12 @@ impl View {
     /// # Safety
     /// `T` is the dtype's type; nobody writes the buffer while the slice lives.
     pub unsafe fn span<'a, T>(&self, memory: &'a Memory) -> &'a [T] {
-        let reach: usize = self.dims.iter().zip(&self.strides).map(|(d, s)| d.saturating_sub(1) * s).sum();
+        let reach: usize = self
+            .dims
+            .iter()
+            .zip(&self.strides)
+            .map(|(d, s)| d.saturating_sub(1) * s)
+            .sum();
         let len = if self.len() == 0 { 0 } else { reach + 1 };
         // SAFETY: the last element of the view is inside the buffer.
         unsafe { std::slice::from_raw_parts(self.pointer::<T>(memory), len) }

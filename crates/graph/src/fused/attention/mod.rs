@@ -46,18 +46,20 @@ pub fn fallback(
     let nothing = sum.equal(&sum.scalar_like(0.0)?)?;
     let divisor = nothing.where_cond(&sum.scalar_like(1.0)?, &sum)?;
     let out = powers.matmul(&v)?.div(&divisor)?;
-    let out = out.reshape(&[batch, heads, seq, width])?.permute(&[0, 2, 1, 3])?.cast(q.dtype())?;
-    let lse = sum.log()?.add(&top)?.reshape(&[batch, heads, seq])?.permute(&[0, 2, 1])?;
+    let out = out
+        .reshape(&[batch, heads, seq, width])?
+        .permute(&[0, 2, 1, 3])?
+        .cast(q.dtype())?;
+    let lse = sum
+        .log()?
+        .add(&top)?
+        .reshape(&[batch, heads, seq])?
+        .permute(&[0, 2, 1])?;
     Ok(vec![out, lse])
 }
 
 /// The mask of visible keys, broadcasting to `(batch, kv_heads, group, seq, keys)`; none when every key is visible.
-fn visible(
-    q: &LazyTensor,
-    keys: usize,
-    rest: &[LazyTensor],
-    options: &AttentionOptions,
-) -> Result<Option<LazyTensor>> {
+fn visible(q: &LazyTensor, keys: usize, rest: &[LazyTensor], options: &AttentionOptions) -> Result<Option<LazyTensor>> {
     let (batch, seq) = (q.dims()[0], q.dims()[1]);
     let mut rest = rest.iter();
     let offset = options.offset.then(|| rest.next()).flatten();

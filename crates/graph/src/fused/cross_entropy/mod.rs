@@ -28,7 +28,9 @@ pub fn fallback(
     if options.label_smoothing > 0.0 {
         let spread = lse.sub(&logits.mean_keepdim(&[1])?)?;
         let share = f64::from(options.label_smoothing);
-        loss = loss.mul(&loss.scalar_like(1.0 - share)?)?.add(&spread.mul(&spread.scalar_like(share)?)?)?;
+        loss = loss
+            .mul(&loss.scalar_like(1.0 - share)?)?
+            .add(&spread.mul(&spread.scalar_like(share)?)?)?;
     }
     let zero = loss.scalar_like(0.0)?;
     let kept = |x: &LazyTensor| ignored.where_cond(&zero, &x.reshape(&[rows])?);

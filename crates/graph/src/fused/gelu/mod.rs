@@ -16,7 +16,9 @@ pub fn fallback(x: &LazyTensor, approximate: Approximate) -> Result<LazyTensor> 
         Approximate::Tanh => {
             let cube = wide.mul(&wide)?.mul(&wide)?;
             let inner = wide.add(&cube.mul(&cube.scalar_like(0.044_715)?)?)?;
-            inner.mul(&inner.scalar_like((2.0 / std::f64::consts::PI).sqrt())?)?.tanh()?
+            inner
+                .mul(&inner.scalar_like((2.0 / std::f64::consts::PI).sqrt())?)?
+                .tanh()?
         }
     };
     wide.mul_scalar(0.5)?.mul(&gate.add_scalar(1.0)?)?.cast(x.dtype())

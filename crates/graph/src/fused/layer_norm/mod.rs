@@ -15,7 +15,10 @@ pub fn fallback(x: &LazyTensor, affine: &[LazyTensor], eps: f32) -> Result<LazyT
     let variance = centred.mul(&centred)?.mean_keepdim(&[last])?;
     let normed = centred.mul(&variance.add_scalar(eps)?.rsqrt()?)?;
     match affine {
-        [weight, bias] => normed.mul(&accumulate(weight)?)?.add(&accumulate(bias)?)?.cast(x.dtype()),
+        [weight, bias] => normed
+            .mul(&accumulate(weight)?)?
+            .add(&accumulate(bias)?)?
+            .cast(x.dtype()),
         _ => normed.cast(x.dtype()),
     }
 }

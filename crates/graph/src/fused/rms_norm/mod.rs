@@ -11,7 +11,11 @@ use crate::lazy_tensor::LazyTensor;
 /// When `x` is a scalar.
 pub fn fallback(x: &LazyTensor, weight: Option<&LazyTensor>, eps: f32) -> Result<LazyTensor> {
     let wide = accumulate(x)?;
-    let scale = wide.mul(&wide)?.mean_keepdim(&[x.rank() - 1])?.add_scalar(eps)?.rsqrt()?;
+    let scale = wide
+        .mul(&wide)?
+        .mean_keepdim(&[x.rank() - 1])?
+        .add_scalar(eps)?
+        .rsqrt()?;
     let normed = wide.mul(&scale)?;
     match weight {
         Some(weight) => normed.mul(&accumulate(weight)?)?.cast(x.dtype()),

@@ -17,7 +17,10 @@ pub fn fallback(x: &LazyTensor, cos: &LazyTensor, sin: &LazyTensor, interleaved:
     // (first channel of each pair, second channel of each pair), both (batch, seq, heads, r)
     let (first, second) = if interleaved {
         let pairs = turned.reshape(&[&by_pair[..], &[2]].concat())?;
-        (pairs.slice(4, 0, 1)?.reshape(&by_pair)?, pairs.slice(4, 1, 2)?.reshape(&by_pair)?)
+        (
+            pairs.slice(4, 0, 1)?.reshape(&by_pair)?,
+            pairs.slice(4, 1, 2)?.reshape(&by_pair)?,
+        )
     } else {
         (turned.slice(3, 0, half)?, turned.slice(3, half, 2 * half)?)
     };

@@ -38,15 +38,9 @@ fn open_sharded(weight_map: &str) -> Result<Checkpoint> {
 fn shards_are_one_checkpoint() {
     let folder = sharded(r#"{"a":"one.safetensors","b":"two.safetensors"}"#);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    assert!(
-        checkpoint.names().eq(["a", "b"]) && checkpoint.contains("b") && !checkpoint.contains("c")
-    );
+    assert!(checkpoint.names().eq(["a", "b"]) && checkpoint.contains("b") && !checkpoint.contains("c"));
     assert_eq!(
-        checkpoint
-            .load("b", &Device::Cpu)
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap(),
+        checkpoint.load("b", &Device::Cpu).unwrap().to_vec1::<f32>().unwrap(),
         [2.]
     );
     assert_eq!(
@@ -57,10 +51,7 @@ fn shards_are_one_checkpoint() {
             .unwrap(),
         [1.]
     );
-    assert!(matches!(
-        checkpoint.info("c"),
-        Err(FileError::NoSuchTensor { .. })
-    ));
+    assert!(matches!(checkpoint.info("c"), Err(FileError::NoSuchTensor { .. })));
 }
 
 #[test]

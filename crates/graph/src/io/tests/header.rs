@@ -105,10 +105,7 @@ fn header_longer_than_the_file() {
     for length in [3_u64, 1 << 40, u64::MAX] {
         let (_folder, path) = raw(&[&length.to_le_bytes()[..], b"{}"].concat());
         assert!(
-            matches!(
-                SafetensorsFile::open(path),
-                Err(FileError::HeaderBeyondFile { .. })
-            ),
+            matches!(SafetensorsFile::open(path), Err(FileError::HeaderBeyondFile { .. })),
             "{length}"
         );
     }
@@ -148,10 +145,7 @@ fn nested_json_does_not_overflow_the_stack() {
 fn too_much_metadata() {
     let entries: Vec<String> = (0..70_000).map(|i| format!(r#""{i}":"""#)).collect();
     let header = format!(r#"{{"__metadata__":{{{}}}}}"#, entries.join(","));
-    assert!(matches!(
-        fault(&header, 0),
-        FileError::TooMany { limit: 65_536, .. }
-    ));
+    assert!(matches!(fault(&header, 0), FileError::TooMany { limit: 65_536, .. }));
 }
 
 #[test]
@@ -170,10 +164,7 @@ fn a_folder_is_not_a_file() {
 
 #[test]
 fn a_file_cut_after_opening_is_an_error_on_loading() {
-    let (_folder, path) = file(
-        r#"{"w":{"dtype":"F32","shape":[1024],"data_offsets":[0,4096]}}"#,
-        4096,
-    );
+    let (_folder, path) = file(r#"{"w":{"dtype":"F32","shape":[1024],"data_offsets":[0,4096]}}"#, 4096);
     let open = SafetensorsFile::open(&path).unwrap();
     fs::OpenOptions::new()
         .write(true)
@@ -181,18 +172,12 @@ fn a_file_cut_after_opening_is_an_error_on_loading() {
         .unwrap()
         .set_len(200)
         .unwrap();
-    assert!(matches!(
-        open.load("w", &Device::Cpu),
-        Err(FileError::Io { .. })
-    ));
+    assert!(matches!(open.load("w", &Device::Cpu), Err(FileError::Io { .. })));
 }
 
 #[test]
 fn known_but_unsupported_dtypes_open_and_do_not_load() {
-    let (_folder, path) = file(
-        r#"{"w":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#,
-        4,
-    );
+    let (_folder, path) = file(r#"{"w":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#, 4);
     let open = SafetensorsFile::open(&path).unwrap();
     let fault = open.load("w", &Device::Cpu).unwrap_err();
     assert!(
@@ -207,10 +192,7 @@ fn known_but_unsupported_dtypes_open_and_do_not_load() {
 
 #[test]
 fn integers_do_not_convert() {
-    let (_folder, path) = file(
-        r#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#,
-        1,
-    );
+    let (_folder, path) = file(r#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, 1);
     let open = SafetensorsFile::open(&path).unwrap();
     let result = open.load_as("w", DType::F32, &Device::Cpu);
     assert!(matches!(

@@ -11,12 +11,7 @@ use tempfile::TempDir;
 
 /// A file with this header and this many data bytes.
 fn file(header: &str, data: usize) -> (TempDir, PathBuf) {
-    raw(&[
-        &(header.len() as u64).to_le_bytes(),
-        header.as_bytes(),
-        &vec![7; data],
-    ]
-    .concat())
+    raw(&[&(header.len() as u64).to_le_bytes(), header.as_bytes(), &vec![7; data]].concat())
 }
 
 /// A file with these bytes, in a folder of its own.

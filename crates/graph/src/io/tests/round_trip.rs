@@ -27,32 +27,12 @@ fn writing_refuses_reserved_and_repeated_names_and_keeps_the_old_file() {
 fn saving_over_the_file_that_is_loaded() {
     let (_folder, path) = raw(b"");
     let none = BTreeMap::new();
-    write(
-        &path,
-        &[("a", Tensor::new(&[1f32, 2.], &Device::Cpu).unwrap())],
-        &none,
-    )
-    .unwrap();
+    write(&path, &[("a", Tensor::new(&[1f32, 2.], &Device::Cpu).unwrap())], &none).unwrap();
     let open = SafetensorsFile::open(&path).unwrap();
-    write(
-        &path,
-        &[("a", Tensor::new(&[3f32], &Device::Cpu).unwrap())],
-        &none,
-    )
-    .unwrap();
-    let before = open
-        .load("a", &Device::Cpu)
-        .unwrap()
-        .to_vec1::<f32>()
-        .unwrap();
-    let after = SafetensorsFile::open(&path)
-        .unwrap()
-        .load("a", &Device::Cpu)
-        .unwrap();
-    assert_eq!(
-        (before, after.to_vec1::<f32>().unwrap()),
-        (vec![1., 2.], vec![3.])
-    );
+    write(&path, &[("a", Tensor::new(&[3f32], &Device::Cpu).unwrap())], &none).unwrap();
+    let before = open.load("a", &Device::Cpu).unwrap().to_vec1::<f32>().unwrap();
+    let after = SafetensorsFile::open(&path).unwrap().load("a", &Device::Cpu).unwrap();
+    assert_eq!((before, after.to_vec1::<f32>().unwrap()), (vec![1., 2.], vec![3.]));
 }
 
 /// The reference implementation writes the same bytes and reads ours.
@@ -61,10 +41,7 @@ fn bytes_equal_the_reference_writer() {
     use safetensors::tensor::{Dtype, TensorView};
     let dev = &Device::Cpu;
     let ours = [
-        (
-            "b.weight",
-            Tensor::new(&[[1.5f32, -2.], [0.25, 4.]], dev).unwrap(),
-        ),
+        ("b.weight", Tensor::new(&[[1.5f32, -2.], [0.25, 4.]], dev).unwrap()),
         ("ids \"quoted\" \u{e9}", Tensor::new(&[7i64], dev).unwrap()),
         ("a", Tensor::new(&[1u8, 2, 3], dev).unwrap()),
         ("half", Tensor::new(&[f16::ONE], dev).unwrap()),
@@ -72,27 +49,15 @@ fn bytes_equal_the_reference_writer() {
     let (_folder, path) = raw(b"");
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     write(&path, &ours, &metadata).unwrap();
-    let floats: Vec<u8> = [1.5f32, -2., 0.25, 4.]
-        .iter()
-        .flat_map(|v| v.to_le_bytes())
-        .collect();
+    let floats: Vec<u8> = [1.5f32, -2., 0.25, 4.].iter().flat_map(|v| v.to_le_bytes()).collect();
     let views = [
-        (
-            "b.weight",
-            TensorView::new(Dtype::F32, vec![2, 2], &floats).unwrap(),
-        ),
+        ("b.weight", TensorView::new(Dtype::F32, vec![2, 2], &floats).unwrap()),
         (
             ours[1].0,
             TensorView::new(Dtype::I64, vec![1], &[7, 0, 0, 0, 0, 0, 0, 0]).unwrap(),
         ),
-        (
-            "a",
-            TensorView::new(Dtype::U8, vec![3], &[1, 2, 3]).unwrap(),
-        ),
-        (
-            "half",
-            TensorView::new(Dtype::F16, vec![1], &[0, 0x3c]).unwrap(),
-        ),
+        ("a", TensorView::new(Dtype::U8, vec![3], &[1, 2, 3]).unwrap()),
+        ("half", TensorView::new(Dtype::F16, vec![1], &[0, 0x3c]).unwrap()),
     ];
     let reference = safetensors::serialize(views, Some(metadata.into_iter().collect())).unwrap();
     assert_eq!(fs::read(&path).unwrap(), reference);
@@ -100,12 +65,7 @@ fn bytes_equal_the_reference_writer() {
 
 fn tensor_of(kind: usize, numbers: &[i16], shape: &[usize]) -> Tensor {
     fn make<T: candle_core::WithDType>(n: &[i16], shape: &[usize], f: impl Fn(i16) -> T) -> Tensor {
-        Tensor::from_vec(
-            n.iter().map(|&v| f(v)).collect::<Vec<T>>(),
-            shape,
-            &Device::Cpu,
-        )
-        .unwrap()
+        Tensor::from_vec(n.iter().map(|&v| f(v)).collect::<Vec<T>>(), shape, &Device::Cpu).unwrap()
     }
     match kind {
         0 => make(numbers, shape, |v| f32::from(v) / 3.),
@@ -139,30 +99,10 @@ fn bits(tensor: &Tensor) -> Vec<u64> {
             .iter()
             .map(|v| v.to_bits().into())
             .collect(),
-        DType::I64 => flat
-            .to_vec1::<i64>()
-            .unwrap()
-            .iter()
-            .map(|&v| v as u64)
-            .collect(),
-        DType::U32 => flat
-            .to_vec1::<u32>()
-            .unwrap()
-            .iter()
-            .map(|&v| v.into())
-            .collect(),
-        DType::U8 => flat
-            .to_vec1::<u8>()
-            .unwrap()
-            .iter()
-            .map(|&v| v.into())
-            .collect(),
-        _ => flat
-            .to_vec1::<f64>()
-            .unwrap()
-            .iter()
-            .map(|v| v.to_bits())
-            .collect(),
+        DType::I64 => flat.to_vec1::<i64>().unwrap().iter().map(|&v| v as u64).collect(),
+        DType::U32 => flat.to_vec1::<u32>().unwrap().iter().map(|&v| v.into()).collect(),
+        DType::U8 => flat.to_vec1::<u8>().unwrap().iter().map(|&v| v.into()).collect(),
+        _ => flat.to_vec1::<f64>().unwrap().iter().map(|v| v.to_bits()).collect(),
     }
 }
 
@@ -172,11 +112,7 @@ fn tensors() -> impl Strategy<Value = BTreeMap<String, Tensor>> {
         let count = shape.iter().product::<usize>();
         prop::collection::vec(any::<i16>(), count).prop_map(move |n| {
             let tensor = tensor_of(kind, &n, &shape);
-            if shape.len() == 2 {
-                tensor.t().unwrap()
-            } else {
-                tensor
-            }
+            if shape.len() == 2 { tensor.t().unwrap() } else { tensor }
         })
     });
     prop::collection::btree_map("[a-z.\"\\\\\u{e9} ]{1,8}", one, 0..6)

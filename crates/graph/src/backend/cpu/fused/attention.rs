@@ -27,7 +27,11 @@ impl Operands {
         let mut heads = |i: usize| {
             let view = builder.view(inputs[i]).clone();
             // Channels must lie one after the other; anything else may be strided.
-            if view.strides[3] == 1 || view.dims[3] == 1 { Ok(view) } else { builder.contiguous(inputs[i]) }
+            if view.strides[3] == 1 || view.dims[3] == 1 {
+                Ok(view)
+            } else {
+                builder.contiguous(inputs[i])
+            }
         };
         let (q, k, v) = (heads(0)?, heads(1)?, heads(2)?);
         let mut rest = inputs[3..].iter();
@@ -36,7 +40,11 @@ impl Operands {
             _ => Ok(None),
         };
         let offset = if options.offset { next(true)? } else { None };
-        let segments = if options.segments { next(true)?.zip(next(true)?) } else { None };
+        let segments = if options.segments {
+            next(true)?.zip(next(true)?)
+        } else {
+            None
+        };
         let shape = AttentionShape {
             batch: q.dims[0],
             queries: q.dims[1],
@@ -45,7 +53,15 @@ impl Operands {
             kv_heads: k.dims[2],
             dim: q.dims[3],
         };
-        Ok(Self { shape, q, k, v, offset, segments, options })
+        Ok(Self {
+            shape,
+            q,
+            k,
+            v,
+            offset,
+            segments,
+            options,
+        })
     }
 
     fn views(&self) -> Vec<View> {
@@ -59,16 +75,31 @@ impl Operands {
     /// Nobody writes the segments while the mask lives.
     unsafe fn mask<'a>(&self, memory: &'a Memory) -> Result<Mask<'a>> {
         // SAFETY: one element, read only.
-        let offset = self.offset.as_ref().map_or(0, |view| unsafe { view.slice::<u32>(memory) }[0] as usize);
+        let offset = self
+            .offset
+            .as_ref()
+            .map_or(0, |view| unsafe { view.slice::<u32>(memory) }[0] as usize);
         let keys = self.shape.keys;
         let end = offset + self.shape.queries;
         if self.options.offset && end > keys {
-            return Err(Error::shape("Attention", format!("queries {offset}..{end} do not fit {keys} keys")));
+            return Err(Error::shape(
+                "Attention",
+                format!("queries {offset}..{end} do not fit {keys} keys"),
+            ));
         }
         // SAFETY: the caller's promise.
-        let segments = self.segments.as_ref().map(|(q, k)| unsafe { (q.slice(memory), k.slice(memory)) });
+        let segments = self
+            .segments
+            .as_ref()
+            .map(|(q, k)| unsafe { (q.slice(memory), k.slice(memory)) });
         let AttentionOptions { causal, window, .. } = self.options;
-        Ok(Mask { causal, window, offset, kv_len: keys, segments })
+        Ok(Mask {
+            causal,
+            window,
+            offset,
+            kv_len: keys,
+            segments,
+        })
     }
 
     fn scale<T: Float>(&self) -> T::Acc {
@@ -81,7 +112,12 @@ impl Operands {
 unsafe fn heads_view<'a, T>(view: &View, memory: &'a Memory) -> HeadsView<'a, T> {
     // SAFETY: the caller's promise.
     let data = unsafe { view.span::<T>(memory) };
-    HeadsView { data, batch_stride: view.strides[0], seq_stride: view.strides[1], head_stride: view.strides[2] }
+    HeadsView {
+        data,
+        batch_stride: view.strides[0],
+        seq_stride: view.strides[1],
+        head_stride: view.strides[2],
+    }
 }
 
 pub(super) fn forward(builder: &mut Builder<'_>, node: &GraphNode, options: AttentionOptions) -> Result<Views> {
@@ -111,7 +147,10 @@ pub(super) fn backward(
 ) -> Result<Views> {
     let count = node.inputs.len() - 4;
     let operands = Operands::new(builder, &node.inputs[..count], options)?;
-    let rest = node.inputs[count..].iter().map(|&input| builder.contiguous(input)).collect::<Result<Vec<_>>>()?;
+    let rest = node.inputs[count..]
+        .iter()
+        .map(|&input| builder.contiguous(input))
+        .collect::<Result<Vec<_>>>()?;
     let with_g_lse = !is_zero(builder.graph, node.inputs[count + 3]);
     let gradients = wanted_outputs::<3>(builder, node, wanted);
     let outputs = collect(&gradients);

@@ -14,7 +14,11 @@ use crate::error::Result;
 use crate::graph::{Approximate, GraphNode};
 
 fn shape_around(dims: &[usize], dim: usize) -> ReduceShape {
-    ReduceShape { outer: dims[..dim].iter().product(), n: dims[dim], inner: dims[dim + 1..].iter().product() }
+    ReduceShape {
+        outer: dims[..dim].iter().product(),
+        n: dims[dim],
+        inner: dims[dim + 1..].iter().product(),
+    }
 }
 
 pub(super) fn softmax_step(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
@@ -66,12 +70,7 @@ pub(super) fn layer_norm_step(builder: &mut Builder<'_>, node: &GraphNode, eps: 
     Ok(smallvec![out])
 }
 
-pub(super) fn layer_norm_vjp_step(
-    builder: &mut Builder<'_>,
-    node: &GraphNode,
-    wanted: u32,
-    eps: f64,
-) -> Result<Views> {
+pub(super) fn layer_norm_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, wanted: u32, eps: f64) -> Result<Views> {
     let inputs = builder.contiguous_inputs(node)?;
     let weighted = inputs.len() == 5;
     let gradients = wanted_outputs::<3>(builder, node, wanted);

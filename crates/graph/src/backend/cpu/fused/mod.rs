@@ -141,7 +141,15 @@ fn rope_step(builder: &mut Builder<'_>, node: &GraphNode, interleaved: bool) -> 
     let all: Vec<&View> = inputs.iter().collect();
     let out = builder.output_over(node, &all);
     let [batch, seq, heads, head_dim] = [0, 1, 2, 3].map(|i| out.dims[i]);
-    let shape = RopeShape { batch, seq, heads, head_dim, pairs: inputs[1].dims[2], interleaved, inverse: false };
+    let shape = RopeShape {
+        batch,
+        seq,
+        heads,
+        head_dim,
+        pairs: inputs[1].dims[2],
+        interleaved,
+        inverse: false,
+    };
     let (views, to) = (inputs.clone(), out.clone());
     with_float!(out.dtype, T => {
         builder.step(&all, &[&out], move |memory| {

@@ -17,8 +17,7 @@ use crate::graph::{AdamWOptions, CrossEntropyOptions, GraphNode};
 /// Nobody writes the inputs while the result lives.
 unsafe fn loss_inputs<'a, T>(views: &[View], memory: &'a Memory, options: CrossEntropyOptions) -> CrossEntropy<'a, T> {
     // SAFETY: the caller's promise.
-    let (hidden, weight, targets) =
-        unsafe { (views[0].slice(memory), views[1].slice(memory), views[2].slice(memory)) };
+    let (hidden, weight, targets) = unsafe { (views[0].slice(memory), views[1].slice(memory), views[2].slice(memory)) };
     CrossEntropy {
         hidden,
         weight,
