@@ -162,6 +162,7 @@ fn bind(sources: &[Source], arguments: Vec<LazyTensor>) -> Result<Bindings> {
 }
 
 /// The value of an evaluated tensor, moved out of its node where this is the last handle.
+#[allow(clippy::needless_pass_by_value)] // taking it is what makes it the last handle
 fn into_value(tensor: LazyTensor) -> Result<Value> {
     if Arc::strong_count(tensor.node()) > 1 || tensor.node().outputs.len() > 1 {
         return tensor.value();

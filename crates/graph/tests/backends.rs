@@ -1,4 +1,5 @@
 //! The CPU backend against the candle backend: every operation, all dtypes it takes, strided and broadcast inputs.
+#![allow(clippy::cloned_ref_to_slice_refs, clippy::items_after_statements)] // tables of cases read best so
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{

@@ -1,4 +1,5 @@
 //! Every differentiable operation against central differences in f64, once and twice.
+#![allow(clippy::cloned_ref_to_slice_refs)] // tables of cases read best so
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{

@@ -1,4 +1,4 @@
-//! Ten training steps loss for loss against PyTorch + PEFT, and the adapter they end with.
+//! Ten training steps loss for loss against `PyTorch` + PEFT, and the adapter they end with.
 #![cfg(feature = "graph")]
 
 use std::collections::BTreeMap;

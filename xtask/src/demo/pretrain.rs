@@ -140,7 +140,7 @@ fn initial(shapes: &[(String, Vec<usize>)], seed: u64) -> metal_candle::graph::R
             name if name.ends_with("norm.weight") => {
                 return LazyTensor::from_slice(&vec![1.0; count], shape, &Device::Cpu);
             }
-            name if name.ends_with(".bias") => 0.0,
+            name if name.ends_with("proj.bias") => 0.0,
             _ => 0.05,
         };
         let key = [seed as u32, (seed >> 32) as u32];

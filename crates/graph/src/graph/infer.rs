@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// [`Error::Arity`], [`Error::DType`] or [`Error::Shape`], each naming the operation.
+#[allow(clippy::too_many_lines)] // one table
 pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
     use Operation as O;
     check_inputs(operation, inputs)?;
@@ -233,6 +234,7 @@ pub fn accumulator(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
+#[allow(clippy::unnecessary_wraps)] // every arm of the table is a result
 fn one(dims: Vec<usize>, dtype: DType) -> Result<Outputs> {
     Ok(smallvec![Meta::new(dims, dtype)])
 }
@@ -303,7 +305,9 @@ fn reduced(name: &'static str, dims: &[usize], over: &[usize]) -> Result<Vec<usi
         ));
     }
     let mut shape = dims.to_vec();
-    over.iter().for_each(|&dim| shape[dim] = 1);
+    for &dim in over {
+        shape[dim] = 1;
+    }
     Ok(shape)
 }
 

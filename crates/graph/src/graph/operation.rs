@@ -354,6 +354,7 @@ impl PartialEq for Operation {
 
 impl Operation {
     /// Whether two operations of one kind have the same parameters; the left sides list every operation.
+    #[allow(clippy::too_many_lines)] // one table
     fn same_parameters(&self, other: &Self) -> bool {
         use Operation as O;
         match (self, other) {

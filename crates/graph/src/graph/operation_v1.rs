@@ -129,6 +129,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines)] // one table
     fn agree_with_the_inference() {
         use Operation as O;
         let (half, f64s, u8s, u32s, i64s) = (DType::BF16, DType::F64, DType::U8, DType::U32, DType::I64);

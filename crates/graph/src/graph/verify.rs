@@ -123,8 +123,7 @@ fn signature(operation: &Operation) -> Signature {
             optional: smallvec![Like(0), Like(0)],
             repeat: false,
         },
-        O::Rope { .. } => takes([Float, Like(0), Like(0)]),
-        O::LoRA { .. } => takes([Float, Like(0), Like(0)]),
+        O::Rope { .. } | O::LoRA { .. } => takes([Float, Like(0), Like(0)]),
         O::Attention(options) => {
             let mut required: Classes = smallvec![Float, Like(0), Like(0)];
             required.extend(options.offset.then_some(Exactly(DType::U32)));

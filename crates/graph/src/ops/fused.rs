@@ -87,7 +87,7 @@ impl LazyTensor {
         Self::record_one(Operation::GELU { approximate }, &[self])
     }
 
-    /// The low-rank term of LoRA: `(x a b) * scale` with `a (in, rank)` and `b (rank, out)`.
+    /// The low-rank term of `LoRA`: `(x a b) * scale` with `a (in, rank)` and `b (rank, out)`.
     ///
     /// # Errors
     /// When the shapes do not fit.

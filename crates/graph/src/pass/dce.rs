@@ -5,7 +5,9 @@ use crate::graph::{Graph, Operation, ValueRef};
 pub(super) fn run(graph: Graph) -> Graph {
     let Graph { nodes, outputs, device } = graph;
     let mut live = vec![false; nodes.len()];
-    outputs.iter().for_each(|o| live[o.node as usize] = true);
+    for output in &outputs {
+        live[output.node as usize] = true;
+    }
     for (index, node) in nodes.iter().enumerate().rev() {
         live[index] |= node.operation == Operation::Input;
         if live[index] {

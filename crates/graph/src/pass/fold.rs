@@ -76,11 +76,14 @@ impl Folded {
         let (meta, found) = (&node.outputs[0], &below.outputs[x.output as usize]);
         let from = |operation: Operation| Simplified::Operation(operation, below.inputs.clone());
         match (&node.operation, &below.operation) {
-            (Operation::StopGradient, _) => Simplified::Value(x),
-            (Operation::Reshape { .. } | Operation::Broadcast { .. } | Operation::Cast { .. }, _) if meta == found => {
-                Simplified::Value(x)
-            }
-            (Operation::MulScalar { value: 1.0 }, _) => Simplified::Value(x),
+            (Operation::StopGradient | Operation::MulScalar { value: 1.0 }, _) => Simplified::Value(x),
+            (
+                Operation::Reshape { .. }
+                | Operation::Broadcast { .. }
+                | Operation::Cast { .. }
+                | Operation::Slice { .. },
+                _,
+            ) if meta == found => Simplified::Value(x),
             (Operation::Neg, Operation::Neg) => Simplified::Value(below.inputs[0]),
             (Operation::Reshape { shape }, Operation::Reshape { .. }) => {
                 self.reshape_of(below.inputs[0], shape, meta, &from)
@@ -94,7 +97,6 @@ impl Folded {
                 }
             }
             (Operation::Permute { dims }, _) if dims.is_sorted() => Simplified::Value(x),
-            (Operation::Slice { .. }, _) if meta == found => Simplified::Value(x),
             (operation, Operation::Constant { value, .. }) if operation.is_view() => {
                 let constant = Operation::Constant {
                     value: *value,

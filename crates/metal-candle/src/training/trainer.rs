@@ -230,16 +230,17 @@ impl<'m> Trainer<'m> {
                 .config
                 .eval_steps
                 .is_some_and(|every| run.steps.is_multiple_of(every));
-            if !run.stopped_early && (due || run.steps == self.total_steps) {
-                if let Some((loss, supervised_tokens)) = self.evaluate()? {
-                    run.evaluation_loss = Some(loss);
-                    let event = Event::Evaluation {
-                        step: run.steps,
-                        loss,
-                        supervised_tokens,
-                    };
-                    run.stopped_early = observer(&event).is_break();
-                }
+            if !run.stopped_early
+                && (due || run.steps == self.total_steps)
+                && let Some((loss, supervised_tokens)) = self.evaluate()?
+            {
+                run.evaluation_loss = Some(loss);
+                let event = Event::Evaluation {
+                    step: run.steps,
+                    loss,
+                    supervised_tokens,
+                };
+                run.stopped_early = observer(&event).is_break();
             }
         }
         run.seconds = start.elapsed().as_secs_f64();

@@ -30,14 +30,13 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::Random { distribution, .. } => random_numbers(builder, node, *distribution),
         O::Reshape { shape } => {
             let reshaped = builder.view(input(0)).reshaped(shape.dims());
-            match reshaped {
-                Some(view) => one(view),
-                None => {
-                    let whole = builder.contiguous(input(0))?;
-                    whole
-                        .reshaped(shape.dims())
-                        .map_or(Err(Error::shape("Reshape", "strides")), one)
-                }
+            if let Some(view) = reshaped {
+                one(view)
+            } else {
+                let whole = builder.contiguous(input(0))?;
+                whole
+                    .reshaped(shape.dims())
+                    .map_or(Err(Error::shape("Reshape", "strides")), one)
             }
         }
         O::Permute { dims } => one(builder.view(input(0)).permuted(dims)),

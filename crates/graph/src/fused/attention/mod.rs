@@ -30,17 +30,14 @@ pub fn fallback(
     let (k, v) = (by_head(k)?.unsqueeze(2)?, by_head(v)?.unsqueeze(2)?);
     let scores = queries.matmul_t(&k)?.mul_scalar(options.scale)?;
 
-    let (powers, top) = match visible(q, keys, rest, options)? {
-        Some(mask) => {
-            let scores = mask.where_cond(&scores, &scores.scalar_like(-1e30)?)?;
-            let top = scores.max_keepdim(&[4])?.stop_gradient()?;
-            let powers = scores.sub(&top)?.exp()?;
-            (mask.where_cond(&powers, &powers.scalar_like(0.0)?)?, top)
-        }
-        None => {
-            let top = scores.max_keepdim(&[4])?.stop_gradient()?;
-            (scores.sub(&top)?.exp()?, top)
-        }
+    let (powers, top) = if let Some(mask) = visible(q, keys, rest, options)? {
+        let scores = mask.where_cond(&scores, &scores.scalar_like(-1e30)?)?;
+        let top = scores.max_keepdim(&[4])?.stop_gradient()?;
+        let powers = scores.sub(&top)?.exp()?;
+        (mask.where_cond(&powers, &powers.scalar_like(0.0)?)?, top)
+    } else {
+        let top = scores.max_keepdim(&[4])?.stop_gradient()?;
+        (scores.sub(&top)?.exp()?, top)
     };
     let sum = powers.sum_keepdim(&[4])?;
     let nothing = sum.equal(&sum.scalar_like(0.0)?)?;

@@ -1,4 +1,4 @@
-//! The low-rank term of LoRA (Hu et al. 2021): `y = (x a b) * scale`, `x (.., in)`, `a (in, rank)`, `b (rank, out)`.
+//! The low-rank term of `LoRA` (Hu et al. 2021): `y = (x a b) * scale`, `x (.., in)`, `a (in, rank)`, `b (rank, out)`.
 //! Contracted to the rank first and scaled there, so that nothing of the size of `a b` exists and no pass over `y` is
 //! spent on the scale; its gradients are narrow products for the same reason.
 

@@ -17,6 +17,7 @@ unsafe impl<T: Send + Sync> Sync for InOut<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Send for InOut<'_, T> {}
 
+#[allow(clippy::needless_lifetimes, clippy::elidable_lifetime_names)] // the constructors of the tests name it
 impl<'a, T> InOut<'a, T> {
     /// From one buffer to another.
     #[cfg(test)]

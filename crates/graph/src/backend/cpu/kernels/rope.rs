@@ -23,7 +23,7 @@ pub struct RopeShape {
     pub inverse: bool,
 }
 
-/// Turns x (batch, seq, heads, head_dim): `(a, b)` becomes `(a cos - b sin, b cos + a sin)`. May be in place.
+/// Turns x (batch, seq, heads, `head_dim)`: `(a, b)` becomes `(a cos - b sin, b cos + a sin)`. May be in place.
 ///
 /// `cos` and `sin` are (batch, seq, pairs), or (seq, pairs) for all sequences.
 ///

@@ -1,4 +1,4 @@
-//! SwiGLU: `silu(gate) * up` with `silu(x) = x * sigmoid(x)`, and its gradient.
+//! `SwiGLU`: `silu(gate) * up` with `silu(x) = x * sigmoid(x)`, and its gradient.
 
 use super::float::{Float, Real};
 use super::par::{Shared, copied, for_blocks, simd};

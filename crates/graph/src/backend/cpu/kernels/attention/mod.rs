@@ -23,7 +23,7 @@ const BLOCK_ROWS: usize = 64;
 /// Keys of a block.
 const BLOCK_KEYS: usize = 128;
 
-/// Sizes of an attention: q is (batch, queries, heads, dim), k and v are (batch, keys, kv_heads, dim).
+/// Sizes of an attention: q is (batch, queries, heads, dim), k and v are (batch, keys, `kv_heads`, dim).
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
     /// Sequences in the batch.

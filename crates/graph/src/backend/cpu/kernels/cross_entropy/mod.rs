@@ -148,7 +148,7 @@ impl<T: Float> CrossEntropy<'_, T> {
                 logits,
                 false,
                 parallel,
-            )
+            );
         };
     }
 }

@@ -91,7 +91,7 @@ impl<A: Real> Job<A> {
                         c,
                         self.accumulate,
                         false,
-                    )
+                    );
                 };
             }
         });
