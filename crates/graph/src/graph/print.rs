@@ -190,10 +190,13 @@ impl Graph {
         let mut dot = String::from("digraph plan {\n  rankdir=TB;\n  node [shape=box, fontname=\"Helvetica\"];\n");
         for (index, node) in self.nodes.iter().enumerate() {
             let metas: Vec<String> = node.outputs.iter().map(ToString::to_string).collect();
-            let style = match node.operation {
-                Operation::Input => ", style=filled, fillcolor=\"#dbe9f6\"",
-                _ if self.outputs.iter().any(|o| o.node as usize == index) => ", style=filled, fillcolor=\"#fde0c5\"",
-                _ => "",
+            let is_output = self.outputs.iter().any(|output| output.node as usize == index);
+            let style = if node.operation == Operation::Input {
+                ", style=filled, fillcolor=\"#dbe9f6\""
+            } else if is_output {
+                ", style=filled, fillcolor=\"#fde0c5\""
+            } else {
+                ""
             };
             // Writing to a String cannot fail.
             let _ = writeln!(

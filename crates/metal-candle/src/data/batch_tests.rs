@@ -1,3 +1,5 @@
+//! Batches: shapes, targets, packing, resuming, each example once an epoch.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Examples: which tokens are supervised, for every format of row.
+
 use serde_json::json;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Rows: formats, and bad lines with their place and reason.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Chat templates: renderings equal to transformers', and hostile templates.
+
 use std::time::{Duration, Instant};
 
 use super::*;

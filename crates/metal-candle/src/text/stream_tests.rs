@@ -1,3 +1,5 @@
+//! Streams: whole characters only, and together the whole text.
+
 use proptest::prelude::*;
 
 use super::*;

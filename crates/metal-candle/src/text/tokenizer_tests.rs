@@ -1,3 +1,5 @@
+//! Tokenizers: folders, special tokens, and files that lie.
+
 use serde_json::json;
 
 use super::*;
