@@ -170,47 +170,4 @@ impl Operation {
             ) => false,
         }
     }
-
-    /// Number of outputs.
-    #[must_use]
-    pub fn output_count(&self) -> usize {
-        match self {
-            Self::Attention(_) | Self::CrossEntropy(_) => 2,
-            Self::AdamW(_) => 3,
-            Self::Vjp { wanted, .. } => wanted.count_ones() as usize,
-            _ => 1,
-        }
-    }
-
-    /// Whether this is a fused operation: one with a folder, a fallback and, on some backends, a kernel.
-    #[must_use]
-    pub fn is_fused(&self) -> bool {
-        matches!(
-            self,
-            Self::Softmax { .. }
-                | Self::RMSNorm { .. }
-                | Self::LayerNorm { .. }
-                | Self::Rope { .. }
-                | Self::SwiGLU
-                | Self::GELU { .. }
-                | Self::LoRA { .. }
-                | Self::Attention(_)
-                | Self::CrossEntropy(_)
-                | Self::AdamW(_)
-                | Self::Vjp { .. }
-        )
-    }
-
-    /// Whether the result is only another look at the input's elements.
-    #[must_use]
-    pub fn is_view(&self) -> bool {
-        matches!(
-            self,
-            Self::Reshape { .. }
-                | Self::Permute { .. }
-                | Self::Broadcast { .. }
-                | Self::Slice { .. }
-                | Self::StopGradient
-        )
-    }
 }
