@@ -143,7 +143,10 @@ mod tests {
         let x = LazyTensor::from_slice(&[1.0, 2.0], &[2], &Device::Cpu).unwrap();
         let index = LazyTensor::from_data(&[7u32], &[1], &Device::Cpu).unwrap();
         let error = block_on(x.index_select(0, &index).unwrap().eval_async()).unwrap_err();
-        assert_eq!(error.to_string(), "IndexSelect: index 7 is out of range for a dimension of 2");
+        assert_eq!(
+            error.to_string(),
+            "IndexSelect: index 7 is out of range for a dimension of 2"
+        );
     }
 
     #[test]

@@ -18,7 +18,9 @@ fn formula(x: &Tensor, eps: f32) -> Result<Tensor> {
     let mut values: Vec<f64> = x.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
     for row in values.chunks_mut(width) {
         let mean = row.iter().map(|x| x * x).sum::<f64>() / width as f64;
-        row.iter_mut().for_each(|x| *x /= (mean + f64::from(eps)).sqrt());
+        for x in row {
+            *x /= (mean + f64::from(eps)).sqrt();
+        }
     }
     Ok(Tensor::from_vec(values, x.dims(), &CPU)?)
 }

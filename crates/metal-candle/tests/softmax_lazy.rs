@@ -114,7 +114,7 @@ fn the_gradient_is_its_closed_form() -> Result<()> {
 }
 
 #[test]
-fn a_dimension_that_is_not_there_or_a_dtype_without_an_exponential_is_refused() -> Result<()> {
+fn a_dimension_that_is_not_there_or_a_dtype_without_an_exponential_is_refused() {
     let refused = |shape: &[usize], dtype, dim| {
         LazyTensor::zeros(shape, dtype, &CPU)
             .and_then(|x| x.softmax(dim))
@@ -133,5 +133,4 @@ fn a_dimension_that_is_not_there_or_a_dtype_without_an_exponential_is_refused() 
         refused(&[2], DType::U32, 0),
         "Softmax: input 0 has dtype U32, expected a float (f32, f64, f16, bf16)"
     );
-    Ok(())
 }

@@ -25,9 +25,17 @@ impl Operation {
     /// When number or shapes of the inputs do not fit; [`Operation::Input`] has the shape of its data, which is not here.
     pub fn output_shape(&self, inputs: &[&Shape]) -> Result<Shape> {
         let dtypes = fitting_dtypes(self, inputs.len());
-        let metas: Vec<Meta> = inputs.iter().zip(dtypes).map(|(&shape, dtype)| Meta::new(shape.clone(), dtype)).collect();
+        let metas: Vec<Meta> = inputs
+            .iter()
+            .zip(dtypes)
+            .map(|(&shape, dtype)| Meta::new(shape.clone(), dtype))
+            .collect();
         let outputs = infer(self, &metas.iter().collect::<Vec<_>>())?;
-        outputs.into_iter().next().map(|meta| meta.shape).ok_or(Error::ExecuteInput)
+        outputs
+            .into_iter()
+            .next()
+            .map(|meta| meta.shape)
+            .ok_or(Error::ExecuteInput)
     }
 
     /// The dtype of the (first) result on inputs of these dtypes, which must be ones the operation takes. Without inputs
@@ -121,18 +129,54 @@ mod tests {
     }
 
     #[test]
-    fn agree_with_the_inference() {
+    fn agree_with_the_inference_of_primitives() {
         use Operation as O;
         let (half, f64s, u8s, u32s, i64s) = (DType::BF16, DType::F64, DType::U8, DType::U32, DType::I64);
         let shape = Shape::from((2, 3));
-        check(&O::Constant { value: 1.0, shape: shape.clone(), dtype: half }, &[], &[2, 3]);
-        check(&O::Iota { dim: 0, shape: shape.clone(), dtype: i64s }, &[], &[2, 3]);
+        check(
+            &O::Constant {
+                value: 1.0,
+                shape: shape.clone(),
+                dtype: half,
+            },
+            &[],
+            &[2, 3],
+        );
+        check(
+            &O::Iota {
+                dim: 0,
+                shape: shape.clone(),
+                dtype: i64s,
+            },
+            &[],
+            &[2, 3],
+        );
         let distribution = Distribution::Bits;
-        check(&O::Random { distribution, shape: shape.clone(), dtype: u32s }, &[(&[4], u32s)], &[2, 3]);
-        for operation in [O::Neg, O::Exp, O::MulScalar { value: 2.0 }, O::StopGradient, O::Softmax { dim: 1 }] {
+        check(
+            &O::Random {
+                distribution,
+                shape: shape.clone(),
+                dtype: u32s,
+            },
+            &[(&[4], u32s)],
+            &[2, 3],
+        );
+        for operation in [
+            O::Neg,
+            O::Exp,
+            O::MulScalar { value: 2.0 },
+            O::StopGradient,
+            O::Softmax { dim: 1 },
+        ] {
             check(&operation, &[(&[2, 3], half)], &[2, 3]);
         }
-        check(&O::GELU { approximate: Approximate::Tanh }, &[(&[2, 3], half)], &[2, 3]);
+        check(
+            &O::GELU {
+                approximate: Approximate::Tanh,
+            },
+            &[(&[2, 3], half)],
+            &[2, 3],
+        );
         check(&O::Cast { dtype: u8s }, &[(&[2, 3], half)], &[2, 3]);
         for operation in [O::Add, O::Pow, O::Less, O::Equal, O::LessEqual] {
             check(&operation, &[(&[2, 1], f64s), (&[3], f64s)], &[2, 3]);
@@ -141,26 +185,70 @@ mod tests {
         check(&O::Sum { dims: vec![0] }, &[(&[2, 3], i64s)], &[1, 3]);
         check(&O::ArgMax { dim: 1 }, &[(&[2, 3], half)], &[2, 1]);
         check(&O::Reshape { shape: Shape::from(6) }, &[(&[2, 3], half)], &[6]);
-        check(&O::Concat { dim: 0 }, &[(&[2, 3], half), (&[1, 3], half), (&[1, 3], half)], &[4, 3]);
+        check(
+            &O::Concat { dim: 0 },
+            &[(&[2, 3], half), (&[1, 3], half), (&[1, 3], half)],
+            &[4, 3],
+        );
         check(&O::IndexSelect { dim: 0 }, &[(&[2, 3], half), (&[5], u32s)], &[5, 3]);
-        check(&O::ScatterAdd { dim: 0 }, &[(&[2, 3], half), (&[5, 3], i64s), (&[5, 3], half)], &[2, 3]);
-        check(&O::DynamicSlice { dim: 0, length: 1 }, &[(&[2, 3], half), (&[1], u32s)], &[1, 3]);
-        check(&O::SliceUpdate { dim: 0 }, &[(&[2, 3], half), (&[1, 3], half), (&[1], u32s)], &[2, 3]);
+        check(
+            &O::ScatterAdd { dim: 0 },
+            &[(&[2, 3], half), (&[5, 3], i64s), (&[5, 3], half)],
+            &[2, 3],
+        );
+        check(
+            &O::DynamicSlice { dim: 0, length: 1 },
+            &[(&[2, 3], half), (&[1], u32s)],
+            &[1, 3],
+        );
+        check(
+            &O::SliceUpdate { dim: 0 },
+            &[(&[2, 3], half), (&[1, 3], half), (&[1], u32s)],
+            &[2, 3],
+        );
+    }
+
+    #[test]
+    fn agree_with_the_inference_of_products_and_fused_operations() {
+        use Operation as O;
+        let (half, f64s, u32s, i64s) = (DType::BF16, DType::F64, DType::U32, DType::I64);
         check(&O::Matmul, &[(&[5, 2, 3], half), (&[3, 4], half)], &[5, 2, 4]);
         check(&O::RMSNorm { eps: 1e-5 }, &[(&[2, 3], half)], &[2, 3]);
         check(&O::RMSNorm { eps: 1e-5 }, &[(&[2, 3], half), (&[3], half)], &[2, 3]);
-        check(&O::LoRA { scale: 2.0 }, &[(&[5, 2, 3], half), (&[3, 4], half), (&[4, 6], half)], &[5, 2, 6]);
-        let options = AttentionOptions { scale: 1.0, causal: true, window: None, offset: true, segments: true };
+        check(
+            &O::LoRA { scale: 2.0 },
+            &[(&[5, 2, 3], half), (&[3, 4], half), (&[4, 6], half)],
+            &[5, 2, 6],
+        );
+        let options = AttentionOptions {
+            scale: 1.0,
+            causal: true,
+            window: None,
+            offset: true,
+            segments: true,
+        };
         let q = (&[1, 5, 4, 2][..], half);
         let segments = (&[1, 5][..], u32s);
-        check(&O::Attention(options), &[q, q, q, (&[1], u32s), segments, segments], &[1, 5, 4, 2]);
+        check(
+            &O::Attention(options),
+            &[q, q, q, (&[1], u32s), segments, segments],
+            &[1, 5, 4, 2],
+        );
         let loss = O::CrossEntropy(CrossEntropyOptions::default());
         let [hidden, weight, targets] = [(&[5, 2][..], half), (&[7, 2][..], half), (&[5][..], i64s)];
         check(&loss, &[hidden, weight, targets], &[5]);
         let row = (&[5][..], DType::F32);
-        let vjp = O::Vjp { of: Box::new(loss), wanted: 0b10 };
+        let vjp = O::Vjp {
+            of: Box::new(loss),
+            wanted: 0b10,
+        };
         check(&vjp, &[hidden, weight, targets, row, row, row, row], &[7, 2]);
-        let options = AdamWOptions { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
+        let options = AdamWOptions {
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        };
         let p = (&[2, 3][..], f64s);
         check(&O::AdamW(options), &[p, p, p, p, (&[3], f64s)], &[2, 3]);
     }
@@ -170,11 +258,20 @@ mod tests {
         let (a, b) = (Shape::from((2, 3)), Shape::from((4, 5)));
         let message = |operation: Operation, inputs: &[&Shape]| operation.output_shape(inputs).unwrap_err().to_string();
         assert_eq!(message(Operation::Matmul, &[&a]), "Matmul requires 2 inputs, got 1");
-        assert_eq!(message(Operation::Matmul, &[&a, &b]), "Matmul: [2, 3] x [4, 5]: inner dimensions differ");
-        assert_eq!(message(Operation::Add, &[&a, &b]), "Add: shapes [2, 3] and [4, 5] do not broadcast");
+        assert_eq!(
+            message(Operation::Matmul, &[&a, &b]),
+            "Matmul: [2, 3] x [4, 5]: inner dimensions differ"
+        );
+        assert_eq!(
+            message(Operation::Add, &[&a, &b]),
+            "Add: shapes [2, 3] and [4, 5] do not broadcast"
+        );
         assert_eq!(message(Operation::Input, &[]), "Cannot execute Input operation");
         let lora = Operation::LoRA { scale: 1.0 };
         let narrow = Shape::from((3, 2));
-        assert_eq!(message(lora, &[&a, &narrow, &b]), "LoRA: [2, 2] x [4, 5]: inner dimensions differ");
+        assert_eq!(
+            message(lora, &[&a, &narrow, &b]),
+            "LoRA: [2, 2] x [4, 5]: inner dimensions differ"
+        );
     }
 }

@@ -107,7 +107,9 @@ pub(crate) fn number(targets: &[LazyTensor]) -> Result<Numbered> {
         });
     }
     let mut numbering = InOrder::default();
-    targets.iter().for_each(|target| numbering.visit(target));
+    for target in targets {
+        numbering.visit(target);
+    }
     let outputs = targets.iter().map(|t| numbering.value(t)).collect();
     Ok(Numbered { steps: numbering.steps, outputs, device })
 }
@@ -177,9 +179,12 @@ impl Numbered {
     fn nodes(&self) -> impl Iterator<Item = (&Operation, &[ValueRef], &[Meta])> {
         self.steps.iter().flat_map(|step| {
             let node = step.tensor.node();
-            (0..step.width() as usize).map(move |i| match step.is_leaf {
-                true => (&Operation::Input, &[][..], std::slice::from_ref(&node.outputs[i])),
-                false => (&node.operation, &step.inputs[..], &node.outputs[..]),
+            (0..step.width() as usize).map(move |i| {
+                if step.is_leaf {
+                    (&Operation::Input, &[][..], std::slice::from_ref(&node.outputs[i]))
+                } else {
+                    (&node.operation, &step.inputs[..], &node.outputs[..])
+                }
             })
         })
     }

@@ -36,7 +36,9 @@ impl AsyncExecutor {
     ///
     /// None today; opening queues of a GPU may fail.
     pub fn new(device: impl Borrow<Device>) -> Result<Self> {
-        Ok(Self { device: device.borrow().clone() })
+        Ok(Self {
+            device: device.borrow().clone(),
+        })
     }
 
     /// The (first) result of `operation` on `inputs`, with the shapes, dtypes and broadcasting of the lazy tensors' own

@@ -21,7 +21,10 @@ pub(super) struct LazyWeights {
 impl LazyWeights {
     pub(super) fn new(a: &Var, b: &Var) -> Result<Self> {
         let input = |var: &Var| LazyTensor::from_tensor(var.as_detached_tensor());
-        Ok(Self { a: input(a)?, b: input(b)? })
+        Ok(Self {
+            a: input(a)?,
+            b: input(b)?,
+        })
     }
 }
 

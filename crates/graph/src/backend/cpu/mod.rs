@@ -170,10 +170,8 @@ impl Program {
 }
 
 fn bind_tensor(tensor: Tensor, meta: &Meta, written: bool) -> Result<Bound> {
-    let tensor = match tensor.is_contiguous() {
-        true => tensor,
-        false => tensor.contiguous().context(|| "contiguous input".into())?,
-    };
+    let tensor =
+        if tensor.is_contiguous() { tensor } else { tensor.contiguous().context(|| "contiguous input".into())? };
     if !matches!(tensor.device(), Device::Cpu) || tensor.shape() != &meta.shape || tensor.dtype() != meta.dtype {
         return Err(Error::shape("Input", format!("a plan for {meta} got a {:?} {:?}", tensor.dtype(), tensor.dims())));
     }
