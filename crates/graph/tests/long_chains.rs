@@ -22,7 +22,12 @@ fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
         test();
         computing(start)
     };
-    let elapsed = std::thread::Builder::new().stack_size(2 << 20).spawn(timed).unwrap().join().unwrap();
+    let elapsed = std::thread::Builder::new()
+        .stack_size(2 << 20)
+        .spawn(timed)
+        .unwrap()
+        .join()
+        .unwrap();
     assert!(elapsed < Duration::from_secs(20), "{elapsed:?}");
 }
 
