@@ -160,8 +160,8 @@ fn donated_arguments_are_overwritten() {
     let held = state.unwrap().remove(0);
     let next = f.call(vec![held.clone(), one(), at(50)]).unwrap().remove(0);
     assert_eq!(LARGE_ALLOCATIONS.load(Ordering::Relaxed), before + 1);
-    assert_eq!(held.sum_all().unwrap().to_scalar::<f32>().unwrap(), 50.0);
-    assert_eq!(next.sum_all().unwrap().to_scalar::<f32>().unwrap(), 51.0);
+    assert_eq!(held.sum_all().unwrap().to_vec::<f32>().unwrap(), [50.0]);
+    assert_eq!(next.sum_all().unwrap().to_vec::<f32>().unwrap(), [51.0]);
 }
 
 #[test]
