@@ -368,7 +368,7 @@ impl Maker<'_> {
             }
             (None, RowFormat::Text) => "every text is empty".to_owned(),
             (None, _) => "no message has the role \"assistant\"; add the answers, or train on everything \
-                (`train_on_inputs`, `--train-on-everything`)"
+                (`train_on_inputs`, `--train-on-inputs`)"
                 .to_owned(),
         }
     }

@@ -82,7 +82,7 @@ pub enum DataError {
     #[error(
         "{file}:{line}: message {message}: the chat template does not only append (the text up to the {what} of this turn \
          changes as the conversation goes on), so what the assistant says cannot be told apart; train on everything \
-         (`train_on_inputs`, `--train-on-everything`), or use a chat template that only appends"
+         (`train_on_inputs`, `--train-on-inputs`), or use a chat template that only appends"
     )]
     NoPrefix {
         /// The file.
