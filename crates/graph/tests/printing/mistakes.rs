@@ -361,7 +361,7 @@ fn wrong_numbers_of_inputs() {
         LazyTensor::record(Operation::LoRA { scale: 1.0 }, &[&x]),
         "LoRA requires 3 inputs, got 1",
     );
-    says(LazyTensor::concat(&[], 0), "Concat requires inputs, got 0");
+    says(LazyTensor::concat(&[], 0), "Concat requires at least 1 input, got 0");
     says(
         LazyTensor::record(Operation::Input, &[&x]),
         "Input requires 0 inputs, got 1",
