@@ -16,7 +16,7 @@ use crate::text::TextError;
 pub use batch::{Batch, BatchIter, BatchOptions, Batches, Cursor, IGNORED, Layout, bucket_length};
 pub use example::{Dataset, DatasetOptions, DatasetStats, Example};
 pub use jsonl::{Row, RowContent, RowFormat, Rows};
-pub use shuffle::{permutation, philox4x32, split_indices};
+pub use shuffle::{permutation, split_indices};
 
 /// What can go wrong between a data file and a batch.
 #[derive(Debug, thiserror::Error)]

@@ -3,26 +3,7 @@
 //! Philox is counter-based: the n-th number is a function of the key and n, with no state to carry, so an order can be
 //! made again at any time, on any machine, from a seed and an epoch. Nothing here reads a clock or a system's generator.
 
-/// Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011): four 32-bit
-/// random numbers from a 128-bit counter and a 64-bit key, by ten rounds of
-/// `(c0, c1, c2, c3) -> (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0))`.
-#[must_use]
-pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
-    const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-    let ([mut c0, mut c1, mut c2, mut c3], [mut k0, mut k1]) = (counter, key);
-    for _ in 0..10 {
-        let (even, odd) = (MULTIPLIERS[0] * u64::from(c0), MULTIPLIERS[1] * u64::from(c2));
-        (c0, c1, c2, c3) = (
-            (odd >> 32) as u32 ^ c1 ^ k0,
-            odd as u32,
-            (even >> 32) as u32 ^ c3 ^ k1,
-            even as u32,
-        );
-        (k0, k1) = (k0.wrapping_add(WEYL[0]), k1.wrapping_add(WEYL[1]));
-    }
-    [c0, c1, c2, c3]
-}
+use metal_candle_graph::random::philox4x32;
 
 /// The 64-bit random number at an index of a seed's stream.
 fn random(seed: u64, stream: u64, index: u64) -> u64 {
