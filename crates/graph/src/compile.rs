@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::graph::node::{Inputs, NodeId, State};
 use crate::graph::{Meta, walk};
 use crate::lazy_tensor::LazyTensor;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlanMemory};
 
 /// A function of lazy tensors with its plans, one per signature (shapes, dtypes, devices) of its arguments.
 ///
@@ -99,6 +99,14 @@ where
             .zip(trace.plan.output_metas())
             .map(|(value, meta)| LazyTensor::from_value(value, meta.clone(), device.clone()))
             .collect())
+    }
+
+    /// The memory that a call with these arguments takes. Traces the function where it has not been traced for them.
+    ///
+    /// # Errors
+    /// What the function reports while it is traced.
+    pub fn memory(&self, arguments: &[LazyTensor]) -> Result<PlanMemory> {
+        Ok(self.trace(arguments)?.plan.memory())
     }
 
     /// How many signatures have been traced.

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
-use crate::backend::{Backend, Bindings, Executable};
+use crate::backend::{Backend, Bindings, Executable, Footprint};
 use crate::error::{Error, Result};
 use crate::graph::node::{NodeId, State, Values};
 use crate::graph::walk::{self, Numbered};
-use crate::graph::{Graph, Meta};
+use crate::graph::{Graph, GraphNode, Meta, Operation};
 use crate::lazy_tensor::LazyTensor;
 
 /// Plans kept; beyond it the longest unused goes.
@@ -23,6 +23,34 @@ pub(crate) struct Plan {
     recorded: Graph,
     backend: Backend,
     executable: Box<dyn Executable>,
+    memory: PlanMemory,
+}
+
+/// The memory of a plan in bytes, known before it runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PlanMemory {
+    /// Held by the tensors that the plan reads.
+    pub inputs: usize,
+    /// Of the results. A result that is written over a donated argument takes none.
+    pub outputs: usize,
+    /// For everything between, placed by first and last use. The next run of any plan reuses it.
+    pub arena: usize,
+    /// What results and intermediate values would take in a buffer of their own each, as recorded. Views take none.
+    pub values: usize,
+}
+
+impl PlanMemory {
+    /// The most that is held while the plan runs. Scratch of single kernels (packed blocks of a matrix) comes on top.
+    #[must_use]
+    pub const fn peak(&self) -> usize {
+        self.inputs + self.outputs + self.arena
+    }
+
+    /// What planning saves against one buffer per value.
+    #[must_use]
+    pub const fn saved(&self) -> usize {
+        self.values.saturating_sub(self.outputs + self.arena)
+    }
 }
 
 /// Counters of the process since it started.
@@ -34,11 +62,17 @@ pub struct Statistics {
     pub plan_misses: u64,
     /// Plans run.
     pub evaluations: u64,
+    /// Arena bytes of the plans run, summed over the runs. They share one arena, so this is not memory held.
+    pub arena_bytes: u64,
+    /// [`PlanMemory::saved`] of the plans run, summed over the runs.
+    pub saved_bytes: u64,
 }
 
 static HITS: AtomicU64 = AtomicU64::new(0);
 static MISSES: AtomicU64 = AtomicU64::new(0);
 static EVALUATIONS: AtomicU64 = AtomicU64::new(0);
+static ARENA_BYTES: AtomicU64 = AtomicU64::new(0);
+static SAVED_BYTES: AtomicU64 = AtomicU64::new(0);
 
 /// The counters; differences of two readings tell what happened between.
 #[must_use]
@@ -47,6 +81,8 @@ pub fn statistics() -> Statistics {
         plan_hits: HITS.load(Ordering::Relaxed),
         plan_misses: MISSES.load(Ordering::Relaxed),
         evaluations: EVALUATIONS.load(Ordering::Relaxed),
+        arena_bytes: ARENA_BYTES.load(Ordering::Relaxed),
+        saved_bytes: SAVED_BYTES.load(Ordering::Relaxed),
     }
 }
 
@@ -132,11 +168,18 @@ impl Plan {
         );
         tracing::trace!("plan:\n{optimised}");
         let executable = backend.compile(optimised)?;
+        let memory = memory(&recorded, executable.footprint());
+        tracing::debug!(?memory, peak = memory.peak(), saved = memory.saved(), "memory");
         Ok(Self {
             recorded,
             backend,
             executable,
+            memory,
         })
+    }
+
+    pub fn memory(&self) -> PlanMemory {
+        self.memory
     }
 
     /// Shapes and dtypes of the results.
@@ -151,6 +194,8 @@ impl Plan {
     /// Runs the plan. Values that nobody else holds may be overwritten.
     pub fn run(&self, inputs: Bindings) -> Result<Bindings> {
         EVALUATIONS.fetch_add(1, Ordering::Relaxed);
+        ARENA_BYTES.fetch_add(self.memory.arena as u64, Ordering::Relaxed);
+        SAVED_BYTES.fetch_add(self.memory.saved() as u64, Ordering::Relaxed);
         let start = tracing::enabled!(tracing::Level::TRACE).then(std::time::Instant::now);
         let outputs = self.executable.run(inputs)?;
         if let Some(start) = start {
@@ -158,6 +203,44 @@ impl Plan {
         }
         Ok(outputs)
     }
+}
+
+fn memory(recorded: &Graph, Footprint { arena, outputs }: Footprint) -> PlanMemory {
+    let bytes = |of: &dyn Fn(&GraphNode) -> bool| {
+        let nodes = recorded.nodes.iter().filter(|node| of(node));
+        nodes.flat_map(|node| &node.outputs).map(Meta::bytes).sum()
+    };
+    let is_input = |node: &GraphNode| node.operation == Operation::Input;
+    PlanMemory {
+        inputs: bytes(&is_input),
+        outputs,
+        arena,
+        values: bytes(&|node| !is_input(node) && !node.operation.is_view()),
+    }
+}
+
+/// The memory that evaluating `tensors` together takes. Finds or makes the plan and does not run it.
+///
+/// ```
+/// use candle_core::Device;
+/// use metal_candle_graph::{LazyTensor, plan_memory};
+///
+/// let x = LazyTensor::from_slice(&[0.5; 1000], &[1000], &Device::Cpu)?;
+/// let y = (0..10).try_fold(x, |x, _| x.sin()?.add_scalar(1.0))?;
+/// let memory = plan_memory(&[y])?;
+/// assert_eq!((memory.inputs, memory.outputs, memory.values), (4000, 4000, 20 * 4000));
+/// assert!(memory.arena < 4000, "the chain runs in the memory of its result");
+/// # Ok::<(), metal_candle_graph::Error>(())
+/// ```
+///
+/// # Errors
+/// When the tensors live on different devices, or one is a placeholder of a function being traced.
+pub fn plan_memory(tensors: &[LazyTensor]) -> Result<PlanMemory> {
+    let Some(first) = tensors.first() else {
+        return Ok(PlanMemory::default());
+    };
+    let plan = Plan::of(&walk::number(tensors)?, Backend::current(first.device()))?;
+    Ok(plan.memory())
 }
 
 /// Evaluates what is not evaluated yet, all of it as one plan.
