@@ -3,8 +3,8 @@
 
 use super::Memory;
 use super::kernels::par::simd;
+use super::kernels::pool;
 use super::view::{View, row_major};
-use rayon::prelude::*;
 
 /// Elements of one piece of an inner loop: large enough to be worth a task, small enough to balance.
 const PIECE: usize = 1 << 14;
@@ -66,8 +66,10 @@ impl<const N: usize> Nest<N> {
         if rows * self.inner < 4 * PIECE {
             (0..items).for_each(run);
         } else {
-            let least = (PIECE / self.inner.clamp(1, PIECE)).max(1);
-            (0..items).into_par_iter().with_min_len(least).for_each(run);
+            let each = (PIECE / self.inner.clamp(1, PIECE)).max(1);
+            pool::run(items.div_ceil(each), true, &|piece| {
+                (piece * each..items.min(piece * each + each)).for_each(run);
+            });
         }
     }
 }

@@ -15,8 +15,7 @@ pub use backward::attention_vjp;
 pub use forward::attention;
 
 use super::float::{Float, Mat};
-use super::matmul::widen;
-use super::par::load;
+use super::par::{load, widen};
 
 /// Rows (query, head of the group) of a block, about.
 const BLOCK_ROWS: usize = 64;

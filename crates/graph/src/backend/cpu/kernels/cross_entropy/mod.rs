@@ -11,8 +11,8 @@ pub use backward::cross_entropy_vjp;
 
 use super::error::KernelError;
 use super::float::{Float, Mat, Real};
-use super::matmul::{dense_product, widen};
-use super::par::{PARALLEL_WORK, Shared, for_pieces, load, max1, simd, sum1, with_scratch};
+use super::matmul::dense_product;
+use super::par::{PARALLEL_WORK, Shared, for_pieces, load, max1, simd, sum1, widen, with_scratch};
 
 /// Rows of a block.
 const BLOCK_ROWS: usize = 128;
