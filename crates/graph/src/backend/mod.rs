@@ -15,6 +15,8 @@ use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, GraphNode, Meta};
 use crate::pass;
 
+pub use self::cpu::limits;
+
 /// Who runs a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
