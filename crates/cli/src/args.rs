@@ -1,6 +1,6 @@
 //! The command line: each flag is defined once, here, with its documentation and its default.
 //!
-//! The settings of `train` are also the keys of a settings file (`config_file.rs`), so a flag added here is a key there.
+//! Those of `bench` stand with it. The settings of `train` are also the keys of a settings file (`config_file.rs`), so a flag added here is a key there.
 #![allow(
     clippy::doc_markdown,
     reason = "this documentation is the text of --help, where backticks would be seen"
@@ -15,6 +15,7 @@ use metal_candle::data::DatasetOptions;
 use metal_candle::training::{Schedule, TrainerConfig};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::bench::args::{self as bench, BenchArgs};
 use crate::error::{Failure, Result};
 
 const EXAMPLES: &str = "\
@@ -91,6 +92,9 @@ pub enum Command {
     /// Continue a prompt or answer it, with or without an adapter.
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(Box<GenerateArgs>),
+    /// Measure speed and memory on this machine, beside its limits.
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(Box<BenchArgs>),
 }
 
 /// Arguments of `train`.

@@ -7,6 +7,7 @@
 
 mod args;
 mod base;
+mod bench;
 mod config_file;
 mod console;
 mod demo;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let done = log::start().and_then(|()| match cli.command {
         Command::Train(arguments) => train::run(*arguments, &|setting| by_flag(&matches, setting)),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     });
     match done {
         Ok(code) => ExitCode::from(code),

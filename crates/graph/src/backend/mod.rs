@@ -16,6 +16,7 @@ use crate::graph::{Graph, GraphNode, Meta};
 use crate::pass;
 
 pub use self::cpu::kernels::pool::{threads, with_threads};
+pub use self::cpu::limits;
 
 /// Who runs a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -6,6 +6,7 @@ mod build;
 mod elementwise;
 mod fused;
 pub(crate) mod kernels;
+pub mod limits;
 mod memory;
 mod pointwise;
 mod primitives;
