@@ -24,6 +24,19 @@ use crate::lazy_tensor::LazyTensor;
 /// # Ok::<(), metal_candle_graph::Error>(())
 /// ```
 ///
+/// Each gradient is the whole derivative of the loss with respect to that tensor, as `torch.autograd.grad` has it: where
+/// one parameter was computed from another, the path through it counts for both. [`LazyTensor::stop_gradient`] cuts a path.
+///
+/// ```
+/// # use candle_core::Device;
+/// # use metal_candle_graph::{LazyTensor, value_and_grad};
+/// let x = LazyTensor::from_slice(&[3.0], &[1], &Device::Cpu)?;
+/// let square = x.mul(&x)?;
+/// let (_, grads) = value_and_grad(&square.mul_scalar(2.0)?, &[square, x])?;
+/// assert_eq!((grads[0].to_scalar::<f32>()?, grads[1].to_scalar::<f32>()?), (2.0, 12.0));
+/// # Ok::<(), metal_candle_graph::Error>(())
+/// ```
+///
 /// # Errors
 /// When the loss has not exactly one element, or a parameter is not reachable from it ([`Error::Unreachable`] says what
 /// cuts the path).
@@ -74,7 +87,7 @@ struct Pullback {
     cuts: Vec<&'static str>,
 }
 
-/// Pulls cotangents of `outputs` back to `parameters`. The walk does not go behind `boundary` nor the parameters.
+/// Pulls cotangents of `outputs` back to `parameters`. The walk does not go behind `boundary`.
 fn pullback(
     outputs: &[(LazyTensor, LazyTensor)],
     parameters: &[LazyTensor],
@@ -82,11 +95,11 @@ fn pullback(
 ) -> Result<Pullback> {
     let roots: Vec<LazyTensor> = outputs.iter().map(|(output, _)| output.clone()).collect();
     let mut needs: FxHashSet<NodeId> = parameters.iter().map(LazyTensor::node_id).collect();
-    let order = walk::post_order_until(&roots, |id| needs.contains(&id) || boundary.contains(&id));
+    let order = walk::post_order_until(&roots, |id| boundary.contains(&id));
     let parameter_ids = needs.clone();
     let mut cuts = Vec::new();
     for (tensor, inputs) in &order {
-        if inputs.iter().any(|input| needs.contains(&input.node_id())) {
+        if leads_on(inputs, &needs) {
             let operation = &tensor.node().operation;
             if rules::is_differentiable(operation) {
                 needs.insert(tensor.node_id());
@@ -99,14 +112,21 @@ fn pullback(
     for (output, cotangent) in outputs {
         accumulate(&mut cotangents, output, cotangent.clone())?;
     }
+    let mut whole: FxHashMap<(NodeId, u32), LazyTensor> = FxHashMap::default();
     for (tensor, inputs) in order.iter().rev() {
-        if needs.contains(&tensor.node_id()) && !parameter_ids.contains(&tensor.node_id()) {
+        let id = tensor.node_id();
+        if parameter_ids.contains(&id) {
+            // All that uses it came before. What it was computed from may be a parameter too, so the walk goes on.
+            let outputs = (0..tensor.node().outputs.len() as u32).map(|output| (id, output));
+            whole.extend(outputs.filter_map(|key| Some((key, cotangents.get(&key)?.clone()))));
+        }
+        if leads_on(inputs, &needs) && rules::is_differentiable(&tensor.node().operation) {
             step(tensor, inputs, &needs, &mut cotangents)?;
         }
     }
     let gradients = parameters
         .iter()
-        .map(|p| cotangents.get(&(p.node_id(), p.output())).cloned())
+        .map(|p| whole.get(&(p.node_id(), p.output())).cloned())
         .collect();
     let reached = order.iter().map(|(tensor, _)| tensor.node_id()).collect();
     Ok(Pullback {
@@ -114,6 +134,11 @@ fn pullback(
         reached,
         cuts,
     })
+}
+
+/// Whether a parameter is among the inputs or behind them.
+fn leads_on(inputs: &[LazyTensor], needs: &FxHashSet<NodeId>) -> bool {
+    inputs.iter().any(|input| needs.contains(&input.node_id()))
 }
 
 /// Applies one node's rule and hands its inputs their share.

@@ -97,7 +97,7 @@ pub enum Operation {
     Sub,
     /// `a * b`
     Mul,
-    /// `a / b`
+    /// `a / b`; of integers truncated, and 0 where `b` is 0
     Div,
     /// `a ^ b`
     Pow,
