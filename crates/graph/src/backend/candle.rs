@@ -194,6 +194,7 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         | O::Attention(_)
         | O::CrossEntropy(_)
         | O::AdamW(_)
+        | O::Elementwise(_)
         | O::Vjp { .. } => {
             return Ok(Err(Error::shape(
                 node.operation.name(),

@@ -10,6 +10,7 @@ pub mod limits;
 mod memory;
 mod pointwise;
 mod primitives;
+mod tape;
 mod view;
 
 use std::sync::Arc;

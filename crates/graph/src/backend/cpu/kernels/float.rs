@@ -69,6 +69,33 @@ impl<T> Mat<*const T> {
     }
 }
 
+/// A row-major matrix.
+pub(crate) fn dense<A>(data: &[A], cols: usize) -> Mat<*const A> {
+    Mat {
+        ptr: data.as_ptr(),
+        rows: cols as isize,
+        cols: 1,
+    }
+}
+
+/// A row-major matrix to write.
+pub(crate) fn dense_mut<A>(data: &mut [A], cols: usize) -> Mat<*mut A> {
+    Mat {
+        ptr: data.as_mut_ptr(),
+        rows: cols as isize,
+        cols: 1,
+    }
+}
+
+/// Rows and columns exchanged.
+pub(crate) fn transposed<P>(mat: Mat<P>) -> Mat<P> {
+    Mat {
+        ptr: mat.ptr,
+        rows: mat.cols,
+        cols: mat.rows,
+    }
+}
+
 /// An accumulation type (f32 or f64): its arithmetic and its functions.
 pub trait Real:
     Float<Acc = Self>

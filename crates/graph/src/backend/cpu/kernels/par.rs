@@ -230,16 +230,23 @@ const KEPT_BYTES: usize = 64 << 20;
 
 /// Lends `f` scratch of `len` elements with unspecified contents, from the start of a cache line. Calls may nest.
 pub(crate) fn with_scratch<A: Real, R>(len: usize, f: impl FnOnce(&mut [A]) -> R) -> R {
-    let lines = (len * size_of::<A>()).div_ceil(size_of::<Line>());
+    with_space(len, |space: *mut A| {
+        // SAFETY: the space is this call's, and f32 and f64, the only Reals, take any bits.
+        f(unsafe { std::slice::from_raw_parts_mut(space, len) })
+    })
+}
+
+/// Lends `f` room for `len` values, from the start of a cache line. Calls may nest.
+pub(crate) fn with_space<P, R>(len: usize, f: impl FnOnce(*mut P) -> R) -> R {
+    const { assert!(align_of::<P>() <= align_of::<Line>()) };
+    let lines = (len * size_of::<P>()).div_ceil(size_of::<Line>());
     let mut spare = SCRATCH.take();
     let mut buffer = spare.pop().unwrap_or_default();
     SCRATCH.set(spare);
     if buffer.len() < lines {
         buffer = vec![Line { _bits: [0; 8] }; lines];
     }
-    // SAFETY: f32 and f64, the only Reals, take any bits, and a line is aligned for both.
-    let scratch = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<A>(), len) };
-    let result = f(scratch);
+    let result = f(buffer.as_mut_ptr().cast());
     if buffer.len() * size_of::<Line>() <= KEPT_BYTES {
         let mut spare = SCRATCH.take();
         spare.push(buffer);

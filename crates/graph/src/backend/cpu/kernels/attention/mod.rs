@@ -240,31 +240,6 @@ fn key_blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..end.min(start + BLOCK_KEYS))
 }
 
-/// A row-major matrix in scratch.
-fn dense<A>(data: &[A], cols: usize) -> Mat<*const A> {
-    Mat {
-        ptr: data.as_ptr(),
-        rows: cols as isize,
-        cols: 1,
-    }
-}
-
-fn dense_mut<A>(data: &mut [A], cols: usize) -> Mat<*mut A> {
-    Mat {
-        ptr: data.as_mut_ptr(),
-        rows: cols as isize,
-        cols: 1,
-    }
-}
-
-fn transposed<P>(mat: Mat<P>) -> Mat<P> {
-    Mat {
-        ptr: mat.ptr,
-        rows: mat.cols,
-        cols: mat.rows,
-    }
-}
-
 /// Cuts scratch into parts of these lengths.
 fn cut<A, const N: usize>(mut scratch: &mut [A], lengths: [usize; N]) -> [&mut [A]; N] {
     lengths.map(|len| {

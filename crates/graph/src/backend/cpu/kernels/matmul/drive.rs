@@ -1,8 +1,8 @@
 //! How a product is cut: which operands are read as they lie and which are packed first, and the tiles that tasks take.
 //! The cut follows from the sizes alone.
 
-use super::super::float::{Float, Mat, Real};
-use super::super::par::{Shared, for_pieces, simd, with_scratch};
+use super::super::float::{Float, Mat, Real, transposed};
+use super::super::par::{Shared, for_pieces, simd, with_space};
 use super::kernel::{DOTS, Dots, Kernel, TILE, Tile};
 use super::pack::{Block, Entry};
 
@@ -69,14 +69,6 @@ fn as_they_lie<S: Float, P: Entry<S>>(mat: Mat<*const S>, terms: usize) -> Optio
     })
 }
 
-fn turned<P>(mat: Mat<P>) -> Mat<P> {
-    Mat {
-        ptr: mat.ptr,
-        rows: mat.cols,
-        cols: mat.rows,
-    }
-}
-
 impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
     /// True where both operands are contiguous along the terms and one is so small that packing the other costs more
     /// than it saves.
@@ -107,7 +99,10 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
         let terms = self.dims.2;
         // SAFETY: handed on.
         unsafe {
-            match (as_they_lie::<S, P>(self.a, terms), as_they_lie::<S, P>(turned(self.b), terms)) {
+            match (
+                as_they_lie::<S, P>(self.a, terms),
+                as_they_lie::<S, P>(transposed(self.b), terms),
+            ) {
                 (Some(a), Some(b)) if self.suits_dots() => self.dots(kernel, a, b, parallel),
                 (Some(a), _) => self.tiles(kernel, a, (0, self.dims.0), parallel),
                 (None, _) => self.packed(kernel, parallel),
@@ -125,14 +120,14 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
         for first in (0..m).step_by(CHUNK) {
             let rows = CHUNK.min(m - first);
             let groups = rows.div_ceil(kernel.rows);
-            with_entries(groups * kernel.rows * steps, |panels: *mut P| {
+            with_space(groups * kernel.rows * steps, |panels: *mut P| {
                 let to = Shared::raw(panels);
                 let piece = (TASK_BYTES / (kernel.rows * steps * size_of::<P>())).max(1);
                 for_pieces(groups, piece, parallel, |_, range| {
                     for group in range {
                         let i = first + group * kernel.rows;
                         let block = Block {
-                            from: turned(self.a.at(i, 0)),
+                            from: transposed(self.a.at(i, 0)),
                             terms,
                             cols: kernel.rows.min(m - i),
                         };
@@ -220,7 +215,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
             if P::TERMS == 1 && self.suits_rows() {
                 return all(self.b.at(0, j).ptr.cast(), self.b.rows as usize, cols);
             }
-            with_entries(steps * stride, |panel: *mut P| {
+            with_space(steps * stride, |panel: *mut P| {
                 let block = Block {
                     from: self.b.at(0, j),
                     terms,
@@ -295,12 +290,4 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
             }
         });
     }
-}
-
-/// Lends `f` scratch of `len` entries with unspecified contents.
-fn with_entries<P, R>(len: usize, f: impl FnOnce(*mut P) -> R) -> R {
-    // Entries are at most as aligned as f64.
-    with_scratch((len * size_of::<P>()).div_ceil(size_of::<f64>()), |scratch: &mut [f64]| {
-        f(scratch.as_mut_ptr().cast())
-    })
 }

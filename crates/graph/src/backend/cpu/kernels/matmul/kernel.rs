@@ -63,9 +63,17 @@ unsafe fn tile<W: Words, const R: usize, const V: usize>(t: &Tile<W::Panel, W::A
     // SAFETY: the caller's promise.
     unsafe {
         if last == W::LANES {
-            tile_with::<W, R, V>(t, #[inline(always)] |from| W::load(from));
+            tile_with::<W, R, V>(
+                t,
+                #[inline(always)]
+                |from| W::load(from),
+            );
         } else {
-            tile_with::<W, R, V>(t, #[inline(always)] |from| W::load_part(from, last));
+            tile_with::<W, R, V>(
+                t,
+                #[inline(always)]
+                |from| W::load_part(from, last),
+            );
         }
     }
 }
@@ -183,4 +191,3 @@ pub(super) unsafe fn any_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
         }
     }
 }
-

@@ -95,7 +95,8 @@ impl<S: Copy> Block<S> {
             unsafe {
                 let (from, to) = (self.from.ptr.offset((p * P::TERMS) as isize * rows), to.add(p * width));
                 if across == 1 {
-                    cols.clone().for_each(|j| *to.add(j) = P::gather(from.add(j), rows, terms));
+                    cols.clone()
+                        .for_each(|j| *to.add(j) = P::gather(from.add(j), rows, terms));
                 } else {
                     cols.clone()
                         .for_each(|j| *to.add(j) = P::gather(from.offset(j as isize * across), rows, terms));

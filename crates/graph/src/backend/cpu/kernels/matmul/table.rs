@@ -109,7 +109,11 @@ fn detect() -> Level {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn detect() -> Level {
-    if cfg!(target_arch = "aarch64") { Level::Vectors } else { Level::Portable }
+    if cfg!(target_arch = "aarch64") {
+        Level::Vectors
+    } else {
+        Level::Portable
+    }
 }
 
 /// The kernel of pairs, where the machine multiplies them.

@@ -58,7 +58,13 @@ impl<S: Float> Words for Portable<S> {
     #[inline(always)]
     unsafe fn load_part(from: *const S, count: usize) -> Self::Vector {
         // SAFETY: entries below `count` are readable.
-        std::array::from_fn(|i| if i < count { unsafe { *from.add(i) }.to_acc() } else { S::Acc::ZERO })
+        std::array::from_fn(|i| {
+            if i < count {
+                unsafe { *from.add(i) }.to_acc()
+            } else {
+                S::Acc::ZERO
+            }
+        })
     }
 
     #[inline(always)]

@@ -157,7 +157,12 @@ fn first16(count: usize) -> __mmask16 {
 #[inline(always)]
 unsafe fn first8(count: usize) -> __m256i {
     // SAFETY: the caller's promise.
-    unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
+    unsafe {
+        _mm256_cmpgt_epi32(
+            _mm256_set1_epi32(count as i32),
+            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+        )
+    }
 }
 
 /// The first `count` of eight words of 16 bits, zeros behind.
@@ -234,8 +239,14 @@ unsafe fn totals_256d([a, b, c, d]: [__m256d; 4], to: *mut f64) {
     // SAFETY: the caller's promise.
     unsafe {
         let (ab, cd) = (_mm256_hadd_pd(a, b), _mm256_hadd_pd(c, d));
-        _mm_storeu_pd(to, _mm_add_pd(_mm256_castpd256_pd128(ab), _mm256_extractf128_pd::<1>(ab)));
-        _mm_storeu_pd(to.add(2), _mm_add_pd(_mm256_castpd256_pd128(cd), _mm256_extractf128_pd::<1>(cd)));
+        _mm_storeu_pd(
+            to,
+            _mm_add_pd(_mm256_castpd256_pd128(ab), _mm256_extractf128_pd::<1>(ab)),
+        );
+        _mm_storeu_pd(
+            to.add(2),
+            _mm_add_pd(_mm256_castpd256_pd128(cd), _mm256_extractf128_pd::<1>(cd)),
+        );
     }
 }
 
