@@ -227,6 +227,38 @@ fn help_teaches_with_examples() {
     }
 }
 
+#[test]
+fn a_run_that_gives_up_leaves_what_there_is() {
+    let home = home();
+    let arguments = [
+        "train",
+        "--model",
+        &model("llama-tiny"),
+        "--data",
+        "chats.jsonl",
+        "--output",
+        "out",
+        "--learning-rate",
+        "1e30",
+        "--warmup-ratio",
+        "0",
+        "--max-steps",
+        "20",
+        "--max-nonfinite-steps",
+        "2",
+    ];
+    let ended = run(home.path(), &arguments);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    for said in ["3 steps in a row", "out, with metrics.jsonl and loss.svg"] {
+        assert!(ended.stderr.contains(said), "{}", ended.stderr);
+    }
+    let out = home.path().join("out");
+    assert_eq!(lines(&out.join("metrics.jsonl")).len(), 3);
+    let picture = std::fs::read_to_string(out.join("loss.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("Training loss"));
+    assert!(out.join("adapter_model.safetensors").exists());
+}
+
 /// A long run that a signal ends; returns its exit code and what it left.
 #[cfg(unix)]
 fn ended_by(signal: &str) -> (Option<i32>, tempfile::TempDir) {
