@@ -55,13 +55,17 @@ pub fn normal32(key: [u32; 2], stream: [u32; 2]) -> impl Iterator<Item = f32> {
     normal64(key, stream).map(|value| value as f32)
 }
 
-/// Standard normal by Box and Muller (1958): lanes (0, 1) and (2, 3) of a block give two numbers each.
+/// Standard normal by Box and Muller (1958).
 pub fn normal64(key: [u32; 2], stream: [u32; 2]) -> impl Iterator<Item = f64> {
-    (0u64..).flat_map(move |index| {
-        let [a, b, c, d] = block(key, stream, index);
-        let ((w, x), (y, z)) = (pair(a, b), pair(c, d));
-        [w, x, y, z]
-    })
+    (0u64..).flat_map(move |index| normal_block(key, stream, index))
+}
+
+/// Standard normal numbers `4 index ..4 index + 4` of a stream: lanes (0, 1) and (2, 3) of the block give two each.
+#[must_use]
+pub fn normal_block(key: [u32; 2], stream: [u32; 2], index: u64) -> [f64; 4] {
+    let [a, b, c, d] = block(key, stream, index);
+    let ((w, x), (y, z)) = (pair(a, b), pair(c, d));
+    [w, x, y, z]
 }
 
 fn unit(word: u32) -> f32 {

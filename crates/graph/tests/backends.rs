@@ -198,6 +198,9 @@ fn integers() {
                 f(&indices(&[1, 5, 3, 9], &[2, 2], dtype), &indices(&[4, 2], &[2], dtype))
             });
         }
+        compare("div", dtype, || {
+            indices(&[1, 5, 3, 9], &[2, 2], dtype).div(&indices(&[0, 2], &[2], dtype))
+        });
         compare("sum", dtype, || indices(&[1, 5, 3, 9], &[2, 2], dtype).sum(0));
         compare("argmax", DType::U32, || {
             indices(&[1, 5, 9, 9], &[2, 2], dtype).argmax(1)
@@ -207,6 +210,16 @@ fn integers() {
         compare("of one integer", DType::I64, || {
             f(&LazyTensor::from_data(&[-3i64, 0, 5], &[3], &Device::Cpu)?)
         });
+    }
+}
+
+#[test]
+fn integers_divided_by_zero_are_zero() {
+    let of = |values: &[i64]| LazyTensor::from_data(values, &[values.len()], &Device::Cpu).unwrap();
+    for backend in [Backend::Candle, Backend::Cpu] {
+        let quotient = || of(&[7, -7, i64::MIN, i64::MIN]).div(&of(&[0, 2, 0, -1])).unwrap();
+        let found = with_backend(backend, || quotient().to_vec::<i64>().unwrap());
+        assert_eq!(found, [0, -3, 0, i64::MIN], "{backend:?}");
     }
 }
 

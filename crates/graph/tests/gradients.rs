@@ -56,16 +56,27 @@ fn check_once(name: &str, f: Function<'_>, inputs: &[LazyTensor]) {
             inputs[which].dims(),
             "{name}: gradient {which} has another shape"
         );
-        for (element, found) in found.into_iter().enumerate() {
-            let up = value(f, &moved(inputs, which, element, EPS));
-            let down = value(f, &moved(inputs, which, element, -EPS));
-            let expected = (up - down) / (2.0 * EPS);
-            let close = (found - expected).abs() <= ATOL + RTOL * expected.abs();
-            assert!(
-                close,
-                "{name}: d input {which}[{element}] is {found}, central difference {expected}"
-            );
-        }
+        near(
+            &format!("{name}: d input {which}"),
+            &found,
+            &differences(f, inputs, which),
+        );
+    }
+}
+
+/// Central differences of `weighted_sum(f(inputs))` by each element of one input.
+fn differences(f: Function<'_>, inputs: &[LazyTensor], which: usize) -> Vec<f64> {
+    let by = |element, step| value(f, &moved(inputs, which, element, step));
+    (0..inputs[which].shape().elem_count())
+        .map(|element| (by(element, EPS) - by(element, -EPS)) / (2.0 * EPS))
+        .collect()
+}
+
+fn near(name: &str, found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    for (element, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let close = (found - expected).abs() <= ATOL + RTOL * expected.abs();
+        assert!(close, "{name}[{element}] is {found}, central difference {expected}");
     }
 }
 
@@ -347,6 +358,93 @@ fn losses_and_the_optimizer() {
         "adamw",
         &step,
         &[normal(1, &[3]), normal(2, &[3]), normal(3, &[3]), positive(4, &[3])],
+    );
+}
+
+/// As with `torch.autograd.grad`, a path through another parameter counts for both.
+#[test]
+fn parameters_that_were_computed_from_one_another() {
+    type Unary = fn(&LazyTensor) -> Result<LazyTensor>;
+    let inner: Unary = |a| a.sin()?.mul(a);
+    let middle: Unary = |b| b.sigmoid()?.add(b);
+    let outer = |a: &LazyTensor, b: &LazyTensor, c: &LazyTensor| a.mul(b)?.add(&c.tanh()?)?.mul(c);
+    // Recorded anew for each use: evaluated tensors forget their history.
+    let record = || {
+        let a = normal(1, &[2, 3]);
+        let b = inner(&a).unwrap();
+        let c = middle(&b).unwrap();
+        [a, b, c]
+    };
+    let [a, b, c] =
+        record().map(|x| LazyTensor::from_data(&x.to_vec::<f64>().unwrap(), &[2, 3], &Device::Cpu).unwrap());
+    // The loss as a function of one of them, what was computed from it following.
+    let of_a = |x: &[LazyTensor]| outer(&x[0], &inner(&x[0])?, &middle(&inner(&x[0])?)?);
+    let of_b = |x: &[LazyTensor]| outer(&a, &x[0], &middle(&x[0])?);
+    let of_c = |x: &[LazyTensor]| outer(&a, &b, &x[0]);
+    let cases: [(&str, &LazyTensor, Function<'_>); 3] = [("a", &a, &of_a), ("b", &b, &of_b), ("c", &c, &of_c)];
+    for order in [&[0, 1, 2][..], &[2, 1, 0], &[1, 0], &[0, 2, 0], &[2]] {
+        let recorded = record();
+        let loss = weighted_sum(&outer(&recorded[0], &recorded[1], &recorded[2]).unwrap()).unwrap();
+        let parameters: Vec<LazyTensor> = order.iter().map(|&i| recorded[i].clone()).collect();
+        let (_, gradients) = value_and_grad(&loss, &parameters).unwrap();
+        for (&i, gradient) in order.iter().zip(gradients) {
+            let (name, at, f) = cases[i];
+            let expected = differences(f, &[at.clone()], 0);
+            near(
+                &format!("{name} of {order:?}"),
+                &gradient.to_vec::<f64>().unwrap(),
+                &expected,
+            );
+        }
+    }
+    // Held fixed where the path is cut.
+    let [a, b, c] = record();
+    let loss = weighted_sum(&outer(&a, &b.stop_gradient().unwrap(), &c.stop_gradient().unwrap()).unwrap()).unwrap();
+    let (_, gradients) = value_and_grad(&loss, &[a.clone()]).unwrap();
+    let alone = |x: &[LazyTensor]| outer(&x[0], &b, &c);
+    near(
+        "cut",
+        &gradients[0].to_vec::<f64>().unwrap(),
+        &differences(&alone, &[a], 0),
+    );
+    // Differentiable once more.
+    let first = |x: &[LazyTensor]| {
+        let b = inner(&x[0])?;
+        let loss = weighted_sum(&outer(&x[0], &b, &middle(&b)?)?)?;
+        let gradients = value_and_grad(&loss, &[x[0].clone(), b])?.1;
+        gradients[0].add(&gradients[1])
+    };
+    check_once("twice", &first, &[normal(1, &[2, 3])]);
+}
+
+/// A node with several outputs is a parameter by one of them; the others pass gradients on.
+#[test]
+fn a_parameter_that_is_one_of_several_outputs() {
+    let rates = LazyTensor::from_data(&[0.1, 0.1, 0.2], &[3], &Device::Cpu).unwrap();
+    let options = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+    };
+    let state = |p: &LazyTensor| p.adamw(&normal(2, &[3]), &normal(3, &[3]), &positive(4, &[3]), &rates, options);
+    let loss = |p: &LazyTensor, first: &LazyTensor| p.mul(first)?.mul(p);
+    let p = normal(1, &[3]);
+    let after = state(&p).unwrap();
+    let whole = weighted_sum(&loss(&after.parameter, &after.first).unwrap()).unwrap();
+    let (_, gradients) = value_and_grad(&whole, &[after.first.clone(), p.clone()]).unwrap();
+    let of_first = |x: &[LazyTensor]| loss(&after.parameter, &x[0]);
+    let of_p = |x: &[LazyTensor]| loss(&state(&x[0])?.parameter, &after.first);
+    let at = LazyTensor::from_data(&after.first.to_vec::<f64>().unwrap(), &[3], &Device::Cpu).unwrap();
+    near(
+        "first",
+        &gradients[0].to_vec::<f64>().unwrap(),
+        &differences(&of_first, &[at], 0),
+    );
+    near(
+        "p",
+        &gradients[1].to_vec::<f64>().unwrap(),
+        &differences(&of_p, &[p.clone()], 0),
     );
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use metal_candle_graph::{
     Approximate, AttentionInputs, AttentionOptions, CrossEntropyOptions, LazyTensor, Result, compile, eval_all, random,
-    value_and_grad,
+    value_and_grad, with_threads,
 };
 
 fn normal(seed: u32, shape: &[usize], dtype: DType) -> LazyTensor {
@@ -33,11 +33,9 @@ fn bits(tensors: &[Tensor]) -> Vec<u64> {
     tensors.iter().flat_map(list).map(f64::to_bits).collect()
 }
 
-/// The value of `f`, its weighed sum and all gradients, inside a pool.
+/// The value of `f`, its weighed sum and all gradients, with so many threads.
 fn run(threads: usize, inputs: &[LazyTensor], f: &(impl Fn(&[LazyTensor]) -> Result<LazyTensor> + Sync)) -> Vec<u64> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    pool.install(|| {
-        assert_eq!(rayon::current_num_threads(), threads);
+    with_threads(threads, || {
         let y = f(inputs).unwrap();
         let loss = y.mul(&normal(9, y.dims(), y.dtype())).unwrap().sum_all().unwrap();
         let (loss, gradients) = value_and_grad(&loss, inputs).unwrap();

@@ -56,5 +56,10 @@ pub mod training;
 
 mod device;
 
+/// The programs of the README are compiled as documentation tests.
+#[cfg(all(doctest, feature = "graph"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
 pub use device::{Device, DeviceInfo, DeviceType};
 pub use error::{Error, Result};

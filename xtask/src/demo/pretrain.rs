@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use metal_candle::data::{IGNORED, permutation};
-use metal_candle::graph::{AdamWOptions, CrossEntropyOptions, Error, LazyTensor, random};
-use metal_candle::models::{ModelConfig, from_recorded};
+use metal_candle::graph::{AdamWOptions, CrossEntropyOptions, Error, LazyTensor};
+use metal_candle::models::{ModelConfig, from_recorded, random_parameters};
 use metal_candle::nn::Pass;
 use metal_candle::text::Tokenizer;
 use metal_candle::training::{Schedule, Stepper};
@@ -23,6 +23,8 @@ const ROWS: usize = 16;
 const MAX_LENGTH: usize = 256;
 /// Documents that are sorted by length before they are cut into batches, so that a batch has little padding.
 const WINDOW: usize = 64 * ROWS;
+/// Of the matrices at the start.
+const DEVIATION: f32 = 0.05;
 const LEARNING_RATE: f64 = 1e-3;
 /// Share of the steps that is warm-up.
 const WARMUP: f64 = 0.02;
@@ -45,9 +47,8 @@ pub fn pretrain(folder: &Path, seed: u64, documents: usize, steps: usize) -> Res
     let tokenizer = Tokenizer::from_folder(folder).into_diagnostic()?;
     let documents = tokenised(&tokenizer, seed, documents)?;
     println!("{} documents, {steps} steps of {ROWS}", documents.len());
-    let shapes = config.parameter_shapes();
-    let names: Vec<String> = shapes.iter().map(|(name, _)| name.clone()).collect();
-    let parameters = initial(&shapes, seed).into_diagnostic()?;
+    let initial = random_parameters(&config, DEVIATION, DType::F32, seed, &Device::Cpu).into_diagnostic()?;
+    let (names, parameters): (Vec<String>, Vec<LazyTensor>) = initial.into_iter().unzip();
     let warmup = (steps as f64 * WARMUP).ceil() as usize;
     let of_loss = (config, names.clone());
     let loss = move |parameters: &[LazyTensor], batch: &[LazyTensor]| summed_loss(&of_loss, parameters, batch);
@@ -130,27 +131,6 @@ fn batch(documents: &[Vec<u32>], picked: &[usize]) -> metal_candle::graph::Resul
         LazyTensor::from_data(&targets, &[ROWS * length], &Device::Cpu)?,
     ];
     Ok((batch, count))
-}
-
-/// Norms one, biases zero, matrices normal with deviation 0.05.
-fn initial(shapes: &[(String, Vec<usize>)], seed: u64) -> metal_candle::graph::Result<Vec<LazyTensor>> {
-    let make = |(number, (name, shape)): (usize, &(String, Vec<usize>))| {
-        let count = shape.iter().product();
-        let deviation = match name {
-            name if name.ends_with("norm.weight") => {
-                return LazyTensor::from_slice(&vec![1.0; count], shape, &Device::Cpu);
-            }
-            name if name.ends_with("proj.bias") => 0.0,
-            _ => 0.05,
-        };
-        let key = [seed as u32, (seed >> 32) as u32];
-        let values: Vec<f32> = random::normal32(key, [number as u32, 1])
-            .take(count)
-            .map(|x| x * deviation)
-            .collect();
-        LazyTensor::from_slice(&values, shape, &Device::Cpu)
-    };
-    shapes.iter().enumerate().map(make).collect()
 }
 
 fn summed_loss(

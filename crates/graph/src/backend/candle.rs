@@ -2,7 +2,7 @@
 //! are compared with, and the fallback where they have nothing. Fused operations never arrive here: the plan has replaced
 //! them by their fallbacks.
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 
 use super::{Bindings, Executable, Footprint, Value};
 use crate::error::{Error, Result};
@@ -142,6 +142,7 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         O::Add => x().broadcast_add(y())?,
         O::Sub => x().broadcast_sub(y())?,
         O::Mul => x().broadcast_mul(y())?,
+        O::Div if x().dtype().is_int() => divide_integers(x(), y(), &meta.shape)?,
         O::Div => x().broadcast_div(y())?,
         O::Pow => x().broadcast_pow(y())?,
         O::Maximum => x().broadcast_maximum(y())?,
@@ -216,6 +217,7 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         | O::Attention(_)
         | O::CrossEntropy(_)
         | O::AdamW(_)
+        | O::Elementwise(_)
         | O::Vjp { .. } => {
             return Ok(Err(Error::shape(
                 node.operation.name(),
@@ -240,6 +242,22 @@ fn signed(operation: &Operation, x: &Tensor) -> candle_core::Result<Tensor> {
     x.gt(&zero)?
         .to_dtype(DType::I64)?
         .sub(&x.lt(&zero)?.to_dtype(DType::I64)?)
+}
+
+/// Candle panics where an integer is divided by zero, and where the least one is by -1; the engine's rule is zero, and
+/// the quotient wrapped. Both are divided by 1 instead, which is the wrapped quotient already.
+fn divide_integers(x: &Tensor, y: &Tensor, shape: &Shape) -> candle_core::Result<Tensor> {
+    let (x, y) = (
+        x.broadcast_as(shape)?.contiguous()?,
+        y.broadcast_as(shape)?.contiguous()?,
+    );
+    let by_zero = y.eq(&y.zeros_like()?)?;
+    let mut panics = by_zero.clone();
+    if x.dtype() == DType::I64 {
+        panics = panics.maximum(&x.eq(i64::MIN)?.minimum(&y.eq(-1i64)?)?)?;
+    }
+    let quotient = x.div(&panics.where_cond(&y.ones_like()?, &y)?)?;
+    by_zero.where_cond(&quotient.zeros_like()?, &quotient)
 }
 
 fn constant(value: f64, dims: &[usize], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {

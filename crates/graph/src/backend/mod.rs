@@ -15,6 +15,9 @@ use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, GraphNode, Meta};
 use crate::pass;
 
+pub use self::cpu::kernels::pool::{threads, with_threads};
+pub use self::cpu::limits;
+
 /// Who runs a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
@@ -76,8 +79,11 @@ impl Backend {
 
     /// Prepares a recorded graph for [`Self::compile`].
     pub(crate) fn optimise(self, graph: Graph) -> Result<Graph> {
-        let passes = if self == Self::Unoptimised { &[] } else { pass::PASSES };
-        pass::optimise(graph, passes, &|graph, node| self.has_kernel(graph, node))
+        let has_kernel = |graph: &Graph, node: &GraphNode| self.has_kernel(graph, node);
+        if self == Self::Unoptimised {
+            return pass::lower(graph, &[], &has_kernel);
+        }
+        pass::optimise(graph, &has_kernel)
     }
 
     fn has_kernel(self, graph: &Graph, node: &GraphNode) -> bool {

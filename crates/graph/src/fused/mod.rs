@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
+pub mod elementwise;
 pub mod gelu;
 pub mod layer_norm;
 pub mod lora;
@@ -37,6 +38,7 @@ pub fn fallback(operation: &Operation, inputs: &[LazyTensor]) -> Result<Vec<Lazy
             cross_entropy::fallback(hidden, weight, targets, options)
         }
         (Operation::AdamW(options), [p, g, m, v, rates]) => adamw::fallback(p, g, m, v, rates, options),
+        (Operation::Elementwise(expression), inputs) => one(elementwise::fallback(inputs, expression)),
         (Operation::Vjp { of, wanted }, inputs) => vjp_fallback(of, *wanted, inputs),
         _ => Err(Error::shape(operation.name(), "has no fallback for these inputs")),
     }

@@ -24,6 +24,19 @@ use crate::lazy_tensor::LazyTensor;
 /// # Ok::<(), metal_candle_graph::Error>(())
 /// ```
 ///
+/// Each gradient is the whole derivative of the loss with respect to that tensor, as `torch.autograd.grad` has it: where
+/// one parameter was computed from another, the path through it counts for both. [`LazyTensor::stop_gradient`] cuts a path.
+///
+/// ```
+/// # use candle_core::Device;
+/// # use metal_candle_graph::{LazyTensor, value_and_grad};
+/// let x = LazyTensor::from_slice(&[3.0], &[1], &Device::Cpu)?;
+/// let square = x.mul(&x)?;
+/// let (_, grads) = value_and_grad(&square.mul_scalar(2.0)?, &[square, x])?;
+/// assert_eq!((grads[0].to_scalar::<f32>()?, grads[1].to_scalar::<f32>()?), (2.0, 12.0));
+/// # Ok::<(), metal_candle_graph::Error>(())
+/// ```
+///
 /// # Errors
 /// When the loss has not exactly one element, or a parameter is not reachable from it ([`Error::Unreachable`] says what
 /// cuts the path).
@@ -49,7 +62,8 @@ pub fn value_and_grad(loss: &LazyTensor, parameters: &[LazyTensor]) -> Result<(L
 /// What a reverse walk found.
 struct Pullback {
     gradients: Vec<Option<LazyTensor>>,
-    order: PostOrder,
+    /// Whether each parameter is in the walked graph.
+    reached: Vec<bool>,
     /// Names of operations that depend on a parameter and pass no gradient.
     cuts: Vec<&'static str>,
 }
@@ -57,14 +71,7 @@ struct Pullback {
 impl Pullback {
     /// Why a parameter has no gradient.
     fn reason(&self, parameter: usize) -> String {
-        let mut reached = vec![false; self.order.nodes.len()];
-        self.order.roots.iter().for_each(|&root| reached[root as usize] = true);
-        for (index, node) in self.order.nodes.iter().enumerate().rev() {
-            if reached[index] {
-                node.positions.iter().for_each(|&input| reached[input as usize] = true);
-            }
-        }
-        if !reached[self.order.stops[parameter] as usize] {
+        if !self.reached[parameter] {
             return ": it takes no part in it, or what connects them was evaluated before (evaluated tensors forget their \
                     history)"
                 .into();
@@ -82,15 +89,15 @@ impl Pullback {
 /// The gradients of a node's outputs, as far as they are summed.
 type Cotangents = SmallVec<[Option<LazyTensor>; 1]>;
 
-/// Pulls cotangents of `outputs` back to `parameters`. The walk does not go behind `boundary` nor the parameters.
+/// Pulls cotangents of `outputs` back to `parameters`. The walk does not go behind `boundary`.
 fn pullback(
     outputs: &[(LazyTensor, LazyTensor)],
     parameters: &[LazyTensor],
     boundary: &[LazyTensor],
 ) -> Result<Pullback> {
     let roots: Vec<LazyTensor> = outputs.iter().map(|(output, _)| output.clone()).collect();
-    let order = post_order(&[parameters, boundary].concat(), &roots);
-    let (needs, cuts) = dependents(&order, parameters.len());
+    let order = post_order(boundary, &roots, parameters);
+    let (needs, cuts) = dependents(&order);
     let none = |node: &Visited| smallvec![None; node.tensor.kind().outputs.len()];
     let mut cotangents: Vec<Cotangents> = order.nodes.iter().map(none).collect();
     for ((output, cotangent), &root) in outputs.iter().zip(&order.roots) {
@@ -98,27 +105,33 @@ fn pullback(
         accumulate(sum, cotangent.clone())?;
     }
     for (index, node) in order.nodes.iter().enumerate().rev() {
-        // Where the walk stopped, parameters among it, there are no inputs.
-        if needs[index] && !node.inputs.is_empty() {
-            step(node, std::mem::take(&mut cotangents[index]), &needs, &mut cotangents)?;
+        // All that uses the node came before. What a parameter was computed from may be one too, so the walk goes on.
+        if leads_on(node, &needs) && rules::is_differentiable(&node.tensor.kind().operation) {
+            let (below, here) = cotangents.split_at_mut(index);
+            step(node, &here[0], &needs, below)?;
         }
     }
-    let gradients = parameters.iter().zip(&order.stops);
-    let gradients = gradients
-        .map(|(parameter, &stop)| cotangents[stop as usize][parameter.output() as usize].clone())
-        .collect();
-    Ok(Pullback { gradients, order, cuts })
+    let gradient = |(parameter, place): (&LazyTensor, &Option<u32>)| {
+        place.and_then(|place| cotangents[place as usize][parameter.output() as usize].clone())
+    };
+    Ok(Pullback {
+        gradients: parameters.iter().zip(&order.wanted).map(gradient).collect(),
+        reached: order.wanted.iter().map(Option::is_some).collect(),
+        cuts,
+    })
 }
 
-/// Which nodes depend on the first `parameters` stops through operations that pass gradients, and the names of the
-/// operations that depend on one and pass none.
-fn dependents(order: &PostOrder, parameters: usize) -> (Vec<bool>, Vec<&'static str>) {
+/// Which nodes are wanted or depend on one that is, through operations that pass gradients, and the names of the operations
+/// that depend on one and pass none.
+fn dependents(order: &PostOrder) -> (Vec<bool>, Vec<&'static str>) {
     let (mut needs, mut cuts) = (vec![false; order.nodes.len()], Vec::new());
-    order.stops[..parameters]
+    order
+        .wanted
         .iter()
-        .for_each(|&stop| needs[stop as usize] = true);
+        .flatten()
+        .for_each(|&place| needs[place as usize] = true);
     for (index, node) in order.nodes.iter().enumerate() {
-        if node.positions.iter().any(|&input| needs[input as usize]) {
+        if leads_on(node, &needs) {
             let operation = &node.tensor.kind().operation;
             if rules::is_differentiable(operation) {
                 needs[index] = true;
@@ -130,8 +143,13 @@ fn dependents(order: &PostOrder, parameters: usize) -> (Vec<bool>, Vec<&'static 
     (needs, cuts)
 }
 
+/// Whether a parameter is among the inputs or behind them.
+fn leads_on(node: &Visited, needs: &[bool]) -> bool {
+    node.positions.iter().any(|&input| needs[input as usize])
+}
+
 /// Applies one node's rule and hands its inputs their share.
-fn step(node: &Visited, incoming: Cotangents, needs: &[bool], cotangents: &mut [Cotangents]) -> Result<()> {
+fn step(node: &Visited, incoming: &[Option<LazyTensor>], needs: &[bool], cotangents: &mut [Cotangents]) -> Result<()> {
     if incoming.iter().all(Option::is_none) {
         return Ok(());
     }
@@ -140,7 +158,7 @@ fn step(node: &Visited, incoming: Cotangents, needs: &[bool], cotangents: &mut [
         .map(|output| LazyTensor::of(recorded.clone(), output))
         .collect();
     let wanted: Vec<bool> = node.positions.iter().map(|&input| needs[input as usize]).collect();
-    let shares = rules::vjp(operation, &node.inputs, &outputs, &incoming, &wanted)?;
+    let shares = rules::vjp(operation, &node.inputs, &outputs, incoming, &wanted)?;
     for ((input, &position), (share, wanted)) in node
         .inputs
         .iter()

@@ -155,6 +155,7 @@ pub(super) fn vjp(
         | O::Attention(_)
         | O::CrossEntropy(_)
         | O::AdamW(_)
+        | O::Elementwise(_)
         | O::Vjp { .. } => fused_vjp(operation, inputs, outputs, cotangents, wanted),
     }
 }

@@ -100,6 +100,7 @@ impl Operation {
             (O::Attention(a), O::Attention(b)) => a == b,
             (O::CrossEntropy(a), O::CrossEntropy(b)) => a == b,
             (O::AdamW(a), O::AdamW(b)) => a == b,
+            (O::Elementwise(a), O::Elementwise(b)) => a == b,
             (O::Vjp { of: a, wanted: c }, O::Vjp { of: b, wanted: d }) => c == d && a == b,
             (
                 O::Input
@@ -142,6 +143,7 @@ impl Operation {
                 | O::AddScalar { .. }
                 | O::RMSNorm { .. }
                 | O::LayerNorm { .. }
+                | O::Elementwise(_)
                 | O::LoRA { .. }
                 | O::Cast { .. }
                 | O::Sum { .. }

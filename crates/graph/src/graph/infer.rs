@@ -188,6 +188,17 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             same(name, "up", dims(1), dims(0))?;
             like(0)
         }
+        O::Elementwise(expression) => {
+            let result = expression.result()?;
+            for (index, input) in inputs.iter().enumerate() {
+                let fits = broadcast(name, &[dims(index), result.shape.dims()])? == result.shape.dims();
+                if !fits || **input != expression.inputs[index] {
+                    let expected = &expression.inputs[index];
+                    return Err(Error::shape(name, format!("input {index} is {input}, not {expected}")));
+                }
+            }
+            one(result.shape.dims().to_vec(), result.dtype)
+        }
         O::LoRA { .. } => {
             check_rank(name, 2, dims(1))?;
             check_rank(name, 2, dims(2))?;

@@ -157,6 +157,13 @@ pub(crate) fn hash_operation(operation: &Operation, state: &mut impl Hasher) {
             } = options;
             [beta1, beta2, eps, weight_decay].map(|x| x.to_bits()).hash(state);
         }
+        O::Elementwise(expression) => {
+            expression.inputs.len().hash(state);
+            for term in &expression.terms {
+                hash_operation(&term.operation, state);
+                hash_dims(term.meta.shape.dims(), state);
+            }
+        }
         O::Vjp { of, wanted } => {
             wanted.hash(state);
             hash_operation(of, state);

@@ -2,7 +2,11 @@
 //! this enum: arity and dtypes (verify.rs), shapes (infer.rs), gradients (grad/rules.rs), Candle lowering
 //! (backend/candle.rs), printing (print.rs). No table has a `_ =>` arm, so the compiler lists what a new one must answer.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Shape};
+
+use crate::fused::elementwise::Expression;
 
 /// What a node of the graph computes from its inputs.
 ///
@@ -97,7 +101,7 @@ pub enum Operation {
     Sub,
     /// `a * b`
     Mul,
-    /// `a / b`
+    /// `a / b`; of integers truncated, and 0 where `b` is 0
     Div,
     /// `a ^ b`
     Pow,
@@ -246,6 +250,8 @@ pub enum Operation {
     CrossEntropy(CrossEntropyOptions),
     /// See [`crate::fused::adamw`].
     AdamW(AdamWOptions),
+    /// See [`crate::fused::elementwise`].
+    Elementwise(Arc<Expression>),
     /// The vector-Jacobian product of a fused operation.
     ///
     /// Inputs: those of `of`, then its outputs, then one cotangent per output. Outputs: the gradients of the inputs
@@ -351,7 +357,44 @@ impl Operation {
                 | Self::Attention(_)
                 | Self::CrossEntropy(_)
                 | Self::AdamW(_)
+                | Self::Elementwise(_)
                 | Self::Vjp { .. }
+        )
+    }
+
+    /// Whether each element of the result comes from the elements at its place.
+    #[must_use]
+    pub fn is_elementwise(&self) -> bool {
+        matches!(
+            self,
+            Self::Neg
+                | Self::Abs
+                | Self::Sign
+                | Self::Exp
+                | Self::Log
+                | Self::Sqrt
+                | Self::Rsqrt
+                | Self::Recip
+                | Self::Sin
+                | Self::Cos
+                | Self::Tanh
+                | Self::Erf
+                | Self::Sigmoid
+                | Self::Floor
+                | Self::MulScalar { .. }
+                | Self::AddScalar { .. }
+                | Self::Cast { .. }
+                | Self::Add
+                | Self::Sub
+                | Self::Mul
+                | Self::Div
+                | Self::Pow
+                | Self::Maximum
+                | Self::Minimum
+                | Self::Equal
+                | Self::Less
+                | Self::LessEqual
+                | Self::Where
         )
     }
 

@@ -56,6 +56,7 @@ impl Operation {
             O::Equal | O::Less | O::LessEqual => DType::U8,
             O::ArgMax { .. } => DType::U32,
             O::Where => input(1),
+            O::Elementwise(expression) => expression.result().map_or_else(|_| input(0), |meta| meta.dtype),
             O::CrossEntropy(_) => accumulator(input(0)),
             O::Vjp { wanted, .. } => input(wanted.trailing_zeros() as usize),
             O::Input

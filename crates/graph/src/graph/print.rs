@@ -70,6 +70,7 @@ impl Operation {
             Self::Attention(_) => "Attention",
             Self::CrossEntropy(_) => "CrossEntropy",
             Self::AdamW(_) => "AdamW",
+            Self::Elementwise(_) => "Elementwise",
             Self::Vjp { .. } => "Vjp",
         }
     }
@@ -103,6 +104,7 @@ impl fmt::Display for Operation {
                 approximate: Approximate::Tanh,
             } => f.write_str(" tanh"),
             Self::LoRA { scale } => write!(f, " scale={scale}"),
+            Self::Elementwise(expression) => write!(f, " [{expression}]"),
             Self::Attention(o) => {
                 write!(f, " scale={} causal={}", o.scale, o.causal)?;
                 o.window.map_or(Ok(()), |w| write!(f, " window={w}"))?;

@@ -142,6 +142,11 @@ fn signature(operation: &Operation) -> Signature {
         }
         O::CrossEntropy(_) => takes([Float, Like(0), Exactly(DType::I64)]),
         O::AdamW(_) => takes([Float, Like(0), Like(0), Like(0), Like(0)]),
+        O::Elementwise(expression) => Signature {
+            required: expression.inputs.iter().map(|meta| Exactly(meta.dtype)).collect(),
+            optional: Classes::new(),
+            repeat: false,
+        },
         O::Vjp { .. } => Signature {
             required: smallvec![Any],
             optional: smallvec![Any],

@@ -126,15 +126,17 @@ pub(crate) struct Visited {
     pub positions: SmallVec<[u32; 3]>,
 }
 
-/// The nodes of a walk and where its ends stand among them.
+/// The nodes of a walk, and where some stand among them.
 pub(crate) struct PostOrder {
     pub nodes: Vec<Visited>,
-    pub stops: Vec<u32>,
     pub roots: Vec<u32>,
+    /// None where the walk has not been.
+    pub wanted: Vec<Option<u32>>,
 }
 
-/// Every node reachable from `roots` without going behind `stops`, which come first and without inputs.
-pub(crate) fn post_order(stops: &[LazyTensor], roots: &[LazyTensor]) -> PostOrder {
+/// Every node reachable from `roots` without going behind `stops`, which come first and without inputs. `wanted` are
+/// looked for among them.
+pub(crate) fn post_order(stops: &[LazyTensor], roots: &[LazyTensor], wanted: &[LazyTensor]) -> PostOrder {
     let mut walker = walker();
     let mut walk = Walk::new(&mut walker, stops, roots);
     let mut nodes = Vec::new();
@@ -146,9 +148,12 @@ pub(crate) fn post_order(stops: &[LazyTensor], roots: &[LazyTensor]) -> PostOrde
             positions: inputs.iter().map(|input| walk.position(input)).collect(),
         });
     }
-    let positions = |of: &[LazyTensor]| of.iter().map(|tensor| walk.position(tensor)).collect();
-    let (stops, roots) = (positions(stops), positions(roots));
-    PostOrder { nodes, stops, roots }
+    let found = |tensor: &LazyTensor| walk.is_visited(tensor).then(|| walk.position(tensor));
+    PostOrder {
+        nodes,
+        roots: roots.iter().map(|root| walk.position(root)).collect(),
+        wanted: wanted.iter().map(found).collect(),
+    }
 }
 
 /// Takes the histories of nodes that hold their values now. To be dropped after the walk lock is free again.

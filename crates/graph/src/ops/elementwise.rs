@@ -78,7 +78,7 @@ binary! {
     sub => Sub;
     /// `self * other`, broadcasting.
     mul => Mul;
-    /// `self / other`, broadcasting.
+    /// `self / other`, broadcasting; of integers truncated, and 0 where `other` is 0.
     div => Div;
     /// `self ^ other`, broadcasting.
     pow => Pow;

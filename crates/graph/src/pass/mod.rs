@@ -4,8 +4,10 @@
 mod cse;
 mod dce;
 mod fold;
+mod fuse;
 mod lower;
 
+pub(crate) use self::fuse::expression_of;
 use crate::error::Result;
 use crate::graph::verify::verify;
 use crate::graph::{Graph, GraphNode};
@@ -34,14 +36,35 @@ pub const PASSES: &[Pass] = &[
     },
 ];
 
-/// Runs `passes`, usually [`PASSES`], then replaces the fused operations that the backend has no kernel for by their fallbacks and runs
-/// them again over what that brought.
+/// The passes that run last, once only operations with kernels are left.
+pub const FUSING: &[Pass] = &[
+    Pass {
+        name: "fuse",
+        run: fuse::run,
+    },
+    Pass {
+        name: "dce",
+        run: dce::run,
+    },
+];
+
+/// Runs [`PASSES`], replaces the fused operations that the backend has no kernel for by their fallbacks, runs them again
+/// over what that brought, and then [`FUSING`]. Without kernels, what was fused is taken apart again, which keeps this true
+/// of every backend: passes change no bit.
 ///
 /// # Errors
 /// [`crate::Error::Verify`] when a pass leaves a malformed graph.
-pub fn optimise(graph: Graph, passes: &[Pass], has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool) -> Result<Graph> {
+pub fn optimise(graph: Graph, has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool) -> Result<Graph> {
     verify(&graph, "recording")?;
-    let mut graph = run_all(graph, passes)?;
+    let graph = lower(run_all(graph, PASSES)?, PASSES, has_kernel)?;
+    lower(run_all(graph, FUSING)?, &[], has_kernel)
+}
+
+/// Replaces fused operations by their fallbacks until each that is left has a kernel, `passes` after each round.
+///
+/// # Errors
+/// See [`optimise`].
+pub fn lower(mut graph: Graph, passes: &[Pass], has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool) -> Result<Graph> {
     while let Some(lowered) = lower::run(&graph, has_kernel)? {
         verify(&lowered, "lower")?;
         graph = run_all(lowered, passes)?;

@@ -1,12 +1,15 @@
 //! The list of operations, once more, and a sample of each.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Shape};
+use metal_candle_graph::fused::elementwise::{Expression, Operand, Term};
 use metal_candle_graph::{
-    AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution, LazyTensor, Operation, Result,
-    random,
+    AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution, LazyTensor, Meta, Operation,
+    Result, random,
 };
 
-pub const COUNT: usize = 61;
+pub const COUNT: usize = 62;
 
 /// A number below `COUNT` for each operation.
 pub fn position(operation: &Operation) -> usize {
@@ -73,6 +76,7 @@ pub fn position(operation: &Operation) -> usize {
         O::AdamW(_) => 58,
         O::Vjp { of, .. } if matches!(**of, O::SwiGLU) => 59,
         O::Vjp { .. } => 60,
+        O::Elementwise(_) => 61,
     }
 }
 
@@ -303,6 +307,11 @@ pub fn samples() -> Vec<Sample> {
             "AdamW beta1=0.9 beta2=0.99 eps=0.00000001 weight_decay=0.1",
         ),
         smooth(
+            O::Elementwise(Arc::new(expression())),
+            vec![x(), floats(3, &[3])],
+            "Elementwise [t0 = Mul #0 #1; t1 = Tanh t0; t2 = Add t1 #0]",
+        ),
+        smooth(
             O::Vjp {
                 of: Box::new(O::SwiGLU),
                 wanted: 0b11,
@@ -319,6 +328,24 @@ pub fn samples() -> Vec<Sample> {
             "Vjp of=(Softmax dim=1) wanted=0b1",
         ),
     ]
+}
+
+/// `tanh(x * y) + x`, y broadcast.
+fn expression() -> Expression {
+    let meta = |dims: &[usize]| Meta::new(dims, DType::F64);
+    let term = |operation, operands: &[Operand]| Term {
+        operation,
+        operands: operands.iter().copied().collect(),
+        meta: meta(&[2, 3]),
+    };
+    Expression {
+        inputs: vec![meta(&[2, 3]), meta(&[3])],
+        terms: vec![
+            term(Operation::Mul, &[Operand::Input(0), Operand::Input(1)]),
+            term(Operation::Tanh, &[Operand::Term(0)]),
+            term(Operation::Add, &[Operand::Term(1), Operand::Input(0)]),
+        ],
+    }
 }
 
 /// Records a sample; sources have no inputs and their own constructors.

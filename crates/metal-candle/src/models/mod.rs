@@ -13,6 +13,7 @@ mod load_error;
 mod loader;
 mod parameters;
 mod qwen2;
+mod random;
 mod rope_scaling;
 mod weights;
 
@@ -23,4 +24,5 @@ pub(crate) use fields::Fields;
 pub use generation_config::GenerationConfig;
 pub use load_error::{LoadError, TensorFaults};
 pub use loader::{LoadedModel, from_parts, from_recorded, load, load_model};
+pub use random::{random, random_parameters};
 pub use rope_scaling::{RopeConfig, RopeScaling};

@@ -97,6 +97,11 @@ fn needed_until(graph: &Graph) -> Vec<SmallVec<[usize; 1]>> {
 }
 
 impl Builder<'_> {
+    /// The node being lowered.
+    pub fn index(&self) -> usize {
+        self.node
+    }
+
     /// The view of an input of the node being lowered.
     pub fn view(&self, value: ValueRef) -> &View {
         &self.views[value.node as usize][value.output as usize]
@@ -130,7 +135,7 @@ impl Builder<'_> {
     /// A fresh contiguous copy.
     pub fn copy_of(&mut self, view: &View) -> Result<View> {
         let copy = self.fresh(&view.dims, view.dtype);
-        let nest = elementwise::Nest::new(&view.dims, [view]);
+        let nest = elementwise::Nest::new(&view.dims, &[view]);
         let (from, to) = (view.clone(), copy.clone());
         with_type!(view.dtype, T => {
             self.step(&[view], &[&copy], move |memory| {

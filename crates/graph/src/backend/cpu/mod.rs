@@ -6,9 +6,11 @@ mod build;
 mod elementwise;
 mod fused;
 pub(crate) mod kernels;
+pub mod limits;
 mod memory;
 mod pointwise;
 mod primitives;
+mod tape;
 mod view;
 
 use std::sync::Arc;

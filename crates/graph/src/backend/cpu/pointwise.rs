@@ -1,21 +1,70 @@
-//! Lowers elementwise operations: for each operation and dtype, one closure that the loops of `elementwise` inline.
+//! Lowers elementwise operations. Floats go to tapes, whole expressions at once; integers, and casts between f32 and f64 or
+//! to and from integers, to plain loops.
+
+use std::array;
 
 use candle_core::DType;
 use half::{bf16, f16};
 use smallvec::{SmallVec, smallvec};
 
 use super::build::Builder;
-use super::elementwise::{map1, map2, select};
-use super::kernels::{Float, Real};
-use super::primitives::nest;
+use super::elementwise::{Addresses, Nest, map1, map2, select};
+use super::kernels::Float;
+use super::kernels::par::with_space;
+use super::tape::{BLOCK, INPUTS, Number, Tape};
 use super::view::View;
-use super::{with_float, with_type};
+use super::with_type;
 use crate::error::{Error, Result};
+use crate::fused::elementwise::Expression;
 use crate::graph::{GraphNode, Operation};
+use crate::pass::expression_of;
 
 type Views = SmallVec<[View; 1]>;
 
+/// Runs an expression in one loop.
+pub(super) fn expression(builder: &mut Builder<'_>, node: &GraphNode, expression: &Expression) -> Result<Views> {
+    let inputs = builder.input_views(node);
+    let all: Vec<&View> = inputs.iter().collect();
+    if all.len() > INPUTS {
+        return Err(Error::shape(node.operation.name(), format!("{} inputs", all.len())));
+    }
+    let out = builder.output_over(node, &all);
+    if expression.is_double() {
+        record(builder, &all, &out, Tape::<f64>::new(expression)?);
+    } else {
+        record(builder, &all, &out, Tape::<f32>::new(expression)?);
+    }
+    Ok(smallvec![out])
+}
+
+fn record<A: Number>(builder: &mut Builder<'_>, inputs: &[&View], out: &View, tape: Tape<A>) {
+    let nest = Nest::new(&out.dims, inputs);
+    let sizes: SmallVec<[usize; 4]> = inputs.iter().map(|view| view.dtype.size_in_bytes()).collect();
+    let (views, to): (Vec<View>, View) = (inputs.iter().map(|&view| view.clone()).collect(), out.clone());
+    builder.step(inputs, &[out], move |memory| {
+        let addresses = Addresses::bytes(memory, &views, &to);
+        let size = to.dtype.size_in_bytes();
+        nest.for_pieces(|offsets, out, len| {
+            let read: [*const u8; INPUTS] = array::from_fn(|i| match offsets.get(i) {
+                Some(offset) => addresses.input(i, offset * sizes[i]),
+                None => std::ptr::null(),
+            });
+            with_space(tape.slots * BLOCK, |scratch: *mut A| {
+                // SAFETY: the nest stays inside the views, and the plan gave their buffers room; the result is over an
+                // input only where both are the same elements.
+                unsafe { tape.run(&read, &nest.steps, addresses.out(out * size), len, scratch) };
+            });
+        });
+        Ok(())
+    });
+}
+
 pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
+    if let Some(alone) = expression_of(builder.graph, builder.index())
+        && let Operation::Elementwise(only) = &alone.operation
+    {
+        return expression(builder, &alone, only);
+    }
     let inputs = builder.input_views(node);
     let all: Vec<&View> = inputs.iter().collect();
     match (&node.operation, all.as_slice()) {
@@ -24,29 +73,27 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
             with_type!(x.dtype, T => cast_from::<T>(builder, x, &out))?;
             Ok(smallvec![out])
         }
-        (Operation::Where, [mask, a, b]) => {
+        (Operation::Where, [_, a, _]) => {
             let out = builder.output_over(node, &all);
-            let (nest, views, to) = (nest(&out, [mask, a, b]), inputs.clone(), out.clone());
-            with_type!(a.dtype, T => {
-                builder.step(&all, &[&out], move |memory| {
-                    select::<T>(memory, &nest, &views[0], [&views[1], &views[2]], &to);
-                    Ok(())
-                });
-                Ok(())
-            })?;
+            match a.dtype {
+                DType::U8 => choose::<u8>(builder, &all, &out),
+                DType::U32 => choose::<u32>(builder, &all, &out),
+                _ => choose::<i64>(builder, &all, &out),
+            }
             Ok(smallvec![out])
         }
         (_, [x]) => {
             let out = builder.output_over(node, &all);
-            match x.dtype {
-                DType::I64 => signed(builder, node, x, &out)?,
-                _ => with_float!(x.dtype, T => float1::<T>(builder, node, x, &out))?,
-            }
+            signed(builder, node, x, &out)?;
             Ok(smallvec![out])
         }
         (Operation::Equal | Operation::Less | Operation::LessEqual, [a, b]) => {
             let out = builder.output(node, 0);
-            with_type!(a.dtype, T => compare::<T>(builder, node, [a, b], &out))?;
+            match a.dtype {
+                DType::U8 => compare::<u8>(builder, node, [a, b], &out)?,
+                DType::U32 => compare::<u32>(builder, node, [a, b], &out)?,
+                _ => compare::<i64>(builder, node, [a, b], &out)?,
+            }
             Ok(smallvec![out])
         }
         (_, [a, b]) => {
@@ -54,13 +101,21 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
             match a.dtype {
                 DType::U8 => integer2::<u8>(builder, node, [a, b], &out)?,
                 DType::U32 => integer2::<u32>(builder, node, [a, b], &out)?,
-                DType::I64 => integer2::<i64>(builder, node, [a, b], &out)?,
-                _ => with_float!(a.dtype, T => float2::<T>(builder, node, [a, b], &out))?,
+                _ => integer2::<i64>(builder, node, [a, b], &out)?,
             }
             Ok(smallvec![out])
         }
         _ => Err(Error::shape(node.operation.name(), "is not elementwise")),
     }
+}
+
+fn choose<T: Copy + 'static>(builder: &mut Builder<'_>, inputs: &[&View], out: &View) {
+    let (nest, to) = (Nest::new(&out.dims, inputs), out.clone());
+    let views: Vec<View> = inputs.iter().map(|&view| view.clone()).collect();
+    builder.step(inputs, &[out], move |memory| {
+        select::<T>(memory, &nest, [&views[0], &views[1], &views[2]], &to);
+        Ok(())
+    });
 }
 
 fn step1<T: Copy + 'static, U: Copy + 'static>(
@@ -69,7 +124,7 @@ fn step1<T: Copy + 'static, U: Copy + 'static>(
     out: &View,
     f: impl Fn(T) -> U + Copy + Send + Sync + 'static,
 ) {
-    let (nest, from, to) = (nest(out, [x]), x.clone(), out.clone());
+    let (nest, from, to) = (Nest::new(&out.dims, &[x]), x.clone(), out.clone());
     builder.step(&[x], &[out], move |memory| {
         map1(memory, &nest, &from, &to, f);
         Ok(())
@@ -82,66 +137,11 @@ fn step2<T: Copy + 'static, U: Copy + 'static>(
     out: &View,
     f: impl Fn(T, T) -> U + Copy + Send + Sync + 'static,
 ) {
-    let (nest, left, right, to) = (nest(out, [a, b]), a.clone(), b.clone(), out.clone());
+    let (nest, left, right, to) = (Nest::new(&out.dims, &[a, b]), a.clone(), b.clone(), out.clone());
     builder.step(&[a, b], &[out], move |memory| {
         map2(memory, &nest, [&left, &right], &to, f);
         Ok(())
     });
-}
-
-/// Binds `|x| ..` in the accumulation type as a step.
-macro_rules! acc1 {
-    ($t:ty, $builder:expr, $x:expr, $out:expr, |$v:ident| $body:expr) => {
-        step1::<$t, $t>(
-            $builder,
-            $x,
-            $out,
-            #[inline(always)]
-            move |value| {
-                let $v = value.to_acc();
-                <$t>::from_acc($body)
-            },
-        )
-    };
-}
-
-fn float1<T: Float>(builder: &mut Builder<'_>, node: &GraphNode, x: &View, out: &View) -> Result<()> {
-    use Operation as O;
-    let zero = T::Acc::ZERO;
-    let one = T::Acc::ONE;
-    match &node.operation {
-        O::Neg => acc1!(T, builder, x, out, |v| -v),
-        // 0 - -0 is 0.
-        O::Abs => acc1!(T, builder, x, out, |v| if v <= zero { zero - v } else { v }),
-        O::Sign => acc1!(T, builder, x, out, |v| if v > zero {
-            one
-        } else if v < zero {
-            -one
-        } else {
-            zero
-        }),
-        O::Exp => acc1!(T, builder, x, out, |v| v.exp()),
-        O::Log => acc1!(T, builder, x, out, |v| v.ln()),
-        O::Sqrt => acc1!(T, builder, x, out, |v| v.sqrt()),
-        O::Rsqrt => acc1!(T, builder, x, out, |v| one / v.sqrt()),
-        O::Recip => acc1!(T, builder, x, out, |v| one / v),
-        O::Sin => acc1!(T, builder, x, out, |v| T::Acc::of(libm::sin(v.widen()))),
-        O::Cos => acc1!(T, builder, x, out, |v| T::Acc::of(libm::cos(v.widen()))),
-        O::Tanh => acc1!(T, builder, x, out, |v| v.tanh()),
-        O::Erf => acc1!(T, builder, x, out, |v| v.erf()),
-        O::Sigmoid => acc1!(T, builder, x, out, |v| v.sigmoid()),
-        O::Floor => acc1!(T, builder, x, out, |v| T::Acc::of(v.widen().floor())),
-        O::MulScalar { value } => {
-            let factor = T::Acc::of(f64::from(*value));
-            acc1!(T, builder, x, out, |v| v * factor);
-        }
-        O::AddScalar { value } => {
-            let summand = T::Acc::of(f64::from(*value));
-            acc1!(T, builder, x, out, |v| v + summand);
-        }
-        other => return Err(Error::shape(other.name(), "is not elementwise of one float")),
-    }
-    Ok(())
 }
 
 fn signed(builder: &mut Builder<'_>, node: &GraphNode, x: &View, out: &View) -> Result<()> {
@@ -150,39 +150,6 @@ fn signed(builder: &mut Builder<'_>, node: &GraphNode, x: &View, out: &View) -> 
         Operation::Abs => step1::<i64, i64>(builder, x, out, i64::wrapping_abs),
         Operation::Sign => step1::<i64, i64>(builder, x, out, i64::signum),
         other => return Err(Error::shape(other.name(), "is not elementwise of one integer")),
-    }
-    Ok(())
-}
-
-macro_rules! acc2 {
-    ($t:ty, $builder:expr, $views:expr, $out:expr, |$a:ident, $b:ident| $body:expr) => {
-        step2::<$t, $t>(
-            $builder,
-            $views,
-            $out,
-            #[inline(always)]
-            move |left, right| {
-                let ($a, $b) = (left.to_acc(), right.to_acc());
-                <$t>::from_acc($body)
-            },
-        )
-    };
-}
-
-fn float2<T: Float>(builder: &mut Builder<'_>, node: &GraphNode, views: [&View; 2], out: &View) -> Result<()> {
-    use Operation as O;
-    match &node.operation {
-        O::Add => acc2!(T, builder, views, out, |a, b| a + b),
-        O::Sub => acc2!(T, builder, views, out, |a, b| a - b),
-        O::Mul => acc2!(T, builder, views, out, |a, b| a * b),
-        O::Div => acc2!(T, builder, views, out, |a, b| a / b),
-        O::Pow => acc2!(T, builder, views, out, |a, b| T::Acc::of(libm::pow(
-            a.widen(),
-            b.widen()
-        ))),
-        O::Maximum => acc2!(T, builder, views, out, |a, b| if a < b { b } else { a }),
-        O::Minimum => acc2!(T, builder, views, out, |a, b| if b < a { b } else { a }),
-        other => return Err(Error::shape(other.name(), "is not elementwise of two floats")),
     }
     Ok(())
 }
@@ -236,7 +203,7 @@ fn compare<T: PartialOrd + Copy + Send + Sync + 'static>(
 }
 
 /// Conversion between any two element types: wrapping between integers, truncating and saturating from floats.
-trait Number: Copy + Send + Sync + 'static {
+trait Element: Copy + Send + Sync + 'static {
     const INTEGER: bool;
     fn to_f64(self) -> f64;
     fn to_i64(self) -> i64;
@@ -248,7 +215,7 @@ trait Number: Copy + Send + Sync + 'static {
 
 macro_rules! number {
     ($($t:ty: $integer:expr, $to64:expr, $to32:expr, $toint:expr, $from64:expr, $from32:expr, $fromint:expr);* $(;)?) => { $(
-        impl Number for $t {
+        impl Element for $t {
             const INTEGER: bool = $integer;
             #[inline(always)]
             fn to_f64(self) -> f64 { $to64(self) }
@@ -275,9 +242,9 @@ number!(
     i64: true, |x| x as f64, |x| x as f32, |x| x, |x| x as i64, |x| x as i64, |x| x;
 );
 
-fn cast_from<T: Number>(builder: &mut Builder<'_>, x: &View, out: &View) -> Result<()> {
+fn cast_from<T: Element>(builder: &mut Builder<'_>, x: &View, out: &View) -> Result<()> {
     with_type!(out.dtype, U => {
-        match (T::INTEGER && <U as Number>::INTEGER, x.dtype == DType::F64 || out.dtype == DType::F64) {
+        match (T::INTEGER && <U as Element>::INTEGER, x.dtype == DType::F64 || out.dtype == DType::F64) {
             (true, _) => step1::<T, U>(builder, x, out, |v| U::from_i64(v.to_i64())),
             (false, true) => step1::<T, U>(builder, x, out, |v| U::from_f64(v.to_f64())),
             (false, false) => step1::<T, U>(builder, x, out, |v| U::from_f32(v.to_f32())),

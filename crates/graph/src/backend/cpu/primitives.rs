@@ -6,7 +6,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::boxes::{block_around, box_start, read_box, write_box};
 use super::build::Builder;
-use super::elementwise::{self, Nest};
+use super::elementwise;
 use super::kernels::index::{IndexShape, gather, index_add, index_select, scatter_add};
 use super::kernels::matmul::{MatView, MatmulShape, matmul};
 use super::kernels::reduce::{self, ReduceShape};
@@ -91,6 +91,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         | O::Attention(_)
         | O::CrossEntropy(_)
         | O::AdamW(_)
+        | O::Elementwise(_)
         | O::Vjp { .. } => Err(Error::shape(node.operation.name(), "is lowered as a fused operation")),
     }
 }
@@ -451,9 +452,4 @@ fn batch_offsets(view: &View, batch: &[usize]) -> Vec<usize> {
             .collect();
     }
     offsets
-}
-
-/// Keeps the nest's type in one place for the files that lower elementwise operations.
-pub(super) fn nest<const N: usize>(out: &View, inputs: [&View; N]) -> Nest<N> {
-    Nest::new(&out.dims, inputs)
 }

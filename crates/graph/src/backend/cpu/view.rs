@@ -118,6 +118,11 @@ impl View {
         }
     }
 
+    /// Address of the first element, in bytes.
+    pub fn address(&self, memory: &Memory) -> *mut u8 {
+        memory.pointers[self.buffer].wrapping_add(self.offset * self.dtype.size_in_bytes())
+    }
+
     /// Address of the first element.
     pub fn pointer<T>(&self, memory: &Memory) -> *mut T {
         memory.pointers[self.buffer].cast::<T>().wrapping_add(self.offset)

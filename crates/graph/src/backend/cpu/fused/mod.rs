@@ -32,7 +32,8 @@ pub(crate) fn has_kernel(_graph: &Graph, node: &GraphNode) -> bool {
         | O::LoRA { .. }
         | O::Attention(_)
         | O::CrossEntropy(_)
-        | O::AdamW(_) => true,
+        | O::AdamW(_)
+        | O::Elementwise(_) => true,
         O::Vjp { of, .. } => crate::fused::has_vjp_kernel(of),
         _ => false,
     }
@@ -51,6 +52,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::Attention(options) => attention::forward(builder, node, *options),
         O::CrossEntropy(options) => training::loss(builder, node, *options),
         O::AdamW(options) => training::optimizer(builder, node, *options),
+        O::Elementwise(expression) => super::pointwise::expression(builder, node, expression),
         O::Vjp { of, wanted } => match &**of {
             O::RMSNorm { eps } => rms_norm_vjp_step(builder, node, *wanted, f64::from(*eps)),
             O::Softmax { dim } => layers::softmax_vjp_step(builder, node, *dim),

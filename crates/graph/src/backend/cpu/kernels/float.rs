@@ -5,10 +5,10 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-use gemm::Parallelism;
 use half::{bf16, f16};
 
 use super::math;
+use super::matmul::{Product, kernels_of};
 
 /// An element type of the kernels: f32, f64, f16 or bf16.
 pub trait Float: Copy + Send + Sync + Default + PartialOrd + std::fmt::Debug + 'static {
@@ -20,6 +20,21 @@ pub trait Float: Copy + Send + Sync + Default + PartialOrd + std::fmt::Debug + '
     fn to_acc(self) -> Self::Acc;
     /// Rounds to nearest, ties to even.
     fn from_acc(value: Self::Acc) -> Self;
+    /// The matrix product of this element type, into another of the same accumulation type.
+    ///
+    /// # Safety
+    /// As [`dense_product`](super::matmul::dense_product); no size is 0.
+    unsafe fn multiply<C: Float<Acc = Self::Acc>>(product: &Product<Self, C>, parallel: bool);
+}
+
+/// [`Float::multiply`] of an element type.
+macro_rules! multiply {
+    ($t:ident) => {
+        unsafe fn multiply<C: Float<Acc = Self::Acc>>(product: &Product<Self, C>, parallel: bool) {
+            // SAFETY: handed on from the caller.
+            unsafe { kernels_of::$t(product, parallel) }
+        }
+    };
 }
 
 /// Where a matrix lies: first element, then the steps from row to row and from column to column.
@@ -54,16 +69,34 @@ impl<T> Mat<*const T> {
     }
 }
 
-impl<T> Mat<*mut T> {
-    /// The address of element (i, j).
-    #[inline(always)]
-    pub(crate) fn at(self, i: usize, j: usize) -> *mut T {
-        self.ptr
-            .wrapping_offset(i as isize * self.rows + j as isize * self.cols)
+/// A row-major matrix.
+pub(crate) fn dense<A>(data: &[A], cols: usize) -> Mat<*const A> {
+    Mat {
+        ptr: data.as_ptr(),
+        rows: cols as isize,
+        cols: 1,
     }
 }
 
-/// An accumulation type (f32 or f64): its arithmetic, its functions and its matrix product.
+/// A row-major matrix to write.
+pub(crate) fn dense_mut<A>(data: &mut [A], cols: usize) -> Mat<*mut A> {
+    Mat {
+        ptr: data.as_mut_ptr(),
+        rows: cols as isize,
+        cols: 1,
+    }
+}
+
+/// Rows and columns exchanged.
+pub(crate) fn transposed<P>(mat: Mat<P>) -> Mat<P> {
+    Mat {
+        ptr: mat.ptr,
+        rows: mat.cols,
+        cols: mat.rows,
+    }
+}
+
+/// An accumulation type (f32 or f64): its arithmetic and its functions.
 pub trait Real:
     Float<Acc = Self>
     + Add<Output = Self>
@@ -95,20 +128,6 @@ pub trait Real:
     fn sigmoid(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
-
-    /// `C = alpha * A @ B (+ C if accumulate)` with A (m, k), B (k, n), C (m, n), any strides.
-    ///
-    /// # Safety
-    /// Every element that the sizes and strides reach is inside its allocation; C overlaps neither A nor B.
-    unsafe fn gemm(
-        dims: (usize, usize, usize),
-        alpha: Self,
-        a: Mat<*const Self>,
-        b: Mat<*const Self>,
-        c: Mat<*mut Self>,
-        accumulate: bool,
-        parallel: bool,
-    );
 }
 
 macro_rules! real {
@@ -124,6 +143,7 @@ macro_rules! real {
             fn from_acc(value: $t) -> $t {
                 value
             }
+            multiply!($t);
         }
 
         impl Real for $t {
@@ -164,29 +184,6 @@ macro_rules! real {
             fn sqrt(self) -> $t {
                 $t::sqrt(self)
             }
-
-            unsafe fn gemm(
-                (m, n, k): (usize, usize, usize),
-                alpha: $t,
-                a: Mat<*const $t>,
-                b: Mat<*const $t>,
-                c: Mat<*mut $t>,
-                accumulate: bool,
-                parallel: bool,
-            ) {
-                let threads = if parallel {
-                    Parallelism::Rayon(0)
-                } else {
-                    Parallelism::None
-                };
-                // SAFETY: the caller's promise is the one gemm asks for.
-                unsafe {
-                    gemm::gemm(
-                        m, n, k, c.ptr, c.cols, c.rows, accumulate, a.ptr, a.cols, a.rows, b.ptr, b.cols, b.rows, 1.0,
-                        alpha, false, false, false, threads,
-                    );
-                }
-            }
         }
     };
 }
@@ -208,6 +205,7 @@ impl Float for bf16 {
         let nan = (bits >> 16) | 0x40;
         bf16::from_bits(if value.is_nan() { nan } else { rounded } as u16)
     }
+    multiply!(bf16);
 }
 
 impl Float for f16 {
@@ -244,6 +242,7 @@ impl Float for f16 {
         let narrow = if magnitude > 0x7f80_0000 { 0x7e00 } else { narrow };
         f16::from_bits((sign | narrow) as u16)
     }
+    multiply!(f16);
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! A kernel knows nothing of graphs, nodes or devices: it is given memory and sizes, checks that they fit, and
 //! computes. Arithmetic is done in the accumulation type of the element ([`Float::Acc`]: f32 for f32, f16 and bf16;
-//! f64 for f64). Large calls are spread over rayon's pool, cut by shape alone, so a result never depends on the number
+//! f64 for f64). Large calls are spread over the threads of `pool`, cut by shape alone, so a result never depends on the number
 //! of threads. No kernel allocates more than a small scratch per task.
 
 pub mod adamw;
@@ -18,6 +18,7 @@ pub mod layer_norm;
 pub mod math;
 pub mod matmul;
 pub(crate) mod par;
+pub mod pool;
 pub mod random;
 pub mod reduce;
 pub mod rms_norm;

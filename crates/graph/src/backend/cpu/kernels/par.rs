@@ -5,9 +5,8 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::float::{Float, Real};
+use super::float::{Float, Mat, Real};
+use super::pool;
 
 /// Below this many element operations a call stays on the caller's thread.
 pub(crate) const PARALLEL_WORK: usize = 1 << 16;
@@ -46,7 +45,7 @@ pub(crate) fn for_pieces(rows: usize, piece: usize, parallel: bool, f: impl Fn(u
     let run = |i: usize| f(i, i * piece..(i * piece + piece).min(rows));
     let count = rows.div_ceil(piece);
     if parallel && count > 1 {
-        (0..count).into_par_iter().with_max_len(1).for_each(run);
+        pool::run(count, true, &run);
     } else {
         (0..count).for_each(run);
     }
@@ -214,25 +213,44 @@ pub(crate) unsafe fn copied<'a, T: Copy>(src: *const T, dst: *mut T, len: usize)
     }
 }
 
+/// A cache line's worth of any bits.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line {
+    _bits: [u64; 8],
+}
+
 thread_local! {
-    static SCRATCH: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+    /// Buffers that nobody holds; the one for the outermost borrower is last.
+    static SCRATCH: Cell<Vec<Vec<Line>>> = const { Cell::new(Vec::new()) };
 }
 
 /// A thread keeps scratch up to this many bytes for its next task.
-const KEPT_BYTES: usize = 16 << 20;
+const KEPT_BYTES: usize = 64 << 20;
 
-/// Lends `f` scratch of `len` elements with unspecified contents. Calls may nest.
+/// Lends `f` scratch of `len` elements with unspecified contents, from the start of a cache line. Calls may nest.
 pub(crate) fn with_scratch<A: Real, R>(len: usize, f: impl FnOnce(&mut [A]) -> R) -> R {
-    let words = (len * size_of::<A>()).div_ceil(size_of::<u64>());
-    let mut buffer = SCRATCH.take();
-    if buffer.len() < words {
-        buffer = vec![0; words];
+    with_space(len, |space: *mut A| {
+        // SAFETY: the space is this call's, and f32 and f64, the only Reals, take any bits.
+        f(unsafe { std::slice::from_raw_parts_mut(space, len) })
+    })
+}
+
+/// Lends `f` room for `len` values, from the start of a cache line. Calls may nest.
+pub(crate) fn with_space<P, R>(len: usize, f: impl FnOnce(*mut P) -> R) -> R {
+    const { assert!(align_of::<P>() <= align_of::<Line>()) };
+    let lines = (len * size_of::<P>()).div_ceil(size_of::<Line>());
+    let mut spare = SCRATCH.take();
+    let mut buffer = spare.pop().unwrap_or_default();
+    SCRATCH.set(spare);
+    if buffer.len() < lines {
+        buffer = vec![Line { _bits: [0; 8] }; lines];
     }
-    // SAFETY: f32 and f64, the only Reals, take any bits, and u64 is aligned for both.
-    let scratch = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<A>(), len) };
-    let result = f(scratch);
-    if buffer.len() * size_of::<u64>() <= KEPT_BYTES {
-        SCRATCH.set(buffer);
+    let result = f(buffer.as_mut_ptr().cast());
+    if buffer.len() * size_of::<Line>() <= KEPT_BYTES {
+        let mut spare = SCRATCH.take();
+        spare.push(buffer);
+        SCRATCH.set(spare);
     }
     result
 }
@@ -245,4 +263,48 @@ pub(crate) fn for_blocks(n: usize, work: usize, f: impl Fn(usize, usize) + Sync)
             f(start, BLOCK.min(n - start));
         }
     });
+}
+
+/// Widens a (rows, cols) matrix into `scratch`, keeping the direction that is contiguous in the source.
+///
+/// # Safety
+/// The source is readable; `scratch` holds rows * cols elements.
+pub(crate) unsafe fn widen<T: Float>(
+    src: Mat<*const T>,
+    (rows, cols): (usize, usize),
+    scratch: &mut [T::Acc],
+) -> Mat<*const T::Acc> {
+    let by_columns = src.rows == 1 && src.cols != 1;
+    let (lines, len) = if by_columns { (cols, rows) } else { (rows, cols) };
+    let (across, along) = if by_columns {
+        (src.cols, src.rows)
+    } else {
+        (src.rows, src.cols)
+    };
+    let scratch = &mut scratch[..lines * len];
+    simd(
+        #[inline(always)]
+        || {
+            for (line, into) in scratch.chunks_exact_mut(len.max(1)).enumerate() {
+                let from = src.ptr.wrapping_offset(line as isize * across);
+                // SAFETY: the line has `len` elements `along` apart.
+                unsafe {
+                    if along == 1 {
+                        load(from, into);
+                    } else {
+                        for (i, x) in into.iter_mut().enumerate() {
+                            *x = (*from.offset(i as isize * along)).to_acc();
+                        }
+                    }
+                }
+            }
+        },
+    );
+    let step = len as isize;
+    let (row_step, col_step) = if by_columns { (1, step) } else { (step, 1) };
+    Mat {
+        ptr: scratch.as_ptr(),
+        rows: row_step,
+        cols: col_step,
+    }
 }

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::super::float::{Float, Mat, Real};
+use super::super::float::{Float, Mat, Real, dense, dense_mut, transposed};
 use super::super::matmul::dense_product;
 use super::super::par::{PARALLEL_WORK, Shared, for_pieces, simd, store, sum2, with_scratch};
-use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, cut, dense, dense_mut, key_blocks, transposed};
+use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, cut, key_blocks};
 
 /// The gradients of [`attention`](super::attention) from those of its results, `g` and (0 if missing) `g_lse`.
 ///

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::super::float::{Float, Mat, Real};
+use super::super::float::{Float, Mat, Real, dense, dense_mut, transposed};
 use super::super::matmul::dense_product;
 use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1, with_scratch};
-use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, cut, dense, dense_mut, key_blocks, transposed};
+use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, cut, key_blocks};
 
 /// Up to this many rows (decoding), keys and values are read as they come instead of being packed.
 const DIRECT_ROWS: usize = 8;

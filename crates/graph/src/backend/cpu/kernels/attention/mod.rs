@@ -15,8 +15,7 @@ pub use backward::attention_vjp;
 pub use forward::attention;
 
 use super::float::{Float, Mat};
-use super::matmul::widen;
-use super::par::load;
+use super::par::{load, widen};
 
 /// Rows (query, head of the group) of a block, about.
 const BLOCK_ROWS: usize = 64;
@@ -239,31 +238,6 @@ fn key_blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     range
         .step_by(BLOCK_KEYS)
         .map(move |start| start..end.min(start + BLOCK_KEYS))
-}
-
-/// A row-major matrix in scratch.
-fn dense<A>(data: &[A], cols: usize) -> Mat<*const A> {
-    Mat {
-        ptr: data.as_ptr(),
-        rows: cols as isize,
-        cols: 1,
-    }
-}
-
-fn dense_mut<A>(data: &mut [A], cols: usize) -> Mat<*mut A> {
-    Mat {
-        ptr: data.as_mut_ptr(),
-        rows: cols as isize,
-        cols: 1,
-    }
-}
-
-fn transposed<P>(mat: Mat<P>) -> Mat<P> {
-    Mat {
-        ptr: mat.ptr,
-        rows: mat.cols,
-        cols: mat.rows,
-    }
 }
 
 /// Cuts scratch into parts of these lengths.

@@ -1,11 +1,11 @@
-//! The gradients: the logits' by blocks, and from them those of hidden (by blocks of rows) and weight (by blocks of
-//! classes).
+//! The gradients: the logits' by blocks, rounded to the element type, and from them those of hidden (by blocks of rows)
+//! and weight (by blocks of classes).
 
 use super::super::error::KernelError;
-use super::super::float::{Float, Mat, Real};
+use super::super::float::{Float, Mat, Real, dense_mut, transposed};
 use super::super::matmul::dense_product;
-use super::super::par::{Shared, for_pieces, for_rows, simd, store, with_scratch};
-use super::{BLOCK_ROWS, CrossEntropy, Row};
+use super::super::par::{Shared, for_rows, simd, store, with_scratch, with_space};
+use super::{BLOCK_ROWS, CrossEntropy, EXP_WORK, Row};
 
 /// The gradients of [`cross_entropy`](super::cross_entropy) from those of its results: `g` (n) of the loss and `g_lse`
 /// (n; 0 if missing) of lse.
@@ -72,81 +72,63 @@ struct Job<'a, T: Float> {
 }
 
 impl<T: Float> Job<'_, T> {
-    /// From the logits of (rows, classes) to their gradients.
-    fn turn(&self, rows: &[Row], start: usize, count: usize, logits: &mut [T::Acc], parallel: bool) {
+    /// The gradients of the logits of rows and classes, rounded to the element type.
+    ///
+    /// # Safety
+    /// `gradients` has room for (rows, count).
+    unsafe fn turn(&self, rows: &[Row], start: usize, count: usize, logits: &mut [T::Acc], gradients: *mut T) {
         let smoothing = self.input.smoothing;
-        let logits = Shared::new(&mut logits[..rows.len() * count]);
-        let run = |i: usize| {
-            let Row { row, target } = rows[i];
-            // SAFETY: row i belongs to this task.
-            let logits = unsafe { logits.slice(i * count, count) };
-            let (g, lse) = (self.g[row], self.lse[row]);
-            let factor = self.g_lse.map_or(g, |more| g + more[row]);
-            let even = g * T::Acc::of(smoothing / self.input.vocab as f64);
-            simd(
-                #[inline(always)]
-                || {
-                    for x in &mut *logits {
-                        *x = (*x - lse).exp() * factor - even;
-                    }
-                },
-            );
-            if (start..start + count).contains(&target) {
-                logits[target - start] += -g * T::Acc::of(1.0 - smoothing);
+        let (logits, gradients) = (Shared::new(logits), Shared::raw(gradients));
+        for_rows(rows.len(), EXP_WORK * count, |range| {
+            for i in range {
+                let Row { row, target } = rows[i];
+                // SAFETY: row i belongs to this task.
+                let logits = unsafe { logits.slice(i * count, count) };
+                let (g, lse) = (self.g[row], self.lse[row]);
+                let factor = self.g_lse.map_or(g, |more| g + more[row]);
+                let even = g * T::Acc::of(smoothing / self.input.vocab as f64);
+                simd(
+                    #[inline(always)]
+                    || {
+                        for x in &mut *logits {
+                            *x = (*x - lse).exp() * factor - even;
+                        }
+                    },
+                );
+                if (start..start + count).contains(&target) {
+                    logits[target - start] += -g * T::Acc::of(1.0 - smoothing);
+                }
+                simd(
+                    #[inline(always)]
+                    // SAFETY: as above.
+                    || unsafe { store(logits, gradients.at(i * count)) },
+                );
             }
-        };
-        if parallel {
-            for_rows(rows.len(), 16 * count, |range| range.for_each(run));
-        } else {
-            (0..rows.len()).for_each(run);
-        }
-    }
-
-    /// Rows of a task: enough tasks for many threads, enough rows for a matrix product.
-    fn task_rows(&self) -> usize {
-        self.rows.len().div_ceil(16).clamp(32, BLOCK_ROWS)
+        });
     }
 
     fn hidden(&self, d_hidden: &mut [T]) {
         let (input, d, classes) = (self.input, self.input.d, self.input.block_classes());
         d_hidden.fill(T::default());
-        let out = Shared::new(d_hidden);
-        let step = self.task_rows();
-        let pays = input.parallel(self.rows.len());
-        // With few blocks of rows the threads share the products inside one block.
-        let wide_products = pays && self.rows.len() <= 2 * step;
-        let lengths = 2 * step * d + step * classes;
-        for_pieces(self.rows.len(), step, pays && !wide_products, |_, range| {
-            let rows = &self.rows[range];
-            with_scratch(lengths + input.weight_scratch(), |scratch| {
-                let (hidden, rest) = scratch.split_at_mut(step * d);
-                let (sums, rest) = rest.split_at_mut(step * d);
-                let (logits, wide) = rest.split_at_mut(step * classes);
-                input.gather(rows, hidden);
+        input.for_row_blocks(self.rows, |_, rows, hidden| {
+            let count = rows.len();
+            let parallel = input.parallel(count);
+            with_block(count * d, count * classes, |sums, logits, gradients| {
                 sums.fill(T::Acc::ZERO);
                 for start in (0..input.vocab).step_by(classes) {
-                    let count = classes.min(input.vocab - start);
-                    let weight = input.classes(start, count, wide);
-                    // SAFETY: the scratch is as large as the block.
-                    unsafe { input.logits((rows.len(), count), hidden, weight, logits, wide_products) };
-                    self.turn(rows, start, count, logits, wide_products);
-                    let left = Mat {
-                        ptr: logits.as_ptr(),
-                        rows: count as isize,
-                        cols: 1,
-                    };
-                    let sums = Mat {
-                        ptr: sums.as_mut_ptr(),
-                        rows: d as isize,
-                        cols: 1,
-                    };
-                    let dims = (rows.len(), d, count);
-                    // SAFETY: as above; the weight is (count, d).
-                    unsafe { dense_product(dims, T::Acc::ONE, left, weight, sums, true, wide_products) };
+                    let width = classes.min(input.vocab - start);
+                    input.logits(hidden, count, start, width, logits);
+                    // SAFETY: the block is as large as its logits, the sums are (rows, d), the weight is (width, d).
+                    unsafe {
+                        self.turn(rows, start, width, logits, gradients);
+                        let (left, right) = (matrix(gradients, width), input.classes(start));
+                        let dims = (count, d, width);
+                        dense_product(dims, T::Acc::ONE, left, right, dense_mut(sums, d), true, parallel);
+                    }
                 }
                 for (row, sums) in rows.iter().zip(sums.chunks_exact(d.max(1))) {
-                    // SAFETY: the row belongs to this task.
-                    unsafe { store(sums, out.at(row.row * d)) };
+                    // SAFETY: the row is inside d_hidden, which nobody else writes.
+                    unsafe { store(sums, d_hidden[row.row * d..][..d].as_mut_ptr()) };
                 }
             });
         });
@@ -154,44 +136,45 @@ impl<T: Float> Job<'_, T> {
 
     fn weight(&self, d_weight: &mut [T]) {
         let (input, d, classes) = (self.input, self.input.d, self.input.block_classes());
-        let out = Shared::new(d_weight);
-        let lengths = BLOCK_ROWS * d + BLOCK_ROWS * classes + classes * d;
-        for_pieces(input.vocab, classes, input.parallel(self.rows.len()), |_, range| {
-            let (start, count) = (range.start, range.len());
-            with_scratch(lengths + input.weight_scratch(), |scratch| {
-                let (hidden, rest) = scratch.split_at_mut(BLOCK_ROWS * d);
-                let (logits, rest) = rest.split_at_mut(BLOCK_ROWS * classes);
-                let (sums, wide) = rest.split_at_mut(classes * d);
-                let sums = &mut sums[..count * d];
-                sums.fill(T::Acc::ZERO);
-                let weight = input.classes(start, count, wide);
-                for rows in self.rows.chunks(BLOCK_ROWS) {
-                    input.gather(rows, hidden);
-                    // SAFETY: the scratch is as large as the block.
-                    unsafe { input.logits((rows.len(), count), hidden, weight, logits, false) };
-                    self.turn(rows, start, count, logits, false);
-                    let left = Mat {
-                        ptr: logits.as_ptr(),
-                        rows: 1,
-                        cols: count as isize,
-                    };
-                    let right = Mat {
-                        ptr: hidden.as_ptr(),
-                        rows: d as isize,
-                        cols: 1,
-                    };
-                    let sums = Mat {
-                        ptr: sums.as_mut_ptr(),
-                        rows: d as isize,
-                        cols: 1,
-                    };
-                    let dims = (count, d, rows.len());
-                    // SAFETY: as above.
-                    unsafe { dense_product(dims, T::Acc::ONE, left, right, sums, true, false) };
-                }
-                // SAFETY: the classes belong to this task.
-                unsafe { store(sums, out.at(start * d)) };
-            });
-        });
+        for start in (0..input.vocab).step_by(classes) {
+            let width = classes.min(input.vocab - start);
+            with_block(
+                width * d,
+                BLOCK_ROWS.min(self.rows.len()) * width,
+                |sums, logits, gradients| {
+                    sums.fill(T::Acc::ZERO);
+                    input.for_row_blocks(self.rows, |_, rows, hidden| {
+                        let count = rows.len();
+                        input.logits(hidden, count, start, width, logits);
+                        // SAFETY: the block is as large as its logits, the sums are (width, d), hidden is (rows, d).
+                        unsafe {
+                            self.turn(rows, start, width, logits, gradients);
+                            let (left, dims) = (transposed(matrix(gradients, width)), (width, d, count));
+                            let parallel = input.parallel(count);
+                            dense_product(dims, T::Acc::ONE, left, hidden, dense_mut(sums, d), true, parallel);
+                        }
+                    });
+                    // SAFETY: both are (width, d).
+                    unsafe { store(sums, d_weight[start * d..][..width * d].as_mut_ptr()) };
+                },
+            );
+        }
     }
+}
+
+/// A row-major matrix.
+fn matrix<T>(ptr: *mut T, cols: usize) -> Mat<*const T> {
+    Mat {
+        ptr: ptr.cast_const(),
+        rows: cols as isize,
+        cols: 1,
+    }
+}
+
+/// Lends `f` sums, and logits with room for their gradients.
+fn with_block<T: Float>(sums: usize, logits: usize, f: impl FnOnce(&mut [T::Acc], &mut [T::Acc], *mut T)) {
+    with_scratch(sums + logits, |scratch: &mut [T::Acc]| {
+        let (sums, logits_of_block) = scratch.split_at_mut(sums);
+        with_space(logits, |gradients: *mut T| f(sums, logits_of_block, gradients));
+    });
 }

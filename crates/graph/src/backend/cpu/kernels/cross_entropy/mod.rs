@@ -11,11 +11,16 @@ pub use backward::cross_entropy_vjp;
 
 use super::error::KernelError;
 use super::float::{Float, Mat, Real};
-use super::matmul::{dense_product, widen};
-use super::par::{PARALLEL_WORK, Shared, for_pieces, load, max1, simd, sum1, with_scratch};
+use super::float::{dense_mut, transposed};
+use super::matmul::dense_product;
+use super::par::{PARALLEL_WORK, Shared, for_rows, max_nan, max1, simd, sum1, with_scratch, with_space};
 
 /// Rows of a block.
-const BLOCK_ROWS: usize = 128;
+const BLOCK_ROWS: usize = 256;
+/// Classes of a block: its logits fit the second-level cache.
+const BLOCK_CLASSES: usize = 768;
+/// What an exponential costs, in plain operations.
+const EXP_WORK: usize = 16;
 
 /// The inputs of a cross-entropy: row i is `hidden[i]` (of (n, d)) against class `targets[i]` (of n), with `weight`
 /// (vocab, d), all contiguous.
@@ -73,93 +78,101 @@ impl<T: Float> CrossEntropy<'_, T> {
         counted.map(class).collect()
     }
 
-    /// Classes of a block: as many rows of the weight as fit the second-level cache.
-    fn block_classes(&self) -> usize {
-        ((1 << 19) / self.d.max(1)).clamp(64, 2048)
-    }
-
     /// True where a call is worth several threads.
     fn parallel(&self, rows: usize) -> bool {
         rows * self.vocab * self.d >= PARALLEL_WORK
     }
 
-    /// Elements of scratch for a block of the weight.
-    fn weight_scratch(&self) -> usize {
-        if T::IS_ACC { 0 } else { self.block_classes() * self.d }
-    }
-
-    /// Gathers the hidden rows of a block into (rows, d).
-    fn gather(&self, rows: &[Row], into: &mut [T::Acc]) {
-        for (row, into) in rows.iter().zip(into.chunks_exact_mut(self.d.max(1))) {
-            // SAFETY: the slice is as long as `into`.
-            unsafe { load(self.hidden[row.row * self.d..][..self.d].as_ptr(), into) };
+    /// Calls `f` with each block of rows and their hidden states, (rows, d).
+    fn for_row_blocks(&self, rows: &[Row], mut f: impl FnMut(usize, &[Row], Mat<*const T>)) {
+        for (number, block) in rows.chunks(BLOCK_ROWS).enumerate() {
+            let (first, last) = (block[0].row, block[block.len() - 1].row);
+            let mat = |ptr: *const T| Mat {
+                ptr,
+                rows: self.d as isize,
+                cols: 1,
+            };
+            if last - first + 1 == block.len() {
+                f(number * BLOCK_ROWS, block, mat(self.hidden[first * self.d..].as_ptr()));
+                continue;
+            }
+            with_space(block.len() * self.d, |gathered: *mut T| {
+                for (i, row) in block.iter().enumerate() {
+                    let from = self.hidden[row.row * self.d..][..self.d].as_ptr();
+                    // SAFETY: the space has room for every row of the block.
+                    unsafe { std::ptr::copy_nonoverlapping(from, gathered.add(i * self.d), self.d) };
+                }
+                f(number * BLOCK_ROWS, block, mat(gathered));
+            });
         }
     }
 
-    /// The classes from `start` on, (classes, d): where they lie, or widened into scratch.
-    fn classes(&self, start: usize, classes: usize, scratch: &mut [T::Acc]) -> Mat<*const T::Acc> {
-        let block = &self.weight[start * self.d..][..classes * self.d];
-        let mat = Mat {
-            ptr: block.as_ptr(),
-            rows: self.d as isize,
-            cols: 1,
-        };
-        if T::IS_ACC {
-            return mat.cast();
-        }
-        // SAFETY: the block is (classes, d), contiguous.
-        unsafe { widen(mat, (classes, self.d), scratch) }
+    /// Classes of a block.
+    fn block_classes(&self) -> usize {
+        BLOCK_CLASSES.min(self.vocab)
     }
 
-    /// logits = hidden @ classes^T, (rows, classes).
-    ///
-    /// # Safety
-    /// `classes` is (count, d), `hidden` (rows, d), and `logits` holds (rows, count).
-    unsafe fn logits(
-        &self,
-        (rows, count): (usize, usize),
-        hidden: &[T::Acc],
-        classes: Mat<*const T::Acc>,
-        logits: &mut [T::Acc],
-        parallel: bool,
-    ) {
-        let hidden = Mat {
-            ptr: hidden.as_ptr(),
+    /// The weight of the classes from `start` on, (classes, d).
+    fn classes(&self, start: usize) -> Mat<*const T> {
+        Mat {
+            ptr: self.weight[start * self.d..].as_ptr(),
             rows: self.d as isize,
             cols: 1,
-        };
-        let classes = Mat {
-            ptr: classes.ptr,
-            rows: classes.cols,
-            cols: classes.rows,
-        };
-        let logits = Mat {
-            ptr: logits.as_mut_ptr(),
-            rows: count as isize,
-            cols: 1,
-        };
-        // SAFETY: the caller's promise.
+        }
+    }
+
+    /// logits = hidden @ classes^T, (rows, count).
+    fn logits(&self, hidden: Mat<*const T>, rows: usize, start: usize, count: usize, logits: &mut [T::Acc]) {
+        assert!(logits.len() >= rows * count && start + count <= self.vocab);
+        let (one, right) = (T::Acc::ONE, transposed(self.classes(start)));
+        let parallel = self.parallel(rows);
+        // SAFETY: hidden is (rows, d); the classes are inside the weight, and the logits have room.
         unsafe {
             dense_product(
                 (rows, count, self.d),
-                T::Acc::ONE,
+                one,
                 hidden,
-                classes,
-                logits,
+                right,
+                dense_mut(logits, count),
                 false,
                 parallel,
-            );
+            )
         };
     }
 }
 
-/// What a block of classes says of a row.
+/// What some classes say of a row.
 #[derive(Clone, Copy)]
 struct Partial<A> {
     max: A,
     /// Sum of exp(logit - max).
     exps: A,
     logits: A,
+}
+
+impl<A: Real> Partial<A> {
+    const NONE: Self = Self {
+        max: A::NEG_INFINITY,
+        exps: A::ZERO,
+        logits: A::ZERO,
+    };
+
+    /// What these classes and others say together.
+    fn and(self, other: Self) -> Self {
+        let max = max_nan(self.max, other.max);
+        let shrunk = |part: Self| {
+            if part.max == A::NEG_INFINITY {
+                part.exps
+            } else {
+                part.exps * (part.max - max).exp()
+            }
+        };
+        Self {
+            max,
+            exps: shrunk(self) + shrunk(other),
+            logits: self.logits + other.logits,
+        }
+    }
 }
 
 /// Writes loss (n) and lse (n), the log-sum-exp of the row's logits; both 0 in ignored rows.
@@ -184,13 +197,16 @@ pub fn cross_entropy<T: Float>(
     );
     loss.fill(T::Acc::ZERO);
     lse.fill(T::Acc::ZERO);
-    let blocks = input.vocab.div_ceil(input.block_classes());
-    let (partials, picked) = scan(input, &rows, blocks);
-    for (i, row) in rows.iter().enumerate() {
-        let (total, sum) = combine(&partials[i * blocks..][..blocks]);
-        let mut value = total - picked[i];
+    let (mut found, mut picked) = (vec![Partial::NONE; rows.len()], vec![T::Acc::ZERO; rows.len()]);
+    input.for_row_blocks(&rows, |first, rows, hidden| {
+        let (found, picked) = (&mut found[first..], &mut picked[first..]);
+        scan(input, rows, hidden, found, picked);
+    });
+    for ((row, found), picked) in rows.iter().zip(found).zip(picked) {
+        let total = found.max + found.exps.ln();
+        let mut value = total - picked;
         if input.smoothing > 0.0 {
-            let spread = total - sum / T::Acc::of(input.vocab as f64);
+            let spread = total - found.logits / T::Acc::of(input.vocab as f64);
             value = value * T::Acc::of(1.0 - input.smoothing) + spread * T::Acc::of(input.smoothing);
         }
         (loss[row.row], lse[row.row]) = (value, total);
@@ -198,47 +214,36 @@ pub fn cross_entropy<T: Float>(
     Ok(())
 }
 
-/// For each counted row the partial results of each block of classes, and the logit of its target.
-fn scan<T: Float>(input: &CrossEntropy<'_, T>, rows: &[Row], blocks: usize) -> (Vec<Partial<T::Acc>>, Vec<T::Acc>) {
-    let (d, classes) = (input.d, input.block_classes());
-    let empty = Partial {
-        max: T::Acc::NEG_INFINITY,
-        exps: T::Acc::ZERO,
-        logits: T::Acc::ZERO,
-    };
-    let mut partials = vec![empty; rows.len() * blocks];
-    let mut picked = vec![T::Acc::ZERO; rows.len()];
-    let (out, pick) = (Shared::new(&mut partials), Shared::new(&mut picked));
-    let lengths = BLOCK_ROWS * d + BLOCK_ROWS * classes;
-    for_pieces(
-        rows.len().div_ceil(BLOCK_ROWS) * blocks,
-        1,
-        input.parallel(rows.len()),
-        |task, _| {
-            let (first, block) = (task / blocks * BLOCK_ROWS, task % blocks);
-            let rows = &rows[first..rows.len().min(first + BLOCK_ROWS)];
-            let start = block * classes;
+/// What all classes say of each row of a block, and the logit of its target.
+fn scan<T: Float>(
+    input: &CrossEntropy<'_, T>,
+    rows: &[Row],
+    hidden: Mat<*const T>,
+    found: &mut [Partial<T::Acc>],
+    picked: &mut [T::Acc],
+) {
+    let classes = input.block_classes();
+    let (found, picked) = (Shared::new(found), Shared::new(picked));
+    with_scratch(rows.len() * classes, |logits: &mut [T::Acc]| {
+        for start in (0..input.vocab).step_by(classes) {
             let count = classes.min(input.vocab - start);
-            with_scratch(lengths + input.weight_scratch(), |scratch| {
-                let (hidden, rest) = scratch.split_at_mut(BLOCK_ROWS * d);
-                let (logits, wide) = rest.split_at_mut(BLOCK_ROWS * classes);
-                input.gather(rows, hidden);
-                let weight = input.classes(start, count, wide);
-                // SAFETY: the scratch is as large as the block.
-                unsafe { input.logits((rows.len(), count), hidden, weight, logits, false) };
-                for (i, (row, logits)) in rows.iter().zip(logits.chunks_exact_mut(count)).enumerate() {
-                    // SAFETY: this row and block belong to this task, and the target is in one block.
+            input.logits(hidden, rows.len(), start, count, logits);
+            let logits = Shared::new(logits);
+            for_rows(rows.len(), EXP_WORK * count, |range| {
+                for i in range {
+                    // SAFETY: row i belongs to this task.
                     unsafe {
-                        if (start..start + count).contains(&row.target) {
-                            *pick.at(first + i) = logits[row.target - start];
+                        let logits = logits.slice(i * count, count);
+                        if (start..start + count).contains(&rows[i].target) {
+                            *picked.at(i) = logits[rows[i].target - start];
                         }
-                        *out.at((first + i) * blocks + block) = summarise(logits);
+                        let found = found.at(i);
+                        *found = (*found).and(summarise(logits));
                     }
                 }
             });
-        },
-    );
-    (partials, picked)
+        }
+    });
 }
 
 fn summarise<A: Real>(logits: &mut [A]) -> Partial<A> {
@@ -264,11 +269,4 @@ fn summarise<A: Real>(logits: &mut [A]) -> Partial<A> {
             }
         },
     )
-}
-
-/// Log-sum-exp and sum of a row's logits.
-fn combine<A: Real>(partials: &[Partial<A>]) -> (A, A) {
-    let max = max1(partials, |p| p.max);
-    let exps = sum1(partials, |p: Partial<A>| p.exps * (p.max - max).exp());
-    (max + exps.ln(), sum1(partials, |p| p.logits))
 }

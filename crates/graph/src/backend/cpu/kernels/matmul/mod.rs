@@ -1,27 +1,28 @@
 //! Batched matrix product with any strides: `C = alpha * A @ B (+ C)`.
 //!
-//! f32 and f64 go to the `gemm` crate as they lie. bf16 and f16 are widened panel by panel into f32 scratch, so sums are
-//! f32 and no widened copy of a matrix exists. One row or one column takes a direct path that reads each weight once.
+//! Sums are kept in f32 (f64 for f64) in registers from the first term to the last, and are rounded once. Where the
+//! machine multiplies pairs of bf16, bf16 is never widened. Few rows take paths that read each weight once, where it lies.
 
-mod dense;
-mod gemv;
+mod drive;
+mod kernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod pack;
+mod table;
 #[cfg(test)]
 mod tests;
-mod tiles;
+mod words;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
-pub(crate) use dense::dense_product;
-pub(crate) use tiles::widen;
+pub(crate) use drive::Product;
+use half::{bf16, f16};
 
 use super::float::{Float, Mat};
 use super::par::{Shared, for_pieces};
-use gemv::Gemv;
-use tiles::Tiles;
 
 /// From this many multiply-adds on, a product is spread over threads.
-const PARALLEL_MACS: usize = 1 << 19;
-
-/// With so many rows gemm reads a row-major B badly, and copying its panels pays (measured: five times at 16 rows).
-const FEW_ROWS: std::ops::RangeInclusive<usize> = 4..=48;
+const PARALLEL_MACS: usize = 1 << 18;
 
 /// Matrices of one size in one buffer: element (i, j) of matrix `t` is
 /// `data[offsets[t] + i * row_stride + j * col_stride]`. Strides may be 0.
@@ -100,9 +101,14 @@ pub fn matmul<T: Float>(
         return;
     }
     let out = Shared::new(c);
-    // SAFETY: `check` covered every element; each product writes its own m * n elements of C.
-    let one = |t: usize, dims: (usize, usize, usize), parallel: bool| unsafe {
-        product(dims, alpha, a.mat(t), b.mat(t), out.at(t * m * n), accumulate, parallel);
+    let one = |t: usize, dims: (usize, usize, usize), parallel: bool| {
+        let c = Mat {
+            ptr: out.at(t * m * n),
+            rows: n as isize,
+            cols: 1,
+        };
+        // SAFETY: `check` covered every element; each product writes its own m * n elements of C.
+        unsafe { dense_product(dims, alpha, a.mat(t), b.mat(t), c, accumulate, parallel) };
     };
     if batch > 1 && shares_right(&a, &b, m) {
         return one(0, (batch * m, n, k), parallel_pays(batch * m, n, k));
@@ -127,66 +133,73 @@ fn parallel_pays(m: usize, n: usize, k: usize) -> bool {
     m.saturating_mul(n).saturating_mul(k) >= PARALLEL_MACS
 }
 
-/// One product; C is row-major and contiguous.
+/// `C = alpha * A @ B (+ C if accumulate)` with A (m, k), B (k, n), C (m, n), whose rows are contiguous.
 ///
 /// # Safety
-/// As [`Real::gemm`].
-pub(crate) unsafe fn product<T: Float>(
-    (m, n, k): (usize, usize, usize),
+/// Every element that the sizes and strides reach is inside its allocation; C overlaps neither A nor B.
+pub(crate) unsafe fn dense_product<T: Float, C: Float<Acc = T::Acc>>(
+    dims: (usize, usize, usize),
     alpha: T::Acc,
     a: Mat<*const T>,
     b: Mat<*const T>,
-    c: *mut T,
+    c: Mat<*mut C>,
     accumulate: bool,
     parallel: bool,
 ) {
+    debug_assert!(c.cols == 1 || dims.1 == 1, "matmul: rows of C are not contiguous");
+    let (m, n, k) = dims;
+    if m == 0 || n == 0 {
+        return;
+    }
+    let c_row = c.rows as usize;
+    if k == 0 {
+        // SAFETY: the caller's promise.
+        let row = |i: usize| unsafe { std::slice::from_raw_parts_mut(c.ptr.add(i * c_row), n) };
+        (0..if accumulate { 0 } else { m }).for_each(|i| row(i).fill(C::default()));
+        return;
+    }
+    let product = Product {
+        dims,
+        alpha,
+        a,
+        b,
+        c: c.ptr,
+        c_row,
+        accumulate,
+    };
     // SAFETY: handed on from the caller.
-    unsafe {
-        if m == 1 && (b.rows == 1 || b.cols == 1) {
-            let job = Gemv {
-                n,
-                k,
-                alpha,
-                x: (a.ptr, a.cols),
-                w: b,
-                out: Shared::raw(c),
-                accumulate,
-            };
-            job.run(parallel);
-        } else if n == 1 && (a.rows == 1 || a.cols == 1) {
-            let w = Mat {
-                ptr: a.ptr,
-                rows: a.cols,
-                cols: a.rows,
-            };
-            let job = Gemv {
-                n: m,
-                k,
-                alpha,
-                x: (b.ptr, b.rows),
-                w,
-                out: Shared::raw(c),
-                accumulate,
-            };
-            job.run(parallel);
-        } else if T::IS_ACC && !(FEW_ROWS.contains(&m) && b.cols == 1) {
-            let (a, b) = (a.cast(), b.cast());
-            let c = Mat {
-                ptr: c.cast::<T::Acc>(),
-                rows: n as isize,
-                cols: 1,
-            };
-            dense_product((m, n, k), alpha, a, b, c, accumulate, parallel);
-        } else {
-            Tiles {
-                dims: (m, n, k),
-                alpha,
-                a,
-                b,
-                out: Shared::raw(c),
-                accumulate,
+    unsafe { T::multiply(&product, parallel) }
+}
+
+/// The kernels of each element type.
+///
+/// # Safety
+/// As [`dense_product`]; no size is 0.
+pub(super) mod kernels_of {
+    use super::{Float, Product, bf16, f16, table};
+
+    pub unsafe fn f32<C: Float<Acc = f32>>(product: &Product<f32, C>, parallel: bool) {
+        // SAFETY: the caller's promise; the table holds what the machine has.
+        unsafe { product.run(table::for_f32(product.dims.1), parallel) }
+    }
+
+    pub unsafe fn f64<C: Float<Acc = f64>>(product: &Product<f64, C>, parallel: bool) {
+        // SAFETY: as above.
+        unsafe { product.run(table::for_f64(product.dims.1), parallel) }
+    }
+
+    pub unsafe fn f16<C: Float<Acc = f32>>(product: &Product<f16, C>, parallel: bool) {
+        // SAFETY: as above.
+        unsafe { product.run(table::for_f16(product.dims.1), parallel) }
+    }
+
+    pub unsafe fn bf16<C: Float<Acc = f32>>(product: &Product<bf16, C>, parallel: bool) {
+        // SAFETY: as above.
+        unsafe {
+            match table::pairs().filter(|_| product.suits_pairs()) {
+                Some(pairs) => product.run(pairs, parallel),
+                None => product.run(table::for_bf16(product.dims.1), parallel),
             }
-            .run(parallel);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Against the definition in f64, over sizes, layouts and threads.
 
 use super::super::float::Real;
+use super::super::pool::with_threads;
 use super::super::testing::{close, each_float, epsilon, noise_as, widen as wide};
+use super::table::tests::at_each_level;
 use super::*;
 
 /// Rows of the table: m, n, k, batch, A transposed, B transposed, B shared, accumulate.
@@ -75,8 +77,10 @@ fn table<T: Float>() {
 }
 
 #[test]
-fn agrees_with_the_definition() {
-    each_float!(table);
+fn agrees_with_the_definition_at_every_level_of_instructions() {
+    at_each_level(|| {
+        each_float!(table);
+    });
 }
 
 #[test]
@@ -108,7 +112,6 @@ fn same_bits_on_any_pool<T: Float>() {
     let (a, _) = noise_as::<T>(7, m * k);
     let (b, _) = noise_as::<T>(8, k * n);
     let run = |threads: usize, m: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let mut c = vec![T::default(); m * n];
         let left = MatView {
             data: &a,
@@ -122,7 +125,9 @@ fn same_bits_on_any_pool<T: Float>() {
             row_stride: 1,
             col_stride: k,
         };
-        pool.install(|| matmul(MatmulShape { m, n, k }, T::Acc::ONE, left, right, false, &mut c));
+        with_threads(threads, || {
+            matmul(MatmulShape { m, n, k }, T::Acc::ONE, left, right, false, &mut c);
+        });
         c
     };
     for m in [1, m] {

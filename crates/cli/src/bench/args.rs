@@ -1,0 +1,200 @@
+//! The flags of `bench`, each defined once. Names and defaults are those of the scripts that time other libraries.
+#![allow(
+    clippy::doc_markdown,
+    reason = "this documentation is the text of --help, where backticks would be seen"
+)]
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use candle_core::DType;
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::args::DeviceChoice;
+
+/// The text after `bench --help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  metal-candle bench lora-forward
+      Latency and throughput of one LoRA forward in several sizes, softmax, RMS norm, a matrix product, a LoRA step
+  metal-candle bench lora-forward --dtype bf16 --case 1x512 --json
+      Some of them, as JSON lines
+  metal-candle bench matmul --config config.json --length 256
+      The matrix products of a model's linear layers on 256 tokens
+  metal-candle bench finetune --config config.json --batch 1 --length 256
+      One LoRA fine-tuning step of a model with random weights: time, tokens per second, memory
+
+Beside each figure stands the limit of this machine, which is measured in the same run, and the share of it that was
+reached. A figure beyond the limit is a measuring error: the command says so and fails.";
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What to measure.
+    #[command(subcommand)]
+    pub kind: Kind,
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum Kind {
+    /// One LoRA forward in several sizes, softmax, RMS norm, a matrix product and one LoRA training step.
+    LoraForward(LoraForwardArgs),
+    /// One fine-tuning step: rank 16, alpha 32, every linear layer, every token learnt, AdamW.
+    Finetune(FinetuneArgs),
+    /// Matrix products.
+    Matmul(MatmulArgs),
+}
+
+/// What every kind takes.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// Print JSON lines, with the keys of the scripts that time other libraries.
+    #[arg(long)]
+    pub json: bool,
+    /// All numbers are random and follow from this one.
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// Where to compute.
+    #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
+    pub device: DeviceChoice,
+}
+
+/// Arguments of `bench lora-forward`.
+#[derive(Debug, Args)]
+pub struct LoraForwardArgs {
+    /// What every kind takes.
+    #[command(flatten)]
+    pub common: Common,
+    /// Numbers of every tensor [default: both].
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub dtype: Option<Dtype>,
+    /// Only the cases whose names contain this.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub case: String,
+    /// Timed calls of each case [default: 20 to 300, by its size].
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub steps: Option<usize>,
+    /// Calls before them.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub warmup: usize,
+}
+
+/// Arguments of `bench matmul`.
+#[derive(Debug, Args)]
+pub struct MatmulArgs {
+    /// What every kind takes.
+    #[command(flatten)]
+    pub common: Common,
+    /// Numbers of both factors [default: both].
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub dtype: Option<Dtype>,
+    /// Sizes of a product (M, K) x (K, N), such as 1024x1024x1024; may be given several times [default: that one].
+    #[arg(long, value_name = "MxKxN")]
+    pub size: Vec<Size>,
+    /// The products of this model's linear layers and head, with weights (N, K) as checkpoints have them.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Tokens that go through the model's layers.
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, requires = "config", value_parser = at_least(1))]
+    pub length: usize,
+    /// Timed calls of each product.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = at_least(1))]
+    pub steps: usize,
+    /// Calls before them.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub warmup: usize,
+}
+
+/// Arguments of `bench finetune`.
+#[derive(Debug, Args)]
+pub struct FinetuneArgs {
+    /// What every kind takes.
+    #[command(flatten)]
+    pub common: Common,
+    /// The model's config.json; its weights are random.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Numbers of the base model; the adapter is f32 in any case.
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = Dtype::Bf16)]
+    pub dtype: Dtype,
+    /// Rows of a batch.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
+    pub batch: usize,
+    /// Tokens of a row.
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = at_least(2))]
+    pub length: usize,
+    /// Timed optimizer steps.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least(1))]
+    pub steps: usize,
+    /// Steps before them.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub warmup: usize,
+}
+
+/// Values of `--dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits with the range of 32.
+    Bf16,
+}
+
+impl Dtype {
+    /// The given one, or all.
+    pub fn chosen(given: Option<Self>) -> Vec<Self> {
+        given.map_or_else(|| vec![Self::F32, Self::Bf16], |one| vec![one])
+    }
+
+    /// As the engine has it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
+    /// As PyTorch writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+}
+
+/// `M`, `K` and `N` of a matrix product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub [usize; 3]);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let sizes: Result<Vec<usize>, _> = text.split('x').map(str::parse).collect();
+        match sizes.as_deref() {
+            Ok(&[m, k, n]) if [m, k, n].iter().all(|size| (1..=1 << 20).contains(size)) => Ok(Self([m, k, n])),
+            _ => Err("give three sizes from 1 to 1048576, such as 1024x1024x1024".to_owned()),
+        }
+    }
+}
+
+/// A count that is not smaller.
+fn at_least(least: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_three_numbers() {
+        assert_eq!("64x512x8".parse(), Ok(Size([64, 512, 8])));
+        for wrong in ["64x512", "64x512x0", "64x512x8x8", "axbxc", "9999999x1x1"] {
+            assert!(wrong.parse::<Size>().is_err(), "{wrong}");
+        }
+    }
+}

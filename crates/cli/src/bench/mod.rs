@@ -1,0 +1,54 @@
+//! `metal-candle bench`: speed and memory beside the limits of the machine, with the keys of the scripts that time other
+//! libraries, so that both can be run one after the other and compared.
+//!
+//! Inputs are random and seeded, results are waited for, and a figure that no machine could reach is an error.
+
+pub mod args;
+mod finetune;
+mod inputs;
+mod judge;
+mod lora;
+mod matmul;
+mod memory;
+mod row;
+mod timing;
+mod work;
+
+use args::{BenchArgs, Common, Kind};
+use candle_core::Device;
+use judge::Judge;
+use row::Output;
+
+use crate::error::{Failure, Result};
+
+/// Runs the command; returns the exit code.
+pub fn run(arguments: &BenchArgs) -> Result<u8> {
+    match &arguments.kind {
+        Kind::LoraForward(arguments) => lora::run(arguments)?,
+        Kind::Finetune(arguments) => finetune::run(arguments)?,
+        Kind::Matmul(arguments) => matmul::run(arguments)?,
+    }
+    Ok(0)
+}
+
+/// What a kind works with.
+struct Bench {
+    device: Device,
+    output: Output,
+    judge: Judge,
+}
+
+impl Bench {
+    fn new(common: &Common) -> Result<Self> {
+        Ok(Self {
+            device: common.device.device()?,
+            output: Output::new(common.json),
+            judge: Judge::new(),
+        })
+    }
+}
+
+/// An error of the engine; inputs are made here, so none is the user's.
+fn engine(error: metal_candle::graph::Error) -> Failure {
+    Failure::running(error)
+}

@@ -1,0 +1,193 @@
+//! The two loops that every product ends in, written once over the words of an instruction set: a tile of C from
+//! rows of A and a panel of B, and dot products of rows of A with columns of B.
+
+use super::words::Words;
+
+/// Entries of the sums of a tile, at most.
+pub(super) const TILE: usize = 8 * 48;
+
+/// Rows and columns of a block of dot products.
+pub(super) const DOTS: usize = 4;
+
+/// One tile: entry `p` of row `r` of A is `a_step * p` entries after `a_row * r` bytes, entry `p` of the panel of B is
+/// the `cols` entries from `b_step * p` on. The sums go to `out`, rows one after the other, each a whole number of
+/// vectors long.
+pub(super) struct Tile<P, A> {
+    pub steps: usize,
+    pub a: *const P,
+    pub a_row: isize,
+    pub a_step: usize,
+    pub rows: usize,
+    pub b: *const P,
+    pub b_step: usize,
+    pub cols: usize,
+    pub out: *mut A,
+}
+
+/// Dot products of `rows` rows of A with `cols` columns of B, both contiguous and so many bytes apart; row r, column c
+/// goes to `out[r * DOTS + c]`.
+pub(super) struct Dots<P, A> {
+    pub steps: usize,
+    pub a: *const P,
+    pub a_row: isize,
+    pub rows: usize,
+    pub b: *const P,
+    pub b_col: isize,
+    pub cols: usize,
+    pub out: *mut A,
+}
+
+/// The loops for one instruction set.
+pub(super) struct Kernel<P: 'static, A: 'static> {
+    /// Columns of a vector.
+    pub lanes: usize,
+    /// Vectors across a tile.
+    pub vectors: usize,
+    /// Rows of a tile.
+    pub rows: usize,
+    /// # Safety
+    /// The machine has the instructions; everything the tile names is readable, its sums writable; no size is 0.
+    pub tile: unsafe fn(&Tile<P, A>),
+    /// # Safety
+    /// As `tile`.
+    pub dots: unsafe fn(&Dots<P, A>),
+    /// Turns 16 runs of 16 entries: from so many bytes apart to so many entries apart.
+    pub transpose: Option<unsafe fn(*const u8, usize, *mut u32, usize)>,
+}
+
+/// # Safety
+/// As [`Kernel::tile`].
+#[inline(always)]
+unsafe fn tile<W: Words, const R: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
+    let last = t.cols - (V - 1) * W::LANES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if last == W::LANES {
+            tile_with::<W, R, V>(
+                t,
+                #[inline(always)]
+                |from| W::load(from),
+            );
+        } else {
+            tile_with::<W, R, V>(
+                t,
+                #[inline(always)]
+                |from| W::load_part(from, last),
+            );
+        }
+    }
+}
+
+/// # Safety
+/// As [`Kernel::tile`].
+#[inline(always)]
+unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
+    t: &Tile<W::Panel, W::Acc>,
+    load_last: impl Fn(*const W::Panel) -> W::Vector,
+) {
+    // SAFETY: the caller's promise. Rows that are not there repeat the last one.
+    unsafe {
+        let mut rows = [t.a; R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = t.a.byte_offset(r.min(t.rows - 1) as isize * t.a_row);
+        }
+        let mut sums = [[W::zero(); V]; R];
+        let (mut at, mut b) = (0, t.b);
+        for _ in 0..t.steps {
+            let mut right = [load_last(b.wrapping_add((V - 1) * W::LANES)); V];
+            for (v, right) in right.iter_mut().enumerate().take(V - 1) {
+                *right = W::load(b.add(v * W::LANES));
+            }
+            for r in 0..R {
+                let left = W::splat(rows[r].add(at));
+                for v in 0..V {
+                    sums[r][v] = W::fma(sums[r][v], left, right[v]);
+                }
+            }
+            at += t.a_step;
+            b = b.wrapping_add(t.b_step);
+        }
+        for r in 0..R.min(t.rows) {
+            for v in 0..V {
+                W::store(sums[r][v], t.out.add((r * V + v) * W::LANES));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`Kernel::tile`]; at most `R` rows and three vectors.
+#[inline(always)]
+pub(super) unsafe fn any_tile<W: Words, const R: usize>(t: &Tile<W::Panel, W::Acc>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (t.rows == 1, t.cols.div_ceil(W::LANES)) {
+            (true, 1) => tile::<W, 1, 1>(t),
+            (true, 2) => tile::<W, 1, 2>(t),
+            (true, _) => tile::<W, 1, 3>(t),
+            (false, 1) => tile::<W, R, 1>(t),
+            (false, 2) => tile::<W, R, 2>(t),
+            (false, _) => tile::<W, R, 3>(t),
+        }
+    }
+}
+
+/// # Safety
+/// As [`Kernel::dots`]; at most `R` rows.
+#[inline(always)]
+unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
+    // SAFETY: the caller's promise. Rows and columns that are not there repeat the last one.
+    unsafe {
+        let (mut rows, mut cols) = ([d.a; R], [d.b; DOTS]);
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = d.a.byte_offset(r.min(d.rows - 1) as isize * d.a_row);
+        }
+        for (c, col) in cols.iter_mut().enumerate() {
+            *col = d.b.byte_offset(c.min(d.cols - 1) as isize * d.b_col);
+        }
+        let mut sums = [[W::zero(); DOTS]; R];
+        let whole = d.steps - d.steps % W::LANES;
+        let mut at = 0;
+        while at < whole {
+            let mut right = [W::load(cols[0].add(at)); DOTS];
+            for c in 1..DOTS {
+                right[c] = W::load(cols[c].add(at));
+            }
+            for r in 0..R {
+                let left = W::load(rows[r].add(at));
+                for c in 0..DOTS {
+                    sums[r][c] = W::fma(sums[r][c], left, right[c]);
+                }
+            }
+            at += W::LANES;
+        }
+        if whole < d.steps {
+            let rest = d.steps - whole;
+            for r in 0..R {
+                let left = W::load_part(rows[r].add(whole), rest);
+                for c in 0..DOTS {
+                    sums[r][c] = W::fma(sums[r][c], left, W::load_part(cols[c].add(whole), rest));
+                }
+            }
+        }
+        for r in 0..R {
+            if r < d.rows {
+                W::totals(sums[r], d.out.add(r * DOTS));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`Kernel::dots`]; at most [`DOTS`] rows.
+#[inline(always)]
+pub(super) unsafe fn any_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if d.rows == 1 {
+            dots::<W, 1>(d);
+        } else {
+            dots::<W, DOTS>(d);
+        }
+    }
+}

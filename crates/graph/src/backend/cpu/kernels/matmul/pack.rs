@@ -1,0 +1,136 @@
+//! Copies of blocks of a matrix as the kernels read them: panels of a fixed number of columns, entries of all columns
+//! for one step next to each other.
+
+use half::bf16;
+
+use super::super::float::Mat;
+use super::super::par::simd;
+use super::kernel::Kernel;
+use super::table::Pair;
+
+/// What a panel of elements `S` is made of.
+pub(super) trait Entry<S: Copy>: Copy + Send + Sync + 'static {
+    /// Terms of a sum in one entry.
+    const TERMS: usize;
+    /// An entry of `terms` elements, `step` apart; zeros for those that are not there.
+    ///
+    /// # Safety
+    /// The elements are readable.
+    unsafe fn gather(first: *const S, step: isize, terms: usize) -> Self;
+}
+
+macro_rules! single {
+    ($($t:ty),*) => { $(
+        impl Entry<$t> for $t {
+            const TERMS: usize = 1;
+            #[inline(always)]
+            unsafe fn gather(first: *const $t, _: isize, _: usize) -> $t {
+                // SAFETY: the caller's promise.
+                unsafe { *first }
+            }
+        }
+    )* };
+}
+single!(f32, f64, bf16, half::f16);
+
+impl Entry<bf16> for Pair {
+    const TERMS: usize = 2;
+    #[inline(always)]
+    unsafe fn gather(first: *const bf16, step: isize, terms: usize) -> Pair {
+        // SAFETY: the caller's promise.
+        unsafe { [*first, if terms > 1 { *first.offset(step) } else { bf16::ZERO }] }
+    }
+}
+
+/// A block of `terms` rows and `cols` columns.
+#[derive(Clone, Copy)]
+pub(super) struct Block<S> {
+    pub from: Mat<*const S>,
+    pub terms: usize,
+    pub cols: usize,
+}
+
+/// Edge of the blocks that a kernel turns.
+const TURN: usize = 16;
+
+impl<S: Copy> Block<S> {
+    /// Writes one panel: for each step `width` entries, of which the first `cols` are set.
+    ///
+    /// # Safety
+    /// The block is readable; `to` has room for `terms.div_ceil(P::TERMS) * width` entries; `cols <= width`.
+    pub unsafe fn pack<P: Entry<S>, A>(&self, kernel: &Kernel<P, A>, width: usize, to: *mut P) {
+        let whole = self.terms / P::TERMS;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.from.rows == 1 && self.from.cols != 1 {
+                self.turn(kernel, width, to, whole);
+            } else {
+                simd(
+                    #[inline(always)]
+                    || self.weave(0..whole, 0..self.cols, width, to),
+                );
+            }
+            if whole * P::TERMS < self.terms {
+                self.weave(whole..whole + 1, 0..self.cols, width, to);
+            }
+        }
+    }
+
+    /// Entry by entry.
+    ///
+    /// # Safety
+    /// As [`pack`](Self::pack).
+    #[inline(always)]
+    unsafe fn weave<P: Entry<S>>(
+        &self,
+        steps: std::ops::Range<usize>,
+        cols: std::ops::Range<usize>,
+        width: usize,
+        to: *mut P,
+    ) {
+        let Mat { rows, cols: across, .. } = self.from;
+        for p in steps {
+            let terms = P::TERMS.min(self.terms - p * P::TERMS);
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (from, to) = (self.from.ptr.offset((p * P::TERMS) as isize * rows), to.add(p * width));
+                if across == 1 {
+                    cols.clone()
+                        .for_each(|j| *to.add(j) = P::gather(from.add(j), rows, terms));
+                } else {
+                    cols.clone()
+                        .for_each(|j| *to.add(j) = P::gather(from.offset(j as isize * across), rows, terms));
+                }
+            }
+        }
+    }
+
+    /// Columns that lie contiguous: blocks of them turned in registers, the rest entry by entry.
+    ///
+    /// # Safety
+    /// As [`pack`](Self::pack); a column is contiguous.
+    unsafe fn turn<P: Entry<S>, A>(&self, kernel: &Kernel<P, A>, width: usize, to: *mut P, whole: usize) {
+        let turned = match kernel.transpose {
+            Some(transpose) if size_of::<P>() == size_of::<u32>() && self.from.cols > 0 => {
+                let (steps, cols) = (whole - whole % TURN, self.cols - self.cols % TURN);
+                let bytes = self.from.cols as usize * size_of::<S>();
+                for j in (0..cols).step_by(TURN) {
+                    for p in (0..steps).step_by(TURN) {
+                        // SAFETY: the block is inside this one; where there is a transposition the machine runs it.
+                        unsafe {
+                            let from = self.from.at(p * P::TERMS, j).ptr.cast::<u8>();
+                            transpose(from, bytes, to.add(p * width + j).cast(), width);
+                        }
+                    }
+                }
+                (steps, cols)
+            }
+            _ => (0, 0),
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.weave(turned.0..whole, 0..turned.1, width, to);
+            self.weave(0..whole, turned.1..self.cols, width, to);
+        }
+    }
+}

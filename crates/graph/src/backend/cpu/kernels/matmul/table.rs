@@ -1,0 +1,176 @@
+//! Which kernels this machine has: each loop of `kernel` compiled for each instruction set, and the choice between them,
+//! made when a product runs.
+
+use std::sync::OnceLock;
+
+use half::{bf16, f16};
+
+use super::kernel::{Dots, Kernel, Tile, any_dots, any_tile};
+#[cfg(target_arch = "aarch64")]
+use super::neon::{Neon32, NeonBrain};
+use super::words::{Portable, Words};
+#[cfg(target_arch = "x86_64")]
+use super::x86::{
+    Narrow32, Narrow64, NarrowBrain, NarrowHalf, Wide32, Wide64, WideBrain, WideHalf, WidePairs, transpose_16,
+};
+
+/// Two terms of a sum in one entry of a panel.
+pub(super) type Pair = [bf16; 2];
+
+/// Statics of words, compiled with the instructions they need.
+macro_rules! kernels {
+    ($($name:ident: $words:ty, $rows:literal, $transpose:expr, [$(#[$attribute:meta])*];)*) => { $(
+        static $name: Kernel<<$words as Words>::Panel, <$words as Words>::Acc> = {
+            $(#[$attribute])*
+            unsafe fn tile(t: &Tile<<$words as Words>::Panel, <$words as Words>::Acc>) {
+                // SAFETY: the caller's promise.
+                unsafe { any_tile::<$words, $rows>(t) }
+            }
+            $(#[$attribute])*
+            unsafe fn dots(d: &Dots<<$words as Words>::Panel, <$words as Words>::Acc>) {
+                // SAFETY: the caller's promise.
+                unsafe { any_dots::<$words>(d) }
+            }
+            Kernel {
+                lanes: <$words as Words>::LANES,
+                vectors: 3,
+                rows: $rows,
+                tile,
+                dots,
+                transpose: $transpose,
+            }
+        };
+    )* };
+}
+
+kernels! {
+    PORTABLE_32: Portable<f32>, 4, None, [];
+    PORTABLE_64: Portable<f64>, 4, None, [];
+    PORTABLE_BRAIN: Portable<bf16>, 4, None, [];
+    PORTABLE_HALF: Portable<f16>, 4, None, [];
+}
+
+#[cfg(target_arch = "x86_64")]
+kernels! {
+    NARROW_32: Narrow32, 4, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_64: Narrow64, 4, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_BRAIN: NarrowBrain, 4, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_HALF: NarrowHalf, 4, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    WIDE_32: Wide32, 8, Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_64: Wide64, 8, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_BRAIN: WideBrain, 8, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_HALF: WideHalf, 8, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_PAIRS: WidePairs, 8, Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
+}
+
+#[cfg(target_arch = "aarch64")]
+kernels! {
+    NEON_32: Neon32, 8, None, [];
+    NEON_BRAIN: NeonBrain, 8, None, [];
+}
+
+/// What a machine has; each level has all before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Level {
+    Portable,
+    /// AVX2 with FMA and F16C, or NEON.
+    Vectors,
+    /// AVX-512 F, BW, VL and DQ.
+    Wide,
+    /// And products of bf16 pairs.
+    Pairs,
+}
+
+/// The level of this machine.
+pub(super) fn level() -> Level {
+    #[cfg(test)]
+    if let Some(level) = tests::FORCED.get() {
+        return level;
+    }
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(detect)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Level {
+    macro_rules! has {
+        ($($feature:tt),*) => { $(is_x86_feature_detected!($feature))&&* };
+    }
+    if !has!("avx2", "fma", "f16c") {
+        Level::Portable
+    } else if !has!("avx512f", "avx512bw", "avx512vl", "avx512dq") {
+        Level::Vectors
+    } else if !has!("avx512bf16") {
+        Level::Wide
+    } else {
+        Level::Pairs
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
+    if cfg!(target_arch = "aarch64") {
+        Level::Vectors
+    } else {
+        Level::Portable
+    }
+}
+
+/// The kernel of pairs, where the machine multiplies them.
+pub(super) fn pairs() -> Option<&'static Kernel<Pair, f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if level() == Level::Pairs {
+        return Some(&WIDE_PAIRS);
+    }
+    None
+}
+
+/// The kernel of an element type for a product of `columns` columns.
+macro_rules! choice {
+    ($name:ident, $t:ty, $acc:ty, $portable:ident, x86: $narrow:ident $wide:ident, arm: $($neon:ident)?) => {
+        pub(super) fn $name(columns: usize) -> &'static Kernel<$t, $acc> {
+            #[cfg(target_arch = "x86_64")]
+            match level() {
+                Level::Portable => {}
+                // Few columns leave half of a wide vector empty, and two short ones run at once.
+                Level::Wide | Level::Pairs if columns > $narrow.lanes => return &$wide,
+                _ => return &$narrow,
+            }
+            $(
+                #[cfg(target_arch = "aarch64")]
+                if level() > Level::Portable {
+                    return &$neon;
+                }
+            )?
+            let _ = columns;
+            &$portable
+        }
+    };
+}
+
+choice!(for_f32, f32, f32, PORTABLE_32, x86: NARROW_32 WIDE_32, arm: NEON_32);
+choice!(for_f64, f64, f64, PORTABLE_64, x86: NARROW_64 WIDE_64, arm: );
+choice!(for_bf16, bf16, f32, PORTABLE_BRAIN, x86: NARROW_BRAIN WIDE_BRAIN, arm: NEON_BRAIN);
+choice!(for_f16, f16, f32, PORTABLE_HALF, x86: NARROW_HALF WIDE_HALF, arm: );
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::cell::Cell;
+
+    use super::{Level, detect};
+
+    thread_local! {
+        pub(super) static FORCED: Cell<Option<Level>> = const { Cell::new(None) };
+    }
+
+    /// Runs `f` at every level that this machine has.
+    pub(in super::super) fn at_each_level(f: impl Fn()) {
+        for level in [Level::Portable, Level::Vectors, Level::Wide, Level::Pairs] {
+            if level <= detect() {
+                FORCED.set(Some(level));
+                f();
+                FORCED.set(None);
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The words the product kernels are written in: one vector of operands, one vector of sums, and what is done with
+//! them. An implementation is a list of instructions; it never holds a loop over a matrix.
+
+use super::super::float::{Float, Real};
+
+/// Vector instructions for one element type.
+///
+/// A panel is a run of operands as the kernels read them, along the terms of the sums: single elements, or pairs where
+/// the machine multiplies and adds two terms at once.
+///
+/// # Safety
+/// Every function needs the instructions it is named for; the kernels that call it are compiled for them and are only
+/// chosen where the machine has them. Addresses are readable (or writable) for a whole vector, or for `count` entries.
+pub(super) trait Words: Copy + 'static {
+    /// Entry of a panel.
+    type Panel: Copy + Send + Sync + 'static;
+    /// What sums are kept in.
+    type Acc: Real;
+    /// A vector of operands.
+    type Vector: Copy;
+    /// A vector of sums.
+    type Sums: Copy;
+    /// Entries in a vector.
+    const LANES: usize;
+
+    unsafe fn load(from: *const Self::Panel) -> Self::Vector;
+    /// The first `count` entries, zeros behind.
+    unsafe fn load_part(from: *const Self::Panel, count: usize) -> Self::Vector;
+    /// One entry in every lane.
+    unsafe fn splat(from: *const Self::Panel) -> Self::Vector;
+    unsafe fn zero() -> Self::Sums;
+    /// `sums + a * b`, lane by lane.
+    unsafe fn fma(sums: Self::Sums, a: Self::Vector, b: Self::Vector) -> Self::Sums;
+    unsafe fn store(sums: Self::Sums, to: *mut Self::Acc);
+    /// The total of each of four vectors.
+    unsafe fn totals(sums: [Self::Sums; 4], to: *mut Self::Acc);
+}
+
+/// Plain Rust for any element type on any machine.
+#[derive(Clone, Copy)]
+pub(super) struct Portable<S>(std::marker::PhantomData<S>);
+
+const PORTABLE_LANES: usize = 8;
+
+impl<S: Float> Words for Portable<S> {
+    type Panel = S;
+    type Acc = S::Acc;
+    type Vector = [S::Acc; PORTABLE_LANES];
+    type Sums = [S::Acc; PORTABLE_LANES];
+    const LANES: usize = PORTABLE_LANES;
+
+    #[inline(always)]
+    unsafe fn load(from: *const S) -> Self::Vector {
+        // SAFETY: the caller's promise.
+        unsafe { *from.cast::<[S; PORTABLE_LANES]>() }.map(S::to_acc)
+    }
+
+    #[inline(always)]
+    unsafe fn load_part(from: *const S, count: usize) -> Self::Vector {
+        // SAFETY: entries below `count` are readable.
+        std::array::from_fn(|i| {
+            if i < count {
+                unsafe { *from.add(i) }.to_acc()
+            } else {
+                S::Acc::ZERO
+            }
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const S) -> Self::Vector {
+        // SAFETY: the caller's promise.
+        [unsafe { *from }.to_acc(); PORTABLE_LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Sums {
+        [S::Acc::ZERO; PORTABLE_LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn fma(sums: Self::Sums, a: Self::Vector, b: Self::Vector) -> Self::Sums {
+        std::array::from_fn(|i| sums[i] + a[i] * b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn store(sums: Self::Sums, to: *mut S::Acc) {
+        // SAFETY: the caller's promise.
+        unsafe { *to.cast() = sums }
+    }
+
+    #[inline(always)]
+    unsafe fn totals(sums: [Self::Sums; 4], to: *mut S::Acc) {
+        for (i, lanes) in sums.into_iter().enumerate() {
+            let fours: [S::Acc; 4] = std::array::from_fn(|l| lanes[l] + lanes[l + 4]);
+            // SAFETY: the caller's promise.
+            unsafe { *to.add(i) = (fours[0] + fours[2]) + (fours[1] + fours[3]) };
+        }
+    }
+}

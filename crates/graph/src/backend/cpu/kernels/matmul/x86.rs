@@ -1,0 +1,285 @@
+//! The words of x86-64: AVX2 with FMA and F16C, AVX-512, and AVX-512 with pairs of bf16. Nothing here asks what the
+//! machine has.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::words::Words;
+
+/// One [`Words`] from one expression a word.
+macro_rules! words {
+    (
+        $(#[$doc:meta])* $name:ident: $panel:ty => $acc:ty, $vector:ty, $sums:ty, $lanes:literal;
+        load($from:ident) $load:expr;
+        part($part_from:ident, $count:ident) $part:expr;
+        splat($one:ident) $splat:expr;
+        zero $zero:ident; fma($s:ident, $a:ident, $b:ident) $fma:expr; store $store:ident; totals $totals:ident
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(super) struct $name;
+
+        impl Words for $name {
+            type Panel = $panel;
+            type Acc = $acc;
+            type Vector = $vector;
+            type Sums = $sums;
+            const LANES: usize = $lanes;
+
+            #[inline(always)]
+            unsafe fn load($from: *const $panel) -> $vector {
+                // SAFETY: the caller's promise.
+                unsafe { $load }
+            }
+            #[inline(always)]
+            unsafe fn load_part($part_from: *const $panel, $count: usize) -> $vector {
+                // SAFETY: the caller's promise; what is masked out is not read.
+                unsafe { $part }
+            }
+            #[inline(always)]
+            unsafe fn splat($one: *const $panel) -> $vector {
+                // SAFETY: the caller's promise.
+                unsafe { $splat }
+            }
+            #[inline(always)]
+            unsafe fn zero() -> $sums {
+                // SAFETY: the caller's promise.
+                unsafe { $zero() }
+            }
+            #[inline(always)]
+            unsafe fn fma($s: $sums, $a: $vector, $b: $vector) -> $sums {
+                // SAFETY: the caller's promise.
+                unsafe { $fma }
+            }
+            #[inline(always)]
+            unsafe fn store(sums: $sums, to: *mut $acc) {
+                // SAFETY: the caller's promise.
+                unsafe { $store(to, sums) }
+            }
+            #[inline(always)]
+            unsafe fn totals(sums: [$sums; 4], to: *mut $acc) {
+                // SAFETY: the caller's promise.
+                unsafe { $totals(sums, to) }
+            }
+        }
+    };
+}
+
+words! {
+    /// f32, 16 lanes.
+    Wide32: f32 => f32, __m512, __m512, 16;
+    load(from) _mm512_loadu_ps(from);
+    part(from, count) _mm512_maskz_loadu_ps(first16(count), from);
+    splat(one) _mm512_set1_ps(*one);
+    zero _mm512_setzero_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
+}
+
+words! {
+    /// f64, 8 lanes.
+    Wide64: f64 => f64, __m512d, __m512d, 8;
+    load(from) _mm512_loadu_pd(from);
+    part(from, count) _mm512_maskz_loadu_pd(first16(count) as __mmask8, from);
+    splat(one) _mm512_set1_pd(*one);
+    zero _mm512_setzero_pd; fma(s, a, b) _mm512_fmadd_pd(a, b, s); store _mm512_storeu_pd; totals totals_512d
+}
+
+words! {
+    /// Pairs of bf16: 32 products a word.
+    WidePairs: [bf16; 2] => f32, __m512bh, __m512, 16;
+    load(from) pairs(_mm512_loadu_si512(from.cast()));
+    part(from, count) pairs(_mm512_maskz_loadu_epi32(first16(count), from.cast()));
+    splat(one) pairs(_mm512_set1_epi32(one.cast::<i32>().read_unaligned()));
+    zero _mm512_setzero_ps; fma(s, a, b) _mm512_dpbf16_ps(s, a, b); store _mm512_storeu_ps; totals totals_512
+}
+
+words! {
+    /// bf16 widened to f32, 16 lanes.
+    WideBrain: bf16 => f32, __m512, __m512, 16;
+    load(from) brain_512(_mm256_loadu_si256(from.cast()));
+    part(from, count) brain_512(_mm256_maskz_loadu_epi16(first16(count), from.cast()));
+    splat(one) _mm512_set1_ps(f32::from_bits(u32::from((*one).to_bits()) << 16));
+    zero _mm512_setzero_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
+}
+
+words! {
+    /// f16 widened to f32, 16 lanes.
+    WideHalf: f16 => f32, __m512, __m512, 16;
+    load(from) _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()));
+    part(from, count) _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(count), from.cast()));
+    splat(one) _mm512_cvtph_ps(_mm256_set1_epi16((*one).to_bits() as i16));
+    zero _mm512_setzero_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
+}
+
+words! {
+    /// f32, 8 lanes.
+    Narrow32: f32 => f32, __m256, __m256, 8;
+    load(from) _mm256_loadu_ps(from);
+    part(from, count) _mm256_maskload_ps(from, first8(count));
+    splat(one) _mm256_set1_ps(*one);
+    zero _mm256_setzero_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
+}
+
+words! {
+    /// f64, 4 lanes.
+    Narrow64: f64 => f64, __m256d, __m256d, 4;
+    load(from) _mm256_loadu_pd(from);
+    part(from, count) _mm256_maskload_pd(from, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(first8(count))));
+    splat(one) _mm256_set1_pd(*one);
+    zero _mm256_setzero_pd; fma(s, a, b) _mm256_fmadd_pd(a, b, s); store _mm256_storeu_pd; totals totals_256d
+}
+
+words! {
+    /// bf16 widened to f32, 8 lanes.
+    NarrowBrain: bf16 => f32, __m256, __m256, 8;
+    load(from) brain_256(_mm_loadu_si128(from.cast()));
+    part(from, count) brain_256(first_of(from.cast(), count));
+    splat(one) _mm256_set1_ps(f32::from_bits(u32::from((*one).to_bits()) << 16));
+    zero _mm256_setzero_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
+}
+
+words! {
+    /// f16 widened to f32, 8 lanes.
+    NarrowHalf: f16 => f32, __m256, __m256, 8;
+    load(from) _mm256_cvtph_ps(_mm_loadu_si128(from.cast()));
+    part(from, count) _mm256_cvtph_ps(first_of(from.cast(), count));
+    splat(one) _mm256_cvtph_ps(_mm_set1_epi16((*one).to_bits() as i16));
+    zero _mm256_setzero_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
+}
+
+/// The lowest `count` bits of sixteen.
+#[inline(always)]
+fn first16(count: usize) -> __mmask16 {
+    ((1u32 << count.min(16)) - 1) as __mmask16
+}
+
+/// The sign bit of the first `count` lanes of eight.
+#[inline(always)]
+unsafe fn first8(count: usize) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        _mm256_cmpgt_epi32(
+            _mm256_set1_epi32(count as i32),
+            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+        )
+    }
+}
+
+/// The first `count` of eight words of 16 bits, zeros behind.
+#[inline(always)]
+unsafe fn first_of(from: *const u16, count: usize) -> __m128i {
+    let mut words = [0u16; 8];
+    // SAFETY: the caller's promise.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from, words.as_mut_ptr(), count.min(8));
+        _mm_loadu_si128(words.as_ptr().cast())
+    }
+}
+
+#[inline(always)]
+unsafe fn pairs(bits: __m512i) -> __m512bh {
+    // SAFETY: both are 512 bits, any of them valid.
+    unsafe { std::mem::transmute(bits) }
+}
+
+/// bf16 is the upper half of an f32.
+#[inline(always)]
+unsafe fn brain_512(halves: __m256i) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))) }
+}
+
+#[inline(always)]
+unsafe fn brain_256(halves: __m128i) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))) }
+}
+
+/// The upper half on the lower.
+#[inline(always)]
+unsafe fn fold(sums: __m512) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps::<1>(sums)) }
+}
+
+#[inline(always)]
+unsafe fn fold_d(sums: __m512d) -> __m256d {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_add_pd(_mm512_castpd512_pd256(sums), _mm512_extractf64x4_pd::<1>(sums)) }
+}
+
+#[inline(always)]
+unsafe fn totals_512(sums: [__m512; 4], to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        totals_256([fold(sums[0]), fold(sums[1]), fold(sums[2]), fold(sums[3])], to);
+    }
+}
+
+#[inline(always)]
+unsafe fn totals_512d(sums: [__m512d; 4], to: *mut f64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        totals_256d([fold_d(sums[0]), fold_d(sums[1]), fold_d(sums[2]), fold_d(sums[3])], to);
+    }
+}
+
+#[inline(always)]
+unsafe fn totals_256([a, b, c, d]: [__m256; 4], to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let quarters = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        let halves = [_mm256_castps256_ps128(quarters), _mm256_extractf128_ps::<1>(quarters)];
+        _mm_storeu_ps(to, _mm_add_ps(halves[0], halves[1]));
+    }
+}
+
+#[inline(always)]
+unsafe fn totals_256d([a, b, c, d]: [__m256d; 4], to: *mut f64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (ab, cd) = (_mm256_hadd_pd(a, b), _mm256_hadd_pd(c, d));
+        _mm_storeu_pd(
+            to,
+            _mm_add_pd(_mm256_castpd256_pd128(ab), _mm256_extractf128_pd::<1>(ab)),
+        );
+        _mm_storeu_pd(
+            to.add(2),
+            _mm_add_pd(_mm256_castpd256_pd128(cd), _mm256_extractf128_pd::<1>(cd)),
+        );
+    }
+}
+
+/// Turns 16 runs of 16 entries of four bytes, `from_step` bytes apart, into 16 runs `to_step` entries apart.
+///
+/// # Safety
+/// AVX-512F; everything named is readable or writable.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn transpose_16(from: *const u8, from_step: usize, to: *mut u32, to_step: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let row = |i: usize| _mm512_loadu_si512(from.add(i * from_step).cast());
+        // Pairs of rows woven by entries, then by pairs of entries: quarter q of word 4 g + l holds column 4 q + l of
+        // the rows 4 g to 4 g + 3.
+        let mut words = [_mm512_setzero_si512(); 16];
+        for g in 0..4 {
+            let (a, b, c, d) = (row(4 * g), row(4 * g + 1), row(4 * g + 2), row(4 * g + 3));
+            let (ab0, ab1) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd0, cd1) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            words[4 * g] = _mm512_unpacklo_epi64(ab0, cd0);
+            words[4 * g + 1] = _mm512_unpackhi_epi64(ab0, cd0);
+            words[4 * g + 2] = _mm512_unpacklo_epi64(ab1, cd1);
+            words[4 * g + 3] = _mm512_unpackhi_epi64(ab1, cd1);
+        }
+        for l in 0..4 {
+            let (a, b, c, d) = (words[l], words[4 + l], words[8 + l], words[12 + l]);
+            let (ab0, ab1) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
+            let (cd0, cd1) = (_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d));
+            let column = |q: usize, word: __m512i| _mm512_storeu_si512(to.add((4 * q + l) * to_step).cast(), word);
+            column(0, _mm512_shuffle_i32x4::<0x88>(ab0, cd0));
+            column(1, _mm512_shuffle_i32x4::<0xdd>(ab0, cd0));
+            column(2, _mm512_shuffle_i32x4::<0x88>(ab1, cd1));
+            column(3, _mm512_shuffle_i32x4::<0xdd>(ab1, cd1));
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! What this machine can do at most, measured now: bytes read per second by the size of what is read, and floating-point
+//! operations per second. Every figure of a benchmark is judged by it.
+//!
+//! The loops touch registers and their own memory only. They use no kernel and no thread pool of the engine, and nothing
+//! here is known beforehand about any machine.
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(not(target_arch = "aarch64"))]
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+use std::hint::black_box;
+use std::num::NonZero;
+use std::sync::Barrier;
+use std::thread;
+use std::time::Instant;
+
+use candle_core::DType;
+
+#[cfg(target_arch = "aarch64")]
+use self::aarch64 as machine;
+#[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
+use self::portable as machine;
+#[cfg(target_arch = "x86_64")]
+use self::x86_64 as machine;
+
+/// What one thread reads: within the first, second and third level of a cache, in bytes.
+const CACHED: [usize; 3] = [16 << 10, 512 << 10, 4 << 20];
+/// What all threads read from memory together, in bytes: far more than a cache holds.
+const UNCACHED: usize = 512 << 20;
+/// The least that one thread reads from memory.
+const UNCACHED_LEAST: usize = 32 << 20;
+/// What one thread reads in a round at least, so that a round is long beside waking a thread.
+const ROUND: usize = 64 << 20;
+/// Fused multiply-add vectors of a round and chain.
+const ITERATIONS: usize = 1 << 20;
+/// Rounds, of which the fastest counts: others use the machine too.
+const ROUNDS: usize = 8;
+
+/// The limits of a machine, of all its threads together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Threads that were used: as many as the machine runs at once.
+    pub threads: usize,
+    /// Reading rates by size of what is read over and over, smallest first; rates never rise with the size.
+    pub reading: Vec<ReadingRate>,
+    /// f32 operations per second; a fused multiply-add is two.
+    pub f32_flops: f64,
+    /// bf16 operations per second with sums in f32, where the machine has instructions for them that this crate uses.
+    pub bf16_flops: Option<f64>,
+}
+
+/// How fast memory of some size is read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ReadingRate {
+    /// What is read over and over by all threads together, in bytes.
+    pub bytes: usize,
+    /// Bytes per second.
+    pub bytes_per_second: f64,
+}
+
+/// What a computation cannot do without.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Work {
+    /// Bytes that are read or written at least.
+    pub bytes: f64,
+    /// Floating-point operations.
+    pub flops: f64,
+    /// The dtype of the factors.
+    pub dtype: DType,
+}
+
+/// Measures the limits; takes about a second and half a gibibyte.
+///
+/// ```
+/// use candle_core::DType;
+/// use metal_candle_graph::limits::{self, Work};
+///
+/// let limits = limits::measure();
+/// // No machine multiplies two 1024 x 1024 matrices in a microsecond.
+/// let work = Work { bytes: 3.0 * 4.0 * 1024f64.powi(2), flops: 2.0 * 1024f64.powi(3), dtype: DType::F32 };
+/// assert!(limits.least_seconds(&work) > 1e-6);
+/// ```
+#[must_use]
+pub fn measure() -> Limits {
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    Limits {
+        threads,
+        reading: reading(threads),
+        f32_flops: flops(threads, &machine::f32_loop()),
+        bf16_flops: machine::bf16_loop().map(|bf16| flops(threads, &bf16)),
+    }
+}
+
+impl Limits {
+    /// The shortest time in which the machine can do the work, in seconds: what its bytes or its operations take,
+    /// whichever is longer. Work that fits a cache is taken to be there.
+    #[must_use]
+    pub fn least_seconds(&self, work: &Work) -> f64 {
+        (work.bytes / self.bytes_per_second(work.bytes)).max(work.flops / self.flops(work.dtype))
+    }
+
+    /// How fast `bytes` are read over and over: the rate of the largest measured size that is not larger.
+    #[must_use]
+    pub fn bytes_per_second(&self, bytes: f64) -> f64 {
+        let fits = self.reading.iter().rev().find(|rate| rate.bytes as f64 <= bytes);
+        fits.or(self.reading.first())
+            .map_or(f64::INFINITY, |rate| rate.bytes_per_second)
+    }
+
+    /// Operations per second on factors of this dtype; for a dtype without instructions of its own, those on f32.
+    #[must_use]
+    pub fn flops(&self, dtype: DType) -> f64 {
+        match (dtype, self.bf16_flops) {
+            (DType::BF16, Some(bf16)) => bf16.max(self.f32_flops),
+            _ => self.f32_flops,
+        }
+    }
+
+    /// The better of two measurements in each respect: what a busy machine hides once it may show later.
+    #[must_use]
+    pub fn or_better(mut self, other: &Self) -> Self {
+        for (rate, other) in self.reading.iter_mut().zip(&other.reading) {
+            rate.bytes_per_second = rate.bytes_per_second.max(other.bytes_per_second);
+        }
+        self.f32_flops = self.f32_flops.max(other.f32_flops);
+        self.bf16_flops = match (self.bf16_flops, other.bf16_flops) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        };
+        self
+    }
+}
+
+/// A loop over registers, and the operations of one of its iterations.
+struct FlopLoop {
+    run: fn(iterations: usize),
+    flops: usize,
+}
+
+fn flops(threads: usize, measured: &FlopLoop) -> f64 {
+    let seconds = fastest(threads, 1, || (), |(), _| (measured.run)(ITERATIONS))[0];
+    (threads * ITERATIONS * measured.flops) as f64 / seconds
+}
+
+fn reading(threads: usize) -> Vec<ReadingRate> {
+    let far = (UNCACHED / threads).max(UNCACHED_LEAST);
+    let sizes = CACHED.map(|size| (size, ROUND / size)).into_iter().chain([(far, 1)]);
+    let sizes: Vec<_> = sizes.collect();
+    let sum = machine::reader();
+    // Written, so that each page is memory of its own and not the one page of zeros.
+    let numbers = || {
+        (0..far as u64 / 8)
+            .map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+            .collect()
+    };
+    let read = |numbers: &mut Vec<u64>, size: usize| {
+        let (bytes, times) = sizes[size];
+        for _ in 0..times {
+            black_box(sum(black_box(&numbers[..bytes / 8])));
+        }
+    };
+    let seconds = fastest(threads, sizes.len(), numbers, read);
+    let mut rates: Vec<_> = sizes
+        .iter()
+        .zip(seconds)
+        .map(|(&(bytes, times), seconds)| ReadingRate {
+            bytes: threads * bytes,
+            bytes_per_second: (threads * bytes * times) as f64 / seconds,
+        })
+        .collect();
+    for smaller in (1..rates.len()).rev() {
+        rates[smaller - 1].bytes_per_second = rates[smaller - 1].bytes_per_second.max(rates[smaller].bytes_per_second);
+    }
+    rates
+}
+
+/// Runs each task on all threads at once, round after round: the shortest time of each from the first start to the last
+/// end, in seconds.
+fn fastest<S>(
+    threads: usize,
+    tasks: usize,
+    prepare: impl Fn() -> S + Sync,
+    run: impl Fn(&mut S, usize) + Sync,
+) -> Vec<f64> {
+    let barrier = Barrier::new(threads);
+    let one_thread = || {
+        let mut state = prepare();
+        let round = |at: usize| {
+            barrier.wait();
+            let start = Instant::now();
+            run(&mut state, at / ROUNDS);
+            (start, Instant::now())
+        };
+        (0..tasks * ROUNDS).map(round).collect::<Vec<_>>()
+    };
+    let times: Vec<Vec<(Instant, Instant)>> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one_thread)).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let seconds = |round: usize| {
+        let start = times.iter().map(|thread| thread[round].0).min();
+        let end = times.iter().map(|thread| thread[round].1).max();
+        start
+            .zip(end)
+            .map_or(f64::INFINITY, |(start, end)| (end - start).as_secs_f64())
+    };
+    let best = |task: usize| {
+        (0..ROUNDS)
+            .map(|round| seconds(task * ROUNDS + round))
+            .fold(f64::INFINITY, f64::min)
+    };
+    (0..tasks).map(best).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        let rate = |bytes, bytes_per_second| ReadingRate {
+            bytes,
+            bytes_per_second,
+        };
+        Limits {
+            threads: 2,
+            reading: vec![rate(1 << 10, 1000.0), rate(1 << 20, 100.0)],
+            f32_flops: 10.0,
+            bf16_flops: Some(20.0),
+        }
+    }
+
+    #[test]
+    fn a_working_set_has_the_rate_of_what_it_does_not_fit_into() {
+        let rates = [0.0, 1e3, 1e4, 2e6].map(|bytes| limits().bytes_per_second(bytes));
+        assert_eq!(rates, [1000.0, 1000.0, 1000.0, 100.0]);
+    }
+
+    #[test]
+    fn the_longer_of_bytes_and_operations_decides() {
+        let work = |bytes, flops, dtype| Work { bytes, flops, dtype };
+        assert_eq!(limits().least_seconds(&work(1000.0, 5.0, DType::F32)), 1.0);
+        assert_eq!(limits().least_seconds(&work(1000.0, 50.0, DType::F32)), 5.0);
+        assert_eq!(limits().least_seconds(&work(1000.0, 50.0, DType::BF16)), 2.5);
+    }
+
+    #[test]
+    fn of_two_measurements_each_better_half_stays() {
+        let mut other = limits();
+        (other.f32_flops, other.bf16_flops) = (12.0, None);
+        other.reading[1].bytes_per_second = 200.0;
+        let both = limits().or_better(&other);
+        assert_eq!((both.f32_flops, both.bf16_flops), (12.0, Some(20.0)));
+        assert_eq!(
+            both.reading.iter().map(|r| r.bytes_per_second).collect::<Vec<_>>(),
+            [1000.0, 200.0]
+        );
+    }
+
+    #[test]
+    fn the_reader_reads_every_word() {
+        let numbers: Vec<u64> = (0..1000u64).map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect();
+        for count in [0, 1, 63, 64, 65, 1000] {
+            let plain = numbers[..count].iter().fold(0u64, |sum, &word| sum.wrapping_add(word));
+            assert_eq!(machine::reader()(&numbers[..count]), plain, "{count} words");
+        }
+    }
+
+    #[test]
+    fn a_machine_has_plausible_limits() {
+        let limits = measure();
+        assert!(limits.f32_flops > 1e8 && limits.f32_flops < 1e15, "{limits:?}");
+        assert!(
+            limits.bf16_flops.is_none_or(|bf16| bf16 > 1e8 && bf16 < 1e15),
+            "{limits:?}"
+        );
+        let rates: Vec<f64> = limits.reading.iter().map(|rate| rate.bytes_per_second).collect();
+        assert!(rates.is_sorted_by(|near, far| near >= far), "{limits:?}");
+        assert!(rates.iter().all(|rate| *rate > 1e8 && *rate < 1e14), "{limits:?}");
+    }
+}

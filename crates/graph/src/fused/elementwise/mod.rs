@@ -1,0 +1,126 @@
+//! An expression of elementwise operations, computed in one loop over its elements: intermediate values never reach
+//! memory. It is made by the pass `fuse` out of what was recorded; users never record one. On paths with a kernel,
+//! intermediate values of narrow dtypes stay in the accumulation type unless a cast asks for less.
+
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::{DType, Shape};
+use smallvec::SmallVec;
+
+use crate::error::{Error, Result};
+use crate::graph::{Meta, Operation};
+use crate::lazy_tensor::LazyTensor;
+
+/// Elementwise operations on inputs and on each other; the last one's value is the result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expression {
+    /// Shapes and dtypes of the inputs; each broadcasts to the result's shape.
+    pub inputs: Vec<Meta>,
+    /// In the order in which they are computed.
+    pub terms: Vec<Term>,
+}
+
+/// One operation of an expression.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Term {
+    /// Elementwise, or a constant.
+    pub operation: Operation,
+    /// Its inputs.
+    pub operands: SmallVec<[Operand; 3]>,
+    /// Shape and dtype of its value.
+    pub meta: Meta,
+}
+
+/// What a term computes with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operand {
+    /// An input of the expression.
+    Input(usize),
+    /// The value of an earlier term.
+    Term(usize),
+}
+
+impl Expression {
+    /// Shape and dtype of the result, checked against what each term says of itself.
+    ///
+    /// # Errors
+    /// When an operand is missing or comes later, or an operation is not elementwise.
+    pub fn result(&self) -> Result<&Meta> {
+        let wrong = |message: String| Error::shape("Elementwise", message);
+        for (index, term) in self.terms.iter().enumerate() {
+            let exists = |operand: &Operand| match *operand {
+                Operand::Input(i) => i < self.inputs.len(),
+                Operand::Term(t) => t < index,
+            };
+            if !term.operation.is_elementwise() && !matches!(term.operation, Operation::Constant { .. }) {
+                return Err(wrong(format!("{} is not elementwise", term.operation.name())));
+            }
+            if !term.operands.iter().all(exists) {
+                return Err(wrong(format!("term {index} has an operand that is not there")));
+            }
+        }
+        let last = self.terms.last();
+        last.map(|term| &term.meta).ok_or_else(|| wrong("has no term".into()))
+    }
+
+    /// The shape of the loop.
+    ///
+    /// # Errors
+    /// As [`result`](Self::result).
+    pub fn shape(&self) -> Result<&Shape> {
+        self.result().map(|meta| &meta.shape)
+    }
+
+    /// Whether every number is computed in f64.
+    #[must_use]
+    pub fn is_double(&self) -> bool {
+        let metas = self.inputs.iter().chain(self.terms.iter().map(|term| &term.meta));
+        metas.into_iter().any(|meta| meta.dtype == DType::F64)
+    }
+}
+
+/// `Mul(0, Sigmoid(0))`: inputs by their numbers.
+impl fmt::Display for Expression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Long expressions name their terms instead of writing shared ones out again.
+        for (index, term) in self.terms.iter().enumerate() {
+            write!(f, "{}t{index} = {}", if index == 0 { "" } else { "; " }, term.operation)?;
+            for operand in &term.operands {
+                match operand {
+                    Operand::Input(i) => write!(f, " #{i}")?,
+                    Operand::Term(t) => write!(f, " t{t}")?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The definition: the operations one by one.
+///
+/// # Errors
+/// When the inputs do not fit the expression.
+pub fn fallback(inputs: &[LazyTensor], expression: &Arc<Expression>) -> Result<LazyTensor> {
+    let mut values: Vec<LazyTensor> = Vec::with_capacity(expression.terms.len());
+    let device = inputs.first().map(LazyTensor::device);
+    for term in &expression.terms {
+        let operands: SmallVec<[&LazyTensor; 3]> = term
+            .operands
+            .iter()
+            .map(|operand| match *operand {
+                Operand::Input(i) => &inputs[i],
+                Operand::Term(t) => &values[t],
+            })
+            .collect();
+        let value = match (operands.is_empty(), device) {
+            (true, Some(device)) => LazyTensor::record_source(term.operation.clone(), device)?,
+            _ => LazyTensor::record_one(term.operation.clone(), &operands)?,
+        };
+        drop(operands);
+        values.push(value);
+    }
+    values
+        .pop()
+        .ok_or_else(|| Error::shape("Elementwise", "has no term".to_owned()))
+}

@@ -1,0 +1,185 @@
+//! Fuses elementwise operations into expressions: a value that only one expression uses, of the same shape, becomes part
+//! of it. Each expression has one result, so no cycle can arise and nothing is computed twice but constants.
+
+use std::sync::Arc;
+
+use candle_core::DType;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use crate::fused::elementwise::{Expression, Operand, Term};
+use crate::graph::verify::is_float;
+use crate::graph::{Graph, GraphNode, Operation, ValueRef};
+
+/// Operations of an expression, and its inputs, at most: what a loop keeps in the first-level cache.
+const TERMS: usize = 24;
+const INPUTS: usize = 12;
+
+/// What an expression computes in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Numbers {
+    Single,
+    Double,
+}
+
+pub(super) fn run(graph: Graph) -> Graph {
+    let groups = groups(&graph);
+    let mut members: FxHashMap<usize, Vec<usize>> = FxHashMap::default();
+    for (index, group) in groups.iter().enumerate() {
+        if let Some(root) = *group {
+            members.entry(root).or_default().push(index);
+        }
+    }
+    if members.values().all(|group| group.len() < 2) {
+        return graph;
+    }
+    let mut numbers = vec![0u32; graph.nodes.len()];
+    let mut nodes: Vec<GraphNode> = Vec::with_capacity(graph.nodes.len());
+    for (index, node) in graph.nodes.iter().enumerate() {
+        let root = groups[index];
+        if root.is_some_and(|root| root != index) {
+            continue;
+        }
+        let fused = root.and_then(|root| members.get(&root)).filter(|group| group.len() > 1);
+        let mut node = fused.map_or_else(|| node.clone(), |group| express(&graph, group));
+        for input in &mut node.inputs {
+            input.node = numbers[input.node as usize];
+        }
+        numbers[index] = nodes.len() as u32;
+        nodes.push(node);
+    }
+    let renumbered = |v: &ValueRef| ValueRef {
+        node: numbers[v.node as usize],
+        ..*v
+    };
+    Graph {
+        nodes,
+        outputs: graph.outputs.iter().map(renumbered).collect(),
+        device: graph.device,
+    }
+}
+
+/// An elementwise node as an expression of one operation; `None` for one that is not computed in f32 or f64 throughout.
+pub(crate) fn expression_of(graph: &Graph, index: usize) -> Option<GraphNode> {
+    numbers(graph, &graph.nodes[index]).map(|_| express(graph, &[index]))
+}
+
+/// For each elementwise node the last node of its expression.
+fn groups(graph: &Graph) -> Vec<Option<usize>> {
+    let count = graph.nodes.len();
+    let mut users: Vec<SmallVec<[u32; 2]>> = vec![SmallVec::new(); count];
+    for (index, node) in graph.nodes.iter().enumerate() {
+        for input in &node.inputs {
+            users[input.node as usize].push(index as u32);
+        }
+    }
+    let mut wanted = vec![false; count];
+    for output in &graph.outputs {
+        wanted[output.node as usize] = true;
+    }
+    let mut groups: Vec<Option<usize>> = vec![None; count];
+    let mut sizes: FxHashMap<usize, (usize, usize)> = FxHashMap::default();
+    for index in (0..count).rev() {
+        let node = &graph.nodes[index];
+        let Some(numbers) = numbers(graph, node).filter(|_| node.outputs[0].shape.elem_count() > 0) else {
+            continue;
+        };
+        let shared = users[index].first().and_then(|&user| groups[user as usize]);
+        let joins = |root: usize| {
+            let (terms, inputs) = sizes[&root];
+            !wanted[index]
+                && users[index].iter().all(|&user| groups[user as usize] == Some(root))
+                && graph.nodes[root].outputs[0].shape == node.outputs[0].shape
+                && self::numbers(graph, &graph.nodes[root]) == Some(numbers)
+                && terms < TERMS
+                && inputs + node.inputs.len() <= INPUTS + 1
+        };
+        let root = shared.filter(|&root| joins(root)).unwrap_or(index);
+        groups[index] = Some(root);
+        let size = sizes.entry(root).or_insert((0, 0));
+        // Joining takes one input away and brings its own.
+        *size = (
+            size.0 + 1,
+            (size.1 + node.inputs.len()).saturating_sub(usize::from(root != index)),
+        );
+    }
+    groups
+}
+
+/// What an elementwise node computes in; `None` for one that is not fused: integers, and casts between f32 and f64.
+fn numbers(graph: &Graph, node: &GraphNode) -> Option<Numbers> {
+    if !node.operation.is_elementwise() {
+        return None;
+    }
+    let mut found = None;
+    let dtypes = node.inputs.iter().map(|&input| graph.meta(input).dtype);
+    for dtype in dtypes.chain([node.outputs[0].dtype]) {
+        let numbers = match dtype {
+            DType::F64 => Numbers::Double,
+            // A mask: the result of a comparison, the condition of a choice, or one that is made a number.
+            DType::U8 => continue,
+            other if is_float(other) => Numbers::Single,
+            _ => return None,
+        };
+        if found.is_some_and(|other| other != numbers) {
+            return None;
+        }
+        found = Some(numbers);
+    }
+    let masks = node.outputs[0].dtype == DType::U8 && !matches!(node.operation, Operation::Cast { .. })
+        || node.outputs[0].dtype != DType::U8;
+    found.filter(|_| masks)
+}
+
+/// The nodes of a group as one. Constants become part of it, unless nothing else would be left to go in.
+fn express(graph: &Graph, group: &[usize]) -> GraphNode {
+    let node = express_with(graph, group, true);
+    if node.inputs.is_empty() {
+        return express_with(graph, group, false);
+    }
+    node
+}
+
+fn express_with(graph: &Graph, group: &[usize], constants: bool) -> GraphNode {
+    let mut inputs: SmallVec<[ValueRef; 3]> = SmallVec::new();
+    let mut terms: Vec<Term> = Vec::with_capacity(group.len());
+    let mut places: FxHashMap<u32, usize> = FxHashMap::default();
+    for &index in group {
+        let node = &graph.nodes[index];
+        let mut operands = SmallVec::new();
+        for &input in &node.inputs {
+            let source = &graph.nodes[input.node as usize];
+            if let Operation::Constant { .. } = source.operation
+                && constants
+                && !places.contains_key(&input.node)
+            {
+                places.insert(input.node, terms.len());
+                terms.push(term(source, SmallVec::new()));
+            }
+            operands.push(match places.get(&input.node) {
+                Some(&place) => Operand::Term(place),
+                None => Operand::Input(inputs.iter().position(|&i| i == input).unwrap_or_else(|| {
+                    inputs.push(input);
+                    inputs.len() - 1
+                })),
+            });
+        }
+        places.insert(index as u32, terms.len());
+        terms.push(term(node, operands));
+    }
+    let metas = inputs.iter().map(|&input| graph.meta(input).clone()).collect();
+    let last = &graph.nodes[group[group.len() - 1]];
+    GraphNode {
+        operation: Operation::Elementwise(Arc::new(Expression { inputs: metas, terms })),
+        inputs,
+        outputs: last.outputs.clone(),
+    }
+}
+
+fn term(node: &GraphNode, operands: SmallVec<[Operand; 3]>) -> Term {
+    Term {
+        operation: node.operation.clone(),
+        operands,
+        meta: node.outputs[0].clone(),
+    }
+}

@@ -1,0 +1,137 @@
+//! Models without a checkpoint: random weights of the sizes that the settings give, for measuring, for tests, and to
+//! begin a pre-training from. Never a model that says anything.
+
+use std::num::NonZero;
+use std::thread;
+
+use candle_core::{DType, Device, Tensor, WithDType};
+use half::{bf16, f16};
+use metal_candle_graph::{LazyTensor, random};
+
+use super::{CausalLm, LoadError, ModelConfig, from_recorded};
+
+/// Deviation of the matrices of a [`random`](fn@random) model: `initializer_range` of most `config.json` files.
+const DEVIATION: f32 = 0.02;
+
+/// A model of random weights, the same for the same settings and seed: matrices normal with deviation 0.02, norms one,
+/// biases zero. Weights are made in `dtype`, so they are in memory once.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use metal_candle::models::{self, ModelConfig};
+///
+/// let json = serde_json::json!({
+///     "model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 48,
+///     "num_hidden_layers": 2, "num_attention_heads": 4,
+/// });
+/// let config = ModelConfig::from_json("config.json".as_ref(), json.as_object().unwrap())?;
+/// let model = models::random(&config, DType::BF16, 42, &Device::Cpu)?;
+/// assert_eq!(model.head().dims(), [32, 16]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`LoadError::Dtype`] for a dtype that models are not computed in.
+pub fn random(config: &ModelConfig, dtype: DType, seed: u64, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
+    from_recorded(config, random_parameters(config, DEVIATION, dtype, seed, device)?)
+}
+
+/// Name and value of every tensor of a model, as [`random`](fn@random) makes them, with another deviation.
+///
+/// # Errors
+/// See [`random`](fn@random).
+pub fn random_parameters(
+    config: &ModelConfig,
+    deviation: f32,
+    dtype: DType,
+    seed: u64,
+    device: &Device,
+) -> Result<Vec<(String, LazyTensor)>, LoadError> {
+    let shapes = config.parameter_shapes().into_iter().zip(0..);
+    shapes
+        .map(|((name, shape), number)| {
+            let tensor = if name.ends_with("norm.weight") {
+                Tensor::ones(shape, dtype, &Device::Cpu)
+            } else if name.ends_with(".bias") {
+                Tensor::zeros(shape, dtype, &Device::Cpu)
+            } else {
+                let stream = Stream {
+                    seed,
+                    number,
+                    deviation,
+                };
+                match dtype {
+                    DType::F32 => stream.tensor::<f32>(&shape),
+                    DType::F16 => stream.tensor::<f16>(&shape),
+                    DType::BF16 => stream.tensor::<bf16>(&shape),
+                    DType::F64 => stream.tensor::<f64>(&shape),
+                    found => return Err(LoadError::Dtype { found }),
+                }
+            };
+            let tensor = tensor.and_then(|tensor| tensor.to_device(device));
+            let tensor = tensor.map_err(|source| LoadError::Tensor {
+                name: name.clone(),
+                source: Box::new(source),
+            })?;
+            Ok((name, LazyTensor::from_tensor(tensor)?))
+        })
+        .collect()
+}
+
+/// The random numbers of one tensor.
+#[derive(Clone, Copy)]
+struct Stream {
+    seed: u64,
+    /// Of the tensor among those of the model.
+    number: u32,
+    deviation: f32,
+}
+
+impl Stream {
+    fn tensor<T: WithDType>(self, shape: &[usize]) -> candle_core::Result<Tensor> {
+        Tensor::from_vec(self.values::<T>(shape.iter().product()), shape, &Device::Cpu)
+    }
+
+    /// Each number depends on its index alone, so threads share the work freely.
+    fn values<T: WithDType>(self, count: usize) -> Vec<T> {
+        let mut values = vec![T::zero(); count];
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        // Whole blocks of four.
+        let share = count.div_ceil(threads).next_multiple_of(4);
+        thread::scope(|scope| {
+            for (part, values) in values.chunks_mut(share.max(4)).enumerate() {
+                scope.spawn(move || self.fill(values, part * share / 4));
+            }
+        });
+        values
+    }
+
+    /// Fills `values` with the numbers from block `first` on.
+    fn fill<T: WithDType>(self, values: &mut [T], first: usize) {
+        let key = [self.seed as u32, (self.seed >> 32) as u32];
+        for (values, index) in values.chunks_mut(4).zip(first as u64..) {
+            let numbers = random::normal_block(key, [self.number, 1], index);
+            for (value, number) in values.iter_mut().zip(numbers) {
+                *value = T::from_f64(f64::from(number as f32 * self.deviation));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_those_of_the_stream_however_many_threads() {
+        let stream = Stream {
+            seed: 3 << 32 | 5,
+            number: 7,
+            deviation: 0.5,
+        };
+        for count in [0, 1, 6, 1001] {
+            let plain: Vec<f32> = random::normal32([5, 3], [7, 1]).take(count).map(|x| x * 0.5).collect();
+            assert_eq!(stream.values::<f32>(count), plain);
+        }
+    }
+}
