@@ -14,7 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
-from .files import generator, load_json, load_tensors, save_json, save_tensors
+from .adapters import save_logits
+from .files import generator, load_json, save_json, save_tensors
 
 STEPS, WARMUP_STEPS, PEAK_RATE = 10, 3, 5e-3
 ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
@@ -228,7 +229,4 @@ def save_adapter(folder: Path, model: PeftModel, case: Case, models: Path) -> No
     config["base_model_name_or_path"] = case.model  # not a path of the machine that wrote it
     config["target_modules"].sort()  # a set, in the order of the day
     save_json(folder / "adapter_config.json", config)
-    input_ids = load_tensors(models / case.model / "reference.safetensors")[0]["input_ids"]
-    with torch.no_grad():
-        logits = model(input_ids).logits
-    save_tensors(folder / "reference.safetensors", {"input_ids": input_ids, "logits": logits})
+    save_logits(folder, model, models / case.model)

@@ -23,9 +23,9 @@ const EXAMPLES: &str = "\
 Examples:
   metal-candle train
       Fine-tune the built-in demonstration model: a minute, no files needed
-  metal-candle train --model ./Qwen2.5-0.5B --data chats.jsonl --output my-adapter
+  metal-candle train --model ./Qwen2.5-0.5B --data chats.jsonl --output mine
       Fine-tune your own model on your own data
-  metal-candle generate --model ./Qwen2.5-0.5B --adapter my-adapter --prompt \"Hello\"
+  metal-candle generate --model ./Qwen2.5-0.5B --adapter mine --prompt \"Hello\"
       Answer with the adapter
 
 METAL_CANDLE_LOG=graph shows what the engine does.";
@@ -36,8 +36,10 @@ Examples:
       The demonstration: a built-in model learns to turn orders into JSON records
   metal-candle train --model ./Qwen2.5-0.5B --data chats.jsonl
       The usual case; the adapter is written to metal-candle-output
-  metal-candle train --model ./Llama-3.2-1B --data pairs.jsonl --validation-split 0.05 --eval-steps 50 \\
-      --r 16 --lora-alpha 32 --target-modules q_proj,v_proj --learning-rate 1e-4 --num-train-epochs 2
+  metal-candle train --model ./Llama-3.2-1B --data pairs.jsonl \\
+      --r 16 --lora-alpha 32 --target-modules q_proj,v_proj \\
+      --learning-rate 1e-4 --num-train-epochs 2 \\
+      --validation-split 0.05 --eval-steps 50
       Adapt two kinds of layers, and measure on a twentieth of the data every 50 steps
   metal-candle train --config run.toml --seed 7
       All settings from a file, one of them changed
@@ -58,11 +60,14 @@ Ctrl-C ends after the current step and saves the adapter.";
 
 const GENERATE_EXAMPLES: &str = "\
 Examples:
-  metal-candle generate --adapter metal-candle-output --prompt \"Nine red apples for Ada in Oslo on Monday, please.\"
+  metal-candle generate --adapter metal-candle-output \\
+      --prompt \"Nine red apples for Ada in Oslo on Monday, please.\"
       The demonstration's adapter on the built-in model
-  metal-candle generate --model ./Qwen2.5-0.5B-Instruct --prompt \"Name three rivers.\" --system \"Be brief.\"
+  metal-candle generate --model ./Qwen2.5-0.5B-Instruct \\
+      --system \"Be brief.\" --prompt \"Name three rivers.\"
       A conversation: the model's chat template is used where it has one
-  metal-candle generate --model ./Llama-3.2-1B --raw --prompt \"Once upon a time\" --temperature 0.8 --top-p 0.95 --seed 7
+  metal-candle generate --model ./Llama-3.2-1B --raw \\
+      --prompt \"Once upon a time\" --temperature 0.8 --top-p 0.95 --seed 7
       Plain continuation, sampled
 
 The text goes to stdout as it is made, the numbers to stderr.";
@@ -234,7 +239,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// What to answer or continue.
-    #[arg(long, short, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
     /// Insist on the chat template; without --chat and --raw it is used where the model has one.
     #[arg(long, conflicts_with = "raw")]
@@ -243,7 +248,7 @@ pub struct GenerateArgs {
     #[arg(long, conflicts_with = "system")]
     pub raw: bool,
     /// A system message before the prompt.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
     /// Most tokens to generate [default: the model's suggestion, else 256].
     #[arg(long, value_name = "N")]
@@ -268,7 +273,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 42, help_heading = SAMPLING)]
     pub seed: u64,
     /// Text that ends the answer and is not part of it; may be given several times.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
     /// Write the text as it is made; --stream=false writes it at the end.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
@@ -415,6 +420,7 @@ fn targets(values: &[String]) -> TargetModules {
             many.iter()
                 .flat_map(|v| v.split(','))
                 .map(|v| v.trim().to_owned())
+                .filter(|v| !v.is_empty()) // `q_proj, v_proj` is two words to a shell
                 .collect(),
         ),
     }
@@ -449,6 +455,7 @@ mod tests {
         let of = |values: &[&str]| targets(&values.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
         let names = |values: &[&str]| TargetModules::Names(values.iter().map(|v| (*v).to_owned()).collect());
         assert_eq!(of(&["q_proj,v_proj"]), names(&["q_proj", "v_proj"]));
+        assert_eq!(of(&["q_proj,", "v_proj"]), names(&["q_proj", "v_proj"]));
         assert_eq!(
             of(&["q_proj", "self_attn.v_proj"]),
             names(&["q_proj", "self_attn.v_proj"])

@@ -41,7 +41,7 @@ fn merge(settings: Settings, file: &str, over: Table, by_flag: &dyn Fn(&str) -> 
     let mut settings = settings;
     for (key, value) in over.into_iter().filter(|(key, _)| !by_flag(key)) {
         merged.insert(key.clone(), value);
-        let wrong = |error: toml::de::Error| Failure::input(format!("{file}: `{key}`: {}", error.message()));
+        let wrong = |error: toml::de::Error| Failure::input(format!("{file}: `{key}`: {}", plain(error.message())));
         settings = merged.clone().try_into().map_err(wrong)?;
     }
     Ok(settings)
@@ -83,14 +83,28 @@ fn read(path: &Path) -> Result<Table> {
     Ok(file)
 }
 
-/// Numbers that no setting takes are refused here, since TOML has no unsigned numbers.
+/// Values that no setting takes are refused here: TOML has no unsigned numbers, and an empty text is no name.
 fn absent(file: &str, key: &str, value: Value) -> Result<Value> {
+    let refused = |what: &str| {
+        Err(Failure::input(format!(
+            "{file}: `{key}` is {what}; leave it out to have the default"
+        )))
+    };
     match value {
-        Value::Integer(number) if number < 0 => Err(Failure::input(format!(
-            "{file}: `{key}` is {number}; leave it out to have the default"
-        ))),
+        Value::Integer(number) if number < 0 => refused(&number.to_string()),
+        Value::String(text) if text.is_empty() => refused("empty"),
         other => Ok(other),
     }
+}
+
+/// A message without the names of Rust's types.
+fn plain(message: &str) -> String {
+    let (number, whole) = ("expected a number", "expected a whole number that is not negative");
+    message
+        .replace("expected f64", number)
+        .replace("expected usize", whole)
+        .replace("expected u64", whole)
+        .replace("expected path string", "expected a path in quotes")
 }
 
 /// The names of the settings: `(name in a file, flag's own name)`.

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use metal_candle::adapters::{self, Adapter};
+use metal_candle::adapters::{self, Adapter, AdapterError};
 use metal_candle::inference::{FinishReason, Generation, GenerationOptions, Generator, Prompt, SamplingConfig};
 use metal_candle::models::{GenerationConfig, LoadedModel};
 use metal_candle::text::ChatMessage;
@@ -35,7 +35,7 @@ pub fn run(arguments: &GenerateArgs) -> Result<u8> {
     let folder = model_of(arguments.model.as_deref(), adapter.as_ref())?;
     let mut base = Base::load(folder.as_deref(), arguments.dtype.dtype(), &device)?;
     if let Some(adapter) = &adapter {
-        adapters::attach(&mut *base.loaded.model, adapter).map_err(Failure::checking)?;
+        adapters::attach(&mut *base.loaded.model, adapter).map_err(|error| misfit(error, adapter, &base.name))?;
     }
     let generator = Generator::new(&base.loaded);
     let tokens = generator.encode(as_prompt(arguments, &base.loaded, &messages(arguments))?)?;
@@ -70,6 +70,17 @@ fn read_adapter(folder: &Path, device: &Device) -> Result<Adapter> {
         ));
     }
     Ok(adapter)
+}
+
+/// Why an adapter cannot be put on a model; where it names another model, that is the likeliest reason.
+fn misfit(error: AdapterError, adapter: &Adapter, model: &str) -> Failure {
+    match (Failure::checking(error), &adapter.config.base_model_name_or_path) {
+        (Failure::Input { message, tip: None }, Some(base)) if base != model => {
+            let tip = format!("the adapter was trained on `{}`: use that model", base.escape_debug());
+            Failure::with_tip(message, tip)
+        }
+        (failure, _) => failure,
+    }
 }
 
 /// The model's folder: the one given, else the one that the adapter was trained on; `None` is the built-in model.

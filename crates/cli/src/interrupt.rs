@@ -1,10 +1,12 @@
 //! Ctrl-C and SIGTERM: while training holds them, the first is noted and the run ends after its step; otherwise, and from
 //! the second on, the program ends at once. Exit codes are the shell's: 128 and the signal's number.
 
+use std::io::{IsTerminal, stderr};
 use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use crate::console::warn;
 use crate::error::{Failure, Result};
 
 /// What has come.
@@ -24,6 +26,11 @@ impl State {
         if !first || !self.held.load(Ordering::SeqCst) {
             exit(i32::from(code));
         }
+        // A terminal has just shown ^C in the line of the progress bar.
+        let line = if stderr().is_terminal() { "\n" } else { "" };
+        warn(&format!(
+            "{line}stopping after this step, to save the adapter; once more stops at once, without saving"
+        ));
     }
 }
 

@@ -25,12 +25,12 @@ mod train;
 use std::process::ExitCode;
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches};
 
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let matches = command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let done = log::start().and_then(|()| match cli.command {
         Command::Train(arguments) => train::run(*arguments, &|setting| by_flag(&matches, setting)),
@@ -44,6 +44,18 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// The command line. A negative number is a value that is out of range, not a flag that nobody knows.
+fn command() -> clap::Command {
+    let value = |arg: Arg| {
+        if arg.get_action().takes_values() {
+            arg.allow_negative_numbers(true)
+        } else {
+            arg
+        }
+    };
+    Cli::command().mut_subcommands(|command| command.mut_args(value))
 }
 
 /// Whether a setting of the command was given as a flag, and is not just its default.

@@ -1,6 +1,7 @@
 //! The folder that a training run writes: chosen and checked first, made only once everything else was found good.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use metal_candle::graph::io::write_atomically;
@@ -22,7 +23,7 @@ impl Output {
     /// Decides on the folder; nothing is made.
     ///
     /// # Errors
-    /// A given folder that is not empty (unless `overwrite`) or is no folder.
+    /// A given folder that is not empty (unless `overwrite`), or is or cannot be a folder.
     pub fn choose(given: Option<&Path>, overwrite: bool) -> Result<Self> {
         let Some(folder) = given else {
             return Ok(Self {
@@ -33,6 +34,14 @@ impl Output {
         if folder.as_os_str().is_empty() || (folder.exists() && !folder.is_dir()) {
             return Err(Failure::with_tip(
                 format!("output `{name}` is not a folder"),
+                "name a new folder with --output",
+            ));
+        }
+        if let Err(error) = fs::read_dir(folder)
+            && error.kind() != ErrorKind::NotFound
+        {
+            return Err(Failure::with_tip(
+                format!("output `{name}` cannot be used: {error}"),
                 "name a new folder with --output",
             ));
         }
@@ -111,7 +120,7 @@ fn first_free(folder: &Path) -> PathBuf {
 fn is_free(folder: &Path) -> bool {
     match fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_none(),
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        Err(error) => error.kind() == ErrorKind::NotFound,
     }
 }
 
@@ -142,5 +151,10 @@ mod tests {
         assert!(Output::choose(Some(home.path()), false).is_err());
         assert!(Output::choose(Some(home.path()), true).is_ok());
         assert!(Output::choose(Some(&home.path().join("a")), true).is_err());
+        let below_a_file = Output::choose(Some(&home.path().join("a/b")), false).unwrap_err();
+        assert!(
+            below_a_file.to_string().contains("a/b` cannot be used"),
+            "{below_a_file}"
+        );
     }
 }

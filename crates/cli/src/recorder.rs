@@ -63,16 +63,10 @@ impl Recorder {
         self.curve.is_empty()
     }
 
-    /// Ends the progress, and hands out the curve.
-    ///
-    /// # Errors
-    /// The first line that could not be written.
-    pub fn finish(self) -> Result<Curve> {
+    /// Ends the progress; hands out the curve, and the first line that could not be written.
+    pub fn finish(self) -> (Curve, Result<()>) {
         self.progress.finish();
-        match self.failure {
-            None => Ok(self.curve),
-            Some(failure) => Err(failure),
-        }
+        (self.curve, self.failure.map_or(Ok(()), Err))
     }
 }
 

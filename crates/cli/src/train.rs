@@ -136,7 +136,6 @@ impl Job {
             .transpose()?;
 
         let done = train_and_save(&mut trainer, &settings, output, interrupts)?;
-        let picture = write_picture(output, &done.curve);
         if let Some(code) = done.signal {
             warn(&format!(
                 "stopped after step {}; the adapter is saved in {}",
@@ -151,7 +150,12 @@ impl Job {
             report::comparison(&questions, &before, &demo::measure(&generator, &questions, "after")?);
         }
         let model = settings.model.as_ref().map(|model| model.display().to_string());
-        report::ending(output, model.as_deref(), questions.first().map(Question::text), picture);
+        report::ending(
+            output,
+            model.as_deref(),
+            questions.first().map(Question::text),
+            done.picture,
+        );
         Ok(0)
     }
 }
@@ -178,12 +182,13 @@ fn datasets(
 /// How training ended.
 struct Done {
     summary: Summary,
-    curve: Curve,
+    /// Whether there is a picture.
+    picture: bool,
     /// The exit code of the signal that ended it.
     signal: Option<u8>,
 }
 
-/// Trains; the adapter is saved however that ends, once a step was done.
+/// Trains; the adapter and the picture are saved however that ends, once a step was done.
 fn train_and_save(
     trainer: &mut Trainer<'_>,
     settings: &Settings,
@@ -201,21 +206,22 @@ fn train_and_save(
         }
     });
     let began = !recorder.is_empty();
-    let recorded = recorder.finish();
+    let (curve, recorded) = recorder.finish();
     if began {
         save(trainer, output)?;
     }
+    let picture = began && write_picture(output, &curve);
     interrupts.release();
     match outcome {
-        Ok(summary) => Ok(Done {
+        Ok(summary) => recorded.map(|()| Done {
             summary,
-            curve: recorded?,
+            picture,
             signal: interrupts.noted(),
         }),
         Err(error) if began => {
-            let folder = output.folder.display();
+            let (folder, loss) = (output.folder.display(), if picture { " and loss.svg" } else { "" });
             Err(Failure::Run(format!(
-                "{error}\n\n  The adapter of the last whole step is in {folder}, with metrics.jsonl."
+                "{error}\n\n  The adapter of the last whole step is in {folder}, with metrics.jsonl{loss}."
             )))
         }
         Err(error) => {

@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Outcome, home, model, run, write};
+use common::{Outcome, fixture, home, model, run, write};
 
 /// Runs `train` with an output folder; the run must fail without a trace of it.
 fn refused(folder: &Path, arguments: &[&str]) -> String {
@@ -86,9 +86,16 @@ fn a_rank_of_zero_and_other_settings_out_of_range() {
     let with =
         |flag: &str, value: &str| refused(home.path(), &["--model", &model, "--data", "chats.jsonl", flag, value]);
     says(&with("--r", "0"), &["`r` is 0", "between 1"]);
+    says(&with("--r", "-3"), &["'-3' for '--r <N>'"]);
     says(&with("--rank", "0"), &["`r` is 0"]);
     says(&with("--lora-dropout", "1"), &["`lora_dropout` is 1"]);
     says(&with("--learning-rate", "0"), &["learning_rate", "above 0"]);
+    says(&with("--learning-rate", "-1"), &["learning_rate", "got -1"]);
+    says(&with("--learning-rate", "inf"), &["learning_rate", "finite"]);
+    says(
+        &with("--num-train-epochs", "1e300"),
+        &["num_train_epochs", "at most 100000"],
+    );
     says(&with("--batch-size", "0"), &["per_device_train_batch_size"]);
     says(&with("--max-length", "1"), &["max_length", "2"]);
     says(&with("--validation-split", "1.5"), &["validation", "1.5"]);
@@ -139,6 +146,25 @@ fn an_output_folder_in_use() {
 }
 
 #[test]
+fn an_output_folder_that_cannot_be_one() {
+    let home = home();
+    let data = [
+        "train",
+        "--model",
+        &model("llama-tiny"),
+        "--data",
+        "chats.jsonl",
+        "--output",
+    ];
+    for output in ["chats.jsonl", "chats.jsonl/out"] {
+        let outcome = run(home.path(), &[&data[..], &[output]].concat());
+        assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+        says(&outcome.stderr, &[&format!("output `{output}`"), "--output"]);
+        assert!(!outcome.stderr.contains("not empty"), "{}", outcome.stderr);
+    }
+}
+
+#[test]
 fn a_settings_file_with_a_slip() {
     let home = home();
     let with = |text: &str| {
@@ -152,7 +178,12 @@ fn a_settings_file_with_a_slip() {
             "did you mean `learning_rate`?",
         ],
     );
-    says(&with("r = \"eight\""), &["run.toml: `r`: invalid type"]);
+    says(
+        &with("r = \"eight\""),
+        &["run.toml: `r`: invalid type", "expected a whole number"],
+    );
+    says(&with("learning_rate = true"), &["`learning_rate`", "expected a number"]);
+    says(&with("model = \"\""), &["run.toml: `model` is empty", "leave it out"]);
     says(
         &refused(home.path(), &["--config", "absent.toml"]),
         &["absent.toml: cannot be read"],
@@ -177,6 +208,22 @@ fn a_log_filter_that_is_none() {
         .into();
     assert_eq!(outcome.code, Some(2));
     says(&outcome.stderr, &["METAL_CANDLE_LOG=graph=loudly", "for example"]);
+}
+
+#[test]
+fn an_adapter_of_another_model() {
+    let home = home();
+    let adapter = fixture("adapters/peft-llama-tiny");
+    for name in ["qwen2-tiny", "llama-tied-tiny"] {
+        let model = model(name);
+        let arguments = ["generate", "--model", &model, "--adapter", &adapter, "--prompt", "a"];
+        let outcome = run(home.path(), &arguments);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""));
+        says(
+            &outcome.stderr,
+            &["adapter_model.safetensors", "trained on `llama-tiny`: use that model"],
+        );
+    }
 }
 
 #[test]
@@ -209,6 +256,12 @@ fn generating_with_what_is_not_there() {
         &with(&["--model", &model, "--prompt", "a", "--top-p", "2"]),
         &["top_p is 2"],
     );
+    says(
+        &with(&["--model", &model, "--prompt", "a", "--temperature", "-1"]),
+        &["temperature is -1"],
+    );
+    says(&with(&["--model", &model]), &["--prompt <TEXT>", "--help"]);
+    says(&with(&[]), &["--prompt <TEXT>", "--help"]);
     says(
         &with(&[
             "--model",

@@ -227,6 +227,98 @@ fn help_teaches_with_examples() {
     }
 }
 
+#[test]
+fn a_run_that_gives_up_leaves_what_there_is() {
+    let home = home();
+    let arguments = [
+        "train",
+        "--model",
+        &model("llama-tiny"),
+        "--data",
+        "chats.jsonl",
+        "--output",
+        "out",
+        "--learning-rate",
+        "1e30",
+        "--warmup-ratio",
+        "0",
+        "--max-steps",
+        "20",
+        "--max-nonfinite-steps",
+        "2",
+    ];
+    let ended = run(home.path(), &arguments);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    for said in ["3 steps in a row", "out, with metrics.jsonl and loss.svg"] {
+        assert!(ended.stderr.contains(said), "{}", ended.stderr);
+    }
+    let out = home.path().join("out");
+    assert_eq!(lines(&out.join("metrics.jsonl")).len(), 3);
+    let picture = std::fs::read_to_string(out.join("loss.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("Training loss"));
+    assert!(out.join("adapter_model.safetensors").exists());
+}
+
+#[test]
+fn a_batch_size_above_the_number_of_examples_is_no_larger_batch() {
+    let home = home();
+    three_steps(home.path(), "llama-tiny", &["--batch-size", "1000000000"]);
+    let steps = lines(&home.path().join("out/metrics.jsonl"));
+    assert_eq!(steps[2]["epoch"].as_f64(), Some(3.0));
+}
+
+#[test]
+fn a_prompt_may_begin_with_a_dash() {
+    let home = home();
+    let model = model("llama-tiny");
+    for prompt in ["-5 apples", "--help me", "- a list"] {
+        let arguments = [
+            "generate",
+            "--model",
+            &model,
+            "--max-new-tokens",
+            "3",
+            "--prompt",
+            prompt,
+        ];
+        let numbers = run(home.path(), &arguments).good().stderr;
+        assert!(numbers.contains("3 tokens in"), "{prompt}: {numbers}");
+    }
+}
+
+/// Whoever has read enough ends the text, not the program's temper.
+#[cfg(unix)]
+#[test]
+fn a_reader_that_leaves_ends_the_generation() {
+    use std::io::Read;
+    use std::process::Stdio;
+
+    let home = home();
+    let model = model("llama-tiny");
+    let arguments = [
+        "generate",
+        "--model",
+        &model,
+        "--prompt",
+        "a",
+        "--max-new-tokens",
+        "400",
+    ];
+    let mut child = common::program(home.path(), &arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 4]).unwrap();
+    drop(out);
+    let ended = child.wait_with_output().unwrap();
+    let numbers = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{numbers}");
+    assert!(numbers.contains("ended by the reader"), "{numbers}");
+    assert_eq!(numbers.lines().count(), 1, "{numbers}");
+}
+
 /// A long run that a signal ends; returns its exit code and what it left.
 #[cfg(unix)]
 fn ended_by(signal: &str) -> (Option<i32>, tempfile::TempDir) {
@@ -281,4 +373,58 @@ fn a_signal_ends_the_run_with_the_adapter_saved() {
         assert!(home.path().join("out/loss.svg").exists());
         answer(home.path(), &["--adapter", "out"]);
     }
+}
+
+/// The first signal says what happens and how to have it otherwise; the second ends a step that takes long.
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_the_run_at_once() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let home = home();
+    // One step of all rows, each a batch: minutes.
+    write(
+        home.path(),
+        "many.jsonl",
+        &"{\"text\": \"It is the sea.\"}\n".repeat(30_000),
+    );
+    let model = model("llama-tiny");
+    let arguments = ["train", "--model", &model, "--data", "many.jsonl", "--output", "out"];
+    let one_step = [
+        "--max-steps",
+        "1",
+        "--batch-size",
+        "1",
+        "--gradient-accumulation-steps",
+        "30000",
+    ];
+    let mut child = common::program(home.path(), &[&arguments[..], &one_step].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let signal = |id: u32| Command::new("kill").args(["-INT", &id.to_string()]).status().unwrap();
+    while !home.path().join("out/metrics.jsonl").exists() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(200)); // the file is made just before signals are held
+    assert!(signal(child.id()).success());
+    let said = BufReader::new(child.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap)
+        .next();
+    assert!(
+        said.as_ref()
+            .is_some_and(|line| line.contains("once more stops at once")),
+        "{said:?}"
+    );
+    assert!(child.try_wait().unwrap().is_none());
+    let start = Instant::now();
+    assert!(signal(child.id()).success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(!home.path().join("out/adapter_model.safetensors").exists());
 }

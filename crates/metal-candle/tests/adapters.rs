@@ -1,16 +1,22 @@
-//! Adapters around models: what PEFT wrote gives PEFT's logits, in every way in which an adapter can be put on.
+//! Adapters around models: what PEFT wrote gives PEFT's logits in every way in which an adapter can be put on, and what
+//! we write gives the same in PEFT.
 
 #![cfg(feature = "graph")]
 
 mod common;
 
+use std::path::Path;
+
 use candle_core::{DType, Device, Tensor};
 use common::{fixture, largest_difference, reference, tokens_of, values};
-use metal_candle::adapters::{Adapter, AdapterConfig, AdapterError, TargetModules, apply, apply_adapter, attach};
+use metal_candle::adapters::{
+    Adapter, AdapterConfig, AdapterError, AdapterParameters, TargetModules, apply, apply_adapter, attach,
+};
 use metal_candle::models::{CausalLm, load_model};
 use metal_candle::nn::Pass;
-use metal_candle_graph::LazyTensor;
+use metal_candle_graph::{LazyTensor, random};
 
+/// The models with an adapter of PEFT's and one of ours.
 const ADAPTED: [&str; 2] = ["llama-tiny", "qwen2-tiny"];
 
 fn model(name: &str) -> Box<dyn CausalLm> {
@@ -31,13 +37,68 @@ fn logits(model: &dyn CausalLm, tokens: &LazyTensor, adapters: &[LazyTensor], ke
     model.logits(tokens, &mut pass).unwrap().eval().unwrap()
 }
 
+/// An adapter as a training run could leave it: A by its seed, B not zero.
+fn ours(name: &str) -> AdapterParameters {
+    let base = AdapterConfig {
+        r: 2,
+        base_model_name_or_path: Some(name.to_owned()),
+        ..AdapterConfig::default()
+    };
+    let config = match name {
+        "llama-tiny" => base,
+        _ => AdapterConfig {
+            lora_alpha: 3.0,
+            use_rslora: true,
+            target_modules: TargetModules::Names(vec!["q_proj".to_owned(), "mlp.down_proj".to_owned()]),
+            rank_pattern: vec![("layers.1.self_attn.q_proj".to_owned(), 5)],
+            alpha_pattern: vec![("down_proj".to_owned(), 1.5)],
+            ..base
+        },
+    };
+    let mut parameters = apply(&mut *model(name), &config, 11).unwrap();
+    let trained = |(i, tensor): (usize, &LazyTensor)| {
+        if i.is_multiple_of(2) {
+            return tensor.clone();
+        }
+        let draws = random::uniform32([i as u32, 5], [0, 0]).map(|u| u - 0.5);
+        let values: Vec<f32> = draws.take(tensor.shape().elem_count()).collect();
+        LazyTensor::from_slice(&values, tensor.dims(), &Device::Cpu).unwrap()
+    };
+    let tensors = parameters.tensors().iter().enumerate().map(trained).collect();
+    parameters.set_tensors(tensors).unwrap();
+    parameters
+}
+
+/// PEFT was given these very files, and `logits_with_adapters_equal_pefts` has its answer. `fixtures/README.md` says how to
+/// make both anew.
 #[test]
-fn logits_with_pefts_adapters_equal_pefts() {
+fn what_we_write_is_what_peft_was_given() {
     for name in ADAPTED {
-        let (adapter, expected) = (
-            adapter(name),
-            reference(&format!("adapters/peft-{name}/reference.safetensors")),
-        );
+        let given = fixture(&format!("adapters/metal-candle-{name}"));
+        if std::env::var_os("UPDATE_FIXTURES").is_some() {
+            ours(name).save(&given).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        ours(name).save(folder.path()).unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            let read = |folder: &Path| std::fs::read(folder.join(file)).unwrap_or_default();
+            assert!(
+                read(folder.path()) == read(&given),
+                "{file} of {name} is written in another way than PEFT was given it; if that is meant, see fixtures/README.md"
+            );
+        }
+    }
+}
+
+#[test]
+fn logits_with_adapters_equal_pefts() {
+    for (writer, name) in ["peft", "metal-candle"]
+        .into_iter()
+        .flat_map(|w| ADAPTED.map(|n| (w, n)))
+    {
+        let folder = format!("adapters/{writer}-{name}");
+        let adapter = Adapter::read(&fixture(&folder), &Device::Cpu).unwrap();
+        let expected = reference(&format!("{folder}/reference.safetensors"));
         let tokens = tokens_of(&expected["input_ids"]);
         let mut used = model(name);
         attach(&mut *used, &adapter).unwrap();
@@ -48,11 +109,11 @@ fn logits_with_pefts_adapters_equal_pefts() {
             ("applied", logits(&*trained, &tokens, parameters.tensors(), None)),
         ] {
             let difference = largest_difference(&found, &expected["logits"]);
-            assert!(difference <= 1e-4, "{name}, {way}: logits differ by {difference:e}");
+            assert!(difference <= 1e-4, "{folder}, {way}: logits differ by {difference:e}");
         }
         // The comparison means something: the adapter moves the logits by far more than the tolerance.
         let moved = largest_difference(&logits(&*model(name), &tokens, &[], None), &expected["logits"]);
-        assert!(moved > 1e-2, "{name}: the adapter moves logits by {moved:e} only");
+        assert!(moved > 1e-2, "{folder}: the adapter moves logits by {moved:e} only");
     }
 }
 
@@ -72,9 +133,7 @@ fn a_new_adapter_changes_nothing_and_is_a_function_of_its_seed() {
         values(&logits(&*wrapped, &tokens, parameters.tensors(), None))
     );
 
-    let a = |parameters: &metal_candle::adapters::AdapterParameters, i: usize| {
-        parameters.tensors()[2 * i].to_vec::<f32>().unwrap()
-    };
+    let a = |parameters: &AdapterParameters, i: usize| parameters.tensors()[2 * i].to_vec::<f32>().unwrap();
     assert_eq!(a(&parameters, 0), a(&start(7).1, 0));
     assert_ne!(a(&parameters, 0), a(&start(8).1, 0));
     assert_ne!(a(&parameters, 0), a(&parameters, 1));

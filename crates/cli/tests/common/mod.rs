@@ -45,12 +45,17 @@ pub fn run(folder: &Path, arguments: &[&str]) -> Outcome {
     program(folder, arguments).output().expect("the program starts").into()
 }
 
-/// A model among the fixtures.
-pub fn model(name: &str) -> String {
-    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "fixtures", "models", name]
+/// A folder of the fixtures.
+pub fn fixture(path: &str) -> String {
+    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "fixtures", path]
         .iter()
         .collect();
     folder.to_str().expect("a path in UTF-8").to_owned()
+}
+
+/// A model among the fixtures.
+pub fn model(name: &str) -> String {
+    fixture(&format!("models/{name}"))
 }
 
 /// Conversations to learn, in a file `chats.jsonl` of a folder of its own.

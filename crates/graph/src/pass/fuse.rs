@@ -131,8 +131,16 @@ fn numbers(graph: &Graph, node: &GraphNode) -> Option<Numbers> {
     found.filter(|_| masks)
 }
 
-/// The nodes of a group as one.
+/// The nodes of a group as one. Constants become part of it, unless nothing else would be left to go in.
 fn express(graph: &Graph, group: &[usize]) -> GraphNode {
+    let node = express_with(graph, group, true);
+    if node.inputs.is_empty() {
+        return express_with(graph, group, false);
+    }
+    node
+}
+
+fn express_with(graph: &Graph, group: &[usize], constants: bool) -> GraphNode {
     let mut inputs: SmallVec<[ValueRef; 3]> = SmallVec::new();
     let mut terms: Vec<Term> = Vec::with_capacity(group.len());
     let mut places: FxHashMap<u32, usize> = FxHashMap::default();
@@ -142,6 +150,7 @@ fn express(graph: &Graph, group: &[usize]) -> GraphNode {
         for &input in &node.inputs {
             let source = &graph.nodes[input.node as usize];
             if let Operation::Constant { .. } = source.operation
+                && constants
                 && !places.contains_key(&input.node)
             {
                 places.insert(input.node, terms.len());

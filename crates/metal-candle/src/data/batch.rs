@@ -85,7 +85,7 @@ pub enum Layout {
 /// How examples become batches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// Rows of a batch, at least 1.
+    /// Rows of a batch, at least 1; a smaller data set makes smaller batches.
     pub rows: usize,
     /// Longest row in tokens; no example may be longer.
     pub max_length: usize,
@@ -151,7 +151,7 @@ impl Batches {
     /// # Errors
     ///
     /// [`DataError::Option`] for an empty data set, no rows, or an example that is empty or longer than `max_length`.
-    pub fn new(dataset: Dataset, options: BatchOptions) -> Result<Self, DataError> {
+    pub fn new(dataset: Dataset, mut options: BatchOptions) -> Result<Self, DataError> {
         let wrong = |name, reason| Err(DataError::Option { name, reason });
         if options.rows == 0 {
             return wrong("batch size", "must be at least 1, got 0".to_owned());
@@ -173,6 +173,7 @@ impl Batches {
             // A small data set does not fill even one row of the full length.
             Layout::Packed => Some(bucket_length(stats.tokens, options.max_length)),
         };
+        options.rows = options.rows.min(stats.examples);
         Ok(Self {
             dataset,
             options,
@@ -189,7 +190,11 @@ impl Batches {
     /// How many batches an epoch has. With [`Layout::Packed`] this can differ between epochs, by how well rows fill.
     #[must_use]
     pub fn batches_in(&self, epoch: u64) -> usize {
-        self.plan(epoch).len().div_ceil(self.options.rows)
+        let rows = match self.options.layout {
+            Layout::Packed => self.plan(epoch).len(),
+            Layout::Padded | Layout::Fixed => self.dataset.examples().len(),
+        };
+        rows.div_ceil(self.options.rows)
     }
 
     /// The batches of one epoch.

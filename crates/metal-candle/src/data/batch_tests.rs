@@ -196,6 +196,7 @@ proptest! {
         prop_assert_eq!(found, expected);
         for (index, (cursor, batch)) in all.iter().enumerate() {
             prop_assert_eq!(*cursor, Cursor { epoch, index });
+            let rows = rows.min(lengths.len());
             prop_assert_eq!((batch.rows, batch.tokens.len()), (rows, rows * batch.length));
             prop_assert!(layout == Layout::Padded || batch.length == all[0].1.length);
         }
@@ -218,6 +219,14 @@ proptest! {
         for (a, b) in run.zip(resumed).take(20) {
             prop_assert_eq!(a, b);
         }
+    }
+}
+
+#[test]
+fn a_batch_has_no_more_rows_than_there_are_examples() {
+    for layout in [Layout::Padded, Layout::Fixed, Layout::Packed] {
+        let batches = Batches::new(dataset(&[4, 5, 6]), options(usize::MAX / 2, 40, layout)).unwrap();
+        assert_eq!((batches.batches_in(0), batches.epoch(0).next().unwrap().1.rows), (1, 3));
     }
 }
 

@@ -2,11 +2,15 @@
 //!
 //! Renders what transformers' `apply_chat_template` renders (trimmed blocks, `raise_exception`, `strftime_now`, plain
 //! `tojson`, Python's string methods). A template is a stranger's program: it runs with a budget of work and output,
-//! reads no file, and sees only the messages, the tools and the names of the special tokens. One thing the budget does not
-//! cover: the engine compares and concatenates (`==`, `~`) lists that hold themselves many times over without charging.
+//! reads no file, and sees only the messages, the tools and the names of the special tokens. The budget does not cover all:
+//! the engine compares and concatenates (`==`, `~`) lists that hold one another many times over without charging. So
+//! there is a limit of time too. Whoever renders is free again then, but the thread works on, and `~` takes memory for it,
+//! until the program ends; a template that came to this is not rendered again.
 
 use std::io;
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind};
@@ -24,6 +28,8 @@ const MAX_OUTPUT: usize = 16 << 20;
 const MAX_SOURCE: usize = 64 << 10;
 /// Longest stretch of a template without the end of a tag; the engine's compiler takes quadratic time in an expression.
 const MAX_TAG: usize = 8 << 10;
+/// Longest time one rendering or compilation may take, where neither work nor output ended it.
+const MAX_TIME: Duration = Duration::from_secs(5);
 const NAME: &str = "chat_template";
 const REFUSED: &str = "raise_exception: ";
 
@@ -123,7 +129,10 @@ pub(crate) fn kind(value: Option<&Json>) -> &'static str {
 pub struct ChatTemplate {
     file: String,
     source: String,
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
+    max_time: Duration,
+    /// A rendering did not end in time. Shared with clones, so that one template keeps one thread busy at most.
+    stuck: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -167,23 +176,26 @@ impl ChatTemplate {
         for (name, value) in variables {
             environment.add_global(name.into(), Value::from(value.into()));
         }
-        let mut template = Self {
-            file: file.to_owned(),
-            source: source.to_owned(),
-            environment,
-        };
         let compiled = without_generation_tags(source);
-        guarded_deep(move || match template.environment.add_template_owned(NAME, compiled) {
-            Ok(()) => Ok(template),
-            Err(error) => Err(template.explain(&error)),
-        })
-        .unwrap_or_else(|reason| {
-            Err(TextError::TemplateSyntax {
+        let done = guarded_deep(MAX_TIME, move || {
+            environment.add_template_owned(NAME, compiled).map(|()| environment)
+        });
+        match done {
+            Ok(Some(Ok(environment))) => Ok(Self {
+                file: file.to_owned(),
+                source: source.to_owned(),
+                environment: Arc::new(environment),
+                max_time: MAX_TIME,
+                stuck: Arc::default(),
+            }),
+            Ok(Some(Err(error))) => Err(explain(file, &error)),
+            Ok(None) => refused(too_slow(MAX_TIME)),
+            Err(reason) => Err(TextError::TemplateSyntax {
                 file: file.to_owned(),
                 line: 1,
                 reason,
-            })
-        })
+            }),
+        }
     }
 
     /// The template as it was written.
@@ -195,7 +207,7 @@ impl ChatTemplate {
     /// The same template with the clock of `strftime_now` stopped at `seconds` since 1970 (UTC).
     #[must_use]
     pub fn with_clock(mut self, seconds: i64) -> Self {
-        self.environment
+        Arc::make_mut(&mut self.environment)
             .add_function("strftime_now", move |format: &str| strftime(format, seconds));
         self
     }
@@ -205,7 +217,7 @@ impl ChatTemplate {
     /// # Errors
     ///
     /// [`TextError::TemplateRefused`] where the template calls `raise_exception`, [`TextError::TemplateRender`] where it
-    /// fails, [`TextError::TemplateBudget`] where it works or writes without end.
+    /// fails, [`TextError::TemplateBudget`] where it works or writes without end, or did so before.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TextError> {
         self.render_with_tools(messages, None, add_generation_prompt)
     }
@@ -228,53 +240,69 @@ impl ChatTemplate {
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ]);
-        let mut out = Limited::default();
         let failed = |reason| TextError::TemplateRender {
             file: self.file.clone(),
             line: 1,
             reason,
         };
-        guarded_deep(|| {
-            let template = self.environment.get_template(NAME);
-            let rendered = template.and_then(|template| template.render_captured_to(context, &mut out).map(drop));
-            rendered.map_err(|error| self.explain(&error))
-        })
-        .map_err(failed)??;
-        String::from_utf8(out.bytes).map_err(|error| failed(error.to_string()))
-    }
-
-    /// The engine's error as ours.
-    fn explain(&self, error: &Error) -> TextError {
-        let (file, line) = (self.file.clone(), error.line().unwrap_or(1));
-        let detail = error.detail().unwrap_or_default();
-        if let Some(message) = detail.strip_prefix(REFUSED) {
-            return TextError::TemplateRefused {
-                file,
-                message: message.to_owned(),
-            };
-        }
-        let reason = if detail.is_empty() {
-            error.kind().to_string()
+        let done = if self.stuck.load(Ordering::Relaxed) {
+            None
         } else {
-            format!("{}: {detail}", error.kind())
+            let environment = Arc::clone(&self.environment);
+            guarded_deep(self.max_time, move || render(&environment, context)).map_err(failed)?
         };
-        let reason = first_line(&reason);
-        match error.kind() {
-            ErrorKind::OutOfFuel => {
-                let reason =
-                    "it did more work than a conversation can need; shorten the conversation or mend the template";
-                TextError::TemplateBudget {
-                    file,
-                    reason: reason.to_owned(),
-                }
-            }
-            ErrorKind::WriteFailure => TextError::TemplateBudget {
+        let Some(rendered) = done else {
+            self.stuck.store(true, Ordering::Relaxed);
+            return Err(TextError::TemplateBudget {
+                file: self.file.clone(),
+                reason: too_slow(self.max_time),
+            });
+        };
+        let bytes = rendered.map_err(|error| explain(&self.file, &error))?;
+        String::from_utf8(bytes).map_err(|error| failed(error.to_string()))
+    }
+}
+
+fn render(environment: &Environment<'static>, context: Value) -> Result<Vec<u8>, Error> {
+    let mut out = Limited::default();
+    environment.get_template(NAME)?.render_captured_to(context, &mut out)?;
+    Ok(out.bytes)
+}
+
+fn too_slow(limit: Duration) -> String {
+    format!("it took longer than {} s", limit.as_secs_f64())
+}
+
+/// The engine's error as ours.
+fn explain(file: &str, error: &Error) -> TextError {
+    let (file, line) = (file.to_owned(), error.line().unwrap_or(1));
+    let detail = error.detail().unwrap_or_default();
+    if let Some(message) = detail.strip_prefix(REFUSED) {
+        return TextError::TemplateRefused {
+            file,
+            message: message.to_owned(),
+        };
+    }
+    let reason = if detail.is_empty() {
+        error.kind().to_string()
+    } else {
+        format!("{}: {detail}", error.kind())
+    };
+    let reason = first_line(&reason);
+    match error.kind() {
+        ErrorKind::OutOfFuel => {
+            let reason = "it did more work than a conversation can need; shorten the conversation or mend the template";
+            TextError::TemplateBudget {
                 file,
-                reason: format!("it wrote more than {MAX_OUTPUT} bytes"),
-            },
-            ErrorKind::SyntaxError | ErrorKind::BadEscape => TextError::TemplateSyntax { file, line, reason },
-            _ => TextError::TemplateRender { file, line, reason },
+                reason: reason.to_owned(),
+            }
         }
+        ErrorKind::WriteFailure => TextError::TemplateBudget {
+            file,
+            reason: format!("it wrote more than {MAX_OUTPUT} bytes"),
+        },
+        ErrorKind::SyntaxError | ErrorKind::BadEscape => TextError::TemplateSyntax { file, line, reason },
+        _ => TextError::TemplateRender { file, line, reason },
     }
 }
 

@@ -117,6 +117,26 @@ fn hostile_templates_are_stopped() {
     }
 }
 
+/// Comparing and concatenating is not paid for, so it is given up after a while. Each thread left behind ends soon here.
+#[test]
+fn a_rendering_that_hangs_is_given_up() {
+    let grow = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(24) %}{% set ns.a = [ns.a, ns.a] %}\
+                {% set ns.b = [ns.b, ns.b] %}{% endfor %}";
+    for hang in ["ns.a == ns.b", "ns.a in [ns.b]", "ns.a < ns.b", "[ns.a, ns.b] | unique"] {
+        let mut template = inline(&format!("{{% if messages %}}{grow}{{{{ {hang} }}}}{{% endif %}}"));
+        template.max_time = Duration::from_millis(30);
+        let clone = template.clone();
+        let error = template.render(&[ChatMessage::new("user", "x")], false).unwrap_err();
+        assert!(matches!(error, TextError::TemplateBudget { .. }), "{hang}: {error}");
+        assert_eq!(
+            error.to_string(),
+            "t: chat template stopped: it took longer than 0.03 s"
+        );
+        // Never again, not even where it would not hang.
+        assert!(clone.render(&[], false).is_err());
+    }
+}
+
 /// Sources and values nested as deeply as a template can make them do not overflow the stack.
 #[test]
 fn deep_templates_do_not_overflow() {

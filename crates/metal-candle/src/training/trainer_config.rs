@@ -6,6 +6,9 @@ use super::TrainingError;
 use super::schedule::Schedule;
 use crate::error::Result;
 
+/// More epochs are a mistake, and would take long even to count.
+const MOST_EPOCHS: f64 = 1e5;
+
 /// Settings of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -86,13 +89,13 @@ impl TrainerConfig {
                 positive(self.learning_rate),
                 "learning_rate",
                 self.learning_rate,
-                "above 0",
+                "finite and above 0",
             ),
             (
-                self.max_steps.is_some() || positive(self.num_train_epochs),
+                self.max_steps.is_some() || (positive(self.num_train_epochs) && self.num_train_epochs <= MOST_EPOCHS),
                 "num_train_epochs",
                 self.num_train_epochs,
-                "above 0",
+                "above 0 and at most 100000",
             ),
             (self.max_steps != Some(0), "max_steps", 0.0, "at least 1"),
             (
@@ -118,7 +121,7 @@ impl TrainerConfig {
                 self.weight_decay.is_finite() && self.weight_decay >= 0.0,
                 "weight_decay",
                 self.weight_decay,
-                "at least 0",
+                "finite and at least 0",
             ),
             (
                 share(self.adam_beta1),
@@ -136,13 +139,13 @@ impl TrainerConfig {
                 positive(self.adam_epsilon),
                 "adam_epsilon",
                 self.adam_epsilon,
-                "above 0",
+                "finite and above 0",
             ),
             (
                 self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0,
                 "max_grad_norm",
                 self.max_grad_norm,
-                "at least 0",
+                "finite and at least 0",
             ),
             (self.eval_steps != Some(0), "eval_steps", 0.0, "at least 1"),
         ];
