@@ -1,6 +1,7 @@
 //! The command line: each flag is defined once, here, with its documentation and its default.
 //!
-//! Those of `bench` stand with it. The settings of `train` are also the keys of a settings file (`config_file.rs`), so a flag added here is a key there.
+//! Those of `bench` stand with it. The settings of `train` are also the keys of a settings file (`config_file.rs`), so a
+//! flag added here is a key there.
 #![allow(
     clippy::doc_markdown,
     reason = "this documentation is the text of --help, where backticks would be seen"

@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use candle_core::{Device, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use metal_candle_graph::{AttentionInputs, AttentionOptions, LazyTensor, Result, compile, plan_memory};
+use metal_candle_graph::{AttentionInputs, AttentionOptions, LazyTensor, Result, compile, prepare};
 
 /// Operations of the chain.
 const CHAIN: u64 = 1000;
@@ -113,7 +113,7 @@ fn stages(criterion: &mut Criterion, name: &str, x: &LazyTensor, record: impl Fn
     });
     let recorded = [recorded];
     group.bench_function("find the plan", |bencher| {
-        bencher.iter(|| plan_memory(black_box(&recorded)).expect("fits"))
+        bencher.iter(|| prepare(black_box(&recorded)).expect("fits"))
     });
     group.bench_function("record, find, run", |bencher| {
         bencher.iter(|| record(black_box(x)).and_then(|y| y.eval()).expect("runs"));

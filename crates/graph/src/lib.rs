@@ -40,4 +40,4 @@ pub use graph::{
 };
 pub use lazy_tensor::{LazyTensor, eval_all};
 pub use ops::{AdamWState, AttentionInputs};
-pub use plan::{PlanMemory, Statistics, plan_memory, statistics};
+pub use plan::{PlanMemory, Statistics, prepare, statistics};

@@ -254,15 +254,35 @@ impl Sought {
     }
 }
 
-/// The memory that evaluating `tensors` together takes. Finds or makes the plan and does not run it.
+/// The tensors that are not evaluated yet, each once.
+fn pending(tensors: &[LazyTensor]) -> SmallVec<[&LazyTensor; 4]> {
+    let mut pending: SmallVec<[&LazyTensor; 4]> = tensors.iter().filter(|t| !t.is_evaluated()).collect();
+    if pending.len() > 1 {
+        let mut seen: FxHashSet<NodeId> = FxHashSet::default();
+        pending.retain(|t| seen.insert(t.node_id()));
+    }
+    pending
+}
+
+/// All outputs of these nodes: a node is evaluated with all of them, so that it can forget its inputs.
+fn all_outputs(pending: &[&LazyTensor]) -> SmallVec<[LazyTensor; 4]> {
+    pending
+        .iter()
+        .flat_map(|t| (0..t.kind().outputs.len() as u32).map(|output| LazyTensor::of(t.node().clone(), output)))
+        .collect()
+}
+
+/// Makes the plan of these tensors, or finds it, without running it, and tells the memory that it takes: evaluating them,
+/// or anything recorded alike, then starts at once.
 ///
 /// ```
 /// use candle_core::Device;
-/// use metal_candle_graph::{LazyTensor, plan_memory};
+/// use metal_candle_graph::{LazyTensor, prepare};
 ///
 /// let x = LazyTensor::from_slice(&[0.5; 1000], &[1000], &Device::Cpu)?;
 /// let y = (0..10).try_fold(x, |x, _| x.sin()?.add_scalar(1.0))?;
-/// let memory = plan_memory(&[y])?;
+/// let memory = prepare(&[y.clone()])?;
+/// assert!(!y.is_evaluated());
 /// assert_eq!((memory.inputs, memory.outputs, memory.values), (4000, 4000, 20 * 4000));
 /// assert!(memory.arena < 4000, "the chain runs in the memory of its result");
 /// # Ok::<(), metal_candle_graph::Error>(())
@@ -270,30 +290,23 @@ impl Sought {
 ///
 /// # Errors
 /// When the tensors live on different devices, or one is a placeholder of a function being traced.
-pub fn plan_memory(tensors: &[LazyTensor]) -> Result<PlanMemory> {
-    let Some(first) = tensors.first() else {
+pub fn prepare(tensors: &[LazyTensor]) -> Result<PlanMemory> {
+    let targets = all_outputs(&pending(tensors));
+    let Some(first) = targets.first() else {
         return Ok(PlanMemory::default());
     };
     let backend = Backend::current(first.device());
-    let plan = numbered::number(tensors, |recorded| Ok(Plan::seek(recorded, backend)))?.plan()?;
+    let plan = numbered::number(&targets, |recorded| Ok(Plan::seek(recorded, backend)))?.plan()?;
     Ok(plan.memory())
 }
 
 /// Evaluates what is not evaluated yet, all of it as one plan.
 pub(crate) fn evaluate(tensors: &[LazyTensor]) -> Result<()> {
-    let mut pending: SmallVec<[&LazyTensor; 4]> = tensors.iter().filter(|t| !t.is_evaluated()).collect();
+    let pending = pending(tensors);
     if pending.is_empty() {
         return Ok(());
     }
-    if pending.len() > 1 {
-        let mut seen: FxHashSet<NodeId> = FxHashSet::default();
-        pending.retain(|t| seen.insert(t.node_id()));
-    }
-    // A node is evaluated with all its outputs, so that it can forget its inputs.
-    let targets: SmallVec<[LazyTensor; 4]> = pending
-        .iter()
-        .flat_map(|t| (0..t.kind().outputs.len() as u32).map(|output| LazyTensor::of(t.node().clone(), output)))
-        .collect();
+    let targets = all_outputs(&pending);
     let backend = Backend::current(targets[0].device());
     let (inputs, sought) = numbered::number(&targets, |recorded| {
         Ok((recorded.values()?, Plan::seek(recorded, backend)))

@@ -6,9 +6,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
-use metal_candle_graph::{
-    LazyTensor, PlanMemory, Statistics, compile, eval_all, plan_memory, statistics, value_and_grad,
-};
+use metal_candle_graph::{LazyTensor, PlanMemory, Statistics, compile, eval_all, prepare, statistics, value_and_grad};
 
 /// Counts allocations of at least this many bytes.
 const LARGE: usize = 1 << 20;
@@ -141,7 +139,7 @@ fn memory_is_known_before_the_run() {
     let bytes = 64 * 64 * 4;
     let (x, w) = (normal(&[64, 64]), normal(&[64, 64]));
     let y = x.matmul(&w).unwrap().exp().unwrap().matmul(&w).unwrap();
-    let memory = plan_memory(std::slice::from_ref(&y)).unwrap();
+    let memory = prepare(std::slice::from_ref(&y)).unwrap();
     // Three values; the exponential lies over the product that it reads.
     let expected = PlanMemory {
         inputs: 2 * bytes,

@@ -24,6 +24,10 @@ Examples:
       The matrix products of a model's linear layers on 256 tokens
   metal-candle bench finetune --config config.json --batch 1 --length 256
       One LoRA fine-tuning step of a model with random weights: time, tokens per second, memory
+  metal-candle bench decode --config config.json --prompt 128 --new 32
+      Reading a prompt and generating token by token
+  metal-candle bench overhead
+      What recording an operation and finding its plan again cost
 
 Beside each figure stands the limit of this machine, which is measured in the same run, and the share of it that was
 reached. A figure beyond the limit is a measuring error: the command says so and fails.";
@@ -43,8 +47,12 @@ pub enum Kind {
     LoraForward(LoraForwardArgs),
     /// One fine-tuning step: rank 16, alpha 32, every linear layer, every token learnt, AdamW.
     Finetune(FinetuneArgs),
+    /// Greedy generation of one text (or several of one length) with a cache of keys and values.
+    Decode(DecodeArgs),
     /// Matrix products.
     Matmul(MatmulArgs),
+    /// What recording an operation costs, and finding its plan again.
+    Overhead(OverheadArgs),
 }
 
 /// What every kind takes.
@@ -130,6 +138,55 @@ pub struct FinetuneArgs {
     pub steps: usize,
     /// Steps before them.
     #[arg(long, value_name = "N", default_value_t = 3)]
+    pub warmup: usize,
+}
+
+/// Arguments of `bench decode`.
+#[derive(Debug, Args)]
+pub struct DecodeArgs {
+    /// What every kind takes.
+    #[command(flatten)]
+    pub common: Common,
+    /// The model's config.json; its weights are random.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Numbers of the model.
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = Dtype::Bf16)]
+    pub dtype: Dtype,
+    /// Texts that are generated side by side.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
+    pub batch: usize,
+    /// Tokens of the prompt.
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = at_least(1))]
+    pub prompt: usize,
+    /// Tokens to generate.
+    #[arg(long, value_name = "TOKENS", default_value_t = 32, value_parser = at_least(2))]
+    pub new: usize,
+    /// Timed runs of each length, of which the fastest counts.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least(1))]
+    pub steps: usize,
+    /// Runs before them.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub warmup: usize,
+}
+
+/// Arguments of `bench overhead`.
+#[derive(Debug, Args)]
+pub struct OverheadArgs {
+    /// What every kind takes.
+    #[command(flatten)]
+    pub common: Common,
+    /// Numbers of every tensor.
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = Dtype::F32)]
+    pub dtype: Dtype,
+    /// The model whose blocks are recorded [default: a small one].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Timed runs of each graph.
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = at_least(1))]
+    pub steps: usize,
+    /// Runs before them.
+    #[arg(long, value_name = "N", default_value_t = 20)]
     pub warmup: usize,
 }
 

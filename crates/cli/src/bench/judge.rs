@@ -1,4 +1,5 @@
-//! The judge of figures: the machine's limits, measured in the same run, and the guard that takes no figure beyond them.
+//! The judge of figures: the machine's limits, measured in the same run, and the guard that takes no figure beyond
+//! them.
 
 use metal_candle::graph::limits::{self, Limits, Work};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! `bench lora-forward`: the cases of the peers' `lora_forward.py`, and the small LoRA step of Candle's program.
+//! `bench lora-forward`: the cases of the peers' `lora_forward.py`, and the small `LoRA` step of Candle's program.
 //!
 //! `lazy` records and evaluates at each call, `compile` calls a compiled function; inputs are made beforehand in both.
 

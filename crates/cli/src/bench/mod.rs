@@ -1,15 +1,17 @@
-//! `metal-candle bench`: speed and memory beside the limits of the machine, with the keys of the scripts that time other
-//! libraries, so that both can be run one after the other and compared.
+//! `metal-candle bench`: speed and memory beside the limits of the machine, with the keys of the scripts that time
+//! other libraries, so that both can be run one after the other and compared.
 //!
 //! Inputs are random and seeded, results are waited for, and a figure that no machine could reach is an error.
 
 pub mod args;
+mod decode;
 mod finetune;
 mod inputs;
 mod judge;
 mod lora;
 mod matmul;
 mod memory;
+mod overhead;
 mod row;
 mod timing;
 mod work;
@@ -26,7 +28,9 @@ pub fn run(arguments: &BenchArgs) -> Result<u8> {
     match &arguments.kind {
         Kind::LoraForward(arguments) => lora::run(arguments)?,
         Kind::Finetune(arguments) => finetune::run(arguments)?,
+        Kind::Decode(arguments) => decode::run(arguments)?,
         Kind::Matmul(arguments) => matmul::run(arguments)?,
+        Kind::Overhead(arguments) => overhead::run(arguments)?,
     }
     Ok(0)
 }

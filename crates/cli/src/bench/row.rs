@@ -1,6 +1,6 @@
 //! What is printed: a row of figures, as a JSON line or as a line of a table.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::judge::Judge;
 use crate::console::say;
@@ -13,30 +13,52 @@ const NAMES: usize = 26;
 const COLUMN: usize = 9;
 
 /// Named figures in their order.
-pub struct Row(Map<String, Value>);
+pub struct Row(Vec<Cell>);
+
+struct Cell {
+    key: String,
+    value: Value,
+    /// In a table.
+    text: String,
+}
 
 impl Row {
     /// A row that says who was measured, and where.
     pub fn new() -> Self {
-        Self(Map::new()).with("peer", "metal-candle").with("device", "cpu")
+        Self(Vec::new()).with("peer", "metal-candle").with("device", "cpu")
     }
 
     /// Adds a name, a count or a switch.
-    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
-        self.0.insert(key.to_owned(), value.into());
-        self
+    pub fn with(self, key: &str, value: impl Into<Value>) -> Self {
+        let value = value.into();
+        let text = match &value {
+            Value::Null => "-".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        self.cell(key, value, text)
     }
 
     /// Adds a figure with so many decimals.
-    pub fn figure(self, key: &str, value: f64, places: i32) -> Self {
-        self.with(key, round(value, places))
+    pub fn figure(self, key: &str, value: f64, places: usize) -> Self {
+        self.cell(key, round(value, places as i32).into(), format!("{value:.places$}"))
     }
 
-    /// Adds a limit and the share of it that was reached.
+    /// Adds a limit, whose name ends with `limit`, and the share of it that was reached.
     pub fn limit(self, key: &str, limit: f64, share: f64) -> Self {
         let share_key = key.replace("limit", "share");
+        self.with(key, significant(limit))
+            .cell(&share_key, round(share, 4).into(), format!("{:.1} %", 100.0 * share))
+    }
+
+    fn cell(mut self, key: &str, value: Value, text: String) -> Self {
         let key = key.to_owned();
-        self.with(&key, significant(limit)).figure(&share_key, share, 4)
+        self.0.push(Cell { key, value, text });
+        self
+    }
+
+    fn into_json(self) -> Value {
+        Value::Object(self.0.into_iter().map(|cell| (cell.key, cell.value)).collect())
     }
 }
 
@@ -59,49 +81,38 @@ impl Output {
     /// Prints a row; before the first, in a table, the machine's limits and a heading.
     pub fn row(&mut self, row: Row, judge: &Judge) {
         if self.json {
-            say(&Value::Object(row.with("machine", judge.to_json()).0).to_string());
+            say(&row.with("machine", judge.to_json()).into_json().to_string());
             return;
         }
-        let shown = || row.0.iter().filter(|(key, _)| !ONLY_IN_JSON.contains(&key.as_str()));
-        let columns: Vec<String> = shown().map(|(key, _)| key.clone()).collect();
+        let shown = || row.0.iter().filter(|cell| !ONLY_IN_JSON.contains(&cell.key.as_str()));
+        let columns: Vec<String> = shown().map(|cell| cell.key.clone()).collect();
         if columns != self.headed {
             if self.headed.is_empty() {
                 say(&judge.describe());
             }
             say("");
-            say(&line(columns.iter().map(|key| (key.as_str(), key.clone()))));
+            say(&line(columns.iter().map(|key| (key.as_str(), key.as_str()))));
             self.headed = columns;
         }
-        say(&line(shown().map(|(key, value)| (key.as_str(), text(key, value)))));
+        say(&line(shown().map(|cell| (cell.key.as_str(), cell.text.as_str()))));
     }
 }
 
 /// The cells of a table's line: the first is a name, the others stand to the right of their columns.
-fn line<'a>(cells: impl Iterator<Item = (&'a str, String)>) -> String {
+fn line<'a>(cells: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut line = String::new();
-    for (at, (key, cell)) in cells.enumerate() {
+    for (at, (key, text)) in cells.enumerate() {
         if at == 0 {
-            line = format!("{cell:<NAMES$}");
+            line = format!("{text:<NAMES$}");
         } else {
             let width = key.len().max(COLUMN);
-            line = format!("{line}  {cell:>width$}");
+            line = format!("{line}  {text:>width$}");
         }
     }
     line
 }
 
-fn text(key: &str, value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Number(share) if key.ends_with("share") => share
-            .as_f64()
-            .map_or_else(String::new, |share| format!("{:.1} %", 100.0 * share)),
-        other => other.to_string(),
-    }
-}
-
-/// With so many decimals; null for what is no number.
+/// With so many decimals.
 pub fn round(value: f64, places: i32) -> f64 {
     let unit = 10f64.powi(places);
     (value * unit).round() / unit
@@ -134,17 +145,22 @@ mod tests {
         let row = Row::new()
             .figure("latency_us", 12.345, 2)
             .limit("prefill_limit", 1.5, 0.25);
-        let keys: Vec<&str> = row.0.keys().map(String::as_str).collect();
-        assert_eq!(keys, ["peer", "device", "latency_us", "prefill_limit", "prefill_share"]);
+        let json =
+            r#"{"peer":"metal-candle","device":"cpu","latency_us":12.35,"prefill_limit":1.5,"prefill_share":0.25}"#;
+        assert_eq!(row.into_json().to_string(), json);
     }
 
     #[test]
     fn cells_stand_below_their_headings() {
-        let head = line([("case", "case".to_owned()), ("step_ms", "step_ms".to_owned())].into_iter());
-        let cells = line([("case", "a".to_owned()), ("step_ms", text("step_ms", &1.5.into()))].into_iter());
-        assert_eq!(head.len(), cells.len());
-        assert!(cells.ends_with(" 1.5"), "{cells}");
-        assert_eq!(text("share", &0.1234.into()), "12.3 %");
-        assert_eq!(text("peak_gib", &Value::Null), "-");
+        let row = Row::new()
+            .figure("step_ms", 1.5, 2)
+            .limit("limit", 3.0, 0.5)
+            .with("peak_gib", ());
+        let texts: Vec<&str> = row.0[2..].iter().map(|cell| cell.text.as_str()).collect();
+        assert_eq!(texts, ["1.50", "3.0", "50.0 %", "-"]);
+        let heads = line(row.0.iter().map(|cell| (cell.key.as_str(), cell.key.as_str())));
+        let cells = line(row.0.iter().map(|cell| (cell.key.as_str(), cell.text.as_str())));
+        assert_eq!(heads.len(), cells.len());
+        assert!(cells.starts_with("metal-candle  "), "{cells}");
     }
 }

@@ -1,4 +1,4 @@
-//! Keys and values of the tokens read so far, for one text.
+//! Keys and values of the tokens read so far, of one text or of several of one length.
 //!
 //! Room is a power of two and doubles when it runs out, so a growing text meets few shapes. What lies beyond the length
 //! is never seen: attention is causal from the position of the query.
@@ -11,21 +11,29 @@ use crate::models::ModelConfig;
 /// The least room, in tokens.
 const LEAST: usize = 64;
 
-/// The cache of one text.
+/// The cache of one row of tokens, or of several of one length.
 #[derive(Debug, Clone)]
 pub struct KvCache {
-    /// Keys and values of each layer in turn, `(1, capacity, kv_heads, head_dim)`.
+    /// Keys and values of each layer in turn, `(rows, capacity, kv_heads, head_dim)`.
     tensors: Vec<LazyTensor>,
     len: usize,
 }
 
 impl KvCache {
-    /// An empty cache.
+    /// An empty cache for one row.
     ///
     /// # Errors
     /// When the engine does not compute with `dtype`.
     pub fn new(config: &ModelConfig, dtype: DType, device: &Device) -> Result<Self> {
-        let shape = [1, LEAST, config.num_key_value_heads, config.head_dim];
+        Self::for_rows(1, config, dtype, device)
+    }
+
+    /// An empty cache for so many rows.
+    ///
+    /// # Errors
+    /// When the engine does not compute with `dtype`.
+    pub fn for_rows(rows: usize, config: &ModelConfig, dtype: DType, device: &Device) -> Result<Self> {
+        let shape = [rows, LEAST, config.num_key_value_heads, config.head_dim];
         let empty = |_| LazyTensor::zeros(&shape, dtype, device);
         Ok(Self {
             tensors: (0..2 * config.num_hidden_layers).map(empty).collect::<Result<_>>()?,
@@ -33,7 +41,13 @@ impl KvCache {
         })
     }
 
-    /// Number of tokens read.
+    /// Number of rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.tensors.first().map_or(0, |t| t.dims()[0])
+    }
+
+    /// Number of tokens read of each row.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
@@ -45,13 +59,13 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Number of tokens there is room for.
+    /// Number of tokens of a row there is room for.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.tensors.first().map_or(0, |t| t.dims()[1])
     }
 
-    /// Makes room for `more` tokens.
+    /// Makes room for `more` tokens of each row.
     ///
     /// # Errors
     /// Never for a cache made by [`new`](Self::new).

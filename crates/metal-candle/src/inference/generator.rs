@@ -1,24 +1,15 @@
-//! From a prompt to text: read the prompt in a few long passes, then decode token by token.
-//!
-//! Both are one compiled step. Prompts are padded to a multiple of 32 tokens and read at most 512 at a time, and the
-//! cache's room is a power of two, so that few plans serve every prompt. The cache is donated to each step.
+//! From a prompt to text: encode the prompt, let the decoder read it, then choose token after token and hand out the text
+//! as it becomes whole.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use candle_core::DType;
-use metal_candle_graph::{Compiled, Error, LazyTensor, compile};
+use metal_candle_graph::LazyTensor;
 
 use super::stop::StopText;
-use super::{GenerateError, KvCache, Sampler, SamplingConfig};
-use crate::models::{CausalLm, LoadedModel};
-use crate::nn::{Cache, Pass};
+use super::{Decoder, GenerateError, KvCache, Sampler, SamplingConfig};
+use crate::models::LoadedModel;
 use crate::text::{ChatMessage, TextStream, Tokenizer};
-
-/// Prompts are padded to a multiple of this, in tokens.
-const BUCKET: usize = 32;
-/// Most tokens read at a time: a multiple of [`BUCKET`].
-const LONGEST: usize = 512;
 
 /// What to continue.
 #[derive(Debug, Clone, Copy)]
@@ -86,8 +77,6 @@ pub struct Generation {
     pub decode_time: Duration,
 }
 
-type Step<'m> = Box<dyn Fn(&[LazyTensor]) -> metal_candle_graph::Result<Vec<LazyTensor>> + Send + Sync + 'm>;
-
 /// Generates text with a model. Making one costs nothing; the first prompt traces the steps, later ones replay them.
 ///
 /// ```no_run
@@ -109,33 +98,26 @@ type Step<'m> = Box<dyn Fn(&[LazyTensor]) -> metal_candle_graph::Result<Vec<Lazy
 /// # }
 /// ```
 pub struct Generator<'m> {
-    model: &'m dyn CausalLm,
+    decoder: Decoder<'m>,
     tokenizer: &'m Tokenizer,
     stop_tokens: Vec<u32>,
-    adapters: Vec<LazyTensor>,
-    step: Compiled<Step<'m>>,
 }
 
 impl<'m> Generator<'m> {
     /// A generator for a loaded model.
     #[must_use]
     pub fn new(loaded: &'m LoadedModel) -> Self {
-        let model = &*loaded.model;
-        let step: Step<'m> = Box::new(move |arguments| step(model, arguments));
-        let stop_tokens = loaded.stop_tokens();
         Self {
-            model,
+            decoder: Decoder::new(&*loaded.model),
             tokenizer: &loaded.tokenizer,
-            stop_tokens,
-            adapters: Vec::new(),
-            step: compile(step),
+            stop_tokens: loaded.stop_tokens(),
         }
     }
 
     /// Generates with these factors of the model's adapters from now on; see
     /// [`AdapterParameters::tensors`](crate::adapters::AdapterParameters::tensors).
     pub fn set_adapters(&mut self, adapters: &[LazyTensor]) {
-        self.adapters = adapters.to_vec();
+        self.decoder.set_adapters(adapters);
     }
 
     /// Continues a prompt. `on_text` receives the text piece by piece, each whole characters, and may end the
@@ -154,12 +136,8 @@ impl<'m> Generator<'m> {
         self.check(&prompt, options)?;
         let sampler = Sampler::new(options.sampling.clone())?;
         let start = Instant::now();
-        let mut cache = KvCache::new(
-            self.model.config(),
-            self.model.head().dtype(),
-            self.model.head().device(),
-        )?;
-        let logits = self.read(&mut cache, &prompt)?;
+        let mut cache = self.decoder.cache(1)?;
+        let logits = self.decoder.read(&mut cache, &[&prompt])?;
         let prompt_time = start.elapsed();
         let start = Instant::now();
         let output = Output::new(TextStream::new(self.tokenizer, true), &options.stop_strings, on_text);
@@ -191,7 +169,7 @@ impl<'m> Generator<'m> {
     }
 
     fn check(&self, prompt: &[u32], options: &GenerationOptions) -> Result<(), GenerateError> {
-        let config = self.model.config();
+        let config = self.decoder.model().config();
         let (vocab_size, limit) = (config.vocab_size, config.max_position_embeddings);
         if prompt.is_empty() {
             return Err(GenerateError::EmptyPrompt);
@@ -232,7 +210,7 @@ impl<'m> Generator<'m> {
         let mut reason = None;
         while reason.is_none() && history.len() < prompt.len() + options.max_new_tokens {
             if history.len() > prompt.len() {
-                logits = self.run(cache, &history[history.len() - 1..], 1)?;
+                logits = self.decoder.next(cache, &history[history.len() - 1..])?;
             }
             let token = sampler.sample(&mut logits, &history)?;
             history.push(token);
@@ -245,63 +223,6 @@ impl<'m> Generator<'m> {
         let (text, reason) = output.finish(reason.unwrap_or(FinishReason::Length))?;
         Ok((text, history.split_off(prompt.len()), reason))
     }
-
-    /// Reads the prompt; returns the logits after its last token.
-    fn read(&self, cache: &mut KvCache, prompt: &[u32]) -> Result<Vec<f32>, GenerateError> {
-        let mut logits = Vec::new();
-        for part in prompt.chunks(LONGEST) {
-            logits = self.run(cache, part, part.len().next_multiple_of(BUCKET))?;
-        }
-        Ok(logits)
-    }
-
-    /// One step: reads `tokens`, padded to `width`, into the cache; returns the logits after the last of them.
-    fn run(&self, cache: &mut KvCache, tokens: &[u32], width: usize) -> Result<Vec<f32>, GenerateError> {
-        cache.reserve(width)?;
-        let device = self.model.head().device();
-        let mut padded = tokens.to_vec();
-        // What is written for padding lies beyond the cache's length: never seen, and overwritten by what comes next.
-        padded.resize(width, 0);
-        let number = |n: usize| LazyTensor::from_data(&[n as u32], &[1], device);
-        let mut arguments = vec![
-            LazyTensor::from_data(&padded, &[1, width], device)?,
-            number(cache.len())?,
-            number(tokens.len().saturating_sub(1))?,
-        ];
-        arguments.extend(cache.take());
-        arguments.extend(self.adapters.iter().cloned());
-        let mut results = self.step.call(arguments)?;
-        cache.put(results.split_off(1), tokens.len());
-        Ok(results[0].to_vec()?)
-    }
-}
-
-/// The compiled function: `[tokens (1, seq), offset (1), last (1), keys and values of each layer.., adapters..]` to
-/// `[logits (vocab) after token number last, keys and values of each layer..]`.
-fn step(model: &dyn CausalLm, arguments: &[LazyTensor]) -> metal_candle_graph::Result<Vec<LazyTensor>> {
-    let count = 2 * model.config().num_hidden_layers;
-    let (Some([tokens, offset, last]), Some(caches)) = (arguments.first_chunk(), arguments.get(3..3 + count)) else {
-        return Err(Error::Arity {
-            operation: "step",
-            expected: format!("{} arguments", 3 + count),
-            found: arguments.len(),
-        });
-    };
-    let layers = caches
-        .chunks_exact(2)
-        .map(|kv| (kv[0].clone(), kv[1].clone()))
-        .collect();
-    let cache = Cache {
-        layers,
-        offset: offset.clone(),
-    };
-    let mut pass = Pass::after(cache, tokens.dims()[1])?.with_adapters(&arguments[3 + count..]);
-    let hidden = model.hidden(tokens, &mut pass)?.dynamic_slice(1, last, 1)?;
-    let vocab = model.head().dims()[0];
-    let mut results = vec![hidden.matmul_t(model.head())?.cast(DType::F32)?.reshape(&[vocab])?];
-    let layers = pass.into_cache().map_or_else(Vec::new, |cache| cache.layers);
-    results.extend(layers.into_iter().flat_map(|(k, v)| [k, v]));
-    Ok(results)
 }
 
 /// Text on its way to the caller.

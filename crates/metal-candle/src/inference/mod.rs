@@ -1,15 +1,17 @@
 //! Generating text: from a prompt to tokens, from logits to a token, from tokens to text.
 //!
-//! A [`Generator`] keeps keys and values of what has been read, so that each new token costs one short pass; reading and
-//! decoding run as compiled steps. Nothing here knows an architecture.
+//! A [`Decoder`] keeps keys and values of what has been read, so that each new token costs one short pass; reading and
+//! decoding run as compiled steps. A [`Generator`] makes text with it. Nothing here knows an architecture.
 
 mod cache;
+mod decoder;
 mod generate_error;
 mod generator;
 mod sampling;
 mod stop;
 
 pub use cache::KvCache;
+pub use decoder::Decoder;
 pub use generate_error::GenerateError;
 pub use generator::{FinishReason, Generation, GenerationOptions, Generator, Prompt};
 pub use sampling::{Sampler, SamplingConfig, SamplingError};

@@ -52,7 +52,7 @@ pub fn random_parameters(
         .map(|((name, shape), number)| {
             let tensor = if name.ends_with("norm.weight") {
                 Tensor::ones(shape, dtype, &Device::Cpu)
-            } else if name.ends_with(".bias") {
+            } else if name.ends_with("proj.bias") {
                 Tensor::zeros(shape, dtype, &Device::Cpu)
             } else {
                 let stream = Stream {
@@ -61,10 +61,10 @@ pub fn random_parameters(
                     deviation,
                 };
                 match dtype {
-                    DType::F32 => stream.tensor::<f32>(&shape),
-                    DType::F16 => stream.tensor::<f16>(&shape),
-                    DType::BF16 => stream.tensor::<bf16>(&shape),
-                    DType::F64 => stream.tensor::<f64>(&shape),
+                    DType::F32 => stream.tensor(&shape, |x| x),
+                    DType::F16 => stream.tensor(&shape, f16::from_f32),
+                    DType::BF16 => stream.tensor(&shape, bf16::from_f32),
+                    DType::F64 => stream.tensor(&shape, f64::from),
                     found => return Err(LoadError::Dtype { found }),
                 }
             };
@@ -88,31 +88,31 @@ struct Stream {
 }
 
 impl Stream {
-    fn tensor<T: WithDType>(self, shape: &[usize]) -> candle_core::Result<Tensor> {
-        Tensor::from_vec(self.values::<T>(shape.iter().product()), shape, &Device::Cpu)
+    fn tensor<T: WithDType>(self, shape: &[usize], of: fn(f32) -> T) -> candle_core::Result<Tensor> {
+        Tensor::from_vec(self.values(shape.iter().product(), of), shape, &Device::Cpu)
     }
 
     /// Each number depends on its index alone, so threads share the work freely.
-    fn values<T: WithDType>(self, count: usize) -> Vec<T> {
+    fn values<T: WithDType>(self, count: usize, of: fn(f32) -> T) -> Vec<T> {
         let mut values = vec![T::zero(); count];
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         // Whole blocks of four.
         let share = count.div_ceil(threads).next_multiple_of(4);
         thread::scope(|scope| {
             for (part, values) in values.chunks_mut(share.max(4)).enumerate() {
-                scope.spawn(move || self.fill(values, part * share / 4));
+                scope.spawn(move || self.fill(values, part * share / 4, of));
             }
         });
         values
     }
 
     /// Fills `values` with the numbers from block `first` on.
-    fn fill<T: WithDType>(self, values: &mut [T], first: usize) {
+    fn fill<T>(self, values: &mut [T], first: usize, of: fn(f32) -> T) {
         let key = [self.seed as u32, (self.seed >> 32) as u32];
         for (values, index) in values.chunks_mut(4).zip(first as u64..) {
             let numbers = random::normal_block(key, [self.number, 1], index);
             for (value, number) in values.iter_mut().zip(numbers) {
-                *value = T::from_f64(f64::from(number as f32 * self.deviation));
+                *value = of(number as f32 * self.deviation);
             }
         }
     }
@@ -131,7 +131,37 @@ mod tests {
         };
         for count in [0, 1, 6, 1001] {
             let plain: Vec<f32> = random::normal32([5, 3], [7, 1]).take(count).map(|x| x * 0.5).collect();
-            assert_eq!(stream.values::<f32>(count), plain);
+            assert_eq!(stream.values(count, |x| x), plain);
         }
+    }
+    #[test]
+    fn weights_follow_from_the_seed_and_have_their_moments() {
+        let json = serde_json::json!({
+            "model_type": "qwen2", "vocab_size": 500, "hidden_size": 16, "intermediate_size": 48,
+            "num_hidden_layers": 1, "num_attention_heads": 4,
+        });
+        let config = ModelConfig::from_json("config.json".as_ref(), json.as_object().unwrap()).unwrap();
+        let make = |seed, dtype| random_parameters(&config, 0.02, dtype, seed, &Device::Cpu).unwrap();
+        let values = |tensor: &LazyTensor| tensor.cast(DType::F32).unwrap().to_vec::<f32>().unwrap();
+        let (wide, narrow, other) = (make(1, DType::F32), make(1, DType::BF16), make(2, DType::F32));
+        for (((name, wide), (_, narrow)), (_, other)) in wide.iter().zip(&narrow).zip(&other) {
+            assert_eq!((wide.dtype(), narrow.dtype()), (DType::F32, DType::BF16));
+            let constant = match name {
+                name if name.ends_with("norm.weight") => Some(1.0),
+                name if name.ends_with("proj.bias") => Some(0.0),
+                _ => None,
+            };
+            if let Some(constant) = constant {
+                assert!(values(narrow).iter().all(|x| *x == constant), "{name}");
+                continue;
+            }
+            assert_ne!(values(wide), values(other), "{name}");
+            let rounded: Vec<f32> = values(wide).iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+            assert_eq!(values(narrow), rounded, "{name}");
+        }
+        let embedding = values(&wide[0].1);
+        let variance = embedding.iter().map(|x| x * x).sum::<f32>() / embedding.len() as f32;
+        assert!((variance.sqrt() / 0.02 - 1.0).abs() < 0.03, "{variance}");
+        assert!(random(&config, DType::U32, 1, &Device::Cpu).is_err());
     }
 }

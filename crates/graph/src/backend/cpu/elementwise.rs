@@ -5,13 +5,14 @@ use smallvec::SmallVec;
 
 use super::Memory;
 use super::kernels::pool;
+use super::tape::INPUTS;
 use super::view::{View, row_major};
 
 /// Elements of one piece of an inner loop: large enough to be worth a task, small enough to balance.
 const PIECE: usize = 1 << 14;
 
-/// One number for each input.
-pub(super) type PerInput = SmallVec<[usize; 4]>;
+/// One number for each input. No run needs the heap for it.
+pub(super) type PerInput = SmallVec<[usize; INPUTS]>;
 
 /// The loop nest of an elementwise operation.
 pub(super) struct Nest {
@@ -82,7 +83,7 @@ impl Nest {
 
 /// Addresses that tasks share: each writes a part of the output that no other touches.
 pub(super) struct Addresses<T, U> {
-    inputs: SmallVec<[*const T; 4]>,
+    inputs: SmallVec<[*const T; INPUTS]>,
     out: *mut U,
 }
 

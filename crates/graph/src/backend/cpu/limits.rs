@@ -13,7 +13,7 @@ mod x86_64;
 
 use std::hint::black_box;
 use std::num::NonZero;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -28,16 +28,15 @@ use self::x86_64 as machine;
 
 /// What one thread reads: within the first, second and third level of a cache, in bytes.
 const CACHED: [usize; 3] = [16 << 10, 512 << 10, 4 << 20];
-/// What all threads read from memory together, in bytes: far more than a cache holds.
-const UNCACHED: usize = 512 << 20;
-/// The least that one thread reads from memory.
-const UNCACHED_LEAST: usize = 32 << 20;
-/// What one thread reads in a round at least, so that a round is long beside waking a thread.
-const ROUND: usize = 64 << 20;
-/// Fused multiply-add vectors of a round and chain.
-const ITERATIONS: usize = 1 << 20;
-/// Rounds, of which the fastest counts: others use the machine too.
-const ROUNDS: usize = 8;
+/// What all threads read from memory together, in bytes: more than a cache holds, and much more.
+const UNCACHED: [usize; 2] = [128 << 20, 256 << 20];
+/// What one thread reads in a round, in bytes: half a millisecond, or so.
+const ROUND: usize = 16 << 20;
+/// Iterations of a round of a loop over registers: as long.
+const ITERATIONS: usize = 1 << 17;
+/// Rounds, of which the fastest counts. Others use the machine too, and it takes luck to have all of it for a moment:
+/// hence many short rounds.
+const ROUNDS: usize = 128;
 
 /// The limits of a machine, of all its threads together.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,7 +71,7 @@ pub struct Work {
     pub dtype: DType,
 }
 
-/// Measures the limits; takes about a second and half a gibibyte.
+/// Measures the limits; takes less than a second and a quarter of a gibibyte.
 ///
 /// ```
 /// use candle_core::DType;
@@ -141,38 +140,42 @@ struct FlopLoop {
 }
 
 fn flops(threads: usize, measured: &FlopLoop) -> f64 {
-    let seconds = fastest(threads, 1, || (), |(), _| (measured.run)(ITERATIONS))[0];
+    let seconds = fastest(threads, 1, || (), |(), _, _| (measured.run)(ITERATIONS))[0];
     (threads * ITERATIONS * measured.flops) as f64 / seconds
 }
 
 fn reading(threads: usize) -> Vec<ReadingRate> {
-    let far = (UNCACHED / threads).max(UNCACHED_LEAST);
-    let sizes = CACHED.map(|size| (size, ROUND / size)).into_iter().chain([(far, 1)]);
-    let sizes: Vec<_> = sizes.collect();
+    let largest = CACHED[CACHED.len() - 1];
+    let uncached = UNCACHED.map(|size| (size / threads).max(2 * largest).next_multiple_of(ROUND));
+    let mut sizes: Vec<usize> = CACHED.into_iter().chain(uncached).collect();
+    sizes.dedup();
+    let most = sizes[sizes.len() - 1];
     let sum = machine::reader();
     // Written, so that each page is memory of its own and not the one page of zeros.
     let numbers = || {
-        (0..far as u64 / 8)
+        (0..most as u64 / 8)
             .map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15))
             .collect()
     };
-    let read = |numbers: &mut Vec<u64>, size: usize| {
-        let (bytes, times) = sizes[size];
-        for _ in 0..times {
-            black_box(sum(black_box(&numbers[..bytes / 8])));
+    // Small memory several times a round, large memory in parts, round after round.
+    let read = |numbers: &mut Vec<u64>, task: usize, round: usize| {
+        let part = sizes[task].min(ROUND);
+        let start = round * part % sizes[task];
+        for _ in 0..ROUND / part {
+            black_box(sum(black_box(&numbers[start / 8..(start + part) / 8])));
         }
     };
     let seconds = fastest(threads, sizes.len(), numbers, read);
     let mut rates: Vec<_> = sizes
         .iter()
         .zip(seconds)
-        .map(|(&(bytes, times), seconds)| ReadingRate {
+        .map(|(bytes, seconds)| ReadingRate {
             bytes: threads * bytes,
-            bytes_per_second: (threads * bytes * times) as f64 / seconds,
+            bytes_per_second: (threads * ROUND) as f64 / seconds,
         })
         .collect();
-    for smaller in (1..rates.len()).rev() {
-        rates[smaller - 1].bytes_per_second = rates[smaller - 1].bytes_per_second.max(rates[smaller].bytes_per_second);
+    for larger in (1..rates.len()).rev() {
+        rates[larger - 1].bytes_per_second = rates[larger - 1].bytes_per_second.max(rates[larger].bytes_per_second);
     }
     rates
 }
@@ -183,15 +186,15 @@ fn fastest<S>(
     threads: usize,
     tasks: usize,
     prepare: impl Fn() -> S + Sync,
-    run: impl Fn(&mut S, usize) + Sync,
+    run: impl Fn(&mut S, usize, usize) + Sync,
 ) -> Vec<f64> {
-    let barrier = Barrier::new(threads);
+    let arrived = AtomicUsize::new(0);
     let one_thread = || {
         let mut state = prepare();
         let round = |at: usize| {
-            barrier.wait();
+            meet(&arrived, (at + 1) * threads);
             let start = Instant::now();
-            run(&mut state, at / ROUNDS);
+            run(&mut state, at / ROUNDS, at % ROUNDS);
             (start, Instant::now())
         };
         (0..tasks * ROUNDS).map(round).collect::<Vec<_>>()
@@ -213,6 +216,21 @@ fn fastest<S>(
             .fold(f64::INFINITY, f64::min)
     };
     (0..tasks).map(best).collect()
+}
+
+/// Waits until as many have arrived. Waking a sleeper takes longer than a round may differ, so nobody sleeps.
+fn meet(arrived: &AtomicUsize, expected: usize) {
+    arrived.fetch_add(1, Ordering::AcqRel);
+    for spin in 0u32.. {
+        if arrived.load(Ordering::Acquire) >= expected {
+            return;
+        }
+        if spin.is_multiple_of(1 << 12) {
+            thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
+    }
 }
 
 #[cfg(test)]

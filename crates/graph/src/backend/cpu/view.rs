@@ -43,8 +43,14 @@ impl View {
     }
 
     pub fn is_contiguous(&self) -> bool {
-        let expected = row_major(&self.dims);
-        self.len() == 0 || (0..self.dims.len()).all(|i| self.dims[i] == 1 || self.strides[i] == expected[i])
+        let mut expected = 1;
+        let mut dims = self.dims.iter().zip(&self.strides).rev();
+        let fits = |(&dim, &stride): (&usize, &usize)| {
+            let fits = dim == 1 || stride == expected;
+            expected *= dim;
+            fits
+        };
+        self.len() == 0 || dims.all(fits)
     }
 
     /// The same elements under another shape, where strides can say so.

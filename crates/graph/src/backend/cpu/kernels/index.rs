@@ -6,6 +6,7 @@
 use super::element::Element;
 use super::error::KernelError;
 use super::par::{BLOCK, Shared, for_rows};
+use super::scratch::Filled;
 
 /// An index type: u32 or i64.
 pub trait Index: Copy + Send + Sync + 'static {
@@ -149,13 +150,20 @@ pub fn index_add<T: Element, I: Index>(
     let IndexShape { outer, n, m, inner } = shape;
     shape.check(out, x, "index_add");
     assert_eq!(indices.len(), m, "index_add: the indices have another size");
-    let mut sources = Vec::with_capacity(m);
-    for (element, &index) in indices.iter().enumerate() {
-        sources.push((inside(index, n, element, "index_add")?, element));
+    let mut sources = Filled::new(m, (0, 0));
+    for (element, (source, &index)) in sources.iter_mut().zip(indices).enumerate() {
+        *source = (inside(index, n, element, "index_add")?, element);
     }
     // Sources of one target stand together and in order.
     sources.sort_unstable();
-    let targets: Vec<&[(usize, usize)]> = sources.chunk_by(|a, b| a.0 == b.0).collect();
+    // Where those of each target begin and end.
+    let mut targets = Filled::new(m, (0, 0));
+    let (mut count, mut end) = (0, 0);
+    for (target, sources) in targets.iter_mut().zip(sources.chunk_by(|a, b| a.0 == b.0)) {
+        *target = (end, end + sources.len());
+        (count, end) = (count + 1, target.1);
+    }
+    targets.truncate(count);
     let result = Shared::new(out);
     let blocks = inner.div_ceil(BLOCK);
     let each = targets.len() * blocks;
@@ -164,7 +172,8 @@ pub fn index_add<T: Element, I: Index>(
         BLOCK.min(inner) * m.div_ceil(targets.len().max(1)),
         |range| {
             for at in range {
-                let (o, sources, start) = (at / each, targets[at % each / blocks], at % blocks * BLOCK);
+                let (o, target, start) = (at / each, targets[at % each / blocks], at % blocks * BLOCK);
+                let sources = &sources[target.0..target.1];
                 let len = BLOCK.min(inner - start);
                 // SAFETY: only this task has this block of this target.
                 let out = unsafe { result.slice((o * n + sources[0].0) * inner + start, len) };

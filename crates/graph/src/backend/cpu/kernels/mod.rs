@@ -24,6 +24,7 @@ pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 mod row;
+mod scratch;
 pub mod softmax;
 pub mod swiglu;
 

@@ -2,11 +2,11 @@
 //!
 //! Pieces are cut by sizes alone, never by the number of threads.
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use super::float::{Float, Mat, Real};
 use super::pool;
+pub(crate) use super::scratch::{with_scratch, with_space};
 
 /// Below this many element operations a call stays on the caller's thread.
 pub(crate) const PARALLEL_WORK: usize = 1 << 16;
@@ -211,48 +211,6 @@ pub(crate) unsafe fn copied<'a, T: Copy>(src: *const T, dst: *mut T, len: usize)
         }
         std::slice::from_raw_parts_mut(dst, len)
     }
-}
-
-/// A cache line's worth of any bits.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line {
-    _bits: [u64; 8],
-}
-
-thread_local! {
-    /// Buffers that nobody holds; the one for the outermost borrower is last.
-    static SCRATCH: Cell<Vec<Vec<Line>>> = const { Cell::new(Vec::new()) };
-}
-
-/// A thread keeps scratch up to this many bytes for its next task.
-const KEPT_BYTES: usize = 64 << 20;
-
-/// Lends `f` scratch of `len` elements with unspecified contents, from the start of a cache line. Calls may nest.
-pub(crate) fn with_scratch<A: Real, R>(len: usize, f: impl FnOnce(&mut [A]) -> R) -> R {
-    with_space(len, |space: *mut A| {
-        // SAFETY: the space is this call's, and f32 and f64, the only Reals, take any bits.
-        f(unsafe { std::slice::from_raw_parts_mut(space, len) })
-    })
-}
-
-/// Lends `f` room for `len` values, from the start of a cache line. Calls may nest.
-pub(crate) fn with_space<P, R>(len: usize, f: impl FnOnce(*mut P) -> R) -> R {
-    const { assert!(align_of::<P>() <= align_of::<Line>()) };
-    let lines = (len * size_of::<P>()).div_ceil(size_of::<Line>());
-    let mut spare = SCRATCH.take();
-    let mut buffer = spare.pop().unwrap_or_default();
-    SCRATCH.set(spare);
-    if buffer.len() < lines {
-        buffer = vec![Line { _bits: [0; 8] }; lines];
-    }
-    let result = f(buffer.as_mut_ptr().cast());
-    if buffer.len() * size_of::<Line>() <= KEPT_BYTES {
-        let mut spare = SCRATCH.take();
-        spare.push(buffer);
-        SCRATCH.set(spare);
-    }
-    result
 }
 
 /// Runs `f(start, len)` over `0..n` in blocks of at most [`BLOCK`], in parallel where `n * work` is large.

@@ -5,6 +5,7 @@
 
 use super::element::Element;
 use super::par::{BLOCK, Shared, for_rows, lanes1, max_nan, simd};
+use super::scratch::Filled;
 
 /// Elements of a row, or rows of a column block, that are reduced in one go.
 const CHUNK: usize = 4096;
@@ -119,7 +120,7 @@ fn reduce<T: Element>(
         for_rows(outer, n, |range| {
             for row in range {
                 // SAFETY: the result belongs to this task.
-                unsafe { *result.at(row) = T::round(pairs(&chunks(&x[row * n..][..n], identity, f), identity, f)) };
+                unsafe { *result.at(row) = T::round(row_of_chunks(&x[row * n..][..n], identity, f)) };
             }
         });
     } else {
@@ -129,7 +130,7 @@ fn reduce<T: Element>(
 
 /// One row, its chunks spread over threads.
 fn long_row<T: Element>(x: &[T], identity: T::Sum, f: impl Fn(T::Sum, T::Sum) -> T::Sum + Copy + Sync) -> T::Sum {
-    let mut partials = vec![identity; x.len().div_ceil(CHUNK)];
+    let mut partials = Filled::new(x.len().div_ceil(CHUNK), identity);
     let result = Shared::new(&mut partials);
     for_rows(x.len().div_ceil(CHUNK), CHUNK, |range| {
         for chunk in range {
@@ -141,12 +142,13 @@ fn long_row<T: Element>(x: &[T], identity: T::Sum, f: impl Fn(T::Sum, T::Sum) ->
     pairs(&partials, identity, f)
 }
 
-fn chunks<T: Element>(
-    row: &[T],
-    identity: T::Sum,
-    f: impl Fn(T::Sum, T::Sum) -> T::Sum + Copy,
-) -> smallvec::SmallVec<[T::Sum; 4]> {
-    row.chunks(CHUNK).map(|part| lanes(part, identity, f)).collect()
+/// As [`long_row`] on this thread: halves of the chunks, and halves of those.
+fn row_of_chunks<T: Element>(row: &[T], identity: T::Sum, f: impl Fn(T::Sum, T::Sum) -> T::Sum + Copy) -> T::Sum {
+    if row.len() <= CHUNK {
+        return lanes(row, identity, f);
+    }
+    let (left, right) = row.split_at(row.len().div_ceil(CHUNK).div_ceil(2) * CHUNK);
+    f(row_of_chunks(left, identity, f), row_of_chunks(right, identity, f))
 }
 
 /// Reduces a chunk over many accumulators.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::float::{Float, Real};
 use super::par::{BLOCK, PARALLEL_WORK, Shared, copied, for_pieces, simd};
+use super::scratch::Filled;
 
 /// Rows that share one partial sum at least, and partial sums at most.
 const MIN_PIECE: usize = 16;
@@ -45,8 +46,12 @@ pub(crate) unsafe fn map_row<T: Float, const N: usize>(
 }
 
 /// A weight of `n` elements, widened; `missing` everywhere where there is none.
-pub(crate) fn widened<T: Float>(weight: Option<&[T]>, n: usize, missing: T::Acc) -> Vec<T::Acc> {
-    weight.map_or_else(|| vec![missing; n], |w| w.iter().map(|x| x.to_acc()).collect())
+pub(crate) fn widened<T: Float>(weight: Option<&[T]>, n: usize, missing: T::Acc) -> Filled<T::Acc> {
+    let mut wide = Filled::new(n, missing);
+    for (wide, weight) in wide.iter_mut().zip(weight.unwrap_or_default()) {
+        *wide = weight.to_acc();
+    }
+    wide
 }
 
 /// Sums down the rows: each piece of rows has its own partial sums, added in order at the end. The pieces depend on the
@@ -56,7 +61,7 @@ pub(crate) struct RowSums<A> {
     n: usize,
     piece: usize,
     kinds: usize,
-    partial: Vec<A>,
+    partial: Filled<A>,
 }
 
 impl<A: Real> RowSums<A> {
@@ -68,7 +73,7 @@ impl<A: Real> RowSums<A> {
             n,
             piece,
             kinds,
-            partial: vec![A::ZERO; rows.div_ceil(piece) * kinds * n],
+            partial: Filled::new(rows.div_ceil(piece) * kinds * n, A::ZERO),
         }
     }
 
@@ -89,13 +94,13 @@ impl<A: Real> RowSums<A> {
         simd(
             #[inline(always)]
             || {
-                let mut total = vec![A::ZERO; self.n];
+                let mut total = Filled::new(self.n, A::ZERO);
                 for piece in self.partial.chunks_exact((self.kinds * self.n).max(1)) {
                     for (t, &x) in total.iter_mut().zip(&piece[kind * self.n..][..self.n]) {
                         *t += x;
                     }
                 }
-                for (o, &t) in out.iter_mut().zip(&total) {
+                for (o, &t) in out.iter_mut().zip(&*total) {
                     *o = T::from_acc(t);
                 }
             },

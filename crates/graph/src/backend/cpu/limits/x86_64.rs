@@ -1,9 +1,9 @@
 //! The measuring loops for x86-64: AVX-512, AVX-512-BF16, AVX2 with FMA, else the portable ones.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, __m512i, _mm256_add_epi64, _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_set1_ps,
-    _mm256_setzero_si256, _mm256_storeu_si256, _mm512_add_epi64, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps,
-    _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_reduce_add_epi64, _mm512_set1_ps, _mm512_setzero_si512,
+    __m256, __m512, _mm256_add_epi64, _mm256_castpd_si256, _mm256_castsi256_pd, _mm256_fmadd_ps, _mm256_loadu_pd,
+    _mm256_set1_ps, _mm256_setzero_si256, _mm256_storeu_pd, _mm512_add_epi64, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps,
+    _mm512_fmadd_ps, _mm512_loadu_epi64, _mm512_reduce_add_epi64, _mm512_set1_ps, _mm512_setzero_si512,
 };
 use std::hint::black_box;
 
@@ -60,7 +60,7 @@ fn sum_avx512(words: &[u64]) -> u64 {
     for block in blocks {
         for (i, sum) in sums.iter_mut().enumerate() {
             // SAFETY: a block is eight vectors of eight words.
-            let vector = unsafe { _mm512_loadu_si512(block.as_ptr().add(8 * i).cast::<__m512i>()) };
+            let vector = unsafe { _mm512_loadu_epi64(block.as_ptr().add(8 * i).cast::<i64>()) };
             *sum = _mm512_add_epi64(*sum, vector);
         }
     }
@@ -78,14 +78,14 @@ fn sum_avx2(words: &[u64]) -> u64 {
     for block in blocks {
         for (i, sum) in sums.iter_mut().enumerate() {
             // SAFETY: a block is eight vectors of four words.
-            let vector = unsafe { _mm256_loadu_si256(block.as_ptr().add(4 * i).cast::<__m256i>()) };
-            *sum = _mm256_add_epi64(*sum, vector);
+            let vector = unsafe { _mm256_loadu_pd(block.as_ptr().add(4 * i).cast::<f64>()) };
+            *sum = _mm256_add_epi64(*sum, _mm256_castpd_si256(vector));
         }
     }
     let mut lanes = [0u64; 32];
     for (sum, lanes) in sums.iter().zip(lanes.as_chunks_mut::<4>().0) {
         // SAFETY: four words of room.
-        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast::<__m256i>(), *sum) };
+        unsafe { _mm256_storeu_pd(lanes.as_mut_ptr().cast::<f64>(), _mm256_castsi256_pd(*sum)) };
     }
     lanes.iter().chain(rest).fold(0, |sum, &word| sum.wrapping_add(word))
 }

@@ -14,6 +14,7 @@ use super::float::{Float, Mat, Real};
 use super::float::{dense_mut, transposed};
 use super::matmul::dense_product;
 use super::par::{PARALLEL_WORK, Shared, for_rows, max_nan, max1, simd, sum1, with_scratch, with_space};
+use super::scratch::Filled;
 
 /// Rows of a block.
 const BLOCK_ROWS: usize = 256;
@@ -51,7 +52,7 @@ struct Row {
 
 impl<T: Float> CrossEntropy<'_, T> {
     /// The rows that count.
-    fn rows(&self) -> Result<Vec<Row>, KernelError> {
+    fn rows(&self) -> Result<Filled<Row>, KernelError> {
         assert_eq!(
             self.hidden.len(),
             self.targets.len() * self.d,
@@ -62,11 +63,8 @@ impl<T: Float> CrossEntropy<'_, T> {
             self.vocab * self.d,
             "cross_entropy: the weight has another size"
         );
-        let counted = self
-            .targets
-            .iter()
-            .enumerate()
-            .filter(|&(_, &target)| target != self.ignore_index);
+        let targets = self.targets.iter().enumerate();
+        let counted = targets.filter(|&(_, &target)| target != self.ignore_index);
         let class = |(row, &target): (usize, &i64)| match usize::try_from(target) {
             Ok(class) if class < self.vocab => Ok(Row { row, target: class }),
             _ => Err(KernelError::Target {
@@ -75,7 +73,14 @@ impl<T: Float> CrossEntropy<'_, T> {
                 vocab: self.vocab,
             }),
         };
-        counted.map(class).collect()
+        let mut rows = Filled::new(self.targets.len(), Row { row: 0, target: 0 });
+        let mut count = 0;
+        for (place, found) in rows.iter_mut().zip(counted.map(class)) {
+            *place = found?;
+            count += 1;
+        }
+        rows.truncate(count);
+        Ok(rows)
     }
 
     /// True where a call is worth several threads.
@@ -197,12 +202,13 @@ pub fn cross_entropy<T: Float>(
     );
     loss.fill(T::Acc::ZERO);
     lse.fill(T::Acc::ZERO);
-    let (mut found, mut picked) = (vec![Partial::NONE; rows.len()], vec![T::Acc::ZERO; rows.len()]);
+    let mut found = Filled::new(rows.len(), Partial::NONE);
+    let mut picked = Filled::new(rows.len(), T::Acc::ZERO);
     input.for_row_blocks(&rows, |first, rows, hidden| {
         let (found, picked) = (&mut found[first..], &mut picked[first..]);
         scan(input, rows, hidden, found, picked);
     });
-    for ((row, found), picked) in rows.iter().zip(found).zip(picked) {
+    for ((row, found), &picked) in rows.iter().zip(&*found).zip(&*picked) {
         let total = found.max + found.exps.ln();
         let mut value = total - picked;
         if input.smoothing > 0.0 {

@@ -1,0 +1,91 @@
+//! `bench decode`: greedy generation on a model of random weights, as the peers' `decode.py` defines it: the time of
+//! one new token is that of reading the prompt, and what more tokens add is that of decoding.
+
+use std::time::Instant;
+
+use metal_candle::inference::{Decoder, GenerateError, Sampler, SamplingConfig};
+use metal_candle::models;
+
+use super::args::DecodeArgs;
+use super::inputs::{self, Inputs};
+use super::row::Row;
+use super::{Bench, engine, work};
+use crate::error::{Failure, Result};
+
+/// Makes the model, generates, and judges.
+pub fn run(arguments: &DecodeArgs) -> Result<()> {
+    let (name, config) = inputs::model(&arguments.config)?;
+    let DecodeArgs { batch, prompt, new, .. } = *arguments;
+    check_length(prompt, new, config.max_position_embeddings)?;
+    let mut bench = Bench::new(&arguments.common)?;
+    let dtype = arguments.dtype.dtype();
+    let model = models::random(&config, dtype, arguments.common.seed, &bench.device).map_err(Failure::checking)?;
+    let decoder = Decoder::new(&*model);
+    let mut random = Inputs::new(arguments.common.seed, &bench.device);
+    let prompts: Vec<Vec<u32>> = (0..batch).map(|_| random.tokens(prompt, config.vocab_size)).collect();
+
+    for _ in 0..arguments.warmup {
+        generate(&decoder, &prompts, new)?;
+    }
+    let fastest = |new| {
+        let times = (0..arguments.steps).map(|_| generate(&decoder, &prompts, new));
+        times
+            .collect::<Result<Vec<f64>>>()
+            .map(|times| times.into_iter().fold(f64::INFINITY, f64::min))
+    };
+    let (first, whole) = (fastest(1)?, fastest(new)?);
+    let step = (whole - first) / (new - 1) as f64;
+
+    let reading = work::prefill(&config, batch, prompt, dtype);
+    // Of the decoding steps the first sees one token more than the prompt, the last all but the one it makes.
+    let step_work = work::decode(&config, batch, prompt + new / 2, dtype);
+    let least_first = bench
+        .judge
+        .least_seconds(&format!("{name}: reading the prompt"), &reading, first)?;
+    let least_step = bench
+        .judge
+        .least_seconds(&format!("{name}: a decoding step"), &step_work, step)?;
+    let (rows, prompt_tokens) = (batch as f64, (batch * prompt) as f64);
+    let row = Row::new()
+        .with("model", name)
+        .with("dtype", arguments.dtype.name())
+        .with("batch", batch)
+        .with("prompt", prompt)
+        .with("static", true)
+        .figure("tokens_per_s", rows / step, 1)
+        .limit("limit", rows / least_step, least_step / step)
+        .figure("ms_per_step", step * 1e3, 3)
+        .figure("prefill_tokens_per_s", prompt_tokens / first, 0)
+        .limit("prefill_limit", prompt_tokens / least_first, least_first / first);
+    bench.output.row(row, &bench.judge);
+    Ok(())
+}
+
+fn check_length(prompt: usize, new: usize, limit: usize) -> Result<()> {
+    if prompt.saturating_add(new) <= limit {
+        return Ok(());
+    }
+    Err(Failure::with_tip(
+        format!("{prompt} tokens of prompt and {new} new ones do not fit the model's {limit} positions"),
+        "give smaller --prompt and --new, or raise max_position_embeddings in the file",
+    ))
+}
+
+/// Generates `new` tokens for each prompt with an empty cache; returns the seconds it took.
+fn generate(decoder: &Decoder<'_>, prompts: &[Vec<u32>], new: usize) -> Result<f64> {
+    let start = Instant::now();
+    let mut sampler = Sampler::new(SamplingConfig::default()).map_err(GenerateError::from)?;
+    let mut cache = decoder.cache(prompts.len()).map_err(engine)?;
+    let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let mut logits = decoder.read(&mut cache, &rows).map_err(engine)?;
+    for made in 1..=new {
+        let width = logits.len() / prompts.len();
+        let tokens = logits.chunks_mut(width).map(|row| sampler.sample(row, &[]));
+        let tokens = tokens.collect::<std::result::Result<Vec<u32>, _>>();
+        let tokens = tokens.map_err(GenerateError::from)?;
+        if made < new {
+            logits = decoder.next(&mut cache, &tokens).map_err(engine)?;
+        }
+    }
+    Ok(start.elapsed().as_secs_f64())
+}

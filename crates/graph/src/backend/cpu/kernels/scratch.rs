@@ -1,0 +1,126 @@
+//! Memory for the moment of a kernel. A thread keeps what it has used for its next task, so that kernels that run again
+//! and again allocate nothing.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use super::float::Real;
+
+/// A cache line's worth of any bits.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line {
+    _bits: [u64; 8],
+}
+
+thread_local! {
+    /// Buffers that nobody holds; the one for the outermost borrower is last.
+    static SPARE: Cell<Vec<Vec<Line>>> = const { Cell::new(Vec::new()) };
+}
+
+/// A thread keeps a buffer of up to so many bytes.
+const KEPT_BYTES: usize = 64 << 20;
+
+/// A buffer with room for `len` values.
+fn take<P>(len: usize) -> Vec<Line> {
+    const { assert!(align_of::<P>() <= align_of::<Line>()) };
+    let lines = (len * size_of::<P>()).div_ceil(size_of::<Line>());
+    let mut spare = SPARE.take();
+    let buffer = spare.pop().unwrap_or_default();
+    SPARE.set(spare);
+    if buffer.len() < lines {
+        return vec![Line { _bits: [0; 8] }; lines];
+    }
+    buffer
+}
+
+fn give_back(buffer: Vec<Line>) {
+    if buffer.len() * size_of::<Line>() <= KEPT_BYTES {
+        let mut spare = SPARE.take();
+        spare.push(buffer);
+        SPARE.set(spare);
+    }
+}
+
+/// Lends `f` scratch of `len` elements with unspecified contents, from the start of a cache line. Calls may nest.
+pub(crate) fn with_scratch<A: Real, R>(len: usize, f: impl FnOnce(&mut [A]) -> R) -> R {
+    with_space(len, |space: *mut A| {
+        // SAFETY: the space is this call's, and f32 and f64, the only Reals, take any bits.
+        f(unsafe { std::slice::from_raw_parts_mut(space, len) })
+    })
+}
+
+/// Lends `f` room for `len` values, from the start of a cache line. Calls may nest.
+pub(crate) fn with_space<P, R>(len: usize, f: impl FnOnce(*mut P) -> R) -> R {
+    let mut buffer = take::<P>(len);
+    let result = f(buffer.as_mut_ptr().cast());
+    give_back(buffer);
+    result
+}
+
+/// A list that lies in scratch.
+pub(crate) struct Filled<P> {
+    buffer: Vec<Line>,
+    len: usize,
+    values: PhantomData<P>,
+}
+
+impl<P: Copy> Filled<P> {
+    /// `len` times `value`.
+    pub(crate) fn new(len: usize, value: P) -> Self {
+        let mut buffer = take::<P>(len);
+        let first = buffer.as_mut_ptr().cast::<P>();
+        for i in 0..len {
+            // SAFETY: the buffer has room for `len` values, aligned.
+            unsafe { first.add(i).write(value) };
+        }
+        let values = PhantomData;
+        Self { buffer, len, values }
+    }
+
+    /// Keeps the first `len` values.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+}
+
+impl<P> Deref for Filled<P> {
+    type Target = [P];
+
+    fn deref(&self) -> &[P] {
+        // SAFETY: `new` wrote so many values.
+        unsafe { std::slice::from_raw_parts(self.buffer.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<P> DerefMut for Filled<P> {
+    fn deref_mut(&mut self) -> &mut [P] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.buffer.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl<P> Drop for Filled<P> {
+    fn drop(&mut self) {
+        give_back(std::mem::take(&mut self.buffer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nested_lists_and_scratch_keep_apart() {
+        for round in 1..4usize {
+            let mut pairs = Filled::new(100 * round, (7usize, round));
+            let bytes = Filled::new(3, 9u8);
+            with_scratch(50 * round, |scratch: &mut [f64]| scratch.fill(1.5));
+            pairs.truncate(50);
+            assert!(pairs.len() == 50 && pairs.iter().all(|&pair| pair == (7, round)));
+            assert_eq!(*bytes, [9; 3]);
+        }
+        assert!(Filled::new(0, 1.0f32).is_empty());
+    }
+}
