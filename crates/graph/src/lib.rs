@@ -31,7 +31,7 @@ pub mod random;
 
 #[cfg(feature = "async-exec")]
 pub use async_eval::Evaluation;
-pub use backend::{Backend, limits, threads, with_backend, with_threads};
+pub use backend::{Backend, limits, release_memory, threads, with_backend, with_threads};
 pub use compile::{Compiled, compile};
 pub use error::{Error, Result};
 pub use grad::value_and_grad;

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::Device;
 use metal_candle_graph::{
     AdamWOptions, Approximate, AttentionInputs, AttentionOptions, CrossEntropyOptions, LazyTensor, Result, compile,
-    value_and_grad,
+    release_memory, value_and_grad,
 };
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+/// Those of at least a mebibyte.
+static LARGE: AtomicUsize = AtomicUsize::new(0);
 
 struct Counting;
 
@@ -18,6 +20,9 @@ struct Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        if layout.size() >= 1 << 20 {
+            LARGE.fetch_add(1, Ordering::Relaxed);
+        }
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
@@ -137,7 +142,34 @@ fn of_a_call(f: impl Fn(&LazyTensor) -> Result<Vec<LazyTensor>>) -> usize {
 }
 
 #[test]
-fn a_cached_plan_allocates_nothing_per_operation() {
+fn cached_plans_allocate_next_to_nothing() {
+    nothing_per_operation();
+    no_large_memory_where_sizes_alternate();
+}
+
+/// Results and arenas of mebibytes, of plans for two sizes in turn: the memory of earlier calls is used again.
+fn no_large_memory_where_sizes_alternate() {
+    let step = compile(|arguments| {
+        let square = arguments[0].matmul_t(&arguments[0])?;
+        Ok(vec![square.softmax(1)?.matmul(&arguments[0])?, square.exp()?])
+    });
+    let arguments = [600, 700].map(|rows| vec![tensor(&[rows, 500])]);
+    let mut values = Vec::new();
+    let mut round = || {
+        let results = arguments.clone().map(|arguments| step.call(arguments).unwrap());
+        values.push(results.map(|results| results[1].sum_all().unwrap().to_scalar::<f32>().unwrap()));
+    };
+    (0..3).for_each(|_| round());
+    let before = LARGE.load(Ordering::Relaxed);
+    (0..10).for_each(|_| round());
+    assert_eq!(LARGE.load(Ordering::Relaxed), before, "large memory was allocated");
+    release_memory();
+    round();
+    assert!(LARGE.load(Ordering::Relaxed) > before, "the memory had been kept");
+    assert!(values.iter().all(|found| *found == values[0]), "{values:?}");
+}
+
+fn nothing_per_operation() {
     let weights = weights();
     for (name, round) in ROUNDS {
         let rounds = |x: &LazyTensor, n: usize| (0..n).try_fold(x.clone(), |x, _| round(&x, &weights));

@@ -8,9 +8,10 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_core::{Device, Storage, Tensor};
 use smallvec::SmallVec;
 
+use self::cpu::Buffer;
 use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, GraphNode, Meta};
 use crate::pass;
@@ -60,6 +61,13 @@ pub fn with_backend<R>(backend: Backend, f: impl FnOnce() -> R) -> R {
 #[cfg(feature = "async-exec")]
 pub(crate) fn forced() -> Option<Backend> {
     FORCED.get()
+}
+
+/// Frees what the engine keeps for later runs: arenas, and large buffers of results that are gone. What is in use stays.
+///
+/// After one evaluation that was far larger than what comes next; otherwise the next run would only ask for it again.
+pub fn release_memory() {
+    cpu::release_memory();
 }
 
 impl Backend {
@@ -128,7 +136,7 @@ pub(crate) enum Value {
     /// Held by Candle, and perhaps by others: never overwritten.
     Tensor(Tensor),
     /// Held by the engine alone: overwritten when the last handle is donated. Contiguous.
-    Host(Arc<CpuStorage>),
+    Host(Arc<Buffer>),
     /// Taken out for a moment.
     Gone,
 }
@@ -139,8 +147,8 @@ impl Value {
         match self {
             Self::Tensor(tensor) if tensor.shape() == &meta.shape => Ok(tensor),
             Self::Tensor(tensor) => tensor.reshape(&meta.shape).context(|| "reshape of a result".into()),
-            Self::Host(storage) => {
-                let storage = Arc::unwrap_or_clone(storage);
+            Self::Host(buffer) => {
+                let storage = Arc::unwrap_or_clone(buffer).into_storage();
                 Ok(Tensor::from_storage(
                     Storage::Cpu(storage),
                     meta.shape.clone(),

@@ -8,7 +8,7 @@ use candle_core::DType;
 
 use super::memory::{Life, place};
 use super::view::{BufferId, View};
-use super::{Memory, Outcome, Place, Program, Step, elementwise, fused, primitives, with_type};
+use super::{Memory, Outcome, Place, Program, Step, buffer, elementwise, fused, primitives, with_type};
 use crate::error::Result;
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef};
 
@@ -298,6 +298,8 @@ impl Builder<'_> {
             outputs.push((self.graph.meta(value).clone(), outcome));
         }
         let (places, arena_bytes) = self.place_rest(&places);
+        let own = outputs.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Own));
+        let has_large_results = own.map(|(meta, _)| meta).any(buffer::is_large_result);
         Ok(Program {
             steps: self.steps,
             places,
@@ -306,6 +308,7 @@ impl Builder<'_> {
             inputs: self.inputs,
             written: self.written,
             outputs,
+            has_large_results,
         })
     }
 

@@ -1,11 +1,13 @@
 //! Where buffers lie: one arena per run, offsets fixed when the plan is made, from the steps at which each buffer is
 //! first written and last read. Arenas are kept and handed to the next run.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error, realloc};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::mem::MaybeUninit;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::kernels::pool::threads;
 
 /// Cache-line alignment, so that rows of vectors do not straddle lines.
 pub(super) const ALIGNMENT: usize = 64;
@@ -134,6 +136,7 @@ impl Holes {
 
 /// Aligned, uninitialised bytes.
 pub(super) struct Arena {
+    /// Room for `bytes` and the alignment.
     pointer: *mut u8,
     bytes: usize,
 }
@@ -143,7 +146,6 @@ unsafe impl Send for Arena {}
 
 impl Arena {
     fn new(bytes: usize) -> Self {
-        let bytes = bytes.max(ALIGNMENT);
         let layout = Self::layout(bytes);
         // SAFETY: the size is not zero.
         let pointer = unsafe { alloc(layout) };
@@ -153,8 +155,26 @@ impl Arena {
         Self { pointer, bytes }
     }
 
+    /// Makes it larger. The system moves pages where it can, and fresh ones cost most of an allocation.
+    fn grow(&mut self, bytes: usize) {
+        let layout = Self::layout(bytes);
+        // SAFETY: allocated with this layout; the new size is not zero, and `layout` checked that it is possible.
+        let pointer = unsafe { realloc(self.pointer, Self::layout(self.bytes), layout.size()) };
+        if pointer.is_null() {
+            handle_alloc_error(layout);
+        }
+        (self.pointer, self.bytes) = (pointer, bytes);
+    }
+
+    /// The address of the first byte.
+    fn start(&self) -> *mut u8 {
+        self.pointer.wrapping_add(self.pointer.align_offset(ALIGNMENT))
+    }
+
+    /// With the alignment of two words: for a larger one, growing would copy.
     fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes, ALIGNMENT).unwrap_or_else(|_| Layout::new::<u64>())
+        Layout::array::<u128>((bytes + ALIGNMENT).div_ceil(size_of::<u128>()))
+            .unwrap_or_else(|_| handle_alloc_error(Layout::new::<u128>()))
     }
 }
 
@@ -165,7 +185,18 @@ impl Drop for Arena {
     }
 }
 
+/// Arenas that no run uses, by size.
 static SPARE: Mutex<Vec<Arena>> = Mutex::new(Vec::new());
+
+fn spare() -> MutexGuard<'static, Vec<Arena>> {
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Frees the arenas that no run uses.
+pub(super) fn release() {
+    let arenas = std::mem::take(&mut *spare());
+    drop(arenas);
+}
 
 /// Bytes of the arena of a small plan: on the stack, without a look at the kept ones.
 const SMALL: usize = 4096;
@@ -173,30 +204,33 @@ const SMALL: usize = 4096;
 #[repr(C, align(64))]
 struct Small([MaybeUninit<u8>; SMALL]);
 
-/// Runs `f` with the address of an arena of at least `bytes`, reused from an earlier run where one is large enough.
+/// Runs `f` with the address of an arena of at least `bytes`: the smallest of the kept ones that is large enough, or else
+/// the largest, made larger.
 pub(super) fn with_arena<R>(bytes: usize, f: impl FnOnce(*mut u8) -> R) -> R {
     if bytes <= SMALL {
         let mut small = Small([MaybeUninit::uninit(); SMALL]);
         return f(small.0.as_mut_ptr().cast());
     }
-    let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner);
-    let taken = spare().pop();
-    let arena = match taken {
-        Some(arena) if arena.bytes >= bytes => arena,
-        // The smaller one is freed before the larger is made.
-        other => {
-            drop(other);
-            Arena::new(bytes)
+    let taken = {
+        let mut spare = spare();
+        let fitting = spare.partition_point(|arena| arena.bytes < bytes);
+        if fitting < spare.len() {
+            Some(spare.remove(fitting))
+        } else {
+            spare.pop()
         }
     };
-    let result = f(arena.pointer);
-    let mut spare = spare();
-    // The largest stays on top.
-    let position = spare.partition_point(|other| other.bytes <= arena.bytes);
-    spare.insert(position, arena);
-    if spare.len() > 2 {
-        spare.remove(0);
+    let mut arena = taken.unwrap_or_else(|| Arena::new(bytes));
+    if arena.bytes < bytes {
+        arena.grow(bytes);
     }
+    let result = f(arena.start());
+    let mut spare = spare();
+    let place = spare.partition_point(|other| other.bytes <= arena.bytes);
+    spare.insert(place, arena);
+    // One for each run that a core can take; the larger ones stay.
+    let surplus = spare.len().saturating_sub(threads().max(2));
+    drop(spare.drain(..surplus).collect::<Vec<_>>());
     result
 }
 

@@ -2,6 +2,7 @@
 //! have fixed places, results get memory of their own, and what nobody else holds is overwritten in place.
 
 mod boxes;
+mod buffer;
 mod build;
 mod elementwise;
 mod fused;
@@ -15,18 +16,25 @@ mod view;
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::{CpuStorage, Device, Storage, Tensor};
 use smallvec::SmallVec;
 
 use super::{Bindings, Executable, Footprint, Value};
 use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, Meta};
 
+pub(super) use self::buffer::Buffer;
 pub(super) use self::fused::has_kernel;
 
 /// Compiles an optimised graph.
 pub(super) fn compile(graph: &Graph) -> Result<Box<dyn Executable>> {
     Ok(Box::new(build::build(graph)?))
+}
+
+/// See [`super::release_memory`].
+pub(super) fn release_memory() {
+    memory::release();
+    buffer::release();
 }
 
 /// One kernel call, with its operands bound.
@@ -69,6 +77,8 @@ struct Program {
     /// Whether a step writes into the input's memory.
     written: Vec<bool>,
     outputs: Vec<(Meta, Outcome)>,
+    /// Whether a result has large memory of its own.
+    has_large_results: bool,
 }
 
 /// Few enough for the stack in most plans.
@@ -77,21 +87,15 @@ type Pointers = SmallVec<[*mut u8; 8]>;
 impl Executable for Program {
     fn run(&self, inputs: Bindings) -> Result<Bindings> {
         let mut bound = self.bind(inputs)?;
-        let mut results: SmallVec<[Option<CpuStorage>; 4]> = SmallVec::with_capacity(self.outputs.len());
-        for (meta, outcome) in &self.outputs {
-            results.push(match outcome {
-                Outcome::Own => Some(room(meta.dtype, meta.shape.elem_count())?),
-                Outcome::Over(_) => None,
-            });
-        }
+        let mut results = self.rooms()?;
         memory::with_arena(self.arena_bytes, |arena| {
             // Read locks on storages of Candle's, for as long as their addresses are used.
-            let mut guards = SmallVec::<[_; 4]>::new();
+            let mut guards = SmallVec::<[_; 4]>::with_capacity(bound.len());
             let mut inputs = Pointers::with_capacity(bound.len());
             for input in &mut bound {
                 inputs.push(match input {
-                    Bound::Owned(storage) => pointer_mut(storage),
-                    Bound::Shared(storage) => pointer(storage),
+                    Bound::Owned(buffer) => pointer_mut(buffer.storage_mut()),
+                    Bound::Shared(buffer) => pointer(buffer.storage()),
                     Bound::Tensor(tensor) => {
                         let (storage, layout) = tensor.storage_and_layout();
                         let first = first_element(&storage, layout.start_offset() * tensor.dtype().size_in_bytes());
@@ -100,22 +104,23 @@ impl Executable for Program {
                     }
                 });
             }
-            let outputs: Pointers = results
-                .iter_mut()
-                .map(|r| r.as_mut().map_or(std::ptr::null_mut(), pointer_mut))
-                .collect();
+            let mut outputs = Pointers::with_capacity(results.len());
+            outputs.extend(results.iter_mut().map(|r| {
+                r.as_mut()
+                    .map_or(std::ptr::null_mut(), |buffer| pointer_mut(buffer.storage_mut()))
+            }));
             let memory = self.memory(arena, &inputs, &outputs);
             self.steps.iter().try_for_each(|step| step(&memory))
         })?;
-        let mut values = Bindings::new();
+        let mut values = Bindings::with_capacity(results.len());
         for ((meta, outcome), own) in self.outputs.iter().zip(results) {
-            let storage = match (outcome, own) {
+            let buffer = match (outcome, own) {
                 // SAFETY: the steps have written every element.
-                (Outcome::Own, Some(storage)) => unsafe { filled(storage, meta.shape.elem_count()) },
+                (Outcome::Own, Some(buffer)) => unsafe { filled(buffer, meta.shape.elem_count()) },
                 (Outcome::Over(input), _) => bound[*input].take()?,
                 (Outcome::Own, None) => return Err(Error::Placeholder),
             };
-            values.push(Value::Host(Arc::new(storage)));
+            values.push(Value::Host(Arc::new(buffer)));
         }
         Ok(values)
     }
@@ -132,7 +137,24 @@ impl Executable for Program {
     }
 }
 
+/// The memory of each result that has its own.
+type Rooms = SmallVec<[Option<Buffer>; 4]>;
+
 impl Program {
+    fn rooms(&self) -> Result<Rooms> {
+        if self.has_large_results {
+            buffer::begin_run();
+        }
+        let mut rooms = Rooms::with_capacity(self.outputs.len());
+        for (meta, outcome) in &self.outputs {
+            rooms.push(match outcome {
+                Outcome::Own => Some(Buffer::with_room(meta.dtype, meta.shape.elem_count())?),
+                Outcome::Over(_) => None,
+            });
+        }
+        Ok(rooms)
+    }
+
     /// The address of every buffer in this run.
     fn memory(&self, arena: *mut u8, inputs: &[*mut u8], outputs: &[*mut u8]) -> Memory {
         let address = |place: &Place| match *place {
@@ -152,15 +174,15 @@ enum Bound {
     /// Candle's, contiguous; locked for reading while the run lasts.
     Tensor(Tensor),
     /// The engine's, read only.
-    Shared(Arc<CpuStorage>),
+    Shared(Arc<Buffer>),
     /// Of this run alone; a step may write it.
-    Owned(CpuStorage),
+    Owned(Buffer),
 }
 
 impl Bound {
-    fn take(&mut self) -> Result<CpuStorage> {
-        match std::mem::replace(self, Self::Owned(CpuStorage::U8(Vec::new()))) {
-            Self::Owned(storage) => Ok(storage),
+    fn take(&mut self) -> Result<Buffer> {
+        match self {
+            Self::Owned(buffer) => Ok(buffer.take()),
             Self::Tensor(_) | Self::Shared(_) => Err(Error::Placeholder),
         }
     }
@@ -173,15 +195,16 @@ impl Program {
         if inputs.len() != self.inputs.len() {
             return Err(Error::Placeholder);
         }
-        let zipped = inputs.into_iter().zip(&self.inputs).zip(&self.written);
-        zipped
-            .map(|((value, meta), &written)| match value {
-                Value::Host(storage) if written => Ok(Bound::Owned(Arc::unwrap_or_clone(storage))),
-                Value::Host(storage) => Ok(Bound::Shared(storage)),
-                Value::Tensor(tensor) => bind_tensor(tensor, meta, written),
-                Value::Gone => Err(Error::Placeholder),
-            })
-            .collect()
+        let mut bound = SmallVec::with_capacity(inputs.len());
+        for ((value, meta), &written) in inputs.into_iter().zip(&self.inputs).zip(&self.written) {
+            bound.push(match value {
+                Value::Host(buffer) if written => Bound::Owned(Arc::unwrap_or_clone(buffer)),
+                Value::Host(buffer) => Bound::Shared(buffer),
+                Value::Tensor(tensor) => bind_tensor(tensor, meta, written)?,
+                Value::Gone => return Err(Error::Placeholder),
+            });
+        }
+        Ok(bound)
     }
 }
 
@@ -203,7 +226,7 @@ fn bind_tensor(tensor: Tensor, meta: &Meta, written: bool) -> Result<Bound> {
     let (storage, layout) = tensor.storage_and_layout();
     let (start, len) = (layout.start_offset(), meta.shape.elem_count());
     match &*storage {
-        Storage::Cpu(storage) => copy_range(storage, start, len).map(Bound::Owned),
+        Storage::Cpu(storage) => copy_range(storage, start, len).map(|copy| Bound::Owned(Buffer::new(copy))),
         _ => Err(Error::Placeholder),
     }
 }
@@ -277,28 +300,14 @@ macro_rules! with_float {
 }
 use {with_float, with_type};
 
-/// Memory for a result of `len` elements: reserved, not written, the vector still empty.
-fn room(dtype: DType, len: usize) -> Result<CpuStorage> {
-    Ok(match dtype {
-        DType::F32 => CpuStorage::F32(Vec::with_capacity(len)),
-        DType::F64 => CpuStorage::F64(Vec::with_capacity(len)),
-        DType::F16 => CpuStorage::F16(Vec::with_capacity(len)),
-        DType::BF16 => CpuStorage::BF16(Vec::with_capacity(len)),
-        DType::U8 => CpuStorage::U8(Vec::with_capacity(len)),
-        DType::U32 => CpuStorage::U32(Vec::with_capacity(len)),
-        DType::I64 => CpuStorage::I64(Vec::with_capacity(len)),
-        other => return Err(Error::shape("plan", format!("dtype {other:?} on the host"))),
-    })
-}
-
-/// A result from [`room`] whose elements are there.
+/// A result from [`Buffer::with_room`] whose elements are there.
 ///
 /// # Safety
 /// The room is for at least `len` elements, and each has been written.
-unsafe fn filled(mut storage: CpuStorage, len: usize) -> CpuStorage {
+unsafe fn filled(mut buffer: Buffer, len: usize) -> Buffer {
     // SAFETY: the caller's promise.
     unsafe {
-        match &mut storage {
+        match buffer.storage_mut() {
             CpuStorage::F32(data) => data.set_len(len),
             CpuStorage::F64(data) => data.set_len(len),
             CpuStorage::F16(data) => data.set_len(len),
@@ -309,7 +318,7 @@ unsafe fn filled(mut storage: CpuStorage, len: usize) -> CpuStorage {
             _ => {}
         }
     }
-    storage
+    buffer
 }
 
 /// The address `bytes` into a storage.

@@ -1,0 +1,280 @@
+//! The memory of results. A large buffer whose last handle is gone waits for the next result of its type and size, since
+//! touching fresh pages costs more than writing old ones: a training step gets the gradients' buffers of the step before.
+//! What waits and what is in use are never more than was in use at once.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use candle_core::{CpuStorage, DType};
+use half::{bf16, f16};
+
+use crate::error::{Error, Result};
+use crate::graph::Meta;
+
+/// Bytes from which on a buffer waits; smaller ones are the allocator's business.
+const LARGE: usize = 1 << 20;
+
+/// Runs with large results that a buffer waits for.
+const PATIENCE: u64 = 16;
+
+/// A result, held by the engine alone. Contiguous.
+pub(crate) struct Buffer(CpuStorage);
+
+const NONE: CpuStorage = CpuStorage::U8(Vec::new());
+
+impl Buffer {
+    pub fn new(storage: CpuStorage) -> Self {
+        let bytes = large_bytes_of(&storage);
+        if bytes > 0 {
+            pool().use_more(bytes);
+        }
+        Self(storage)
+    }
+
+    /// Memory for a result of `len` elements: reserved, not written, the vector empty.
+    pub fn with_room(dtype: DType, len: usize) -> Result<Self> {
+        if is_large(dtype, len)
+            && let Some(storage) = pool().take(dtype, len)
+        {
+            return Ok(Self(storage));
+        }
+        Ok(Self::new(match dtype {
+            DType::F32 => CpuStorage::F32(Vec::with_capacity(len)),
+            DType::F64 => CpuStorage::F64(Vec::with_capacity(len)),
+            DType::F16 => CpuStorage::F16(Vec::with_capacity(len)),
+            DType::BF16 => CpuStorage::BF16(Vec::with_capacity(len)),
+            DType::U8 => CpuStorage::U8(Vec::with_capacity(len)),
+            DType::U32 => CpuStorage::U32(Vec::with_capacity(len)),
+            DType::I64 => CpuStorage::I64(Vec::with_capacity(len)),
+            other => return Err(Error::shape("plan", format!("dtype {other:?} on the host"))),
+        }))
+    }
+
+    pub fn storage(&self) -> &CpuStorage {
+        &self.0
+    }
+
+    pub fn storage_mut(&mut self) -> &mut CpuStorage {
+        &mut self.0
+    }
+
+    /// The storage, which whoever gets it frees.
+    pub fn into_storage(mut self) -> CpuStorage {
+        let storage = std::mem::replace(&mut self.0, NONE);
+        let bytes = large_bytes_of(&storage);
+        if bytes > 0 {
+            pool().used -= bytes;
+        }
+        storage
+    }
+
+    /// Takes the contents away.
+    pub fn take(&mut self) -> Self {
+        std::mem::replace(self, Self(NONE))
+    }
+}
+
+impl Clone for Buffer {
+    fn clone(&self) -> Self {
+        Self::new(self.0.clone())
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut storage = std::mem::replace(&mut self.0, NONE);
+        if let Some((dtype, len)) = emptied(&mut storage)
+            && is_large(dtype, len)
+        {
+            pool().add(storage, dtype, len);
+        }
+    }
+}
+
+fn is_large(dtype: DType, len: usize) -> bool {
+    len * dtype.size_in_bytes() >= LARGE
+}
+
+/// Whether a result of this kind comes from the pool.
+pub(super) fn is_large_result(meta: &Meta) -> bool {
+    is_large(meta.dtype, meta.shape.elem_count())
+}
+
+/// Begins a run with large results.
+pub(super) fn begin_run() {
+    let mut pool = pool();
+    pool.run += 1;
+    let oldest = pool.run.saturating_sub(PATIENCE);
+    // In the order in which they came.
+    let gone = pool.waiting.partition_point(|waiting| waiting.since < oldest);
+    pool.drop_first(gone);
+}
+
+/// Frees what waits.
+pub(super) fn release() {
+    let mut pool = pool();
+    let all = pool.waiting.len();
+    pool.drop_first(all);
+    pool.most = pool.used;
+}
+
+/// Large buffers, in bytes where nothing else is said.
+struct Pool {
+    waiting: Vec<Waiting>,
+    waiting_bytes: usize,
+    used: usize,
+    /// The most that has been in use at once.
+    most: usize,
+    /// Runs with large results so far.
+    run: u64,
+}
+
+fn pool() -> MutexGuard<'static, Pool> {
+    static POOL: Mutex<Pool> = Mutex::new(Pool::EMPTY);
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    const EMPTY: Self = Self {
+        waiting: Vec::new(),
+        waiting_bytes: 0,
+        used: 0,
+        most: 0,
+        run: 0,
+    };
+
+    /// The buffer of this type and size that came last.
+    fn take(&mut self, dtype: DType, len: usize) -> Option<CpuStorage> {
+        let fits = |waiting: &Waiting| waiting.dtype == dtype && waiting.len == len;
+        let found = self.waiting.remove(self.waiting.iter().rposition(fits)?);
+        self.waiting_bytes -= found.bytes();
+        self.used += found.bytes();
+        Some(found.storage)
+    }
+
+    fn use_more(&mut self, bytes: usize) {
+        self.used += bytes;
+        self.most = self.most.max(self.used);
+        self.keep_the_limit();
+    }
+
+    /// An empty buffer that nobody uses any more.
+    fn add(&mut self, storage: CpuStorage, dtype: DType, len: usize) {
+        let waiting = Waiting {
+            storage,
+            dtype,
+            len,
+            since: self.run,
+        };
+        self.used -= waiting.bytes();
+        self.waiting_bytes += waiting.bytes();
+        self.waiting.push(waiting);
+        self.keep_the_limit();
+    }
+
+    /// Frees what has waited longest where all together is more than was ever in use.
+    fn keep_the_limit(&mut self) {
+        let (mut count, mut all) = (0, self.used + self.waiting_bytes);
+        while all > self.most && count < self.waiting.len() {
+            all -= self.waiting[count].bytes();
+            count += 1;
+        }
+        self.drop_first(count);
+    }
+
+    fn drop_first(&mut self, count: usize) {
+        let gone = self.waiting.drain(..count);
+        self.waiting_bytes -= gone.map(|waiting| waiting.bytes()).sum::<usize>();
+    }
+}
+
+/// An empty buffer with room for `len` elements.
+struct Waiting {
+    storage: CpuStorage,
+    dtype: DType,
+    len: usize,
+    /// The run after which it came.
+    since: u64,
+}
+
+impl Waiting {
+    fn bytes(&self) -> usize {
+        self.len * self.dtype.size_in_bytes()
+    }
+}
+
+/// Bytes of a storage where they are many, else 0.
+fn large_bytes_of(storage: &CpuStorage) -> usize {
+    let bytes = match storage {
+        CpuStorage::F32(data) => data.capacity() * size_of::<f32>(),
+        CpuStorage::F64(data) => data.capacity() * size_of::<f64>(),
+        CpuStorage::F16(data) => data.capacity() * size_of::<f16>(),
+        CpuStorage::BF16(data) => data.capacity() * size_of::<bf16>(),
+        CpuStorage::U8(data) => data.capacity(),
+        CpuStorage::U32(data) => data.capacity() * size_of::<u32>(),
+        CpuStorage::I64(data) => data.capacity() * size_of::<i64>(),
+        _ => 0,
+    };
+    if bytes >= LARGE { bytes } else { 0 }
+}
+
+/// Forgets the elements and tells for how many there is room; `None` for a type that results never have.
+fn emptied(storage: &mut CpuStorage) -> Option<(DType, usize)> {
+    fn emptied<T>(data: &mut Vec<T>, dtype: DType) -> Option<(DType, usize)> {
+        data.clear();
+        Some((dtype, data.capacity()))
+    }
+    match storage {
+        CpuStorage::F32(data) => emptied(data, DType::F32),
+        CpuStorage::F64(data) => emptied(data, DType::F64),
+        CpuStorage::F16(data) => emptied(data, DType::F16),
+        CpuStorage::BF16(data) => emptied(data, DType::BF16),
+        CpuStorage::U8(data) => emptied(data, DType::U8),
+        CpuStorage::U32(data) => emptied(data, DType::U32),
+        CpuStorage::I64(data) => emptied(data, DType::I64),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn empty(len: usize) -> CpuStorage {
+        CpuStorage::F32(Vec::with_capacity(len))
+    }
+
+    fn waiting(pool: &Pool) -> Vec<usize> {
+        pool.waiting.iter().map(|waiting| waiting.len).collect()
+    }
+
+    #[test]
+    fn buffers_wait_for_their_like_within_the_limit() {
+        let mut pool = Pool::EMPTY;
+        [4, 5, 1].into_iter().for_each(|len| pool.use_more(4 * len));
+        [4, 5, 1]
+            .into_iter()
+            .for_each(|len| pool.add(empty(len), DType::F32, len));
+        assert_eq!((waiting(&pool), pool.waiting_bytes, pool.used), (vec![4, 5, 1], 40, 0));
+        assert!(pool.take(DType::F32, 6).is_none() && pool.take(DType::U32, 5).is_none());
+        let Some(CpuStorage::F32(found)) = pool.take(DType::F32, 5) else {
+            panic!("the second one waits");
+        };
+        assert_eq!((found.capacity(), pool.waiting_bytes, pool.used), (5, 20, 20));
+        // Another one, of a new size: the oldest goes, and no more.
+        pool.use_more(4 * 3);
+        assert_eq!((waiting(&pool), pool.used, pool.most), (vec![1], 32, 40));
+        // More in use than ever: nothing can wait beside it.
+        pool.use_more(4 * 4);
+        assert_eq!((waiting(&pool), pool.used, pool.most), (vec![], 48, 48));
+    }
+
+    #[test]
+    fn emptied_buffers_keep_their_room() {
+        let mut storage = CpuStorage::BF16(vec![half::bf16::ONE; 9]);
+        assert_eq!(emptied(&mut storage), Some((DType::BF16, 9)));
+        let CpuStorage::BF16(data) = storage else {
+            panic!("the same type");
+        };
+        assert!(data.is_empty() && data.capacity() >= 9);
+    }
+}
