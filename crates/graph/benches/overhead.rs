@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use candle_core::{Device, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use metal_candle_graph::{AttentionInputs, AttentionOptions, LazyTensor, Result, compile, prepare};
+use metal_candle_graph::{AttentionInputs, AttentionOptions, LazyTensor, Result, compile, prepare, value_and_grad};
 
 /// Operations of the chain.
 const CHAIN: u64 = 1000;
@@ -105,15 +105,12 @@ fn stages(criterion: &mut Criterion, name: &str, x: &LazyTensor, record: impl Fn
     let recorded = record(x).expect("the shapes fit");
     let leaves = recorded.graph().expect("one device").input_count();
     group.throughput(Throughput::Elements((recorded.graph_size() - leaves) as u64));
-    group.bench_function("record", |bencher| {
-        bencher.iter_with_large_drop(|| record(black_box(x)).expect("fits"))
-    });
     group.bench_function("record and drop", |bencher| {
-        bencher.iter(|| drop(record(black_box(x)).expect("fits")))
+        bencher.iter(|| drop(record(black_box(x)).expect("fits")));
     });
     let recorded = [recorded];
     group.bench_function("find the plan", |bencher| {
-        bencher.iter(|| prepare(black_box(&recorded)).expect("fits"))
+        bencher.iter(|| prepare(black_box(&recorded)).expect("fits"));
     });
     group.bench_function("record, find, run", |bencher| {
         bencher.iter(|| record(black_box(x)).and_then(|y| y.eval()).expect("runs"));
@@ -143,7 +140,11 @@ fn overhead(criterion: &mut Criterion) {
     });
     group.finish();
     let (forward, x) = decoder();
-    stages(criterion, "decoder", &x, forward);
+    stages(criterion, "decoder", &x, &forward);
+    stages(criterion, "decoder with gradient", &x, |x| {
+        let (_, mut gradients) = value_and_grad(&forward(x)?.sum_all()?, std::slice::from_ref(x))?;
+        Ok(gradients.remove(0))
+    });
 }
 
 criterion_group! {

@@ -1,40 +1,93 @@
-//! Evaluation as a future: the plan runs on a worker thread, and whoever polls is woken when the value is there. It needs
-//! no particular executor and never blocks the thread that polls.
+//! Evaluation as a future: plans run on one worker thread, in the order in which they were asked for, and whoever polls
+//! is woken when the values are there. It needs no particular executor and never blocks the thread that polls.
+//!
+//! While the worker runs one step, other threads record the next. What they record on tensors that are not there yet is
+//! ordinary: when its turn comes, they are.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{SendError, Sender, channel};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use candle_core::Tensor;
 
-use crate::backend::{forced, with_backend};
+use crate::backend::{forced, threads, with_backend, with_threads};
 use crate::error::Result;
-use crate::lazy_tensor::LazyTensor;
+use crate::lazy_tensor::{LazyTensor, eval_all};
 
 /// A running evaluation; resolves to the value, once. Dropping it lets the evaluation end unobserved.
 #[must_use = "the value comes out of the future"]
-pub struct Evaluation {
-    slot: Arc<Mutex<Slot>>,
+pub struct Evaluation<T = Tensor> {
+    slot: Arc<Mutex<Slot<T>>>,
 }
 
-/// What a worker and the future share.
-enum Slot {
+/// What the worker and the future share.
+enum Slot<T> {
     Running(Option<Waker>),
     /// The value, or the panic of the kernel.
-    Done(thread::Result<Result<Tensor>>),
+    Done(thread::Result<Result<T>>),
     Taken,
 }
 
-fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
+fn lock<T>(slot: &Mutex<Slot<T>>) -> MutexGuard<'_, Slot<T>> {
     // Every change is one assignment.
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Hands a job to the worker, which lives as long as the process; does it here where there can be none.
+fn hand_over(job: Job) {
+    static WORKER: LazyLock<Option<Sender<Job>>> = LazyLock::new(|| {
+        let (sender, jobs) = channel::<Job>();
+        let serve = move || jobs.into_iter().for_each(|job| job());
+        let worker = thread::Builder::new().name("metal-candle-eval".into()).spawn(serve);
+        worker.ok().map(|_| sender)
+    });
+    let left = match &*WORKER {
+        Some(worker) => worker.send(job).err().map(|SendError(job)| job),
+        None => Some(job),
+    };
+    if let Some(job) = left {
+        job();
+    }
+}
+
+/// Starts `evaluate` under this thread's choice of backend and number of threads.
+fn start<T: Send + 'static>(evaluate: impl FnOnce() -> Result<T> + Send + 'static) -> Evaluation<T> {
+    let slot = Arc::new(Mutex::new(Slot::Running(None)));
+    let (backend, threads, ours) = (forced(), threads(), Arc::clone(&slot));
+    hand_over(Box::new(move || {
+        let evaluate = || {
+            with_threads(threads, || match backend {
+                Some(backend) => with_backend(backend, evaluate),
+                None => evaluate(),
+            })
+        };
+        let done = Slot::Done(catch_unwind(AssertUnwindSafe(evaluate)));
+        let before = std::mem::replace(&mut *lock(&ours), done);
+        // Woken outside the lock: the waker may poll at once.
+        if let Slot::Running(Some(waker)) = before {
+            waker.wake();
+        }
+    }));
+    Evaluation { slot }
+}
+
+/// Starts [`eval_all`] on the worker thread: the tensors become one plan, what they share is computed once.
+///
+/// # Errors
+/// The future resolves to the errors of [`eval_all`].
+pub fn eval_all_async(tensors: &[LazyTensor]) -> Evaluation<Vec<Tensor>> {
+    let tensors = tensors.to_vec();
+    start(move || eval_all(&tensors))
+}
+
 impl LazyTensor {
-    /// Starts [`Self::eval`] on a worker thread and returns a future of the value.
+    /// Starts [`Self::eval`] on the worker thread and returns a future of the value.
     ///
     /// ```
     /// use std::task::{Context, Poll, Waker};
@@ -58,25 +111,13 @@ impl LazyTensor {
     /// # Errors
     /// The future resolves to the errors of [`Self::eval`].
     pub fn eval_async(&self) -> Evaluation {
-        let slot = Arc::new(Mutex::new(Slot::Running(None)));
-        let (tensor, backend, worker) = (self.clone(), forced(), Arc::clone(&slot));
-        rayon::spawn(move || {
-            let evaluate = || match backend {
-                Some(backend) => with_backend(backend, || tensor.eval()),
-                None => tensor.eval(),
-            };
-            let done = Slot::Done(catch_unwind(AssertUnwindSafe(evaluate)));
-            // Woken outside the lock: the waker may poll at once.
-            if let Slot::Running(Some(waker)) = std::mem::replace(&mut *lock(&worker), done) {
-                waker.wake();
-            }
-        });
-        Evaluation { slot }
+        let tensor = self.clone();
+        start(move || tensor.eval())
     }
 }
 
-impl Future for Evaluation {
-    type Output = Result<Tensor>;
+impl<T> Future for Evaluation<T> {
+    type Output = Result<T>;
 
     /// # Panics
     /// Where the kernel panicked, and when polled again after the value was taken.
@@ -102,7 +143,7 @@ mod tests {
     use std::sync::mpsc;
     use std::task::Wake;
 
-    use candle_core::Device;
+    use candle_core::{CpuStorage, Device, InplaceOp1, Layout};
 
     use super::*;
 
@@ -147,6 +188,83 @@ mod tests {
             error.to_string(),
             "IndexSelect: index 7 is out of range for a dimension of 2"
         );
+    }
+
+    /// Holds a tensor's memory until it is told to let go.
+    struct Gate {
+        shut: mpsc::SyncSender<()>,
+        open: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl InplaceOp1 for Gate {
+        fn name(&self) -> &'static str {
+            "gate"
+        }
+
+        fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
+            self.shut.send(()).unwrap();
+            self.open.lock().unwrap().recv().unwrap();
+            Ok(())
+        }
+    }
+
+    fn is_ready<T>(evaluation: &Evaluation<T>) -> bool {
+        matches!(&*lock(&evaluation.slot), Slot::Done(_))
+    }
+
+    /// The worker is in the middle of a step until the gate opens. Meanwhile this thread records the next steps, asks for
+    /// them, and evaluates something else.
+    #[test]
+    fn the_next_step_is_recorded_while_this_one_runs() {
+        let memory = Tensor::new(&[1f32, 2.0], &Device::Cpu).unwrap();
+        let ((shut, is_shut), (open, opens)) = (mpsc::sync_channel(0), mpsc::sync_channel(0));
+        let gate = Gate {
+            shut,
+            open: Mutex::new(opens),
+        };
+        thread::scope(|scope| {
+            // Goes with this closure, also where a test fails: the gate opens then too.
+            let open = open;
+            scope.spawn(|| memory.inplace_op1(&gate).unwrap());
+            is_shut.recv().unwrap();
+            let step = |x: &LazyTensor| {
+                (0..1000)
+                    .try_fold(x.clone(), |x, _| x.mul_scalar(0.5)?.add_scalar(1.0))
+                    .unwrap()
+            };
+            let first = step(&LazyTensor::from_tensor(memory.clone()).unwrap());
+            let running = first.eval_async();
+            let second = step(&first);
+            let both = [second.sum_all().unwrap(), second.mul_scalar(3.0).unwrap()];
+            let next = eval_all_async(&both);
+            let other = LazyTensor::from_slice(&[5.0], &[1], &Device::Cpu).unwrap();
+            assert_eq!(step(&other).to_vec::<f32>().unwrap(), [2.0]);
+            assert!(!is_ready(&running) && !is_ready(&next));
+            open.send(()).unwrap();
+            assert_eq!(block_on(running).unwrap().to_vec1::<f32>().unwrap(), [2.0, 2.0]);
+            let values = block_on(next).unwrap();
+            assert_eq!(values[0].to_scalar::<f32>().unwrap(), 4.0);
+            assert_eq!(values[1].to_vec1::<f32>().unwrap(), [6.0, 6.0]);
+        });
+    }
+
+    #[test]
+    fn evaluations_run_in_order_and_outlive_a_panic() {
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let note = |i: usize| {
+            let order = Arc::clone(&order);
+            start(move || {
+                order.lock().unwrap().push(i);
+                assert_ne!(i, 2, "the third one");
+                Ok(i)
+            })
+        };
+        let evaluations: Vec<_> = (0..5).map(note).collect();
+        for (i, evaluation) in evaluations.into_iter().enumerate() {
+            let found = catch_unwind(AssertUnwindSafe(|| block_on(evaluation)));
+            assert_eq!(found.ok().map(std::result::Result::unwrap), (i != 2).then_some(i));
+        }
+        assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3, 4]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ mod plan;
 pub mod random;
 
 #[cfg(feature = "async-exec")]
-pub use async_eval::Evaluation;
+pub use async_eval::{Evaluation, eval_all_async};
 pub use backend::{Backend, limits, release_memory, threads, with_backend, with_threads};
 pub use compile::{Compiled, compile};
 pub use error::{Error, Result};
