@@ -129,14 +129,14 @@ fn overhead(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("chain");
     group.throughput(Throughput::Elements(CHAIN));
     group.bench_function("eager", |bencher| {
-        bencher.iter(|| eager_chain(black_box(&eager)).expect("runs"))
+        bencher.iter(|| eager_chain(black_box(&eager)).expect("runs"));
     });
     group.finish();
     stages(criterion, "one operation", &x, |x| x.mul_scalar(0.5));
     let mut group = criterion.benchmark_group("one operation");
     group.throughput(Throughput::Elements(1));
     group.bench_function("eager", |bencher| {
-        bencher.iter(|| black_box(&eager).affine(0.5, 0.0).expect("runs"))
+        bencher.iter(|| black_box(&eager).affine(0.5, 0.0).expect("runs"));
     });
     group.finish();
     let (forward, x) = decoder();

@@ -113,7 +113,7 @@ impl LazyTensor {
     /// # Errors
     /// When the operation takes inputs or its parameters do not fit.
     pub fn record_source(operation: Operation, device: &Device) -> Result<Self> {
-        let kind = Kind::of(&operation, &[], device)?;
+        let kind = Kind::of(operation, &[], device)?;
         Ok(Self::of(Node::recorded(kind, Inputs::new()), 0))
     }
 
@@ -165,7 +165,7 @@ impl LazyTensor {
                 "is a source, recorded with `record_source`",
             ));
         };
-        let kind = Kind::of(&operation, inputs, first.device())?;
+        let kind = Kind::of(operation, inputs, first.device())?;
         Ok(Node::recorded(kind, inputs.iter().map(|&t| t.clone()).collect()))
     }
 

@@ -189,6 +189,45 @@ fn several_threads_evaluate_shared_tensors() {
     }
 }
 
+/// Threads that walk the same nodes at once: each takes gradients through a shared part, counts it and evaluates, while
+/// others evaluate that part away.
+#[test]
+fn several_threads_differentiate_shared_tensors() {
+    let x = normal(3, &[30, 20], DType::F32);
+    let record = |x: &LazyTensor| (0..20).try_fold(x.clone(), |x, _| x.sin()?.mul_scalar(1.5)).unwrap();
+    let differentiate = |shared: &LazyTensor, factor: f32| {
+        let loss = shared.mul_scalar(factor).unwrap().sum_all().unwrap();
+        value_and_grad(&loss, std::slice::from_ref(&x)).and_then(|(_, gradients)| gradients[0].eval())
+    };
+    let alone: Vec<Vec<u64>> = (1..5u8)
+        .map(|i| bits(&[differentiate(&record(&x), f32::from(i)).unwrap()]))
+        .collect();
+    for round in 0..40u8 {
+        let shared = record(&x);
+        let (differentiate, shared, alone) = (&differentiate, &shared, &alone);
+        let differentiated: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (1..5u8)
+                .map(|i| {
+                    scope.spawn(move || {
+                        assert!([1, 41].contains(&shared.graph_size()));
+                        // Once a thread has evaluated the shared part, there is no path to `x` any more.
+                        let found = differentiate(shared, f32::from(i));
+                        if (i + round) % 4 == 0 {
+                            shared.eval().unwrap();
+                        }
+                        found.map_or(0, |gradient| {
+                            assert_eq!(bits(&[gradient]), alone[usize::from(i) - 1], "round {round}");
+                            1
+                        })
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert!(differentiated > 0, "round {round}");
+    }
+}
+
 /// One compiled function called by several threads, each with donated state of its own.
 #[test]
 fn several_threads_call_one_compiled_function() {

@@ -3,7 +3,6 @@
 //! two equal recordings point at the same kinds, so that comparing them in full is, nearly always, comparing addresses.
 
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -55,25 +54,24 @@ thread_local! {
     static KNOWN: RefCell<FxHashMap<u64, Known>> = const { RefCell::new(FxHashMap::with_hasher(FxBuildHasher)) };
 }
 
-/// The kind under `key` where that `fits`, else the one that is made now.
+/// The kind under `key`, where it `fits`.
 #[inline]
-fn remembered<E>(
-    key: u64,
-    fits: impl FnOnce(&Known) -> bool,
-    make: impl FnOnce() -> std::result::Result<Known, E>,
-) -> std::result::Result<Arc<Kind>, E> {
+fn remembered(key: u64, fits: impl FnOnce(&Known) -> bool) -> Option<Arc<Kind>> {
+    KNOWN.with_borrow(|known| {
+        let found = known.get(&key).filter(|found| fits(found))?;
+        Some(Arc::clone(&found.kind))
+    })
+}
+
+fn remember(key: u64, made: Known) -> Arc<Kind> {
+    let kind = Arc::clone(&made.kind);
     KNOWN.with_borrow_mut(|known| {
-        if let Some(found) = known.get(&key).filter(|found| fits(found)) {
-            return Ok(Arc::clone(&found.kind));
-        }
-        let made = make()?;
-        let kind = Arc::clone(&made.kind);
         if known.len() >= CAPACITY {
             known.clear();
         }
         known.insert(key, made);
-        Ok(kind)
-    })
+    });
+    kind
 }
 
 impl Kind {
@@ -81,27 +79,32 @@ impl Kind {
     ///
     /// # Errors
     /// When number, dtypes, shapes or devices of the inputs do not fit.
-    pub fn of(operation: &Operation, inputs: &[&LazyTensor], device: &Device) -> Result<Arc<Self>> {
+    pub fn of(operation: Operation, inputs: &[&LazyTensor], device: &Device) -> Result<Arc<Self>> {
         let mut state = FxHasher::default();
-        hash_operation(operation, &mut state);
+        hash_operation(&operation, &mut state);
         if inputs.is_empty() {
             device.location().hash(&mut state);
         }
         for input in inputs {
             state.write_u64(input.kind().output_digests[input.output() as usize]);
         }
+        let key = state.finish();
         let fits = |known: &Known| {
             known.inputs.len() == inputs.len()
                 && known.inputs.iter().zip(inputs).all(|(other, input)| is_alike(other, input))
-                && known.kind.operation == *operation
+                && known.kind.operation == operation
                 // Alike inputs are on one device.
                 && (!inputs.is_empty() || known.kind.device.same_device(device))
         };
-        remembered(state.finish(), fits, || Known::infer(operation, inputs, device))
+        match remembered(key, fits) {
+            Some(kind) => Ok(kind),
+            None => Ok(remember(key, Known::infer(operation, inputs, device)?)),
+        }
     }
 
     /// The kind of a leaf.
     pub fn input(shape: &Shape, dtype: DType, device: &Device) -> Arc<Self> {
+        let key = digest(shape, dtype, device);
         let fits = |known: &Known| {
             let (kind, found) = (&known.kind, &known.kind.outputs[0]);
             kind.operation == Operation::Input
@@ -109,13 +112,11 @@ impl Kind {
                 && found.dtype == dtype
                 && kind.device.same_device(device)
         };
-        let make = || {
+        remembered(key, fits).unwrap_or_else(|| {
             let outputs = smallvec![Meta::new(shape.clone(), dtype)];
             let (kind, inputs) = (Self::new(Operation::Input, outputs, 0, device), SmallVec::new());
-            Ok::<_, Infallible>(Known { kind, inputs })
-        };
-        let Ok(kind) = remembered(digest(shape, dtype, device), fits, make);
-        kind
+            remember(key, Known { kind, inputs })
+        })
     }
 
     fn new(operation: Operation, outputs: Outputs, arity: usize, device: &Device) -> Arc<Self> {
@@ -140,7 +141,7 @@ impl Kind {
 
 impl Known {
     #[cold]
-    fn infer(operation: &Operation, inputs: &[&LazyTensor], device: &Device) -> Result<Self> {
+    fn infer(operation: Operation, inputs: &[&LazyTensor], device: &Device) -> Result<Self> {
         if let Some(other) = inputs.iter().find(|t| !t.device().same_device(device)) {
             return Err(Error::DeviceMismatch {
                 operation: operation.name(),
@@ -149,9 +150,9 @@ impl Known {
             });
         }
         let metas: SmallVec<[&Meta; 6]> = inputs.iter().map(|t| t.meta()).collect();
-        let outputs = infer(operation, &metas)?;
+        let outputs = infer(&operation, &metas)?;
         Ok(Self {
-            kind: Kind::new(operation.clone(), outputs, inputs.len(), device),
+            kind: Kind::new(operation, outputs, inputs.len(), device),
             inputs: inputs.iter().map(|t| (Arc::clone(t.kind()), t.output())).collect(),
         })
     }

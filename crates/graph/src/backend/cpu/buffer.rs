@@ -219,20 +219,20 @@ fn large_bytes_of(storage: &CpuStorage) -> usize {
 
 /// Forgets the elements and tells for how many there is room; `None` for a type that results never have.
 fn emptied(storage: &mut CpuStorage) -> Option<(DType, usize)> {
-    fn emptied<T>(data: &mut Vec<T>, dtype: DType) -> Option<(DType, usize)> {
+    fn room<T>(data: &mut Vec<T>) -> usize {
         data.clear();
-        Some((dtype, data.capacity()))
+        data.capacity()
     }
-    match storage {
-        CpuStorage::F32(data) => emptied(data, DType::F32),
-        CpuStorage::F64(data) => emptied(data, DType::F64),
-        CpuStorage::F16(data) => emptied(data, DType::F16),
-        CpuStorage::BF16(data) => emptied(data, DType::BF16),
-        CpuStorage::U8(data) => emptied(data, DType::U8),
-        CpuStorage::U32(data) => emptied(data, DType::U32),
-        CpuStorage::I64(data) => emptied(data, DType::I64),
-        _ => None,
-    }
+    Some(match storage {
+        CpuStorage::F32(data) => (DType::F32, room(data)),
+        CpuStorage::F64(data) => (DType::F64, room(data)),
+        CpuStorage::F16(data) => (DType::F16, room(data)),
+        CpuStorage::BF16(data) => (DType::BF16, room(data)),
+        CpuStorage::U8(data) => (DType::U8, room(data)),
+        CpuStorage::U32(data) => (DType::U32, room(data)),
+        CpuStorage::I64(data) => (DType::I64, room(data)),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -250,10 +250,12 @@ mod tests {
     #[test]
     fn buffers_wait_for_their_like_within_the_limit() {
         let mut pool = Pool::EMPTY;
-        [4, 5, 1].into_iter().for_each(|len| pool.use_more(4 * len));
-        [4, 5, 1]
-            .into_iter()
-            .for_each(|len| pool.add(empty(len), DType::F32, len));
+        for len in [4, 5, 1] {
+            pool.use_more(4 * len);
+        }
+        for len in [4, 5, 1] {
+            pool.add(empty(len), DType::F32, len);
+        }
         assert_eq!((waiting(&pool), pool.waiting_bytes, pool.used), (vec![4, 5, 1], 40, 0));
         assert!(pool.take(DType::F32, 6).is_none() && pool.take(DType::U32, 5).is_none());
         let Some(CpuStorage::F32(found)) = pool.take(DType::F32, 5) else {
