@@ -59,6 +59,11 @@ macro_rules! words {
                 unsafe { $store(to, sums) }
             }
             #[inline(always)]
+            fn prefetch(at: *const $panel) {
+                // SAFETY: every x86-64 has the instruction, and it reads nothing.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+            }
+            #[inline(always)]
             unsafe fn totals(sums: [$sums; 4], to: *mut $acc) {
                 // SAFETY: the caller's promise.
                 unsafe { $totals(sums, to) }
