@@ -75,7 +75,9 @@ impl Pullback {
     fn reason(&self, parameter: usize) -> String {
         let (outputs, parameters) = self.order.roots.split_at(self.outputs);
         let mut reached = vec![false; self.order.nodes.len()];
-        outputs.iter().for_each(|&root| reached[root as usize] = true);
+        for &root in outputs {
+            reached[root as usize] = true;
+        }
         for (index, node) in self.order.nodes.iter().enumerate().rev() {
             if reached[index] {
                 node.positions.iter().for_each(|&input| reached[input as usize] = true);
@@ -128,7 +130,7 @@ fn pullback(
             asked.pop();
         }
         if passes_on(&order, index, &needs) {
-            step(node, std::mem::take(&mut cotangents[index]), &needs, &mut cotangents)?;
+            step(node, &std::mem::take(&mut cotangents[index]), &needs, &mut cotangents)?;
         }
     }
     Ok(Pullback {
@@ -149,9 +151,9 @@ fn passes_on(order: &PostOrder, index: usize, needs: &[bool]) -> bool {
 /// and pass none.
 fn dependents(order: &PostOrder, parameters: &[u32]) -> (Vec<bool>, Vec<usize>) {
     let (mut needs, mut cuts) = (vec![false; order.nodes.len()], Vec::new());
-    parameters
-        .iter()
-        .for_each(|&parameter| needs[parameter as usize] = true);
+    for &parameter in parameters {
+        needs[parameter as usize] = true;
+    }
     for (index, node) in order.nodes.iter().enumerate() {
         if passes_on(order, index, &needs) {
             needs[index] = true;
@@ -163,7 +165,7 @@ fn dependents(order: &PostOrder, parameters: &[u32]) -> (Vec<bool>, Vec<usize>) 
 }
 
 /// Applies one node's rule and hands its inputs their share.
-fn step(node: &Visited, incoming: Cotangents, needs: &[bool], cotangents: &mut [Cotangents]) -> Result<()> {
+fn step(node: &Visited, incoming: &[Option<LazyTensor>], needs: &[bool], cotangents: &mut [Cotangents]) -> Result<()> {
     if incoming.iter().all(Option::is_none) {
         return Ok(());
     }
@@ -172,7 +174,7 @@ fn step(node: &Visited, incoming: Cotangents, needs: &[bool], cotangents: &mut [
         .map(|output| LazyTensor::of(recorded.clone(), output))
         .collect();
     let wanted: Vec<bool> = node.positions.iter().map(|&input| needs[input as usize]).collect();
-    let shares = rules::vjp(operation, &node.inputs, &outputs, &incoming, &wanted)?;
+    let shares = rules::vjp(operation, &node.inputs, &outputs, incoming, &wanted)?;
     for ((input, &position), (share, wanted)) in node
         .inputs
         .iter()

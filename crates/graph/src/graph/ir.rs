@@ -83,10 +83,13 @@ impl Graph {
 
 /// Hashes sizes or indices of dimensions.
 pub(crate) fn hash_dims(dims: &[usize], state: &mut impl Hasher) {
-    dims.iter().for_each(|&dim| state.write_usize(dim));
+    for &dim in dims {
+        state.write_usize(dim);
+    }
 }
 
 /// Hashes an operation's kind and parameters. Equality is checked in full where the hash is found again.
+#[allow(clippy::too_many_lines)] // one table
 pub(crate) fn hash_operation(operation: &Operation, state: &mut impl Hasher) {
     use Operation as O;
     std::mem::discriminant(operation).hash(state);

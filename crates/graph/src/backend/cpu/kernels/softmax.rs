@@ -49,7 +49,7 @@ unsafe fn normalise<T: Float>(src: *const T, dst: *mut T, row: &mut [T::Acc]) {
     let scale = {
         // SAFETY: the caller's promise.
         let x = unsafe { std::slice::from_raw_parts(src, row.len()) };
-        let max = max1(x, |x| x.to_acc());
+        let max = max1(x, T::to_acc);
         T::Acc::ONE / map_sum(x, row, |x| (x.to_acc() - max).exp())
     };
     // SAFETY: as above; the source is not used any more.

@@ -136,7 +136,7 @@ impl<T: Float> CrossEntropy<'_, T> {
                 dense_mut(logits, count),
                 false,
                 parallel,
-            )
+            );
         };
     }
 }

@@ -134,9 +134,9 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
             at += t.a_step;
             b = b.wrapping_add(t.b_step);
         }
-        for r in 0..R.min(t.rows) {
-            for v in 0..V {
-                W::store(sums[r][v], t.out.add((r * V + v) * W::LANES));
+        for (r, sums) in sums.iter().enumerate().take(t.rows) {
+            for (v, &sums) in sums.iter().enumerate() {
+                W::store(sums, t.out.add((r * V + v) * W::LANES));
             }
         }
     }
@@ -197,10 +197,8 @@ unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
                 }
             }
         }
-        for r in 0..R {
-            if r < d.rows {
-                W::totals(sums[r], d.out.add(r * DOTS));
-            }
+        for (r, &sums) in sums.iter().enumerate().take(d.rows) {
+            W::totals(sums, d.out.add(r * DOTS));
         }
     }
 }

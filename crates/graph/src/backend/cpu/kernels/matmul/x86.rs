@@ -1,6 +1,7 @@
 //! The words of x86-64: AVX2 with FMA and F16C, AVX-512, and AVX-512 with pairs of bf16. Nothing here asks what the
 //! machine has.
 
+#[allow(clippy::wildcard_imports)] // dozens of instructions
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
