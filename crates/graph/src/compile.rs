@@ -3,15 +3,16 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::DeviceLocation;
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use crate::backend::{Backend, Bindings, Value};
 use crate::error::{Error, Result};
-use crate::graph::node::{Inputs, NodeId, State};
-use crate::graph::{Meta, walk};
+use crate::graph::kind::{Kind, is_alike};
+use crate::graph::node::NodeId;
+use crate::graph::numbered;
 use crate::lazy_tensor::LazyTensor;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlanMemory};
 
 /// A function of lazy tensors with its plans, one per signature (shapes, dtypes, devices) of its arguments.
 ///
@@ -31,30 +32,28 @@ pub struct Compiled<F> {
     traces: Mutex<Vec<(Signature, Arc<Trace>)>>,
 }
 
-/// A plan is for shapes and dtypes, and for who runs it where.
+/// A plan is for shapes, dtypes and devices, and for who runs it.
 struct Signature {
-    arguments: Vec<(Meta, DeviceLocation)>,
+    arguments: SmallVec<[(Arc<Kind>, u32); 4]>,
     backend: Option<Backend>,
 }
 
 impl Signature {
     fn of(arguments: &[LazyTensor]) -> Self {
         Self {
-            arguments: arguments
-                .iter()
-                .map(|t| (t.meta().clone(), t.device().location()))
-                .collect(),
+            arguments: arguments.iter().map(|t| (Arc::clone(t.kind()), t.output())).collect(),
             backend: Backend::forced(),
         }
     }
 
     fn is_of(&self, arguments: &[LazyTensor]) -> bool {
-        let fits = |((meta, location), t): (&(Meta, DeviceLocation), &LazyTensor)| {
-            meta == t.meta() && *location == t.device().location()
-        };
         self.backend == Backend::forced()
             && self.arguments.len() == arguments.len()
-            && self.arguments.iter().zip(arguments).all(fits)
+            && self
+                .arguments
+                .iter()
+                .zip(arguments)
+                .all(|(one, other)| is_alike(one, other))
     }
 }
 
@@ -92,13 +91,18 @@ where
         crate::plan::evaluate(&arguments)?;
         let trace = self.trace(&arguments)?;
         let inputs = bind(&trace.sources, arguments)?;
-        let results = trace.plan.run(inputs)?;
-        let device = trace.plan.device();
+        let results = trace.plan.run(inputs)?.into_iter().zip(trace.plan.results());
         Ok(results
-            .into_iter()
-            .zip(trace.plan.output_metas())
-            .map(|(value, meta)| LazyTensor::from_value(value, meta.clone(), device.clone()))
+            .map(|(value, kind)| LazyTensor::from_value(value, Arc::clone(kind)))
             .collect())
+    }
+
+    /// The memory that a call with these arguments takes. Traces the function where it has not been traced for them.
+    ///
+    /// # Errors
+    /// What the function reports while it is traced.
+    pub fn memory(&self, arguments: &[LazyTensor]) -> Result<PlanMemory> {
+        Ok(self.trace(arguments)?.plan.memory())
     }
 
     /// How many signatures have been traced.
@@ -120,7 +124,7 @@ where
     fn make_trace(&self, arguments: &[LazyTensor]) -> Result<Trace> {
         let holders: Vec<LazyTensor> = arguments
             .iter()
-            .map(|t| LazyTensor::placeholder(t.meta().clone(), t.device().clone()))
+            .map(|t| LazyTensor::placeholder(t.meta(), t.device()))
             .collect();
         let positions: FxHashMap<NodeId, usize> = holders
             .iter()
@@ -128,19 +132,18 @@ where
             .map(|(i, holder)| (holder.node_id(), i))
             .collect();
         let outputs = (self.function)(&holders)?;
-        let numbered = walk::number(&outputs)?;
-        let sources = numbered
-            .leaves()
-            .map(|leaf| match positions.get(&leaf.node_id()) {
+        let (sources, sought) = numbered::number(&outputs, |recorded| {
+            let sources = recorded.leaves().map(|leaf| match positions.get(&leaf.node_id()) {
                 Some(&position) => Source::Argument(position),
                 None => Source::Captured(leaf),
-            })
-            .collect();
-        let device = arguments
-            .first()
-            .map_or_else(|| numbered.device().clone(), |t| t.device().clone());
-        let plan = Plan::of(&numbered, Backend::current(&device))?;
-        Ok(Trace { plan, sources })
+            });
+            let device = arguments.first().map_or(recorded.device(), LazyTensor::device);
+            Ok((sources.collect(), Plan::seek(recorded, Backend::current(device))))
+        })?;
+        Ok(Trace {
+            plan: sought.plan()?,
+            sources,
+        })
     }
 }
 
@@ -148,27 +151,23 @@ where
 /// holds arrives with a count of one and may be overwritten.
 fn bind(sources: &[Source], arguments: Vec<LazyTensor>) -> Result<Bindings> {
     let mut arguments: Vec<Option<LazyTensor>> = arguments.into_iter().map(Some).collect();
-    sources
-        .iter()
-        .map(|source| match source {
-            Source::Captured(tensor) => tensor.value(),
+    let mut inputs = Bindings::with_capacity(sources.len());
+    for source in sources {
+        inputs.push(match source {
+            Source::Captured(tensor) => tensor.value()?,
             // Each argument is one leaf of the graph, so it is taken at most once.
-            Source::Argument(position) => arguments[*position]
-                .take()
-                .ok_or(Error::Placeholder)
-                .and_then(into_value),
-        })
-        .collect()
+            Source::Argument(position) => into_value(arguments[*position].take().ok_or(Error::Placeholder)?)?,
+        });
+    }
+    Ok(inputs)
 }
 
 /// The value of an evaluated tensor, moved out of its node where this is the last handle.
-#[allow(clippy::needless_pass_by_value)] // taking it is what makes it the last handle
 fn into_value(tensor: LazyTensor) -> Result<Value> {
-    if Arc::strong_count(tensor.node()) > 1 || tensor.node().outputs.len() > 1 {
+    let output = tensor.output() as usize;
+    if Arc::strong_count(tensor.node()) > 1 {
         return tensor.value();
     }
-    match tensor.node().replace_state(State::Recorded(Inputs::new())) {
-        State::Evaluated(mut values) => values.pop().ok_or(Error::Placeholder),
-        State::Recorded(_) => Err(Error::Placeholder),
-    }
+    // Nobody else can have cloned it meanwhile.
+    Arc::into_inner(tensor.into_node()).map_or(Err(Error::Placeholder), |node| node.into_value(output))
 }

@@ -6,13 +6,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Shape, Tensor, WithDType};
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 
 use crate::backend::Value;
 use crate::error::{Context, Error, Result};
 use crate::graph::infer::infer;
-use crate::graph::node::{Inputs, Node, State};
-use crate::graph::{Graph, Meta, NodeId, Operation, walk};
+use crate::graph::kind::Kind;
+use crate::graph::node::{Inputs, Node, Values};
+use crate::graph::verify::is_supported;
+use crate::graph::{Graph, Meta, NodeId, Operation, numbered, walk};
 use crate::plan;
 
 /// A tensor that may not have been computed yet.
@@ -40,17 +42,14 @@ impl LazyTensor {
     /// # Errors
     /// When the engine does not compute with the tensor's dtype.
     pub fn from_tensor(tensor: Tensor) -> Result<Self> {
-        let meta = Meta::new(tensor.shape().clone(), tensor.dtype());
-        if !crate::graph::verify::is_supported(meta.dtype) {
-            return Err(Error::shape(
-                "from_tensor",
-                format!("dtype {:?} is not supported", meta.dtype),
-            ));
+        let dtype = tensor.dtype();
+        if !is_supported(dtype) {
+            return Err(Error::shape("from_tensor", format!("dtype {dtype:?} is not supported")));
         }
-        let device = tensor.device().clone();
+        let kind = Kind::input(tensor.shape(), dtype, tensor.device());
         // Candle's autograd must not follow into the graph, which has its own gradients. The memory stays shared.
         let tensor = if tensor.track_op() { tensor.detach() } else { tensor };
-        Ok(Self::from_value(Value::Tensor(tensor), meta, device))
+        Ok(Self::from_value(Value::Tensor(tensor), kind))
     }
 
     /// An input of dtype f32.
@@ -114,7 +113,8 @@ impl LazyTensor {
     /// # Errors
     /// When the operation takes inputs or its parameters do not fit.
     pub fn record_source(operation: Operation, device: &Device) -> Result<Self> {
-        Ok(Self::of(Self::record_on(operation, Inputs::new(), device)?, 0))
+        let kind = Kind::of(&operation, &[], device)?;
+        Ok(Self::of(Node::recorded(kind, Inputs::new()), 0))
     }
 
     /// An input that can be combined with this tensor. Tensors built separately combine freely, so this is
@@ -127,14 +127,13 @@ impl LazyTensor {
     }
 
     /// An argument of a function being traced: it has a shape and no value.
-    pub(crate) fn placeholder(meta: Meta, device: Device) -> Self {
-        let state = State::Recorded(Inputs::new());
-        Self::of(Node::new(Operation::Input, smallvec![meta], device, state), 0)
+    pub(crate) fn placeholder(meta: &Meta, device: &Device) -> Self {
+        let kind = Kind::input(&meta.shape, meta.dtype, device);
+        Self::of(Node::leaf(kind, Values::new()), 0)
     }
 
-    pub(crate) fn from_value(value: Value, meta: Meta, device: Device) -> Self {
-        let state = State::Evaluated(smallvec![value]);
-        Self::of(Node::new(Operation::Input, smallvec![meta], device, state), 0)
+    pub(crate) fn from_value(value: Value, kind: Arc<Kind>) -> Self {
+        Self::of(Node::leaf(kind, smallvec![value]), 0)
     }
 
     pub(crate) fn of(node: Arc<Node>, output: u32) -> Self {
@@ -147,7 +146,7 @@ impl LazyTensor {
     /// When number, dtypes, shapes or devices of the inputs do not fit; the message names the operation.
     pub fn record(operation: Operation, inputs: &[&Self]) -> Result<Vec<Self>> {
         let node = Self::record_node(operation, inputs)?;
-        Ok((0..node.outputs.len() as u32)
+        Ok((0..node.kind.outputs.len() as u32)
             .map(|output| Self::of(Arc::clone(&node), output))
             .collect())
     }
@@ -166,26 +165,8 @@ impl LazyTensor {
                 "is a source, recorded with `record_source`",
             ));
         };
-        Self::record_on(
-            operation,
-            inputs.iter().map(|&t| t.clone()).collect(),
-            &first.node.device,
-        )
-    }
-
-    fn record_on(operation: Operation, inputs: Inputs, device: &Device) -> Result<Arc<Node>> {
-        if let Some(other) = inputs.iter().find(|t| !t.node.device.same_device(device)) {
-            return Err(Error::DeviceMismatch {
-                operation: operation.name(),
-                first: format!("{:?}", device.location()),
-                second: format!("{:?}", other.node.device.location()),
-            });
-        }
-        let outputs = {
-            let metas: SmallVec<[&Meta; 6]> = inputs.iter().map(Self::meta).collect();
-            infer(&operation, &metas)?
-        };
-        Ok(Node::new(operation, outputs, device.clone(), State::Recorded(inputs)))
+        let kind = Kind::of(&operation, inputs, first.device())?;
+        Ok(Node::recorded(kind, inputs.iter().map(|&t| t.clone()).collect()))
     }
 
     /// The shape, known without running.
@@ -215,7 +196,7 @@ impl LazyTensor {
     /// Where it is computed.
     #[must_use]
     pub fn device(&self) -> &Device {
-        &self.node.device
+        &self.node.kind.device
     }
 
     /// Identity of the node behind this tensor.
@@ -227,13 +208,13 @@ impl LazyTensor {
     /// Shape and dtype.
     #[must_use]
     pub fn meta(&self) -> &Meta {
-        &self.node.outputs[self.output as usize]
+        &self.node.kind.outputs[self.output as usize]
     }
 
     /// Nodes reachable from this tensor, itself included. An evaluated tensor has forgotten its history and counts 1.
     #[must_use]
     pub fn graph_size(&self) -> usize {
-        walk::post_order(std::slice::from_ref(self)).len()
+        walk::count(self)
     }
 
     /// The reachable graph, flat: it prints as text (`Display`) and as Graphviz dot ([`Graph::to_dot`]).
@@ -241,13 +222,13 @@ impl LazyTensor {
     /// # Errors
     /// Never for a single tensor's graph on one device.
     pub fn graph(&self) -> Result<Graph> {
-        walk::flatten(std::slice::from_ref(self)).map(|flat| flat.graph)
+        numbered::flatten(std::slice::from_ref(self)).map(|flat| flat.graph)
     }
 
     /// Whether the value is there.
     #[must_use]
     pub fn is_evaluated(&self) -> bool {
-        matches!(&*self.node.state(), State::Evaluated(_))
+        !self.node.values().is_empty()
     }
 
     /// Computes the value (once) and forgets how.
@@ -303,14 +284,16 @@ impl LazyTensor {
 
     /// The value of an evaluated tensor.
     pub(crate) fn value(&self) -> Result<Value> {
-        match &*self.node.state() {
-            State::Evaluated(values) => Ok(values[self.output as usize].clone()),
-            State::Recorded(_) => Err(Error::Placeholder),
-        }
+        let values = self.node.values();
+        values.get(self.output as usize).cloned().ok_or(Error::Placeholder)
     }
 
     pub(crate) fn node(&self) -> &Arc<Node> {
         &self.node
+    }
+
+    pub(crate) fn kind(&self) -> &Arc<Kind> {
+        &self.node.kind
     }
 
     pub(crate) fn into_node(self) -> Arc<Node> {
@@ -338,7 +321,7 @@ impl fmt::Debug for LazyTensor {
         write!(
             f,
             "LazyTensor({} {}, {standing})",
-            self.node.operation.name(),
+            self.node.kind.operation.name(),
             self.meta()
         )
     }

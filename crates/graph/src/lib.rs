@@ -27,7 +27,6 @@ mod lazy_tensor;
 mod ops;
 pub mod pass;
 mod plan;
-mod prepare;
 pub mod random;
 
 #[cfg(feature = "async-exec")]
@@ -41,5 +40,4 @@ pub use graph::{
 };
 pub use lazy_tensor::{LazyTensor, eval_all};
 pub use ops::{AdamWState, AttentionInputs};
-pub use plan::{Statistics, statistics};
-pub use prepare::prepare;
+pub use plan::{PlanMemory, Statistics, prepare, statistics};

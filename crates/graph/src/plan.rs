@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
-use crate::backend::{Backend, Bindings, Executable};
+use crate::backend::{Backend, Bindings, Executable, Footprint};
 use crate::error::{Error, Result};
-use crate::graph::node::{NodeId, State, Values};
-use crate::graph::walk::{self, Numbered};
-use crate::graph::{Graph, Meta};
+use crate::graph::kind::Kind;
+use crate::graph::node::{NodeId, Values};
+use crate::graph::numbered::{self, Key, Numbered};
+use crate::graph::{Graph, GraphNode, Meta, Operation, walk};
 use crate::lazy_tensor::LazyTensor;
 
 /// Plans kept; beyond it the longest unused goes.
@@ -20,9 +21,51 @@ const CAPACITY: usize = 256;
 /// A compiled graph.
 pub(crate) struct Plan {
     /// What was recorded: compared in full on a hit.
-    recorded: Graph,
+    key: Key,
     backend: Backend,
     executable: Box<dyn Executable>,
+    memory: PlanMemory,
+    /// The results as leaves of later graphs.
+    results: Vec<Arc<Kind>>,
+}
+
+/// What a search for a plan gives.
+pub(crate) enum Sought {
+    Found(Arc<Plan>),
+    /// What it is made of. Making it records fallbacks, which must wait for the end of the walk.
+    Missing {
+        hash: u64,
+        key: Key,
+        graph: Graph,
+        backend: Backend,
+    },
+}
+
+/// The memory of a plan in bytes, known before it runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PlanMemory {
+    /// Held by the tensors that the plan reads.
+    pub inputs: usize,
+    /// Of the results. A result that is written over a donated argument takes none.
+    pub outputs: usize,
+    /// For everything between, placed by first and last use. The next run of any plan reuses it.
+    pub arena: usize,
+    /// What results and intermediate values would take in a buffer of their own each, as recorded. Views take none.
+    pub values: usize,
+}
+
+impl PlanMemory {
+    /// The most that is held while the plan runs. Scratch of single kernels (packed blocks of a matrix) comes on top.
+    #[must_use]
+    pub const fn peak(&self) -> usize {
+        self.inputs + self.outputs + self.arena
+    }
+
+    /// What planning saves against one buffer per value.
+    #[must_use]
+    pub const fn saved(&self) -> usize {
+        self.values.saturating_sub(self.outputs + self.arena)
+    }
 }
 
 /// Counters of the process since it started.
@@ -34,11 +77,17 @@ pub struct Statistics {
     pub plan_misses: u64,
     /// Plans run.
     pub evaluations: u64,
+    /// Arena bytes of the plans run, summed over the runs. They share one arena, so this is not memory held.
+    pub arena_bytes: u64,
+    /// [`PlanMemory::saved`] of the plans run, summed over the runs.
+    pub saved_bytes: u64,
 }
 
 static HITS: AtomicU64 = AtomicU64::new(0);
 static MISSES: AtomicU64 = AtomicU64::new(0);
 static EVALUATIONS: AtomicU64 = AtomicU64::new(0);
+static ARENA_BYTES: AtomicU64 = AtomicU64::new(0);
+static SAVED_BYTES: AtomicU64 = AtomicU64::new(0);
 
 /// The counters; differences of two readings tell what happened between.
 #[must_use]
@@ -47,6 +96,8 @@ pub fn statistics() -> Statistics {
         plan_hits: HITS.load(Ordering::Relaxed),
         plan_misses: MISSES.load(Ordering::Relaxed),
         evaluations: EVALUATIONS.load(Ordering::Relaxed),
+        arena_bytes: ARENA_BYTES.load(Ordering::Relaxed),
+        saved_bytes: SAVED_BYTES.load(Ordering::Relaxed),
     }
 }
 
@@ -67,13 +118,13 @@ fn cache() -> MutexGuard<'static, Cache> {
 }
 
 impl Cache {
-    fn find(&mut self, hash: u64, recorded: &Numbered, backend: Backend) -> Option<Arc<Plan>> {
+    fn find(&mut self, recorded: &Numbered<'_>, backend: Backend) -> Option<Arc<Plan>> {
         self.clock += 1;
         let clock = self.clock;
-        let bucket = self.plans.get_mut(&hash)?;
+        let bucket = self.plans.get_mut(&recorded.hash())?;
         let (used, plan) = bucket
             .iter_mut()
-            .find(|(_, p)| p.backend == backend && recorded.is(&p.recorded))?;
+            .find(|(_, p)| p.backend == backend && recorded.is(&p.key))?;
         *used = clock;
         Some(Arc::clone(plan))
     }
@@ -107,50 +158,63 @@ impl Cache {
 }
 
 impl Plan {
-    /// Finds or makes the plan of a recorded graph.
-    pub fn of(recorded: &Numbered, backend: Backend) -> Result<Arc<Self>> {
-        let hash = recorded.structural_hash();
-        if let Some(plan) = cache().find(hash, recorded, backend) {
+    /// Looks for the plan of a recorded graph.
+    pub fn seek(recorded: &Numbered<'_>, backend: Backend) -> Sought {
+        if let Some(plan) = cache().find(recorded, backend) {
             HITS.fetch_add(1, Ordering::Relaxed);
-            tracing::trace!(hash, "plan found");
-            return Ok(plan);
+            tracing::trace!(hash = recorded.hash(), "plan found");
+            return Sought::Found(plan);
         }
         MISSES.fetch_add(1, Ordering::Relaxed);
-        let plan = Arc::new(Self::make(recorded.graph(), backend)?);
-        cache().insert(hash, Arc::clone(&plan));
-        Ok(plan)
+        Sought::Missing {
+            hash: recorded.hash(),
+            key: recorded.key(),
+            graph: recorded.graph(),
+            backend,
+        }
     }
 
-    fn make(graph: Graph, backend: Backend) -> Result<Self> {
-        let recorded = graph.clone();
+    fn make(key: Key, graph: Graph, backend: Backend) -> Result<Self> {
+        let results = graph.outputs.iter().map(|&output| graph.meta(output));
+        let results = results
+            .map(|meta| Kind::input(&meta.shape, meta.dtype, &graph.device))
+            .collect();
+        let (recorded, [inputs, values]) = (graph.nodes.len(), recorded_bytes(&graph));
         let optimised = backend.optimise(graph)?;
-        tracing::debug!(
-            backend = ?backend,
-            recorded = recorded.nodes.len(),
-            planned = optimised.nodes.len(),
-            "plan made"
-        );
+        tracing::debug!(?backend, recorded, planned = optimised.nodes.len(), "plan made");
         tracing::trace!("plan:\n{optimised}");
         let executable = backend.compile(optimised)?;
+        let Footprint { arena, outputs } = executable.footprint();
+        let memory = PlanMemory {
+            inputs,
+            outputs,
+            arena,
+            values,
+        };
+        tracing::debug!(?memory, peak = memory.peak(), saved = memory.saved(), "memory");
         Ok(Self {
-            recorded,
+            key,
             backend,
             executable,
+            memory,
+            results,
         })
     }
 
-    /// Shapes and dtypes of the results.
-    pub fn output_metas(&self) -> impl Iterator<Item = &Meta> {
-        self.recorded.outputs.iter().map(|&o| self.recorded.meta(o))
+    pub fn memory(&self) -> PlanMemory {
+        self.memory
     }
 
-    pub fn device(&self) -> &candle_core::Device {
-        &self.recorded.device
+    /// The kinds of the results, as leaves.
+    pub fn results(&self) -> &[Arc<Kind>] {
+        &self.results
     }
 
     /// Runs the plan. Values that nobody else holds may be overwritten.
     pub fn run(&self, inputs: Bindings) -> Result<Bindings> {
         EVALUATIONS.fetch_add(1, Ordering::Relaxed);
+        ARENA_BYTES.fetch_add(self.memory.arena as u64, Ordering::Relaxed);
+        SAVED_BYTES.fetch_add(self.memory.saved() as u64, Ordering::Relaxed);
         let start = tracing::enabled!(tracing::Level::TRACE).then(std::time::Instant::now);
         let outputs = self.executable.run(inputs)?;
         if let Some(start) = start {
@@ -160,32 +224,103 @@ impl Plan {
     }
 }
 
-/// Evaluates what is not evaluated yet, all of it as one plan.
-pub(crate) fn evaluate(tensors: &[LazyTensor]) -> Result<()> {
-    let mut pending: SmallVec<[&LazyTensor; 4]> = tensors.iter().filter(|t| !t.is_evaluated()).collect();
-    if pending.is_empty() {
-        return Ok(());
+/// Bytes of the inputs, and of all values that operations make.
+fn recorded_bytes(graph: &Graph) -> [usize; 2] {
+    let bytes = |of: &dyn Fn(&GraphNode) -> bool| {
+        let nodes = graph.nodes.iter().filter(|node| of(node));
+        nodes.flat_map(|node| &node.outputs).map(Meta::bytes).sum()
+    };
+    let is_input = |node: &GraphNode| node.operation == Operation::Input;
+    let is_made = |node: &GraphNode| !is_input(node) && !node.operation.is_view();
+    [bytes(&is_input), bytes(&is_made)]
+}
+
+impl Sought {
+    /// The plan, made where there was none.
+    pub fn plan(self) -> Result<Arc<Plan>> {
+        match self {
+            Self::Found(plan) => Ok(plan),
+            Self::Missing {
+                hash,
+                key,
+                graph,
+                backend,
+            } => {
+                let plan = Arc::new(Plan::make(key, graph, backend)?);
+                cache().insert(hash, Arc::clone(&plan));
+                Ok(plan)
+            }
+        }
     }
+}
+
+/// The tensors that are not evaluated yet, each once.
+fn pending(tensors: &[LazyTensor]) -> SmallVec<[&LazyTensor; 4]> {
+    let mut pending: SmallVec<[&LazyTensor; 4]> = tensors.iter().filter(|t| !t.is_evaluated()).collect();
     if pending.len() > 1 {
         let mut seen: FxHashSet<NodeId> = FxHashSet::default();
         pending.retain(|t| seen.insert(t.node_id()));
     }
-    // A node is evaluated with all its outputs, so that it can forget its inputs.
-    let targets: SmallVec<[LazyTensor; 4]> = pending
+    pending
+}
+
+/// All outputs of these nodes: a node is evaluated with all of them, so that it can forget its inputs.
+fn all_outputs(pending: &[&LazyTensor]) -> SmallVec<[LazyTensor; 4]> {
+    pending
         .iter()
-        .flat_map(|t| (0..t.node().outputs.len() as u32).map(|output| LazyTensor::of(t.node().clone(), output)))
-        .collect();
-    let numbered = walk::number(&targets)?;
-    let inputs = numbered.values()?;
-    let plan = Plan::of(&numbered, Backend::current(targets[0].device()))?;
-    let mut results = plan.run(inputs)?.into_iter();
-    for tensor in pending {
-        let values: Values = results.by_ref().take(tensor.node().outputs.len()).collect();
-        if values.len() != tensor.node().outputs.len() {
+        .flat_map(|t| (0..t.kind().outputs.len() as u32).map(|output| LazyTensor::of(t.node().clone(), output)))
+        .collect()
+}
+
+/// Makes the plan of these tensors, or finds it, without running it, and tells the memory that it takes: evaluating them,
+/// or anything recorded alike, then starts at once.
+///
+/// ```
+/// use candle_core::Device;
+/// use metal_candle_graph::{LazyTensor, prepare};
+///
+/// let x = LazyTensor::from_slice(&[0.5; 1000], &[1000], &Device::Cpu)?;
+/// let y = (0..10).try_fold(x, |x, _| x.sin()?.add_scalar(1.0))?;
+/// let memory = prepare(&[y.clone()])?;
+/// assert!(!y.is_evaluated());
+/// assert_eq!((memory.inputs, memory.outputs, memory.values), (4000, 4000, 20 * 4000));
+/// assert!(memory.arena < 4000, "the chain runs in the memory of its result");
+/// # Ok::<(), metal_candle_graph::Error>(())
+/// ```
+///
+/// # Errors
+/// When the tensors live on different devices, or one is a placeholder of a function being traced.
+pub fn prepare(tensors: &[LazyTensor]) -> Result<PlanMemory> {
+    let targets = all_outputs(&pending(tensors));
+    let Some(first) = targets.first() else {
+        return Ok(PlanMemory::default());
+    };
+    let backend = Backend::current(first.device());
+    let plan = numbered::number(&targets, |recorded| Ok(Plan::seek(recorded, backend)))?.plan()?;
+    Ok(plan.memory())
+}
+
+/// Evaluates what is not evaluated yet, all of it as one plan.
+pub(crate) fn evaluate(tensors: &[LazyTensor]) -> Result<()> {
+    let pending = pending(tensors);
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let targets = all_outputs(&pending);
+    let backend = Backend::current(targets[0].device());
+    let (inputs, sought) = numbered::number(&targets, |recorded| {
+        Ok((recorded.values()?, Plan::seek(recorded, backend)))
+    })?;
+    let mut results = sought.plan()?.run(inputs)?.into_iter();
+    for tensor in &pending {
+        let count = tensor.kind().outputs.len();
+        let values: Values = results.by_ref().take(count).collect();
+        if values.len() != count {
             return Err(Error::Placeholder);
         }
-        // The former state, and with it the history, is dropped here, outside the node's lock.
-        drop(tensor.node().replace_state(State::Evaluated(values)));
+        tensor.node().set_values(values);
     }
+    // A node whose history is gone has its values.
+    drop(walk::forget(pending.iter().map(|t| t.node())));
     Ok(())
 }

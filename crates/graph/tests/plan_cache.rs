@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
-use metal_candle_graph::{LazyTensor, Statistics, compile, eval_all, statistics, value_and_grad};
+use metal_candle_graph::{LazyTensor, PlanMemory, Statistics, compile, eval_all, prepare, statistics, value_and_grad};
 
 /// Counts allocations of at least this many bytes.
 const LARGE: usize = 1 << 20;
@@ -33,7 +33,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What the counters say about `f`.
+/// What the counters say about `f`, memory apart.
 fn count(f: impl FnOnce()) -> Statistics {
     let before = statistics();
     f();
@@ -42,6 +42,7 @@ fn count(f: impl FnOnce()) -> Statistics {
         plan_hits: after.plan_hits - before.plan_hits,
         plan_misses: after.plan_misses - before.plan_misses,
         evaluations: after.evaluations - before.evaluations,
+        ..Statistics::default()
     }
 }
 
@@ -76,7 +77,8 @@ fn a_recorded_loop_has_one_miss_per_shape() {
         Statistics {
             plan_hits: 18,
             plan_misses: 2,
-            evaluations: 20
+            evaluations: 20,
+            ..Statistics::default()
         }
     );
 }
@@ -126,9 +128,41 @@ fn a_compiled_function_is_traced_once_per_signature() {
         Statistics {
             plan_hits: 0,
             plan_misses: 2,
-            evaluations: 20
+            evaluations: 20,
+            ..Statistics::default()
         }
     );
+}
+
+/// What a plan says about its memory before it runs, and what the counters say of the run.
+fn memory_is_known_before_the_run() {
+    let bytes = 64 * 64 * 4;
+    let (x, w) = (normal(&[64, 64]), normal(&[64, 64]));
+    let y = x.matmul(&w).unwrap().exp().unwrap().matmul(&w).unwrap();
+    let memory = prepare(std::slice::from_ref(&y)).unwrap();
+    // Three values; the exponential lies over the product that it reads.
+    let expected = PlanMemory {
+        inputs: 2 * bytes,
+        outputs: bytes,
+        arena: bytes,
+        values: 3 * bytes,
+    };
+    assert_eq!(memory, expected);
+    assert_eq!((memory.peak(), memory.saved()), (4 * bytes, bytes));
+    let before = statistics();
+    y.eval().unwrap();
+    let after = statistics();
+    assert_eq!(after.plan_misses, before.plan_misses, "the plan was there");
+    assert_eq!(after.arena_bytes - before.arena_bytes, bytes as u64);
+    assert_eq!(after.saved_bytes - before.saved_bytes, bytes as u64);
+    // A result over a donated argument takes no memory.
+    let f = compile(|args| {
+        let at = &args[2];
+        Ok(vec![args[0].slice_update(0, &args[1], at)?])
+    });
+    let at = LazyTensor::from_data(&[3u32], &[1], &Device::Cpu).unwrap();
+    let memory = f.memory(&[x, normal(&[1, 64]), at]).unwrap();
+    assert_eq!((memory.outputs, memory.arena, memory.peak()), (0, 0, bytes + 256 + 4));
 }
 
 fn donated_arguments_are_overwritten() {
@@ -169,5 +203,6 @@ fn plans_are_made_once_and_buffers_reused() {
     a_recorded_loop_has_one_miss_per_shape();
     structure_is_what_counts();
     a_compiled_function_is_traced_once_per_signature();
+    memory_is_known_before_the_run();
     donated_arguments_are_overwritten();
 }

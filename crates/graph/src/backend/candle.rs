@@ -4,7 +4,7 @@
 
 use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 
-use super::{Bindings, Executable, Value};
+use super::{Bindings, Executable, Footprint, Value};
 use crate::error::{Error, Result};
 use crate::graph::infer::broadcast;
 use crate::graph::{Distribution, Graph, GraphNode, Meta, Operation};
@@ -62,6 +62,29 @@ impl Executable for Interpreter {
             .iter()
             .map(|o| output(o).ok_or(Error::Placeholder))
             .collect()
+    }
+
+    /// Every value has memory of its own until its last use.
+    fn footprint(&self) -> Footprint {
+        let bytes = |node: &GraphNode| match &node.operation {
+            Operation::Input => 0,
+            operation if operation.is_view() => 0,
+            _ => node.outputs.iter().map(Meta::bytes).sum::<usize>(),
+        };
+        let (mut alive, mut most) = (0, 0);
+        for (node, dead) in self.graph.nodes.iter().zip(&self.dead_after) {
+            alive += bytes(node);
+            most = most.max(alive);
+            alive -= dead
+                .iter()
+                .map(|&i| bytes(&self.graph.nodes[i as usize]))
+                .sum::<usize>();
+        }
+        let outputs = self.graph.outputs.iter().map(|&o| self.graph.meta(o).bytes()).sum();
+        Footprint {
+            arena: most.saturating_sub(outputs),
+            outputs,
+        }
     }
 }
 

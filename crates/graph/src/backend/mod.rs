@@ -105,6 +105,18 @@ impl Backend {
 pub(crate) trait Executable: Send + Sync {
     /// Computes the outputs. `inputs` are the values of the graph's `Input` nodes, in order.
     fn run(&self, inputs: Bindings) -> Result<Bindings>;
+
+    /// The memory of a run besides its inputs.
+    fn footprint(&self) -> Footprint;
+}
+
+/// Bytes that a run takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Footprint {
+    /// For what lies between inputs and results, at the most.
+    pub arena: usize,
+    /// For results with memory of their own.
+    pub outputs: usize,
 }
 
 /// The values that go into a run or come out of it.

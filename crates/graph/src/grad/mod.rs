@@ -4,12 +4,12 @@
 
 mod rules;
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use smallvec::{SmallVec, smallvec};
 
 use crate::error::{Error, Result};
 use crate::fused;
-use crate::graph::node::NodeId;
-use crate::graph::{Operation, walk};
+use crate::graph::Operation;
+use crate::graph::walk::{PostOrder, Visited, post_order};
 use crate::lazy_tensor::LazyTensor;
 
 /// The gradients of a loss with respect to `parameters`, and the loss itself.
@@ -48,134 +48,150 @@ pub fn value_and_grad(loss: &LazyTensor, parameters: &[LazyTensor]) -> Result<(L
         ));
     }
     let seed = LazyTensor::full(1.0, loss.dims(), loss.dtype(), loss.device())?;
-    let found = pullback(&[(loss.clone(), seed)], parameters, &FxHashSet::default())?;
-    let gradients = found
-        .gradients
-        .into_iter()
-        .enumerate()
-        .map(|(index, gradient)| {
-            gradient.ok_or_else(|| Error::Unreachable {
-                index,
-                reason: reason(&found.reached, &found.cuts, parameters, index),
-            })
+    let mut found = pullback(&[(loss.clone(), seed)], parameters, &[])?;
+    let gradients = std::mem::take(&mut found.gradients).into_iter().enumerate();
+    let gradients = gradients.map(|(index, gradient)| {
+        gradient.ok_or_else(|| Error::Unreachable {
+            index,
+            reason: found.reason(index),
         })
-        .collect::<Result<_>>()?;
-    Ok((loss.clone(), gradients))
-}
-
-fn reason(reached: &FxHashSet<NodeId>, cuts: &[&'static str], parameters: &[LazyTensor], index: usize) -> String {
-    if !reached.contains(&parameters[index].node_id()) {
-        return ": it takes no part in it, or what connects them was evaluated before (evaluated tensors forget their \
-                history)"
-            .into();
-    }
-    if cuts.is_empty() {
-        return ": the operations between them have no gradient for it".into();
-    }
-    let mut names = cuts.to_vec();
-    names.sort_unstable();
-    names.dedup();
-    format!(": the path goes through {}, where no gradient passes", names.join(", "))
+    });
+    Ok((loss.clone(), gradients.collect::<Result<_>>()?))
 }
 
 /// What a reverse walk found.
 struct Pullback {
     gradients: Vec<Option<LazyTensor>>,
-    /// Every node of the walked graph.
-    reached: FxHashSet<NodeId>,
-    /// Names of operations that depend on a parameter and pass no gradient.
-    cuts: Vec<&'static str>,
+    /// The nodes behind the outputs and the parameters; its roots are the ones, then the others.
+    order: PostOrder,
+    /// How many of the roots are outputs.
+    outputs: usize,
+    /// Nodes whose operation depends on a parameter and passes no gradient.
+    cuts: Vec<usize>,
 }
+
+impl Pullback {
+    /// Why a parameter has no gradient.
+    fn reason(&self, parameter: usize) -> String {
+        let (outputs, parameters) = self.order.roots.split_at(self.outputs);
+        let mut reached = vec![false; self.order.nodes.len()];
+        outputs.iter().for_each(|&root| reached[root as usize] = true);
+        for (index, node) in self.order.nodes.iter().enumerate().rev() {
+            if reached[index] {
+                node.positions.iter().for_each(|&input| reached[input as usize] = true);
+            }
+        }
+        if !reached[parameters[parameter] as usize] {
+            return ": it takes no part in it, or what connects them was evaluated before (evaluated tensors forget their \
+                    history)"
+                .into();
+        }
+        let cuts = self.cuts.iter().filter(|&&cut| reached[cut]);
+        let mut names: Vec<_> = cuts
+            .map(|&cut| self.order.nodes[cut].tensor.kind().operation.name())
+            .collect();
+        if names.is_empty() {
+            return ": the operations between them have no gradient for it".into();
+        }
+        names.sort_unstable();
+        names.dedup();
+        format!(": the path goes through {}, where no gradient passes", names.join(", "))
+    }
+}
+
+/// The gradients of a node's outputs, as far as they are summed.
+type Cotangents = SmallVec<[Option<LazyTensor>; 1]>;
 
 /// Pulls cotangents of `outputs` back to `parameters`. The walk does not go behind `boundary`.
 fn pullback(
     outputs: &[(LazyTensor, LazyTensor)],
     parameters: &[LazyTensor],
-    boundary: &FxHashSet<NodeId>,
+    boundary: &[LazyTensor],
 ) -> Result<Pullback> {
-    let roots: Vec<LazyTensor> = outputs.iter().map(|(output, _)| output.clone()).collect();
-    let mut needs: FxHashSet<NodeId> = parameters.iter().map(LazyTensor::node_id).collect();
-    let order = walk::post_order_until(&roots, |id| boundary.contains(&id));
-    let parameter_ids = needs.clone();
-    let mut cuts = Vec::new();
-    for (tensor, inputs) in &order {
-        if leads_on(inputs, &needs) {
-            let operation = &tensor.node().operation;
-            if rules::is_differentiable(operation) {
-                needs.insert(tensor.node_id());
-            } else {
-                cuts.push(operation.name());
-            }
+    let roots = outputs.iter().map(|(output, _)| output).chain(parameters);
+    let order = post_order(boundary, &roots.cloned().collect::<Vec<_>>());
+    let (ends, places) = order.roots.split_at(outputs.len());
+    let (needs, cuts) = dependents(&order, places);
+    let none = |node: &Visited| smallvec![None; node.tensor.kind().outputs.len()];
+    let mut cotangents: Vec<Cotangents> = order.nodes.iter().map(none).collect();
+    for ((output, cotangent), &end) in outputs.iter().zip(ends) {
+        let sum = &mut cotangents[end as usize][output.output() as usize];
+        accumulate(sum, cotangent.clone())?;
+    }
+    let mut gradients = vec![None; parameters.len()];
+    let mut asked: Vec<usize> = (0..parameters.len()).collect();
+    asked.sort_by_key(|&parameter| places[parameter]);
+    for (index, node) in order.nodes.iter().enumerate().rev() {
+        // All that uses a parameter came before. What it was computed from may be one too, so the walk goes on.
+        while let Some(&parameter) = asked.last().filter(|&&parameter| places[parameter] as usize == index) {
+            gradients[parameter].clone_from(&cotangents[index][parameters[parameter].output() as usize]);
+            asked.pop();
+        }
+        if passes_on(&order, index, &needs) {
+            step(node, std::mem::take(&mut cotangents[index]), &needs, &mut cotangents)?;
         }
     }
-    let mut cotangents: FxHashMap<(NodeId, u32), LazyTensor> = FxHashMap::default();
-    for (output, cotangent) in outputs {
-        accumulate(&mut cotangents, output, cotangent.clone())?;
-    }
-    let mut whole: FxHashMap<(NodeId, u32), LazyTensor> = FxHashMap::default();
-    for (tensor, inputs) in order.iter().rev() {
-        let id = tensor.node_id();
-        if parameter_ids.contains(&id) {
-            // All that uses it came before. What it was computed from may be a parameter too, so the walk goes on.
-            let outputs = (0..tensor.node().outputs.len() as u32).map(|output| (id, output));
-            whole.extend(outputs.filter_map(|key| Some((key, cotangents.get(&key)?.clone()))));
-        }
-        if leads_on(inputs, &needs) && rules::is_differentiable(&tensor.node().operation) {
-            step(tensor, inputs, &needs, &mut cotangents)?;
-        }
-    }
-    let gradients = parameters
-        .iter()
-        .map(|p| whole.get(&(p.node_id(), p.output())).cloned())
-        .collect();
-    let reached = order.iter().map(|(tensor, _)| tensor.node_id()).collect();
     Ok(Pullback {
         gradients,
-        reached,
+        outputs: outputs.len(),
+        order,
         cuts,
     })
 }
 
-/// Whether a parameter is among the inputs or behind them.
-fn leads_on(inputs: &[LazyTensor], needs: &FxHashSet<NodeId>) -> bool {
-    inputs.iter().any(|input| needs.contains(&input.node_id()))
+/// Whether a node hands gradients to an input that leads to a parameter.
+fn passes_on(order: &PostOrder, index: usize, needs: &[bool]) -> bool {
+    let node = &order.nodes[index];
+    node.positions.iter().any(|&input| needs[input as usize]) && rules::is_differentiable(&node.tensor.kind().operation)
+}
+
+/// Which nodes are parameters or depend on one through operations that pass gradients, and the nodes that depend on one
+/// and pass none.
+fn dependents(order: &PostOrder, parameters: &[u32]) -> (Vec<bool>, Vec<usize>) {
+    let (mut needs, mut cuts) = (vec![false; order.nodes.len()], Vec::new());
+    parameters
+        .iter()
+        .for_each(|&parameter| needs[parameter as usize] = true);
+    for (index, node) in order.nodes.iter().enumerate() {
+        if passes_on(order, index, &needs) {
+            needs[index] = true;
+        } else if node.positions.iter().any(|&input| needs[input as usize]) {
+            cuts.push(index);
+        }
+    }
+    (needs, cuts)
 }
 
 /// Applies one node's rule and hands its inputs their share.
-fn step(
-    tensor: &LazyTensor,
-    inputs: &[LazyTensor],
-    needs: &FxHashSet<NodeId>,
-    cotangents: &mut FxHashMap<(NodeId, u32), LazyTensor>,
-) -> Result<()> {
-    let node = tensor.node();
-    let count = node.outputs.len() as u32;
-    let incoming: Vec<Option<LazyTensor>> = (0..count).map(|o| cotangents.remove(&(node.id, o))).collect();
+fn step(node: &Visited, incoming: Cotangents, needs: &[bool], cotangents: &mut [Cotangents]) -> Result<()> {
     if incoming.iter().all(Option::is_none) {
         return Ok(());
     }
-    let outputs: Vec<LazyTensor> = (0..count).map(|o| LazyTensor::of(node.clone(), o)).collect();
-    let wanted: Vec<bool> = inputs.iter().map(|input| needs.contains(&input.node_id())).collect();
-    let shares = rules::vjp(&node.operation, inputs, &outputs, &incoming, &wanted)?;
-    for ((input, share), wanted) in inputs.iter().zip(shares).zip(wanted) {
+    let (recorded, operation) = (node.tensor.node(), &node.tensor.kind().operation);
+    let outputs: Vec<LazyTensor> = (0..incoming.len() as u32)
+        .map(|output| LazyTensor::of(recorded.clone(), output))
+        .collect();
+    let wanted: Vec<bool> = node.positions.iter().map(|&input| needs[input as usize]).collect();
+    let shares = rules::vjp(operation, &node.inputs, &outputs, &incoming, &wanted)?;
+    for ((input, &position), (share, wanted)) in node
+        .inputs
+        .iter()
+        .zip(&node.positions)
+        .zip(shares.into_iter().zip(wanted))
+    {
         if let (true, Some(share)) = (wanted, share) {
-            accumulate(cotangents, input, reduce_to(&share, input.dims())?)?;
+            let sum = &mut cotangents[position as usize][input.output() as usize];
+            accumulate(sum, reduce_to(&share, input.dims())?)?;
         }
     }
     Ok(())
 }
 
-fn accumulate(
-    cotangents: &mut FxHashMap<(NodeId, u32), LazyTensor>,
-    tensor: &LazyTensor,
-    share: LazyTensor,
-) -> Result<()> {
-    let key = (tensor.node_id(), tensor.output());
-    let total = match cotangents.get(&key) {
+fn accumulate(sum: &mut Option<LazyTensor>, share: LazyTensor) -> Result<()> {
+    *sum = Some(match sum.take() {
         Some(sum) => sum.add(&share)?,
         None => share,
-    };
-    cotangents.insert(key, total);
+    });
     Ok(())
 }
 
@@ -205,14 +221,9 @@ pub(crate) fn differentiate_fallback(
         .zip(cotangents)
         .filter_map(|(o, c)| c.clone().map(|c| (o, c)))
         .collect();
-    let boundary: FxHashSet<NodeId> = wrapped.iter().map(LazyTensor::node_id).collect();
-    let asked: Vec<LazyTensor> = wrapped
-        .into_iter()
-        .zip(wanted)
-        .filter(|(_, wanted)| **wanted)
-        .map(|(x, _)| x)
-        .collect();
-    let mut gradients = pullback(&pairs, &asked, &boundary)?.gradients.into_iter();
+    let asked = wrapped.iter().zip(wanted).filter(|(_, wanted)| **wanted);
+    let asked: Vec<LazyTensor> = asked.map(|(x, _)| x.clone()).collect();
+    let mut gradients = pullback(&pairs, &asked, &wrapped)?.gradients.into_iter();
     Ok(wanted
         .iter()
         .map(|&wanted| if wanted { gradients.next().flatten() } else { None })

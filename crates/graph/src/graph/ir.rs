@@ -8,7 +8,7 @@ use rustc_hash::FxHasher;
 use smallvec::SmallVec;
 
 use super::node::{Meta, Outputs};
-use super::operation::Operation;
+use super::operation::{AdamWOptions, AttentionOptions, Operation};
 
 /// One output of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,62 +65,135 @@ impl Graph {
     /// A hash of the structure: operations, parameters, shapes, dtypes and relative inputs.
     #[must_use]
     pub fn structural_hash(&self) -> u64 {
-        let nodes = self
-            .nodes
-            .iter()
-            .map(|node| (&node.operation, &node.inputs[..], &node.outputs[..]));
-        structural_hash(nodes, &self.outputs)
+        let mut state = FxHasher::default();
+        for (index, node) in (0..).zip(&self.nodes) {
+            hash_operation(&node.operation, &mut state);
+            for input in &node.inputs {
+                (index - input.node, input.output).hash(&mut state);
+            }
+            for meta in &node.outputs {
+                hash_dims(meta.shape.dims(), &mut state);
+                state.write_u8(meta.dtype as u8);
+            }
+        }
+        self.outputs.hash(&mut state);
+        state.finish()
     }
 }
 
-/// The hash of a graph given node by node: operation, inputs, outputs.
-pub(crate) fn structural_hash<'a>(
-    nodes: impl Iterator<Item = (&'a Operation, &'a [ValueRef], &'a [Meta])>,
-    outputs: &[ValueRef],
-) -> u64 {
-    let mut state = FxHasher::default();
-    for (index, (operation, inputs, outputs)) in nodes.enumerate() {
-        hash_operation(operation, &mut state);
-        for input in inputs {
-            (index as u32 - input.node, input.output).hash(&mut state);
-        }
-        for meta in outputs {
-            meta.shape.dims().hash(&mut state);
-            (meta.dtype as u8).hash(&mut state);
-        }
-    }
-    outputs.hash(&mut state);
-    state.finish()
+/// Hashes sizes or indices of dimensions.
+pub(crate) fn hash_dims(dims: &[usize], state: &mut impl Hasher) {
+    dims.iter().for_each(|&dim| state.write_usize(dim));
 }
 
-/// Hashes an operation's kind and the parameters that its output shapes do not already tell.
-/// Equality is checked in full on a hit, so this need only spread well.
+/// Hashes an operation's kind and parameters. Equality is checked in full where the hash is found again.
 pub(crate) fn hash_operation(operation: &Operation, state: &mut impl Hasher) {
+    use Operation as O;
     std::mem::discriminant(operation).hash(state);
     match operation {
-        Operation::Constant { value, .. } => value.to_bits().hash(state),
-        Operation::MulScalar { value }
-        | Operation::AddScalar { value }
-        | Operation::RMSNorm { eps: value }
-        | Operation::LayerNorm { eps: value }
-        | Operation::LoRA { scale: value } => value.to_bits().hash(state),
-        Operation::Softmax { dim }
-        | Operation::Concat { dim }
-        | Operation::Iota { dim, .. }
-        | Operation::ArgMax { dim }
-        | Operation::IndexSelect { dim }
-        | Operation::Gather { dim }
-        | Operation::IndexAdd { dim }
-        | Operation::ScatterAdd { dim }
-        | Operation::DynamicSlice { dim, .. }
-        | Operation::SliceUpdate { dim } => dim.hash(state),
-        Operation::Permute { dims } => dims.hash(state),
-        Operation::Slice { start, .. } => start.hash(state),
-        Operation::Pad { before, .. } => before.hash(state),
-        Operation::Vjp { of, wanted } => {
-            wanted.hash(state);
-            std::mem::discriminant(&**of).hash(state);
+        O::Constant { value, shape, dtype } => {
+            (value.to_bits(), *dtype as u8).hash(state);
+            hash_dims(shape.dims(), state);
         }
-        _ => {}
+        O::Iota { dim, shape, dtype } => {
+            (*dim, *dtype as u8).hash(state);
+            hash_dims(shape.dims(), state);
+        }
+        O::Random {
+            distribution,
+            shape,
+            dtype,
+        } => {
+            (distribution, *dtype as u8).hash(state);
+            hash_dims(shape.dims(), state);
+        }
+        O::MulScalar { value }
+        | O::AddScalar { value }
+        | O::RMSNorm { eps: value }
+        | O::LayerNorm { eps: value }
+        | O::LoRA { scale: value } => value.to_bits().hash(state),
+        O::Cast { dtype } => state.write_u8(*dtype as u8),
+        O::ArgMax { dim }
+        | O::Concat { dim }
+        | O::IndexSelect { dim }
+        | O::Gather { dim }
+        | O::IndexAdd { dim }
+        | O::ScatterAdd { dim }
+        | O::SliceUpdate { dim }
+        | O::Softmax { dim } => dim.hash(state),
+        O::DynamicSlice { dim, length } => (dim, length).hash(state),
+        O::Sum { dims } | O::Max { dims } | O::Permute { dims } => hash_dims(dims, state),
+        O::Reshape { shape } | O::Broadcast { shape } => hash_dims(shape.dims(), state),
+        O::Slice {
+            start: first,
+            end: second,
+        }
+        | O::Pad {
+            before: first,
+            after: second,
+        } => {
+            hash_dims(first, state);
+            hash_dims(second, state);
+        }
+        O::Rope { interleaved } => interleaved.hash(state),
+        O::GELU { approximate } => approximate.hash(state),
+        O::Attention(options) => {
+            let AttentionOptions {
+                scale,
+                causal,
+                window,
+                offset,
+                segments,
+            } = options;
+            (scale.to_bits(), causal, window, offset, segments).hash(state);
+        }
+        O::CrossEntropy(options) => (options.ignore_index, options.label_smoothing.to_bits()).hash(state),
+        O::AdamW(options) => {
+            let AdamWOptions {
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            } = options;
+            [beta1, beta2, eps, weight_decay].map(|x| x.to_bits()).hash(state);
+        }
+        O::Elementwise(expression) => {
+            for term in &expression.terms {
+                hash_operation(&term.operation, state);
+            }
+        }
+        O::Vjp { of, wanted } => {
+            wanted.hash(state);
+            hash_operation(of, state);
+        }
+        O::Input
+        | O::Neg
+        | O::Abs
+        | O::Sign
+        | O::Exp
+        | O::Log
+        | O::Sqrt
+        | O::Rsqrt
+        | O::Recip
+        | O::Sin
+        | O::Cos
+        | O::Tanh
+        | O::Erf
+        | O::Sigmoid
+        | O::Floor
+        | O::Add
+        | O::Sub
+        | O::Mul
+        | O::Div
+        | O::Pow
+        | O::Maximum
+        | O::Minimum
+        | O::Equal
+        | O::Less
+        | O::LessEqual
+        | O::Where
+        | O::StopGradient
+        | O::Matmul
+        | O::SwiGLU => {}
     }
 }

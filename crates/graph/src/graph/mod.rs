@@ -4,7 +4,9 @@
 mod equality;
 pub mod infer;
 pub mod ir;
+pub(crate) mod kind;
 pub(crate) mod node;
+pub(crate) mod numbered;
 pub mod operation;
 mod operation_v1;
 mod print;

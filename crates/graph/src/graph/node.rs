@@ -1,13 +1,14 @@
 //! A node of the recorded graph: an operation, its inputs, and what its outputs look like. Nodes are immutable but for
-//! one thing: evaluation replaces the inputs by the values, so an evaluated node holds no history.
+//! one thing: evaluation puts the values in the place of the inputs, so an evaluated node holds no history.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use candle_core::{DType, Device, Shape};
+use candle_core::{DType, Shape};
+use qcell::TCell;
 use smallvec::SmallVec;
 
-use super::operation::Operation;
+use super::kind::Kind;
 use crate::backend::Value;
 use crate::error::{Error, Result};
 use crate::lazy_tensor::LazyTensor;
@@ -54,61 +55,76 @@ impl NodeId {
 pub(crate) type Inputs = SmallVec<[LazyTensor; 3]>;
 pub(crate) type Values = SmallVec<[Value; 1]>;
 
-/// Where a node stands.
-pub(crate) enum State {
-    /// Not run yet (an `Input` in this state is a placeholder of a traced function).
-    Recorded(Inputs),
-    /// Run: one value per output, no history.
-    Evaluated(Values),
-}
+/// Marks the histories: whoever holds the one owner of this kind (see [`super::walk`]) reads them all, without a lock
+/// or a count for each.
+pub(crate) struct Histories;
 
 pub(crate) struct Node {
     pub id: NodeId,
-    pub operation: Operation,
-    pub outputs: Outputs,
-    pub device: Device,
-    state: RwLock<State>,
+    pub kind: Arc<Kind>,
+    /// What it is computed from. `None` where there is nothing to compute: a value is there, or will come as the
+    /// argument of a traced function.
+    pub history: TCell<Histories, Option<Inputs>>,
+    /// Where the last walk put it.
+    pub mark: AtomicU64,
+    /// One for each output, or none yet.
+    values: RwLock<Values>,
 }
 
 impl Node {
-    pub fn new(operation: Operation, outputs: Outputs, device: Device, state: State) -> Arc<Self> {
+    /// Not run yet.
+    pub fn recorded(kind: Arc<Kind>, inputs: Inputs) -> Arc<Self> {
+        Self::new(kind, Some(inputs), Values::new())
+    }
+
+    /// A leaf with its values, or without any: an argument of a function being traced.
+    pub fn leaf(kind: Arc<Kind>, values: Values) -> Arc<Self> {
+        Self::new(kind, None, values)
+    }
+
+    fn new(kind: Arc<Kind>, history: Option<Inputs>, values: Values) -> Arc<Self> {
         Arc::new(Self {
             id: NodeId::next(),
-            operation,
-            outputs,
-            device,
-            state: RwLock::new(state),
+            kind,
+            history: TCell::new(history),
+            mark: AtomicU64::new(0),
+            values: RwLock::new(values),
         })
     }
 
-    /// Reads the state. A poisoned lock is harmless: the state is replaced in one assignment.
-    pub fn state(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    /// The values, none where it has not run. A poisoned lock is harmless: values are replaced in one assignment.
+    pub fn values(&self) -> RwLockReadGuard<'_, Values> {
+        self.values.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces the state and returns the former one, so that the caller drops it outside the lock.
-    pub fn replace_state(&self, state: State) -> State {
-        std::mem::replace(&mut *self.state.write().unwrap_or_else(PoisonError::into_inner), state)
+    /// Sets the values of a node that has run.
+    pub fn set_values(&self, values: Values) {
+        let mut held = self.values.write().unwrap_or_else(PoisonError::into_inner);
+        let former = std::mem::replace(&mut *held, values);
+        drop(held);
+        // Of another thread that ran it too; dropped outside the lock.
+        drop(former);
     }
 
     /// Exchanges one value of an evaluated node for what `f` makes of it.
     pub fn update_value<R>(&self, output: usize, f: impl FnOnce(Value) -> Result<(Value, R)>) -> Result<R> {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let State::Evaluated(values) = &mut *state else {
-            return Err(Error::Placeholder);
-        };
+        let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
+        let value = values.get_mut(output).ok_or(Error::Placeholder)?;
         // The place must not keep a second handle, or the buffer would be copied.
-        let value = std::mem::replace(&mut values[output], Value::Gone);
-        let (value, result) = f(value)?;
-        values[output] = value;
+        let (new, result) = f(std::mem::replace(value, Value::Gone))?;
+        *value = new;
         Ok(result)
     }
 
+    /// The value of an evaluated node that nobody else holds.
+    pub fn into_value(mut self, output: usize) -> Result<Value> {
+        let values = self.values.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let value = values.get_mut(output).ok_or(Error::Placeholder)?;
+        Ok(std::mem::replace(value, Value::Gone))
+    }
+
     fn take_inputs(&mut self) -> Inputs {
-        match self.state.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            State::Recorded(inputs) => std::mem::take(inputs),
-            State::Evaluated(_) => Inputs::new(),
-        }
+        self.history.get_mut().take().unwrap_or_default()
     }
 }
 

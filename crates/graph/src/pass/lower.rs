@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 
 use crate::error::Result;
 use crate::fused;
-use crate::graph::{Graph, GraphNode, ValueRef, walk};
+use crate::graph::{Graph, GraphNode, ValueRef, numbered};
 use crate::lazy_tensor::LazyTensor;
 
 /// One round; `None` when every fused operation has a kernel.
@@ -55,7 +55,7 @@ fn expand(graph: &Graph, node: &GraphNode, inputs: &[ValueRef], nodes: &mut Vec<
     let holders: Vec<LazyTensor> = node
         .inputs
         .iter()
-        .map(|&i| LazyTensor::placeholder(graph.meta(i).clone(), graph.device.clone()))
+        .map(|&i| LazyTensor::placeholder(graph.meta(i), &graph.device))
         .collect();
     let bound: FxHashMap<_, ValueRef> = holders
         .iter()
@@ -63,7 +63,7 @@ fn expand(graph: &Graph, node: &GraphNode, inputs: &[ValueRef], nodes: &mut Vec<
         .zip(inputs.iter().copied())
         .collect();
     let outputs = fused::fallback(&node.operation, &holders)?;
-    let flat = walk::flatten(&outputs)?;
+    let flat = numbered::flatten(&outputs)?;
     let mut leaves = flat.leaves.iter();
     let mut first: Vec<ValueRef> = Vec::with_capacity(flat.graph.nodes.len());
     let shift = |first: &[ValueRef], v: &ValueRef| ValueRef {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use smallvec::SmallVec;
 
-use super::{Bindings, Executable, Value};
+use super::{Bindings, Executable, Footprint, Value};
 use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, Meta};
 
@@ -118,6 +118,17 @@ impl Executable for Program {
             values.push(Value::Host(Arc::new(storage)));
         }
         Ok(values)
+    }
+
+    fn footprint(&self) -> Footprint {
+        let own = self
+            .outputs
+            .iter()
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Own));
+        Footprint {
+            arena: self.arena_bytes,
+            outputs: own.map(|(meta, _)| meta.bytes()).sum(),
+        }
     }
 }
 

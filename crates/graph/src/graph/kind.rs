@@ -1,0 +1,173 @@
+//! What recorded nodes of one kind share: the operation with its parameters, the shapes and dtypes of its outputs, the
+//! device. A thread remembers the kinds it has recorded. Recording one again infers nothing and allocates no shapes, and
+//! two equal recordings point at the same kinds, so that comparing them in full is, nearly always, comparing addresses.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Shape};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHasher};
+use smallvec::{SmallVec, smallvec};
+
+use super::infer::infer;
+use super::ir::{hash_dims, hash_operation};
+use super::node::{Meta, Outputs};
+use super::operation::Operation;
+use crate::error::{Error, Result};
+use crate::lazy_tensor::LazyTensor;
+
+pub(crate) struct Kind {
+    pub operation: Operation,
+    pub outputs: Outputs,
+    pub device: Device,
+    /// Number of inputs.
+    pub arity: usize,
+    /// Hash of the above.
+    pub digest: u64,
+    /// For each output, a hash of its shape, dtype and device.
+    pub output_digests: SmallVec<[u64; 1]>,
+}
+
+/// Equal in everything that a plan depends on.
+impl PartialEq for Kind {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+            && self.operation == other.operation
+            && self.outputs == other.outputs
+            && self.arity == other.arity
+            && self.device.same_device(&other.device)
+    }
+}
+
+/// Kinds that a thread remembers, several times what a program has. Beyond it, it forgets all and starts again.
+const CAPACITY: usize = 4096;
+
+/// A kind, and the inputs that it was inferred from.
+struct Known {
+    kind: Arc<Kind>,
+    inputs: SmallVec<[(Arc<Kind>, u32); 3]>,
+}
+
+thread_local! {
+    /// By a hash of operation and inputs. Of two with the same hash the later one stays.
+    static KNOWN: RefCell<FxHashMap<u64, Known>> = const { RefCell::new(FxHashMap::with_hasher(FxBuildHasher)) };
+}
+
+/// The kind under `key` where that `fits`, else the one that is made now.
+#[inline]
+fn remembered<E>(
+    key: u64,
+    fits: impl FnOnce(&Known) -> bool,
+    make: impl FnOnce() -> std::result::Result<Known, E>,
+) -> std::result::Result<Arc<Kind>, E> {
+    KNOWN.with_borrow_mut(|known| {
+        if let Some(found) = known.get(&key).filter(|found| fits(found)) {
+            return Ok(Arc::clone(&found.kind));
+        }
+        let made = make()?;
+        let kind = Arc::clone(&made.kind);
+        if known.len() >= CAPACITY {
+            known.clear();
+        }
+        known.insert(key, made);
+        Ok(kind)
+    })
+}
+
+impl Kind {
+    /// The kind of `operation` on these inputs. `device` is the first input's, or the source's own.
+    ///
+    /// # Errors
+    /// When number, dtypes, shapes or devices of the inputs do not fit.
+    pub fn of(operation: &Operation, inputs: &[&LazyTensor], device: &Device) -> Result<Arc<Self>> {
+        let mut state = FxHasher::default();
+        hash_operation(operation, &mut state);
+        if inputs.is_empty() {
+            device.location().hash(&mut state);
+        }
+        for input in inputs {
+            state.write_u64(input.kind().output_digests[input.output() as usize]);
+        }
+        let fits = |known: &Known| {
+            known.inputs.len() == inputs.len()
+                && known.inputs.iter().zip(inputs).all(|(other, input)| is_alike(other, input))
+                && known.kind.operation == *operation
+                // Alike inputs are on one device.
+                && (!inputs.is_empty() || known.kind.device.same_device(device))
+        };
+        remembered(state.finish(), fits, || Known::infer(operation, inputs, device))
+    }
+
+    /// The kind of a leaf.
+    pub fn input(shape: &Shape, dtype: DType, device: &Device) -> Arc<Self> {
+        let fits = |known: &Known| {
+            let (kind, found) = (&known.kind, &known.kind.outputs[0]);
+            kind.operation == Operation::Input
+                && found.shape == *shape
+                && found.dtype == dtype
+                && kind.device.same_device(device)
+        };
+        let make = || {
+            let outputs = smallvec![Meta::new(shape.clone(), dtype)];
+            let (kind, inputs) = (Self::new(Operation::Input, outputs, 0, device), SmallVec::new());
+            Ok::<_, Infallible>(Known { kind, inputs })
+        };
+        let Ok(kind) = remembered(digest(shape, dtype, device), fits, make);
+        kind
+    }
+
+    fn new(operation: Operation, outputs: Outputs, arity: usize, device: &Device) -> Arc<Self> {
+        let output_digests: SmallVec<[u64; 1]> = outputs
+            .iter()
+            .map(|meta| digest(&meta.shape, meta.dtype, device))
+            .collect();
+        let mut state = FxHasher::default();
+        hash_operation(&operation, &mut state);
+        state.write_usize(arity);
+        output_digests.iter().for_each(|&digest| state.write_u64(digest));
+        Arc::new(Self {
+            operation,
+            outputs,
+            device: device.clone(),
+            arity,
+            digest: state.finish(),
+            output_digests,
+        })
+    }
+}
+
+impl Known {
+    #[cold]
+    fn infer(operation: &Operation, inputs: &[&LazyTensor], device: &Device) -> Result<Self> {
+        if let Some(other) = inputs.iter().find(|t| !t.device().same_device(device)) {
+            return Err(Error::DeviceMismatch {
+                operation: operation.name(),
+                first: format!("{:?}", device.location()),
+                second: format!("{:?}", other.device().location()),
+            });
+        }
+        let metas: SmallVec<[&Meta; 6]> = inputs.iter().map(|t| t.meta()).collect();
+        let outputs = infer(operation, &metas)?;
+        Ok(Self {
+            kind: Kind::new(operation.clone(), outputs, inputs.len(), device),
+            inputs: inputs.iter().map(|t| (Arc::clone(t.kind()), t.output())).collect(),
+        })
+    }
+}
+
+/// Whether an input has the shape, dtype and device of the one that a kind was inferred from.
+#[inline]
+pub(crate) fn is_alike((kind, output): &(Arc<Kind>, u32), input: &LazyTensor) -> bool {
+    (Arc::ptr_eq(kind, input.kind()) && *output == input.output())
+        || (kind.outputs[*output as usize] == *input.meta() && kind.device.same_device(input.device()))
+}
+
+fn digest(shape: &Shape, dtype: DType, device: &Device) -> u64 {
+    let mut state = FxHasher::default();
+    hash_dims(shape.dims(), &mut state);
+    state.write_u8(dtype as u8);
+    device.location().hash(&mut state);
+    state.finish()
+}
