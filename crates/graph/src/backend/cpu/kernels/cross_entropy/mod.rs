@@ -246,7 +246,7 @@ fn scan<T: Float>(
     });
 }
 
-fn summarise<A: Real>(logits: &mut [A]) -> Partial<A> {
+fn summarise<A: Real>(logits: &[A]) -> Partial<A> {
     simd(
         #[inline(always)]
         || {
@@ -259,12 +259,9 @@ fn summarise<A: Real>(logits: &mut [A]) -> Partial<A> {
                     logits: sum,
                 };
             }
-            for x in &mut *logits {
-                *x = (*x - max).exp();
-            }
             Partial {
                 max,
-                exps: sum1(logits, |x| x),
+                exps: sum1(logits, |x| (x - max).exp()),
                 logits: sum,
             }
         },
