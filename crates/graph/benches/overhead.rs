@@ -106,14 +106,14 @@ fn stages(criterion: &mut Criterion, name: &str, x: &LazyTensor, record: impl Fn
     let leaves = recorded.graph().expect("one device").input_count();
     group.throughput(Throughput::Elements((recorded.graph_size() - leaves) as u64));
     group.bench_function("record", |bencher| {
-        bencher.iter_with_large_drop(|| record(black_box(x)).expect("fits"))
+        bencher.iter_with_large_drop(|| record(black_box(x)).expect("fits"));
     });
     group.bench_function("record and drop", |bencher| {
-        bencher.iter(|| drop(record(black_box(x)).expect("fits")))
+        bencher.iter(|| drop(record(black_box(x)).expect("fits")));
     });
     let recorded = [recorded];
     group.bench_function("find the plan", |bencher| {
-        bencher.iter(|| prepare(black_box(&recorded)).expect("fits"))
+        bencher.iter(|| prepare(black_box(&recorded)).expect("fits"));
     });
     group.bench_function("record, find, run", |bencher| {
         bencher.iter(|| record(black_box(x)).and_then(|y| y.eval()).expect("runs"));
@@ -132,14 +132,14 @@ fn overhead(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("chain");
     group.throughput(Throughput::Elements(CHAIN));
     group.bench_function("eager", |bencher| {
-        bencher.iter(|| eager_chain(black_box(&eager)).expect("runs"))
+        bencher.iter(|| eager_chain(black_box(&eager)).expect("runs"));
     });
     group.finish();
     stages(criterion, "one operation", &x, |x| x.mul_scalar(0.5));
     let mut group = criterion.benchmark_group("one operation");
     group.throughput(Throughput::Elements(1));
     group.bench_function("eager", |bencher| {
-        bencher.iter(|| black_box(&eager).affine(0.5, 0.0).expect("runs"))
+        bencher.iter(|| black_box(&eager).affine(0.5, 0.0).expect("runs"));
     });
     group.finish();
     let (forward, x) = decoder();

@@ -66,10 +66,11 @@ impl Executable for Interpreter {
 
     /// Every value has memory of its own until its last use.
     fn footprint(&self) -> Footprint {
-        let bytes = |node: &GraphNode| match &node.operation {
-            Operation::Input => 0,
-            operation if operation.is_view() => 0,
-            _ => node.outputs.iter().map(Meta::bytes).sum::<usize>(),
+        let bytes = |node: &GraphNode| {
+            if node.operation == Operation::Input || node.operation.is_view() {
+                return 0;
+            }
+            node.outputs.iter().map(Meta::bytes).sum::<usize>()
         };
         let (mut alive, mut most) = (0, 0);
         for (node, dead) in self.graph.nodes.iter().zip(&self.dead_after) {

@@ -84,30 +84,26 @@ impl<'a> Iterator for Walk<'a> {
         loop {
             let tensor = match self.stack.last_mut() {
                 None => self.roots.next()?,
-                Some((tensor, inputs, next)) => match inputs.get(*next) {
-                    Some(input) => {
-                        *next += 1;
-                        input
-                    }
-                    None => {
+                Some((tensor, inputs, next)) => {
+                    let Some(input) = inputs.get(*next) else {
                         let closed = (*tensor, Some(*inputs));
                         self.stack.pop();
                         self.mark(closed.0);
                         return Some(closed);
-                    }
-                },
+                    };
+                    *next += 1;
+                    input
+                }
             };
             // Graphs have no cycles: a node on the stack, not marked yet, is not met again.
             if self.is_visited(tensor) {
                 continue;
             }
-            match self.histories.ro(&tensor.node().history) {
-                Some(inputs) => self.stack.push((tensor, inputs, 0)),
-                None => {
-                    self.mark(tensor);
-                    return Some((tensor, None));
-                }
-            }
+            let Some(inputs) = self.histories.ro(&tensor.node().history) else {
+                self.mark(tensor);
+                return Some((tensor, None));
+            };
+            self.stack.push((tensor, inputs, 0));
         }
     }
 }

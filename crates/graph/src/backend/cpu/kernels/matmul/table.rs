@@ -85,11 +85,11 @@ pub(super) enum Level {
 
 /// The level of this machine.
 pub(super) fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
     #[cfg(test)]
     if let Some(level) = tests::FORCED.get() {
         return level;
     }
-    static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(detect)
 }
 
