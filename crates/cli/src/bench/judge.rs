@@ -62,6 +62,11 @@ impl Judge {
         seconds > 0.0 && seconds >= self.limits.least_seconds(work) * (1.0 - TOLERANCE)
     }
 
+    /// The limits as they are known now.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// The limits for people: one line.
     pub fn describe(&self) -> String {
         let rate = |rate: Option<&limits::ReadingRate>| rate.map_or(f64::NAN, |rate| rate.bytes_per_second / 1e9);

@@ -14,6 +14,7 @@ mod tape;
 mod view;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use smallvec::SmallVec;
@@ -61,6 +62,8 @@ enum Outcome {
 
 struct Program {
     steps: Vec<Step>,
+    /// For each step, the node of the graph that it computes for.
+    owners: Vec<usize>,
     places: Vec<Place>,
     arena_bytes: usize,
     /// The first bytes of each are its element; eight are enough, and aligned, for any.
@@ -76,6 +79,35 @@ type Pointers = SmallVec<[*mut u8; 8]>;
 
 impl Executable for Program {
     fn run(&self, inputs: Bindings) -> Result<Bindings> {
+        self.run_with(inputs, |memory| self.steps.iter().try_for_each(|step| step(memory)))
+    }
+
+    fn run_timed(&self, inputs: Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings> {
+        self.run_with(inputs, |memory| {
+            for (step, &owner) in self.steps.iter().zip(&self.owners) {
+                let start = Instant::now();
+                step(memory)?;
+                *seconds[owner].get_or_insert(0.0) += start.elapsed().as_secs_f64();
+            }
+            Ok(())
+        })
+    }
+
+    fn footprint(&self) -> Footprint {
+        let own = self
+            .outputs
+            .iter()
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Own));
+        Footprint {
+            arena: self.arena_bytes,
+            outputs: own.map(|(meta, _)| meta.bytes()).sum(),
+        }
+    }
+}
+
+impl Program {
+    /// Binds the inputs, has `run` take the steps (all of them, in order), and collects the results.
+    fn run_with(&self, inputs: Bindings, run: impl FnOnce(&Memory) -> Result<()>) -> Result<Bindings> {
         let mut bound = self.bind(inputs)?;
         let mut results: SmallVec<[Option<CpuStorage>; 4]> = SmallVec::with_capacity(self.outputs.len());
         for (meta, outcome) in &self.outputs {
@@ -105,7 +137,7 @@ impl Executable for Program {
                 .map(|r| r.as_mut().map_or(std::ptr::null_mut(), pointer_mut))
                 .collect();
             let memory = self.memory(arena, &inputs, &outputs);
-            self.steps.iter().try_for_each(|step| step(&memory))
+            run(&memory)
         })?;
         let mut values = Bindings::new();
         for ((meta, outcome), own) in self.outputs.iter().zip(results) {
@@ -120,19 +152,6 @@ impl Executable for Program {
         Ok(values)
     }
 
-    fn footprint(&self) -> Footprint {
-        let own = self
-            .outputs
-            .iter()
-            .filter(|(_, outcome)| matches!(outcome, Outcome::Own));
-        Footprint {
-            arena: self.arena_bytes,
-            outputs: own.map(|(meta, _)| meta.bytes()).sum(),
-        }
-    }
-}
-
-impl Program {
     /// The address of every buffer in this run.
     fn memory(&self, arena: *mut u8, inputs: &[*mut u8], outputs: &[*mut u8]) -> Memory {
         let address = |place: &Place| match *place {
