@@ -133,7 +133,8 @@ impl Kernel {
     /// The shortest time in which a machine can do this, in seconds.
     #[must_use]
     pub fn least_seconds(&self, limits: &Limits) -> f64 {
-        // The faster dtype where both come together: a share is never overstated.
+        // The faster dtype where both come together, so that a share is not overstated. Only attention over a cache may be:
+        // how much of the cache is filled is known when it runs.
         let is_narrow = self.inputs.iter().any(|meta| meta.dtype == DType::BF16);
         limits.least_seconds(&Work {
             bytes: self.bytes,
