@@ -12,12 +12,14 @@ const CHAINS: usize = 16;
 
 /// Sums words.
 pub(super) fn reader() -> fn(&[u64]) -> u64 {
-    sum
+    // SAFETY: the target has NEON.
+    |words| unsafe { sum(words) }
 }
 
 pub(super) fn f32_loop() -> FlopLoop {
     FlopLoop {
-        run: multiply_add,
+        // SAFETY: the target has NEON.
+        run: |iterations| unsafe { multiply_add(iterations) },
         flops: 2 * 4 * CHAINS,
     }
 }
@@ -26,6 +28,7 @@ pub(super) fn bf16_loop() -> Option<FlopLoop> {
     None
 }
 
+#[target_feature(enable = "neon")]
 fn sum(words: &[u64]) -> u64 {
     let mut sums = [vdupq_n_u64(0); 8];
     let (blocks, rest) = words.as_chunks::<16>();
@@ -43,6 +46,7 @@ fn sum(words: &[u64]) -> u64 {
 }
 
 /// The compiler must not know that sums could be equal, or it would compute one of them.
+#[target_feature(enable = "neon")]
 fn multiply_add(iterations: usize) {
     let (factor, term) = black_box((vdupq_n_f32(0.999), vdupq_n_f32(0.001)));
     let mut sums: [float32x4_t; CHAINS] = black_box([vdupq_n_f32(1.0); CHAINS]);
