@@ -47,6 +47,7 @@ pub(super) struct Dots<P, A> {
 
 /// `to = sums * alpha (+ to if accumulate)` for `rows` rows of `cols` sums; rows are `stride` sums and `to_row` elements
 /// apart.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only there is a machine's own conversion used
 pub(super) struct Round {
     pub sums: *const f32,
     pub stride: usize,
