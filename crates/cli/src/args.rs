@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bench::args::{self as bench, BenchArgs};
 use crate::error::{Failure, Result};
+use crate::explain::ExplainArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,6 +102,8 @@ pub enum Command {
     /// Measure speed and memory on this machine, beside its limits.
     #[command(after_help = bench::EXAMPLES)]
     Bench(Box<BenchArgs>),
+    /// Show where the time of a training step or of a decoding step goes: passes, kernels, memory, limits.
+    Explain(Box<ExplainArgs>),
 }
 
 /// Arguments of `train`.

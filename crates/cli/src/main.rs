@@ -12,6 +12,7 @@ mod config_file;
 mod console;
 mod demo;
 mod error;
+mod explain;
 mod generate;
 mod interrupt;
 mod log;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Train(arguments) => train::run(*arguments, &|setting| by_flag(&matches, setting)),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
     });
     match done {
         Ok(code) => ExitCode::from(code),

@@ -8,9 +8,10 @@ use smallvec::SmallVec;
 
 use crate::backend::{Backend, Bindings, Value};
 use crate::error::{Error, Result};
+use crate::explain::Explanation;
 use crate::graph::kind::{Kind, is_alike};
 use crate::graph::node::NodeId;
-use crate::graph::numbered;
+use crate::graph::numbered::{self, Numbered};
 use crate::lazy_tensor::LazyTensor;
 use crate::plan::{Plan, PlanMemory};
 
@@ -105,6 +106,18 @@ where
         Ok(self.trace(arguments)?.plan.memory())
     }
 
+    /// Traces the function for these arguments, runs it twice and tells where the time of the second run goes. Nothing is
+    /// donated: an argument that a call would overwrite is copied before the clock starts.
+    ///
+    /// # Errors
+    /// What the function reports while it is traced, and what the kernels report.
+    pub fn explain(&self, arguments: &[LazyTensor]) -> Result<Explanation> {
+        crate::plan::evaluate(arguments)?;
+        let traced = self.record(arguments, |recorded, backend| (recorded.graph(), backend))?;
+        let (sources, (graph, backend)) = traced;
+        Explanation::of(graph, backend, &bind(&sources, arguments.to_vec())?)
+    }
+
     /// How many signatures have been traced.
     #[must_use]
     pub fn trace_count(&self) -> usize {
@@ -122,6 +135,19 @@ where
     }
 
     fn make_trace(&self, arguments: &[LazyTensor]) -> Result<Trace> {
+        let (sources, sought) = self.record(arguments, Plan::seek)?;
+        Ok(Trace {
+            plan: sought.plan()?,
+            sources,
+        })
+    }
+
+    /// Records the function on placeholders; returns where the inputs come from, and what `f` makes of the graph.
+    fn record<R>(
+        &self,
+        arguments: &[LazyTensor],
+        f: impl FnOnce(&Numbered<'_>, Backend) -> R,
+    ) -> Result<(Vec<Source>, R)> {
         let holders: Vec<LazyTensor> = arguments
             .iter()
             .map(|t| LazyTensor::placeholder(t.meta(), t.device()))
@@ -132,17 +158,13 @@ where
             .map(|(i, holder)| (holder.node_id(), i))
             .collect();
         let outputs = (self.function)(&holders)?;
-        let (sources, sought) = numbered::number(&outputs, |recorded| {
+        numbered::number(&outputs, |recorded| {
             let sources = recorded.leaves().map(|leaf| match positions.get(&leaf.node_id()) {
                 Some(&position) => Source::Argument(position),
                 None => Source::Captured(leaf),
             });
             let device = arguments.first().map_or(recorded.device(), LazyTensor::device);
-            Ok((sources.collect(), Plan::seek(recorded, Backend::current(device))))
-        })?;
-        Ok(Trace {
-            plan: sought.plan()?,
-            sources,
+            Ok((sources.collect(), f(recorded, Backend::current(device))))
         })
     }
 }

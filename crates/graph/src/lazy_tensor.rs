@@ -112,6 +112,7 @@ impl LazyTensor {
     ///
     /// # Errors
     /// When the operation takes inputs or its parameters do not fit.
+    #[allow(clippy::needless_pass_by_value)] // what is recorded is given away, as in `record`
     pub fn record_source(operation: Operation, device: &Device) -> Result<Self> {
         let kind = Kind::of(operation, &[], device)?;
         Ok(Self::of(Node::recorded(kind, Inputs::new()), 0))
@@ -156,6 +157,7 @@ impl LazyTensor {
         Self::record_node(operation, inputs).map(|node| Self::of(node, 0))
     }
 
+    #[allow(clippy::needless_pass_by_value)] // as above
     fn record_node(operation: Operation, inputs: &[&Self]) -> Result<Arc<Node>> {
         let Some(first) = inputs.first() else {
             // Says how many there should be; an operation that takes none needs a device.

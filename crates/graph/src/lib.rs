@@ -19,6 +19,7 @@ mod async_eval;
 pub mod backend;
 mod compile;
 mod error;
+mod explain;
 pub mod fused;
 pub mod grad;
 pub mod graph;
@@ -34,6 +35,7 @@ pub use async_eval::{Evaluation, eval_all_async};
 pub use backend::{Backend, limits, release_memory, threads, with_backend, with_threads};
 pub use compile::{Compiled, compile};
 pub use error::{Error, Result};
+pub use explain::{Explanation, Kernel};
 pub use grad::value_and_grad;
 pub use graph::{
     AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution, Graph, Meta, NodeId, Operation,

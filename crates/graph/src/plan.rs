@@ -14,6 +14,7 @@ use crate::graph::node::{NodeId, Values};
 use crate::graph::numbered::{self, Key, Numbered};
 use crate::graph::{Graph, GraphNode, Meta, Operation, walk};
 use crate::lazy_tensor::LazyTensor;
+use crate::pass::Trail;
 
 /// Plans kept; beyond it the longest unused goes.
 const CAPACITY: usize = 256;
@@ -179,18 +180,12 @@ impl Plan {
         let results = results
             .map(|meta| Kind::input(&meta.shape, meta.dtype, &graph.device))
             .collect();
-        let (recorded, [inputs, values]) = (graph.nodes.len(), recorded_bytes(&graph));
-        let optimised = backend.optimise(graph)?;
+        let (recorded, bytes) = (graph.nodes.len(), recorded_bytes(&graph));
+        let optimised = backend.optimise(graph, &mut Trail::new())?;
         tracing::debug!(?backend, recorded, planned = optimised.nodes.len(), "plan made");
         tracing::trace!("plan:\n{optimised}");
         let executable = backend.compile(optimised)?;
-        let Footprint { arena, outputs } = executable.footprint();
-        let memory = PlanMemory {
-            inputs,
-            outputs,
-            arena,
-            values,
-        };
+        let memory = memory_of(&*executable, bytes);
         tracing::debug!(?memory, peak = memory.peak(), saved = memory.saved(), "memory");
         Ok(Self {
             key,
@@ -224,8 +219,19 @@ impl Plan {
     }
 }
 
+/// What a compiled graph takes, with the [`recorded_bytes`] of what was recorded.
+pub(crate) fn memory_of(executable: &dyn Executable, [inputs, values]: [usize; 2]) -> PlanMemory {
+    let Footprint { arena, outputs } = executable.footprint();
+    PlanMemory {
+        inputs,
+        outputs,
+        arena,
+        values,
+    }
+}
+
 /// Bytes of the inputs, and of all values that operations make.
-fn recorded_bytes(graph: &Graph) -> [usize; 2] {
+pub(crate) fn recorded_bytes(graph: &Graph) -> [usize; 2] {
     let bytes = |of: &dyn Fn(&GraphNode) -> bool| {
         let nodes = graph.nodes.iter().filter(|node| of(node));
         nodes.flat_map(|node| &node.outputs).map(Meta::bytes).sum()
@@ -255,7 +261,7 @@ impl Sought {
 }
 
 /// The tensors that are not evaluated yet, each once.
-fn pending(tensors: &[LazyTensor]) -> SmallVec<[&LazyTensor; 4]> {
+pub(crate) fn pending(tensors: &[LazyTensor]) -> SmallVec<[&LazyTensor; 4]> {
     let mut pending: SmallVec<[&LazyTensor; 4]> = tensors.iter().filter(|t| !t.is_evaluated()).collect();
     if pending.len() > 1 {
         let mut seen: FxHashSet<NodeId> = FxHashSet::default();
@@ -265,7 +271,7 @@ fn pending(tensors: &[LazyTensor]) -> SmallVec<[&LazyTensor; 4]> {
 }
 
 /// All outputs of these nodes: a node is evaluated with all of them, so that it can forget its inputs.
-fn all_outputs(pending: &[&LazyTensor]) -> SmallVec<[LazyTensor; 4]> {
+pub(crate) fn all_outputs(pending: &[&LazyTensor]) -> SmallVec<[LazyTensor; 4]> {
     pending
         .iter()
         .flat_map(|t| (0..t.kind().outputs.len() as u32).map(|output| LazyTensor::of(t.node().clone(), output)))

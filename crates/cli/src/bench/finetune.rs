@@ -3,9 +3,10 @@
 
 use std::ops::ControlFlow;
 
+use candle_core::Device;
 use metal_candle::adapters::{self, AdapterConfig, TargetModules};
 use metal_candle::data::{Dataset, Example};
-use metal_candle::models::{self, ModelConfig};
+use metal_candle::models::{self, CausalLm, ModelConfig};
 use metal_candle::training::{Event, Schedule, StepReport, Trainer, TrainerConfig};
 
 use super::args::FinetuneArgs;
@@ -63,33 +64,8 @@ fn train(arguments: &FinetuneArgs, config: &ModelConfig) -> Result<Vec<StepRepor
     let (device, seed) = (arguments.common.device.device()?, arguments.common.seed);
     let model = models::random(config, arguments.dtype.dtype(), seed, &device);
     let mut model = model.map_err(Failure::checking)?;
-    let adapter = AdapterConfig {
-        r: RANK,
-        lora_alpha: ALPHA,
-        lora_dropout: 0.0,
-        target_modules: TargetModules::AllLinear,
-        ..AdapterConfig::default()
-    };
-    let adapter = adapters::apply(&mut *model, &adapter, seed).map_err(Failure::checking)?;
-    let mut random = Inputs::new(seed, &device);
-    let row = |_| Example {
-        tokens: random.tokens(arguments.length, config.vocab_size),
-        supervised: vec![true; arguments.length],
-    };
-    let rows = Dataset::from_examples((0..arguments.batch).map(row).collect()).map_err(Failure::checking)?;
-    let settings = TrainerConfig {
-        learning_rate: LEARNING_RATE,
-        max_steps: Some(arguments.warmup + arguments.steps),
-        per_device_train_batch_size: arguments.batch,
-        max_length: arguments.length,
-        lr_scheduler_type: Schedule::Constant,
-        warmup_steps: Some(0),
-        max_grad_norm: 0.0,
-        seed,
-        max_nonfinite_steps: 0,
-        ..TrainerConfig::default()
-    };
-    let mut trainer = Trainer::new(&*model, adapter, rows, None, settings, 0).map_err(Failure::checking)?;
+    let shape = [arguments.batch, arguments.length];
+    let mut trainer = trainer(&mut *model, shape, arguments.warmup + arguments.steps, seed, &device)?;
     let mut steps = Vec::new();
     let done = trainer.run(&mut |event| {
         if let Event::Step(step) = event {
@@ -99,6 +75,44 @@ fn train(arguments: &FinetuneArgs, config: &ModelConfig) -> Result<Vec<StepRepor
     });
     done.map_err(Failure::running)?;
     Ok(steps)
+}
+
+/// A trainer of an adapter for every linear layer on one batch, `(batch, length)`, of random tokens.
+pub fn trainer<'m>(
+    model: &'m mut dyn CausalLm,
+    [batch, length]: [usize; 2],
+    steps: usize,
+    seed: u64,
+    device: &Device,
+) -> Result<Trainer<'m>> {
+    let adapter = AdapterConfig {
+        r: RANK,
+        lora_alpha: ALPHA,
+        lora_dropout: 0.0,
+        target_modules: TargetModules::AllLinear,
+        ..AdapterConfig::default()
+    };
+    let adapter = adapters::apply(&mut *model, &adapter, seed).map_err(Failure::checking)?;
+    let vocabulary = model.config().vocab_size;
+    let mut random = Inputs::new(seed, device);
+    let row = |_| Example {
+        tokens: random.tokens(length, vocabulary),
+        supervised: vec![true; length],
+    };
+    let rows = Dataset::from_examples((0..batch).map(row).collect()).map_err(Failure::checking)?;
+    let settings = TrainerConfig {
+        learning_rate: LEARNING_RATE,
+        max_steps: Some(steps),
+        per_device_train_batch_size: batch,
+        max_length: length,
+        lr_scheduler_type: Schedule::Constant,
+        warmup_steps: Some(0),
+        max_grad_norm: 0.0,
+        seed,
+        max_nonfinite_steps: 0,
+        ..TrainerConfig::default()
+    };
+    Trainer::new(model, adapter, rows, None, settings, 0).map_err(Failure::checking)
 }
 
 /// What must be resident: the weights, and of each adapter's factor the value and two moments in f32.

@@ -62,6 +62,11 @@ impl Judge {
         seconds > 0.0 && seconds >= self.limits.least_seconds(work) * (1.0 - TOLERANCE)
     }
 
+    /// The limits as they are known now.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// The limits for people: one line.
     pub fn describe(&self) -> String {
         let rate = |rate: Option<&limits::ReadingRate>| rate.map_or(f64::NAN, |rate| rate.bytes_per_second / 1e9);
@@ -69,8 +74,14 @@ impl Judge {
             .limits
             .bf16_flops
             .map_or(String::new(), |flops| format!(", {:.0} GFLOP/s bf16", flops / 1e9));
+        let warning = if self.limits.settled {
+            ""
+        } else {
+            " (it was busy: rates of reading may be too low)"
+        };
         format!(
-            "This machine: {} threads read {:.1} GB/s from memory, {:.0} GB/s from the nearest cache; {:.0} GFLOP/s f32{bf16}",
+            "This machine: {} threads read {:.1} GB/s from memory, {:.0} GB/s from the nearest cache; \
+             {:.0} GFLOP/s f32{bf16}{warning}",
             self.limits.threads,
             rate(self.limits.reading.last()),
             rate(self.limits.reading.first()),
@@ -90,6 +101,7 @@ impl Judge {
             "reading": reading,
             "f32_gflop_per_s": giga(self.limits.f32_flops),
             "bf16_gflop_per_s": self.limits.bf16_flops.map(giga),
+            "settled": self.limits.settled,
         })
     }
 }
@@ -111,6 +123,7 @@ mod tests {
             }],
             f32_flops: flops,
             bf16_flops: None,
+            settled: true,
         }
     }
 

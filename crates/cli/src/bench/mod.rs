@@ -5,9 +5,9 @@
 
 pub mod args;
 mod decode;
-mod finetune;
-mod inputs;
-mod judge;
+pub mod finetune;
+pub mod inputs;
+pub mod judge;
 mod lora;
 mod matmul;
 mod memory;

@@ -39,9 +39,13 @@ impl Row {
         self.cell(key, value, text)
     }
 
-    /// Adds a figure with so many decimals.
+    /// Adds a figure with so many decimals; without any it is an integer, as in the peers' rows.
     pub fn figure(self, key: &str, value: f64, places: usize) -> Self {
-        self.cell(key, round(value, places as i32).into(), format!("{value:.places$}"))
+        let json = match places {
+            0 if value.is_finite() => Value::from(value.round() as i64),
+            _ => round(value, places as i32).into(),
+        };
+        self.cell(key, json, format!("{value:.places$}"))
     }
 
     /// Adds a limit, whose name ends with `limit`, and the share of it that was reached.
@@ -143,10 +147,10 @@ mod tests {
     #[test]
     fn keys_keep_their_order() {
         let row = Row::new()
+            .figure("tokens_per_s", 99.6, 0)
             .figure("latency_us", 12.345, 2)
             .limit("prefill_limit", 1.5, 0.25);
-        let json =
-            r#"{"peer":"metal-candle","device":"cpu","latency_us":12.35,"prefill_limit":1.5,"prefill_share":0.25}"#;
+        let json = r#"{"peer":"metal-candle","device":"cpu","tokens_per_s":100,"latency_us":12.35,"prefill_limit":1.5,"prefill_share":0.25}"#;
         assert_eq!(row.into_json().to_string(), json);
     }
 

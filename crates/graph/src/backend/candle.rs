@@ -2,6 +2,8 @@
 //! are compared with, and the fallback where they have nothing. Fused operations never arrive here: the plan has replaced
 //! them by their fallbacks.
 
+use std::time::Instant;
+
 use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 
 use super::{Bindings, Executable, Footprint, Value};
@@ -41,36 +43,29 @@ impl Interpreter {
 
 impl Executable for Interpreter {
     fn run(&self, inputs: Bindings) -> Result<Bindings> {
-        let mut leaves = inputs.into_iter();
-        let mut values: Vec<Option<Tensor>> = vec![None; self.graph.nodes.len()];
-        for (index, node) in self.graph.nodes.iter().enumerate() {
-            let value = if node.operation == Operation::Input {
-                leaves.next().ok_or(Error::Placeholder)?.into_tensor(&node.outputs[0])?
-            } else {
-                let inputs: Option<Vec<&Tensor>> =
-                    node.inputs.iter().map(|i| values[i.node as usize].as_ref()).collect();
-                execute(node, &inputs.ok_or(Error::Placeholder)?, &self.graph.device)?
-            };
-            values[index] = Some(value);
-            self.dead_after[index]
-                .iter()
-                .for_each(|&dead| values[dead as usize] = None);
-        }
-        let output = |o: &crate::graph::ValueRef| values[o.node as usize].clone().map(Value::Tensor);
-        self.graph
-            .outputs
-            .iter()
-            .map(|o| output(o).ok_or(Error::Placeholder))
-            .collect()
+        self.run_with(inputs, |_, node, inputs| execute(node, inputs, &self.graph.device))
+    }
+
+    /// Without waiting for the device: on a GPU this is the time that launching takes.
+    fn run_timed(&self, inputs: Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings> {
+        self.run_with(inputs, |index, node, inputs| {
+            let start = Instant::now();
+            let value = execute(node, inputs, &self.graph.device)?;
+            // A reshape may copy; other views never do.
+            if !node.operation.is_view() || matches!(node.operation, Operation::Reshape { .. }) {
+                seconds[index] = Some(start.elapsed().as_secs_f64());
+            }
+            Ok(value)
+        })
     }
 
     /// Every value has memory of its own until its last use.
     fn footprint(&self) -> Footprint {
-        let bytes = |node: &GraphNode| -> usize {
+        let bytes = |node: &GraphNode| {
             if node.operation == Operation::Input || node.operation.is_view() {
                 return 0;
             }
-            node.outputs.iter().map(Meta::bytes).sum()
+            node.outputs.iter().map(Meta::bytes).sum::<usize>()
         };
         let (mut alive, mut most) = (0, 0);
         for (node, dead) in self.graph.nodes.iter().zip(&self.dead_after) {
@@ -86,6 +81,37 @@ impl Executable for Interpreter {
             arena: most.saturating_sub(outputs),
             outputs,
         }
+    }
+}
+
+impl Interpreter {
+    /// Runs all nodes in order by `run`, which gets the number of each and its inputs.
+    fn run_with(
+        &self,
+        inputs: Bindings,
+        mut run: impl FnMut(usize, &GraphNode, &[&Tensor]) -> Result<Tensor>,
+    ) -> Result<Bindings> {
+        let mut leaves = inputs.into_iter();
+        let mut values: Vec<Option<Tensor>> = vec![None; self.graph.nodes.len()];
+        for (index, node) in self.graph.nodes.iter().enumerate() {
+            let value = if node.operation == Operation::Input {
+                leaves.next().ok_or(Error::Placeholder)?.into_tensor(&node.outputs[0])?
+            } else {
+                let inputs: Option<Vec<&Tensor>> =
+                    node.inputs.iter().map(|i| values[i.node as usize].as_ref()).collect();
+                run(index, node, &inputs.ok_or(Error::Placeholder)?)?
+            };
+            values[index] = Some(value);
+            self.dead_after[index]
+                .iter()
+                .for_each(|&dead| values[dead as usize] = None);
+        }
+        let output = |o: &crate::graph::ValueRef| values[o.node as usize].clone().map(Value::Tensor);
+        self.graph
+            .outputs
+            .iter()
+            .map(|o| output(o).ok_or(Error::Placeholder))
+            .collect()
     }
 }
 

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use self::cpu::Buffer;
 use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, GraphNode, Meta};
-use crate::pass;
+use crate::pass::{self, Trail};
 
 pub use self::cpu::kernels::pool::{threads, with_threads};
 pub use self::cpu::limits;
@@ -86,12 +86,12 @@ impl Backend {
     }
 
     /// Prepares a recorded graph for [`Self::compile`].
-    pub(crate) fn optimise(self, graph: Graph) -> Result<Graph> {
+    pub(crate) fn optimise(self, graph: Graph, trail: &mut Trail) -> Result<Graph> {
         let has_kernel = |graph: &Graph, node: &GraphNode| self.has_kernel(graph, node);
         if self == Self::Unoptimised {
-            return pass::lower(graph, &[], &has_kernel);
+            return pass::lower(graph, &[], &has_kernel, trail);
         }
-        pass::optimise(graph, &has_kernel)
+        pass::optimise(graph, &has_kernel, trail)
     }
 
     fn has_kernel(self, graph: &Graph, node: &GraphNode) -> bool {
@@ -113,6 +113,10 @@ impl Backend {
 pub(crate) trait Executable: Send + Sync {
     /// Computes the outputs. `inputs` are the values of the graph's `Input` nodes, in order.
     fn run(&self, inputs: Bindings) -> Result<Bindings>;
+
+    /// As [`Self::run`], with a clock around each part: adds to `seconds`, one for each node of the compiled graph, what
+    /// was computed for the node. Those that computed nothing stay `None`.
+    fn run_timed(&self, inputs: Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings>;
 
     /// The memory of a run besides its inputs.
     fn footprint(&self) -> Footprint;

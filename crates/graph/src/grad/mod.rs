@@ -125,11 +125,9 @@ fn pullback(
 /// that depend on one and pass none.
 fn dependents(order: &PostOrder) -> (Vec<bool>, Vec<&'static str>) {
     let (mut needs, mut cuts) = (vec![false; order.nodes.len()], Vec::new());
-    order
-        .wanted
-        .iter()
-        .flatten()
-        .for_each(|&place| needs[place as usize] = true);
+    for &place in order.wanted.iter().flatten() {
+        needs[place as usize] = true;
+    }
     for (index, node) in order.nodes.iter().enumerate() {
         if leads_on(node, &needs) {
             let operation = &node.tensor.kind().operation;

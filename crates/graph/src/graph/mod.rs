@@ -1,6 +1,7 @@
 //! What a computation is: the closed list of operations, the recorded nodes, and the flat graph that plans are made of.
 //! Nothing here runs anything or names a device's memory.
 
+pub mod cost;
 mod equality;
 pub mod infer;
 pub mod ir;

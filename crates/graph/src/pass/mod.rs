@@ -48,35 +48,47 @@ pub const FUSING: &[Pass] = &[
     },
 ];
 
+/// The passes of one optimisation in the order they ran, each with the number of nodes it left.
+pub type Trail = Vec<(&'static str, usize)>;
+
 /// Runs [`PASSES`], replaces the fused operations that the backend has no kernel for by their fallbacks, runs them again
 /// over what that brought, and then [`FUSING`]. Without kernels, what was fused is taken apart again, which keeps this true
-/// of every backend: passes change no bit.
+/// of every backend: passes change no bit. What each pass left goes to `trail`.
 ///
 /// # Errors
 /// [`crate::Error::Verify`] when a pass leaves a malformed graph.
-pub fn optimise(graph: Graph, has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool) -> Result<Graph> {
+pub fn optimise(graph: Graph, has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool, trail: &mut Trail) -> Result<Graph> {
     verify(&graph, "recording")?;
-    let graph = lower(run_all(graph, PASSES)?, PASSES, has_kernel)?;
-    lower(run_all(graph, FUSING)?, &[], has_kernel)
+    let graph = run_all(graph, PASSES, trail)?;
+    let graph = lower(graph, PASSES, has_kernel, trail)?;
+    let graph = run_all(graph, FUSING, trail)?;
+    lower(graph, &[], has_kernel, trail)
 }
 
 /// Replaces fused operations by their fallbacks until each that is left has a kernel, `passes` after each round.
 ///
 /// # Errors
 /// See [`optimise`].
-pub fn lower(mut graph: Graph, passes: &[Pass], has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool) -> Result<Graph> {
+pub fn lower(
+    mut graph: Graph,
+    passes: &[Pass],
+    has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool,
+    trail: &mut Trail,
+) -> Result<Graph> {
     while let Some(lowered) = lower::run(&graph, has_kernel)? {
         verify(&lowered, "lower")?;
-        graph = run_all(lowered, passes)?;
+        trail.push(("lower", lowered.nodes.len()));
+        graph = run_all(lowered, passes, trail)?;
     }
     Ok(graph)
 }
 
-fn run_all(mut graph: Graph, passes: &[Pass]) -> Result<Graph> {
+fn run_all(mut graph: Graph, passes: &[Pass], trail: &mut Trail) -> Result<Graph> {
     for pass in passes {
         let before = graph.nodes.len();
         graph = (pass.run)(graph);
         verify(&graph, pass.name)?;
+        trail.push((pass.name, graph.nodes.len()));
         tracing::debug!(pass = pass.name, before, after = graph.nodes.len(), "pass");
     }
     Ok(graph)

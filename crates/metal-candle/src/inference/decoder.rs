@@ -5,7 +5,7 @@
 //! text, and no choice of a token.
 
 use candle_core::DType;
-use metal_candle_graph::{Compiled, Error, LazyTensor, Result, compile};
+use metal_candle_graph::{Compiled, Error, Explanation, LazyTensor, Result, compile};
 
 use super::KvCache;
 use crate::models::CausalLm;
@@ -107,8 +107,30 @@ impl<'m> Decoder<'m> {
         self.run(cache, &rows, 1)
     }
 
+    /// Where the time goes when the next token of each row is read; the cache stays as it is, but may get more room.
+    ///
+    /// # Errors
+    /// See [`Self::next`].
+    pub fn explain(&self, cache: &mut KvCache, tokens: &[u32]) -> Result<Explanation> {
+        let rows: Vec<&[u32]> = tokens.chunks(1).collect();
+        let arguments = self.arguments(cache, &rows, 1)?;
+        let explained = self.step.explain(&arguments);
+        let caches = 3..arguments.len() - self.adapters.len();
+        cache.put(arguments[caches].to_vec(), 0);
+        explained
+    }
+
     /// One step: reads `rows` of one length, padded to `width`, into the cache; returns the logits after the last of each.
     fn run(&self, cache: &mut KvCache, rows: &[&[u32]], width: usize) -> Result<Vec<f32>> {
+        let length = rows.first().map_or(0, |row| row.len());
+        let arguments = self.arguments(cache, rows, width)?;
+        let mut results = self.step.call(arguments)?;
+        cache.put(results.split_off(1), length);
+        results[0].to_vec()
+    }
+
+    /// What the step takes; the tensors of the cache are moved into it.
+    fn arguments(&self, cache: &mut KvCache, rows: &[&[u32]], width: usize) -> Result<Vec<LazyTensor>> {
         if rows.len() != cache.rows() {
             return Err(refused(format!("{} rows for a cache of {}", rows.len(), cache.rows())));
         }
@@ -129,9 +151,7 @@ impl<'m> Decoder<'m> {
         ];
         arguments.extend(cache.take());
         arguments.extend(self.adapters.iter().cloned());
-        let mut results = self.step.call(arguments)?;
-        cache.put(results.split_off(1), length);
-        results[0].to_vec()
+        Ok(arguments)
     }
 }
 

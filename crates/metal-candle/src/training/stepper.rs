@@ -3,7 +3,7 @@
 //! argument, so a run has one plan per batch shape. Knows no model: the loss is a function it is given.
 
 use candle_core::{DType, Device};
-use metal_candle_graph::{AdamWOptions, Compiled, Error, LazyTensor, Result, compile, value_and_grad};
+use metal_candle_graph::{AdamWOptions, Compiled, Error, Explanation, LazyTensor, Result, compile, value_and_grad};
 
 type Function<'f> = Box<dyn Fn(&[LazyTensor]) -> Result<Vec<LazyTensor>> + Send + Sync + 'f>;
 
@@ -147,6 +147,28 @@ impl<'f> Stepper<'f> {
             grad_norm,
             applied,
         })
+    }
+
+    /// Where the time of a step on one batch goes: its three functions by name. Nothing is trained by it.
+    ///
+    /// # Errors
+    /// See [`Self::step`].
+    pub fn explain(&self, batch: &[LazyTensor]) -> Result<Vec<(&'static str, Explanation)>> {
+        let mut arguments = self.parameters.clone();
+        arguments.extend(batch.iter().cloned());
+        let backward = self.backward.explain(&arguments)?;
+        let gradients = self.backward.call(arguments)?.split_off(1);
+        let norm = self.norm.explain(&gradients)?;
+        let device = gradients.first().map_or(Device::Cpu, |g| g.device().clone());
+        let mut arguments = [&self.parameters[..], &self.first, &self.second, &gradients].concat();
+        arguments.push(LazyTensor::from_slice(&[0.0, 1.0, 1.0], &[3], &device)?);
+        arguments.push(LazyTensor::from_slice(&[1.0], &[1], &device)?);
+        let update = self.update.explain(&arguments)?;
+        Ok(vec![
+            ("forward and backward", backward),
+            ("gradient norm", norm),
+            ("update", update),
+        ])
     }
 
     fn apply(&mut self, gradients: Vec<LazyTensor>, factor: f64, learning_rate: f64) -> Result<()> {

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
-use metal_candle_graph::{AdamWOptions, CrossEntropyOptions, LazyTensor, compile};
+use metal_candle_graph::{AdamWOptions, CrossEntropyOptions, Explanation, LazyTensor, compile};
 
 use super::TrainingError;
 use super::stepper::Stepper;
@@ -263,6 +263,18 @@ impl<'m> Trainer<'m> {
             count += batch.supervised_tokens();
         }
         Ok(Some((sum / count.max(1) as f64, count)))
+    }
+
+    /// Where the time of a step on the first batch goes: see [`Stepper::explain`].
+    ///
+    /// # Errors
+    /// When a kernel fails, or a parameter is not reachable from the loss.
+    pub fn explain(&self) -> Result<Vec<(&'static str, Explanation)>> {
+        let Some((_, batch)) = self.train.iter_from(Cursor::default()).next() else {
+            return Ok(Vec::new());
+        };
+        let inputs = self.inputs(&batch, 0)?;
+        self.stepper.explain(&inputs).map_err(|error| self.named(error))
     }
 
     fn step(&mut self, step: usize, epoch: f64, group: &[Batch]) -> Result<StepReport> {

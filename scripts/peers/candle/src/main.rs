@@ -1,6 +1,8 @@
 //! Candle's own eager timings on the CPU, as JSON lines with the keys of `../lora_forward.py`,
 //! and one small LoRA training step. `cargo run --release`
 
+#![forbid(unsafe_code)]
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use std::time::Instant;

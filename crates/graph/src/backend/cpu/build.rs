@@ -37,6 +37,7 @@ pub(super) struct Builder<'a> {
     views: Vec<SmallVec<[View; 1]>>,
     buffers: Vec<Buffer>,
     steps: Vec<Step>,
+    owners: Vec<usize>,
     constants: Vec<u64>,
     inputs: Vec<Meta>,
     written: Vec<bool>,
@@ -53,6 +54,7 @@ pub(super) fn build(graph: &Graph) -> Result<Program> {
         views: Vec::with_capacity(graph.nodes.len()),
         buffers: Vec::new(),
         steps: Vec::new(),
+        owners: Vec::new(),
         constants: Vec::new(),
         inputs: Vec::new(),
         written: Vec::new(),
@@ -248,6 +250,7 @@ impl Builder<'_> {
             buffer.last = buffer.last.max(now);
         }
         self.steps.push(Box::new(run));
+        self.owners.push(self.node);
     }
 
     fn buffer(&mut self, bytes: usize, origin: Origin) -> BufferId {
@@ -290,6 +293,7 @@ impl Builder<'_> {
                     Outcome::Over(input)
                 }
                 _ => {
+                    self.node = value.node as usize;
                     let copy = self.copy_of(&view)?;
                     places.insert(copy.buffer, Place::Output(index));
                     Outcome::Own
@@ -302,6 +306,7 @@ impl Builder<'_> {
         let has_large_results = own.map(|(meta, _)| meta).any(buffer::is_large_result);
         Ok(Program {
             steps: self.steps,
+            owners: self.owners,
             places,
             arena_bytes,
             constants: self.constants,

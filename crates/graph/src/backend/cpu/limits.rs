@@ -13,9 +13,10 @@ mod x86_64;
 
 use std::hint::black_box;
 use std::num::NonZero;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::DType;
 
@@ -34,9 +35,14 @@ const UNCACHED: [usize; 2] = [128 << 20, 256 << 20];
 const ROUND: usize = 16 << 20;
 /// Iterations of a round of a loop over registers: as long.
 const ITERATIONS: usize = 1 << 17;
-/// Rounds, of which the fastest counts. Others use the machine too, and it takes luck to have all of it for a moment:
-/// hence many short rounds.
-const ROUNDS: usize = 128;
+/// Rounds, of which the fastest counts: others use the machine too.
+const ROUNDS: usize = 64;
+/// How often reading is measured on a busy machine, until all threads were seen to run at once.
+const ATTEMPTS: usize = 3;
+/// Between attempts.
+const PAUSE: Duration = Duration::from_millis(30);
+/// Threads run at once where a round takes them together not longer than this times what each takes at its best.
+const TOGETHER: f64 = 1.1;
 
 /// The limits of a machine, of all its threads together.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +55,9 @@ pub struct Limits {
     pub f32_flops: f64,
     /// bf16 operations per second with sums in f32, where the machine has instructions for them that this crate uses.
     pub bf16_flops: Option<f64>,
+    /// Whether the threads were seen to read all at once. Where others kept the machine busy they were not, and the
+    /// reading rates may be too low.
+    pub settled: bool,
 }
 
 /// How fast memory of some size is read.
@@ -71,7 +80,7 @@ pub struct Work {
     pub dtype: DType,
 }
 
-/// Measures the limits; takes less than a second and a quarter of a gibibyte.
+/// Measures the limits; takes less than a second (a few, where others use the machine too) and a quarter of a gibibyte.
 ///
 /// ```
 /// use candle_core::DType;
@@ -85,9 +94,11 @@ pub struct Work {
 #[must_use]
 pub fn measure() -> Limits {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let (reading, settled) = reading(threads);
     Limits {
         threads,
-        reading: reading(threads),
+        reading,
+        settled,
         f32_flops: flops(threads, &machine::f32_loop()),
         bf16_flops: machine::bf16_loop().map(|bf16| flops(threads, &bf16)),
     }
@@ -129,6 +140,7 @@ impl Limits {
             (Some(a), Some(b)) => Some(a.max(b)),
             (a, b) => a.or(b),
         };
+        self.settled |= other.settled;
         self
     }
 }
@@ -139,24 +151,54 @@ struct FlopLoop {
     flops: usize,
 }
 
+/// Each thread's best moment: registers are not shared, so the moments need not be the same.
 fn flops(threads: usize, measured: &FlopLoop) -> f64 {
-    let seconds = fastest(threads, 1, || (), |(), _, _| (measured.run)(ITERATIONS))[0];
+    let seconds = race(threads, 1, || (), |(), _, _| (measured.run)(ITERATIONS))[0].apart;
     (threads * ITERATIONS * measured.flops) as f64 / seconds
 }
 
-fn reading(threads: usize) -> Vec<ReadingRate> {
+/// Memory is shared, so only rounds count in which all threads read. Also says whether there were such.
+fn reading(threads: usize) -> (Vec<ReadingRate>, bool) {
+    let sizes = sizes(threads);
+    let mut paces = read(threads, &sizes);
+    let settled = |paces: &[Pace]| paces.iter().all(|pace| pace.together <= TOGETHER * pace.apart);
+    for _ in 1..ATTEMPTS {
+        if settled(&paces) {
+            break;
+        }
+        thread::sleep(PAUSE);
+        let again = read(threads, &sizes);
+        paces = paces.iter().zip(&again).map(|(a, b)| a.or_better(b)).collect();
+    }
+    let mut rates: Vec<_> = sizes
+        .iter()
+        .zip(&paces)
+        .map(|(bytes, pace)| ReadingRate {
+            bytes: threads * bytes,
+            bytes_per_second: (threads * ROUND) as f64 / pace.together,
+        })
+        .collect();
+    for larger in (1..rates.len()).rev() {
+        rates[larger - 1].bytes_per_second = rates[larger - 1].bytes_per_second.max(rates[larger].bytes_per_second);
+    }
+    (rates, settled(&paces))
+}
+
+/// What each thread reads over and over, in bytes; those above [`ROUND`] are multiples of it.
+fn sizes(threads: usize) -> Vec<usize> {
     let largest = CACHED[CACHED.len() - 1];
     let uncached = UNCACHED.map(|size| (size / threads).max(2 * largest).next_multiple_of(ROUND));
     let mut sizes: Vec<usize> = CACHED.into_iter().chain(uncached).collect();
     sizes.dedup();
-    let most = sizes[sizes.len() - 1];
+    sizes
+}
+
+/// The pace of reading [`ROUND`] bytes on each thread, by size.
+fn read(threads: usize, sizes: &[usize]) -> Vec<Pace> {
     let sum = machine::reader();
+    let most = sizes.iter().max().map_or(0, |&size| size as u64);
     // Written, so that each page is memory of its own and not the one page of zeros.
-    let numbers = || {
-        (0..most as u64 / 8)
-            .map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15))
-            .collect()
-    };
+    let numbers = || (0..most / 8).map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect();
     // Small memory several times a round, large memory in parts, round after round.
     let read = |numbers: &mut Vec<u64>, task: usize, round: usize| {
         let part = sizes[task].min(ROUND);
@@ -165,29 +207,34 @@ fn reading(threads: usize) -> Vec<ReadingRate> {
             black_box(sum(black_box(&numbers[start / 8..(start + part) / 8])));
         }
     };
-    let seconds = fastest(threads, sizes.len(), numbers, read);
-    let mut rates: Vec<_> = sizes
-        .iter()
-        .zip(seconds)
-        .map(|(bytes, seconds)| ReadingRate {
-            bytes: threads * bytes,
-            bytes_per_second: (threads * ROUND) as f64 / seconds,
-        })
-        .collect();
-    for larger in (1..rates.len()).rev() {
-        rates[larger - 1].bytes_per_second = rates[larger - 1].bytes_per_second.max(rates[larger].bytes_per_second);
-    }
-    rates
+    race(threads, sizes.len(), numbers, read)
 }
 
-/// Runs each task on all threads at once, round after round: the shortest time of each from the first start to the last
-/// end, in seconds.
-fn fastest<S>(
+/// How long a round takes, in seconds.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// The shortest from the first thread's start to the last one's end.
+    together: f64,
+    /// What it would be if each thread's shortest fell together.
+    apart: f64,
+}
+
+impl Pace {
+    fn or_better(&self, other: &Self) -> Self {
+        Self {
+            together: self.together.min(other.together),
+            apart: self.apart.min(other.apart),
+        }
+    }
+}
+
+/// Runs each task on all threads at once, round after round.
+fn race<S>(
     threads: usize,
     tasks: usize,
     prepare: impl Fn() -> S + Sync,
     run: impl Fn(&mut S, usize, usize) + Sync,
-) -> Vec<f64> {
+) -> Vec<Pace> {
     let arrived = AtomicUsize::new(0);
     let one_thread = || {
         let mut state = prepare();
@@ -203,19 +250,32 @@ fn fastest<S>(
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one_thread)).collect();
         threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
     });
-    let seconds = |round: usize| {
+    let of_task = |task: usize| task * ROUNDS..(task + 1) * ROUNDS;
+    (0..tasks).map(|task| pace(&times, of_task(task))).collect()
+}
+
+/// The pace of some rounds, from each thread's starts and ends.
+fn pace(times: &[Vec<(Instant, Instant)>], rounds: Range<usize>) -> Pace {
+    let together = |round: usize| {
         let start = times.iter().map(|thread| thread[round].0).min();
         let end = times.iter().map(|thread| thread[round].1).max();
         start
             .zip(end)
             .map_or(f64::INFINITY, |(start, end)| (end - start).as_secs_f64())
     };
-    let best = |task: usize| {
-        (0..ROUNDS)
-            .map(|round| seconds(task * ROUNDS + round))
-            .fold(f64::INFINITY, f64::min)
+    let least = |seconds: &mut dyn Iterator<Item = f64>| seconds.fold(f64::INFINITY, f64::min);
+    let alone = |thread: &Vec<(Instant, Instant)>| {
+        least(
+            &mut thread[rounds.clone()]
+                .iter()
+                .map(|(start, end)| (*end - *start).as_secs_f64()),
+        )
     };
-    (0..tasks).map(best).collect()
+    let rate: f64 = times.iter().map(|thread| 1.0 / alone(thread)).sum();
+    Pace {
+        together: least(&mut rounds.clone().map(together)),
+        apart: times.len() as f64 / rate,
+    }
 }
 
 /// Waits until as many have arrived. Waking a sleeper takes longer than a round may differ, so nobody sleeps.
@@ -247,6 +307,7 @@ mod tests {
             reading: vec![rate(1 << 10, 1000.0), rate(1 << 20, 100.0)],
             f32_flops: 10.0,
             bf16_flops: Some(20.0),
+            settled: false,
         }
     }
 
@@ -267,14 +328,30 @@ mod tests {
     #[test]
     fn of_two_measurements_each_better_half_stays() {
         let mut other = limits();
-        (other.f32_flops, other.bf16_flops) = (12.0, None);
+        (other.f32_flops, other.bf16_flops, other.settled) = (12.0, None, true);
         other.reading[1].bytes_per_second = 200.0;
         let both = limits().or_better(&other);
-        assert_eq!((both.f32_flops, both.bf16_flops), (12.0, Some(20.0)));
+        assert_eq!(
+            (both.f32_flops, both.bf16_flops, both.settled),
+            (12.0, Some(20.0), true)
+        );
         assert_eq!(
             both.reading.iter().map(|r| r.bytes_per_second).collect::<Vec<_>>(),
             [1000.0, 200.0]
         );
+    }
+
+    #[test]
+    fn threads_that_take_turns_are_told_from_threads_at_once() {
+        let start = Instant::now();
+        let span = |from, to| (start + Duration::from_millis(from), start + Duration::from_millis(to));
+        let at_once = pace(
+            &[vec![span(0, 10), span(20, 40)], vec![span(0, 10), span(20, 40)]],
+            0..2,
+        );
+        assert_eq!((at_once.together, at_once.apart), (0.01, 0.01));
+        let in_turns = pace(&[vec![span(0, 10)], vec![span(10, 20)]], 0..1);
+        assert_eq!((in_turns.together, in_turns.apart), (0.02, 0.01));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod tape;
 mod view;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::{CpuStorage, Device, Storage, Tensor};
 use smallvec::SmallVec;
@@ -69,6 +70,8 @@ enum Outcome {
 
 struct Program {
     steps: Vec<Step>,
+    /// For each step, the node of the graph that it computes for.
+    owners: Vec<usize>,
     places: Vec<Place>,
     arena_bytes: usize,
     /// The first bytes of each are its element; eight are enough, and aligned, for any.
@@ -84,8 +87,40 @@ struct Program {
 /// Few enough for the stack in most plans.
 type Pointers = SmallVec<[*mut u8; 8]>;
 
+/// The memory of each result that has its own.
+type Rooms = SmallVec<[Option<Buffer>; 4]>;
+
 impl Executable for Program {
     fn run(&self, inputs: Bindings) -> Result<Bindings> {
+        self.run_with(inputs, |memory| self.steps.iter().try_for_each(|step| step(memory)))
+    }
+
+    fn run_timed(&self, inputs: Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings> {
+        self.run_with(inputs, |memory| {
+            for (step, &owner) in self.steps.iter().zip(&self.owners) {
+                let start = Instant::now();
+                step(memory)?;
+                *seconds[owner].get_or_insert(0.0) += start.elapsed().as_secs_f64();
+            }
+            Ok(())
+        })
+    }
+
+    fn footprint(&self) -> Footprint {
+        let own = self
+            .outputs
+            .iter()
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Own));
+        Footprint {
+            arena: self.arena_bytes,
+            outputs: own.map(|(meta, _)| meta.bytes()).sum(),
+        }
+    }
+}
+
+impl Program {
+    /// Binds the inputs, has `run` take the steps (all of them, in order), and collects the results.
+    fn run_with(&self, inputs: Bindings, run: impl FnOnce(&Memory) -> Result<()>) -> Result<Bindings> {
         let mut bound = self.bind(inputs)?;
         let mut results = self.rooms()?;
         memory::with_arena(self.arena_bytes, |arena| {
@@ -110,7 +145,7 @@ impl Executable for Program {
                     .map_or(std::ptr::null_mut(), |buffer| pointer_mut(buffer.storage_mut()))
             }));
             let memory = self.memory(arena, &inputs, &outputs);
-            self.steps.iter().try_for_each(|step| step(&memory))
+            run(&memory)
         })?;
         let mut values = Bindings::with_capacity(results.len());
         for ((meta, outcome), own) in self.outputs.iter().zip(results) {
@@ -125,22 +160,6 @@ impl Executable for Program {
         Ok(values)
     }
 
-    fn footprint(&self) -> Footprint {
-        let own = self
-            .outputs
-            .iter()
-            .filter(|(_, outcome)| matches!(outcome, Outcome::Own));
-        Footprint {
-            arena: self.arena_bytes,
-            outputs: own.map(|(meta, _)| meta.bytes()).sum(),
-        }
-    }
-}
-
-/// The memory of each result that has its own.
-type Rooms = SmallVec<[Option<Buffer>; 4]>;
-
-impl Program {
     fn rooms(&self) -> Result<Rooms> {
         if self.has_large_results {
             buffer::begin_run();

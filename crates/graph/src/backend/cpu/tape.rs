@@ -176,16 +176,9 @@ impl<A: Number> Tape<A> {
                         read[i] = slot(load.slot);
                         // A repeated value is there since the first block.
                         if steps[i] != 0 || start == 0 {
+                            let all = if steps[i] == 0 { BLOCK.min(len) } else { count };
                             // SAFETY: the caller's promise.
-                            unsafe {
-                                widen(
-                                    load.dtype,
-                                    from,
-                                    steps[i],
-                                    slot(load.slot),
-                                    if steps[i] == 0 { BLOCK.min(len) } else { count },
-                                )
-                            };
+                            unsafe { widen(load.dtype, from, steps[i], slot(load.slot), all) };
                         }
                     }
                     let mut last = scratch.cast_const();
@@ -259,6 +252,7 @@ fn rounded<A: Number>(value: f64, dtype: DType) -> A {
 /// # Safety
 /// As [`Tape::run`].
 #[inline(always)]
+#[allow(clippy::cast_ptr_alignment)] // the elements are of this dtype
 unsafe fn widen<A: Number>(dtype: DType, from: *const u8, step: usize, to: *mut A, count: usize) {
     #[inline(always)]
     unsafe fn each<T: Copy, A>(from: *const T, step: usize, to: *mut A, count: usize, f: impl Fn(T) -> A) {
@@ -289,6 +283,7 @@ unsafe fn widen<A: Number>(dtype: DType, from: *const u8, step: usize, to: *mut 
 /// # Safety
 /// As [`Tape::run`].
 #[inline(always)]
+#[allow(clippy::cast_ptr_alignment)] // the elements are of this dtype
 unsafe fn narrow<A: Number>(dtype: DType, from: *const A, to: *mut u8, count: usize) {
     #[inline(always)]
     unsafe fn each<A: Copy, T>(from: *const A, to: *mut T, count: usize, f: impl Fn(A) -> T) {

@@ -179,6 +179,25 @@ pub(crate) fn sum2<X: Copy, Y: Copy, A: Real>(x: &[X], y: &[Y], f: impl Fn(X, Y)
     )
 }
 
+/// Writes `f(x)` of each element and adds them, in the order of [`sum1`].
+#[inline(always)]
+pub(crate) fn map_sum<X: Copy, A: Real>(x: &[X], into: &mut [A], f: impl Fn(X) -> A) -> A {
+    let mut lanes = [A::ZERO; LANES];
+    let lanes = &mut lanes[..LANES.min(x.len())];
+    for (x, into) in x.chunks(LANES).zip(into.chunks_mut(LANES)) {
+        for (lane, (&x, into)) in lanes.iter_mut().zip(x.iter().zip(into)) {
+            *into = f(x);
+            *lane += *into;
+        }
+    }
+    tree(
+        lanes,
+        A::ZERO,
+        #[inline(always)]
+        |a, b| a + b,
+    )
+}
+
 /// The largest `f(x)`: NaN if one is NaN, minus infinity of nothing.
 #[inline(always)]
 pub(crate) fn max1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {

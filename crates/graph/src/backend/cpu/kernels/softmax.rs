@@ -2,7 +2,7 @@
 
 use super::float::{Float, Real};
 use super::inout::InOut;
-use super::par::{BLOCK, Shared, for_rows, load, max_nan, max1, simd, store, sum1, sum2, with_scratch};
+use super::par::{BLOCK, Shared, for_rows, load, map_sum, max_nan, max1, simd, store, sum2, with_scratch};
 use super::reduce::ReduceShape;
 
 /// Softmax of x along its middle dimension. May be in place. A line of minus infinities gives NaN.
@@ -22,9 +22,7 @@ pub fn softmax<T: Float>(shape: ReduceShape, x: &InOut<'_, T>) {
                         for at in range.map(|i| i * n) {
                             // SAFETY: the row is inside both buffers and belongs to this task.
                             unsafe {
-                                load(src.at(at), row);
-                                normalise(row);
-                                store(row, dst.at(at));
+                                normalise(src.at(at), dst.at(at), row);
                             }
                         }
                     },
@@ -42,15 +40,22 @@ pub fn softmax<T: Float>(shape: ReduceShape, x: &InOut<'_, T>) {
     }
 }
 
+/// One row; `row` is scratch of its length.
+///
+/// # Safety
+/// `src` is readable and `dst` writable for the row; they are equal or apart.
 #[inline(always)]
-fn normalise<A: Real>(row: &mut [A]) {
-    let max = max1(row, |x| x);
-    for x in &mut *row {
-        *x = (*x - max).exp();
-    }
-    let scale = A::ONE / sum1(row, |x| x);
-    for x in row {
-        *x = *x * scale;
+unsafe fn normalise<T: Float>(src: *const T, dst: *mut T, row: &mut [T::Acc]) {
+    let scale = {
+        // SAFETY: the caller's promise.
+        let x = unsafe { std::slice::from_raw_parts(src, row.len()) };
+        let max = max1(x, T::to_acc);
+        T::Acc::ONE / map_sum(x, row, |x| (x.to_acc() - max).exp())
+    };
+    // SAFETY: as above; the source is not used any more.
+    let y = unsafe { std::slice::from_raw_parts_mut(dst, row.len()) };
+    for (y, &x) in y.iter_mut().zip(&*row) {
+        *y = T::from_acc(x * scale);
     }
 }
 

@@ -7,11 +7,6 @@ use super::super::matmul::dense_product;
 use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1, with_scratch};
 use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, cut, key_blocks};
 
-/// Up to this many rows (decoding), keys and values are read as they come instead of being packed.
-const DIRECT_ROWS: usize = 8;
-/// Elements of a product that gemm does without packing.
-const SMALL_PRODUCT: usize = 256;
-
 /// Writes o (batch, queries, heads, dim) and the log-sum-exp of the masked scores, lse (batch, queries, heads), both
 /// contiguous; 0 and minus infinity where a query sees no key.
 ///
@@ -118,19 +113,10 @@ impl<T: Float> Block<'_, '_, T> {
     /// scores = q @ k^T
     fn score(&mut self, k: Mat<*const T::Acc>, keys: usize) {
         let (rows, dim) = (self.max.len(), self.job.shape.dim);
-        // Small products have a path of their own in gemm, which reads rows of q and k along the channels.
-        let step = if rows <= DIRECT_ROWS {
-            SMALL_PRODUCT / rows
-        } else {
-            keys
-        };
-        for start in (0..keys).step_by(step.max(1)) {
-            let count = step.min(keys - start);
-            let scores = dense_mut(&mut self.scores[start..], BLOCK_KEYS);
-            let (q, k) = (dense(self.q, dim), transposed(k.at(start, 0)));
-            // SAFETY: q is (rows, dim), k (keys, dim) and the scores have room for (rows, keys).
-            unsafe { dense_product((rows, count, dim), T::Acc::ONE, q, k, scores, false, false) };
-        }
+        let scores = dense_mut(self.scores, BLOCK_KEYS);
+        let (q, k) = (dense(self.q, dim), transposed(k));
+        // SAFETY: q is (rows, dim), k (keys, dim) and the scores have room for (rows, keys).
+        unsafe { dense_product((rows, keys, dim), T::Acc::ONE, q, k, scores, false, false) };
     }
 
     /// Turns scores into exp(score - max), with max and what was summed so far brought up to date.
@@ -163,23 +149,6 @@ impl<T: Float> Block<'_, '_, T> {
     /// o += probabilities @ v
     fn weigh(&mut self, v: Mat<*const T::Acc>, keys: usize) {
         let (rows, dim) = (self.max.len(), self.job.shape.dim);
-        if rows <= DIRECT_ROWS {
-            return simd(
-                #[inline(always)]
-                || {
-                    for j in 0..keys {
-                        // SAFETY: value j has `dim` contiguous channels.
-                        let value = unsafe { std::slice::from_raw_parts(v.at(j, 0).ptr, dim) };
-                        for (r, o) in self.o.chunks_exact_mut(dim).enumerate() {
-                            let p = self.scores[r * BLOCK_KEYS + j];
-                            for (o, &v) in o.iter_mut().zip(value) {
-                                *o += p * v;
-                            }
-                        }
-                    }
-                },
-            );
-        }
         let o = dense_mut(self.o, dim);
         // SAFETY: the probabilities are (rows, keys), v (keys, dim), o (rows, dim).
         unsafe {

@@ -141,7 +141,7 @@ impl<T: Float> CrossEntropy<'_, T> {
                 dense_mut(logits, count),
                 false,
                 parallel,
-            )
+            );
         };
     }
 }
@@ -252,7 +252,7 @@ fn scan<T: Float>(
     });
 }
 
-fn summarise<A: Real>(logits: &mut [A]) -> Partial<A> {
+fn summarise<A: Real>(logits: &[A]) -> Partial<A> {
     simd(
         #[inline(always)]
         || {
@@ -265,12 +265,9 @@ fn summarise<A: Real>(logits: &mut [A]) -> Partial<A> {
                     logits: sum,
                 };
             }
-            for x in &mut *logits {
-                *x = (*x - max).exp();
-            }
             Partial {
                 max,
-                exps: sum1(logits, |x| x),
+                exps: sum1(logits, |x| (x - max).exp()),
                 logits: sum,
             }
         },

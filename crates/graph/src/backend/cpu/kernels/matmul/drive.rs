@@ -1,9 +1,13 @@
 //! How a product is cut: which operands are read as they lie and which are packed first, and the tiles that tasks take.
 //! The cut follows from the sizes alone.
 
+use std::any::TypeId;
+
+use half::bf16;
+
 use super::super::float::{Float, Mat, Real, transposed};
 use super::super::par::{Shared, for_pieces, simd, with_space};
-use super::kernel::{DOTS, Dots, Kernel, TILE, Tile};
+use super::kernel::{DOTS, Dots, Kernel, Round, TILE, Tile};
 use super::pack::{Block, Entry};
 
 /// Up to so many rows of A, a B that lies row by row is read as it lies.
@@ -14,10 +18,10 @@ const FEW_TERMS: usize = 32;
 const DOT_ROWS: usize = 12;
 /// Rows of A that are packed at a time.
 const CHUNK: usize = 1024;
-/// A product has at least about so many tiles, if its rows give them.
-const TILES: usize = 16;
-/// Rows of a tile of a task, at least.
-const TASK_ROWS: usize = 64;
+/// A product has at least about so many tasks, if its rows give them.
+const TASKS: usize = 24;
+/// Rows of a task, about, at least: each packs its panel of B.
+const TASK_ROWS: usize = 128;
 /// Bytes of B that a task of dot products reads, about.
 const TASK_BYTES: usize = 1 << 15;
 
@@ -162,7 +166,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
         let width = kernel.vectors * kernel.lanes;
         let across = n.div_ceil(width);
         // Few columns: the rows are cut too.
-        let down = (TILES / across).clamp(1, rows.div_ceil(TASK_ROWS));
+        let down = TASKS.div_ceil(across).clamp(1, rows.div_ceil(TASK_ROWS));
         let task_rows = rows.div_ceil(down).next_multiple_of(kernel.rows);
         let down = rows.div_ceil(task_rows);
         for_pieces(across * down, 1, parallel, |task, _| {
@@ -206,7 +210,13 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
                 // SAFETY: the operands are inside what they lie in; a tile has at most TILE sums.
                 unsafe {
                     (kernel.tile)(&tile);
-                    self.write(&sums, stride, (first + i, j), (count, cols.min(self.dims.1 - j)));
+                    self.write(
+                        kernel,
+                        &sums,
+                        stride,
+                        (first + i, j),
+                        (count, cols.min(self.dims.1 - j)),
+                    );
                 }
             }
         };
@@ -233,14 +243,41 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
     /// Scales, adds and rounds sums into C from (i, j) on.
     ///
     /// # Safety
-    /// The place is inside C and the caller's.
-    unsafe fn write(&self, sums: &[S::Acc], stride: usize, (i, j): (usize, usize), (rows, cols): (usize, usize)) {
+    /// The place is inside C and the caller's; the sums are `stride` apart and whole vectors, or `rows` and `cols` are at
+    /// most [`DOTS`].
+    unsafe fn write<P>(
+        &self,
+        kernel: &Kernel<P, S::Acc>,
+        sums: &[S::Acc],
+        stride: usize,
+        (i, j): (usize, usize),
+        (rows, cols): (usize, usize),
+    ) {
+        // SAFETY: the caller's promise.
+        let to = unsafe { self.c.add(i * self.c_row + j) };
+        if let Some(round) = kernel
+            .round
+            .filter(|_| stride > DOTS && is::<C, bf16>() && is::<S::Acc, f32>())
+        {
+            let all = Round {
+                sums: sums.as_ptr().cast(),
+                stride,
+                alpha: self.alpha.widen() as f32,
+                accumulate: self.accumulate,
+                to: to.cast(),
+                to_row: self.c_row,
+                rows,
+                cols,
+            };
+            // SAFETY: the types are these; the caller's promise.
+            return unsafe { round(&all) };
+        }
         simd(
             #[inline(always)]
             || {
                 for (r, sums) in sums.chunks_exact(stride).take(rows).enumerate() {
                     // SAFETY: the caller's promise.
-                    let to = unsafe { std::slice::from_raw_parts_mut(self.c.add((i + r) * self.c_row + j), cols) };
+                    let to = unsafe { std::slice::from_raw_parts_mut(to.add(r * self.c_row), cols) };
                     if self.accumulate {
                         for (to, &sum) in to.iter_mut().zip(sums) {
                             *to = C::from_acc(to.to_acc() + sum * self.alpha);
@@ -284,10 +321,15 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
                     // SAFETY: rows and columns are inside A and B; this part of C belongs to this task.
                     unsafe {
                         (kernel.dots)(&block);
-                        self.write(&sums, DOTS, (i, j), (rows, cols));
+                        self.write(kernel, &sums, DOTS, (i, j), (rows, cols));
                     }
                 }
             }
         });
     }
+}
+
+/// Whether two types are one.
+fn is<A: 'static, B: 'static>() -> bool {
+    TypeId::of::<A>() == TypeId::of::<B>()
 }

@@ -1,10 +1,18 @@
 //! The two loops that every product ends in, written once over the words of an instruction set: a tile of C from
 //! rows of A and a panel of B, and dot products of rows of A with columns of B.
 
+use std::array::from_fn;
+
+use half::bf16;
+
+use super::super::float::Real;
 use super::words::Words;
 
 /// Entries of the sums of a tile, at most.
 pub(super) const TILE: usize = 8 * 48;
+
+/// How far before a column is read it is asked for, in bytes.
+const AHEAD: usize = 2048;
 
 /// Rows and columns of a block of dot products.
 pub(super) const DOTS: usize = 4;
@@ -37,6 +45,20 @@ pub(super) struct Dots<P, A> {
     pub out: *mut A,
 }
 
+/// `to = sums * alpha (+ to if accumulate)` for `rows` rows of `cols` sums; rows are `stride` sums and `to_row` elements
+/// apart.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only there is a machine's own conversion used
+pub(super) struct Round {
+    pub sums: *const f32,
+    pub stride: usize,
+    pub alpha: f32,
+    pub accumulate: bool,
+    pub to: *mut bf16,
+    pub to_row: usize,
+    pub rows: usize,
+    pub cols: usize,
+}
+
 /// The loops for one instruction set.
 pub(super) struct Kernel<P: 'static, A: 'static> {
     /// Columns of a vector.
@@ -51,6 +73,11 @@ pub(super) struct Kernel<P: 'static, A: 'static> {
     /// # Safety
     /// As `tile`.
     pub dots: unsafe fn(&Dots<P, A>),
+    /// Scales, adds and rounds sums into bf16.
+    ///
+    /// # Safety
+    /// As `tile`.
+    pub round: Option<unsafe fn(&Round)>,
     /// Turns 16 runs of 16 entries: from so many bytes apart to so many entries apart.
     pub transpose: Option<unsafe fn(*const u8, usize, *mut u32, usize)>,
 }
@@ -91,7 +118,8 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
         for (r, row) in rows.iter_mut().enumerate() {
             *row = t.a.byte_offset(r.min(t.rows - 1) as isize * t.a_row);
         }
-        let mut sums = [[W::zero(); V]; R];
+        // Made entry by entry: a repeated array is filled in memory by a call.
+        let mut sums: [[W::Sums; V]; R] = from_fn(|_| from_fn(|_| W::zero()));
         let (mut at, mut b) = (0, t.b);
         for _ in 0..t.steps {
             let mut right = [load_last(b.wrapping_add((V - 1) * W::LANES)); V];
@@ -107,9 +135,9 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
             at += t.a_step;
             b = b.wrapping_add(t.b_step);
         }
-        for r in 0..R.min(t.rows) {
-            for v in 0..V {
-                W::store(sums[r][v], t.out.add((r * V + v) * W::LANES));
+        for (r, sums) in sums.iter().enumerate().take(t.rows) {
+            for (v, &sums) in sums.iter().enumerate() {
+                W::store(sums, t.out.add((r * V + v) * W::LANES));
             }
         }
     }
@@ -145,7 +173,7 @@ unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
         for (c, col) in cols.iter_mut().enumerate() {
             *col = d.b.byte_offset(c.min(d.cols - 1) as isize * d.b_col);
         }
-        let mut sums = [[W::zero(); DOTS]; R];
+        let mut sums: [[W::Sums; DOTS]; R] = from_fn(|_| from_fn(|_| W::zero()));
         let whole = d.steps - d.steps % W::LANES;
         let mut at = 0;
         while at < whole {
@@ -170,10 +198,47 @@ unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
                 }
             }
         }
-        for r in 0..R {
-            if r < d.rows {
-                W::totals(sums[r], d.out.add(r * DOTS));
+        for (r, &sums) in sums.iter().enumerate().take(d.rows) {
+            W::totals(sums, d.out.add(r * DOTS));
+        }
+    }
+}
+
+/// One row: columns one after the other, as they lie, which is how memory is fastest.
+///
+/// # Safety
+/// As [`Kernel::dots`].
+#[inline(always)]
+unsafe fn row_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for c in 0..d.cols {
+            let col = d.b.byte_offset(c as isize * d.b_col);
+            let mut sums: [W::Sums; DOTS] = from_fn(|_| W::zero());
+            let mut at = 0;
+            while at + DOTS * W::LANES <= d.steps {
+                for (u, sum) in sums.iter_mut().enumerate() {
+                    let at = at + u * W::LANES;
+                    W::prefetch(col.wrapping_add(at).wrapping_byte_add(AHEAD));
+                    *sum = W::fma(*sum, W::load(d.a.add(at)), W::load(col.add(at)));
+                }
+                at += DOTS * W::LANES;
             }
+            while at + W::LANES <= d.steps {
+                sums[0] = W::fma(sums[0], W::load(d.a.add(at)), W::load(col.add(at)));
+                at += W::LANES;
+            }
+            if at < d.steps {
+                let rest = d.steps - at;
+                sums[1] = W::fma(
+                    sums[1],
+                    W::load_part(d.a.add(at), rest),
+                    W::load_part(col.add(at), rest),
+                );
+            }
+            let mut totals = [W::Acc::ZERO; DOTS];
+            W::totals(sums, totals.as_mut_ptr());
+            *d.out.add(c) = (totals[0] + totals[1]) + (totals[2] + totals[3]);
         }
     }
 }
@@ -185,7 +250,7 @@ pub(super) unsafe fn any_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
     // SAFETY: the caller's promise.
     unsafe {
         if d.rows == 1 {
-            dots::<W, 1>(d);
+            row_dots::<W>(d);
         } else {
             dots::<W, DOTS>(d);
         }

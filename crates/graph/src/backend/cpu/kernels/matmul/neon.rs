@@ -1,5 +1,6 @@
 //! The words of AArch64's NEON, which every such machine has. f16 goes the portable way.
 
+#[allow(clippy::wildcard_imports)] // dozens of instructions
 use std::arch::aarch64::*;
 
 use half::bf16;

@@ -32,6 +32,9 @@ pub(super) trait Words: Copy + 'static {
     /// `sums + a * b`, lane by lane.
     unsafe fn fma(sums: Self::Sums, a: Self::Vector, b: Self::Vector) -> Self::Sums;
     unsafe fn store(sums: Self::Sums, to: *mut Self::Acc);
+    /// Asks for the cache line of an address that will be read soon; any address will do.
+    #[inline(always)]
+    fn prefetch(_: *const Self::Panel) {}
     /// The total of each of four vectors.
     unsafe fn totals(sums: [Self::Sums; 4], to: *mut Self::Acc);
 }

@@ -1,10 +1,12 @@
 //! The words of x86-64: AVX2 with FMA and F16C, AVX-512, and AVX-512 with pairs of bf16. Nothing here asks what the
 //! machine has.
 
+#[allow(clippy::wildcard_imports)] // dozens of instructions
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::kernel::Round;
 use super::words::Words;
 
 /// One [`Words`] from one expression a word.
@@ -56,6 +58,11 @@ macro_rules! words {
             unsafe fn store(sums: $sums, to: *mut $acc) {
                 // SAFETY: the caller's promise.
                 unsafe { $store(to, sums) }
+            }
+            #[inline(always)]
+            fn prefetch(at: *const $panel) {
+                // SAFETY: every x86-64 has the instruction, and it reads nothing.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
             }
             #[inline(always)]
             unsafe fn totals(sums: [$sums; 4], to: *mut $acc) {
@@ -280,6 +287,30 @@ pub(super) unsafe fn transpose_16(from: *const u8, from_step: usize, to: *mut u3
             column(1, _mm512_shuffle_i32x4::<0xdd>(ab0, cd0));
             column(2, _mm512_shuffle_i32x4::<0x88>(ab1, cd1));
             column(3, _mm512_shuffle_i32x4::<0xdd>(ab1, cd1));
+        }
+    }
+}
+
+/// [`Round`] with the machine's own conversion, which takes subnormal sums for zero.
+///
+/// # Safety
+/// AVX-512 with BF16, BW and VL; everything named is readable or writable.
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) unsafe fn round_pairs(round: &Round) {
+    let alpha = _mm512_set1_ps(round.alpha);
+    for r in 0..round.rows {
+        for j in (0..round.cols).step_by(16) {
+            let mask = first16(round.cols - j);
+            // SAFETY: the caller's promise; what is masked out is neither read nor written.
+            unsafe {
+                let to = round.to.add(r * round.to_row + j).cast::<i16>();
+                let mut sums = _mm512_mul_ps(_mm512_loadu_ps(round.sums.add(r * round.stride + j)), alpha);
+                if round.accumulate {
+                    sums = _mm512_add_ps(sums, brain_512(_mm256_maskz_loadu_epi16(mask, to)));
+                }
+                let halves: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(sums));
+                _mm256_mask_storeu_epi16(to, mask, halves);
+            }
         }
     }
 }

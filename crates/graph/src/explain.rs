@@ -1,0 +1,211 @@
+//! Where the time of a computation goes: what was recorded, what each pass left, the kernels with their work and measured
+//! time, and the memory. An explanation makes a plan of its own, runs it twice and times the second run; it never touches
+//! the cache of plans, and evaluating as usual does not get slower by it.
+
+mod table;
+
+use candle_core::DType;
+
+use crate::backend::{Backend, Bindings};
+use crate::error::Result;
+use crate::graph::cost::flops;
+use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef};
+use crate::lazy_tensor::LazyTensor;
+use crate::limits::{Limits, Work};
+use crate::plan::{PlanMemory, all_outputs, memory_of, pending, recorded_bytes};
+use crate::{graph::numbered, pass::Trail};
+
+/// What a plan consists of and where its time went. `Display` prints it as tables.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use metal_candle_graph::LazyTensor;
+///
+/// let a = LazyTensor::ones(&[8, 16], DType::F32, &Device::Cpu)?;
+/// let b = LazyTensor::from_slice(&[1.0; 64], &[16, 4], &Device::Cpu)?;
+/// let explanation = a.matmul(&b)?.mul_scalar(2.0)?.sin()?.explain()?;
+/// assert_eq!(explanation.recorded, 5);
+/// // The product, and the two operations after it as one.
+/// assert!(explanation.kernels.iter().any(|kernel| kernel.text == "Elementwise [MulScalar + Sin]"));
+/// println!("{explanation}");
+/// # Ok::<(), metal_candle_graph::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Explanation {
+    /// Nodes that were recorded, inputs included.
+    pub recorded: usize,
+    /// The passes in the order they ran, with the nodes that each left.
+    pub passes: Trail,
+    /// What runs, in order.
+    pub kernels: Vec<Kernel>,
+    /// The plan's memory.
+    pub memory: PlanMemory,
+    limits: Option<Limits>,
+}
+
+/// A node of the optimised graph that runs something, in one kernel call or a few.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// Operations of one name are summed up: `Matmul`, `Vjp of Attention`.
+    pub name: String,
+    /// The operation; of a fused expression, what was fused.
+    pub text: String,
+    /// Shapes and dtypes of its inputs.
+    pub inputs: Vec<Meta>,
+    /// Shapes and dtypes of its results.
+    pub outputs: Vec<Meta>,
+    /// Bytes that it must read and write, each once.
+    pub bytes: f64,
+    /// Floating-point operations by the operation's formula.
+    pub flops: f64,
+    /// Measured time.
+    pub seconds: f64,
+}
+
+impl Explanation {
+    /// Compiles a graph anew and measures it. The first of two runs warms caches up.
+    pub(crate) fn of(graph: Graph, backend: Backend, inputs: &Bindings) -> Result<Self> {
+        let recorded = graph.nodes.len();
+        let recorded_bytes = recorded_bytes(&graph);
+        let mut passes = Trail::new();
+        let graph = backend.optimise(graph, &mut passes)?;
+        let executable = backend.compile(graph.clone())?;
+        executable.run(inputs.clone())?;
+        let mut seconds = vec![None; graph.nodes.len()];
+        executable.run_timed(inputs.clone(), &mut seconds)?;
+        let timed = graph.nodes.iter().zip(&seconds);
+        let kernels = timed.filter_map(|(node, seconds)| seconds.map(|seconds| Kernel::of(&graph, node, seconds)));
+        Ok(Self {
+            recorded,
+            passes,
+            kernels: kernels.collect(),
+            memory: memory_of(&*executable, recorded_bytes),
+            limits: None,
+        })
+    }
+
+    /// With each figure's share of what the machine could reach.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = Some(limits);
+        self
+    }
+
+    /// The limits, where they were given.
+    #[must_use]
+    pub fn limits(&self) -> Option<&Limits> {
+        self.limits.as_ref()
+    }
+
+    /// Measured time of all kernels.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.kernels.iter().map(|kernel| kernel.seconds).sum()
+    }
+
+    /// Floating-point operations of all kernels.
+    #[must_use]
+    pub fn flops(&self) -> f64 {
+        self.kernels.iter().map(|kernel| kernel.flops).sum()
+    }
+
+    /// Bytes that all kernels move.
+    #[must_use]
+    pub fn bytes(&self) -> f64 {
+        self.kernels.iter().map(|kernel| kernel.bytes).sum()
+    }
+}
+
+impl Kernel {
+    fn of(graph: &Graph, node: &GraphNode, seconds: f64) -> Self {
+        let inputs: Vec<&Meta> = node.inputs.iter().map(|&input| graph.meta(input)).collect();
+        Self {
+            name: name(&node.operation),
+            text: text(&node.operation),
+            bytes: bytes(graph, node),
+            flops: flops(&node.operation, &inputs, &node.outputs),
+            inputs: inputs.into_iter().cloned().collect(),
+            outputs: node.outputs.to_vec(),
+            seconds,
+        }
+    }
+
+    /// The shortest time in which a machine can do this, in seconds.
+    #[must_use]
+    pub fn least_seconds(&self, limits: &Limits) -> f64 {
+        // The faster dtype where both come together, so that a share is not overstated. Only attention over a cache may be:
+        // how much of the cache is filled is known when it runs.
+        let is_narrow = self.inputs.iter().any(|meta| meta.dtype == DType::BF16);
+        limits.least_seconds(&Work {
+            bytes: self.bytes,
+            flops: self.flops,
+            dtype: if is_narrow { DType::BF16 } else { DType::F32 },
+        })
+    }
+}
+
+fn name(operation: &Operation) -> String {
+    match operation {
+        Operation::Vjp { of, .. } => format!("Vjp of {}", of.name()),
+        other => other.name().to_owned(),
+    }
+}
+
+/// The operation with its parameters; of an expression the names of what it fuses.
+fn text(operation: &Operation) -> String {
+    match operation {
+        Operation::Elementwise(expression) => {
+            let terms = expression.terms.iter().map(|term| &term.operation);
+            let computed = terms.filter(|operation| !matches!(operation, Operation::Constant { .. }));
+            format!(
+                "Elementwise [{}]",
+                computed.map(Operation::name).collect::<Vec<_>>().join(" + ")
+            )
+        }
+        Operation::Vjp { .. } => name(operation),
+        other => other.to_string(),
+    }
+}
+
+/// Bytes that must be read and written: views count what they look at, constants nothing, and indexed reads and updates
+/// only the part that they touch.
+fn bytes(graph: &Graph, node: &GraphNode) -> f64 {
+    use Operation as O;
+    let mut inputs: Vec<ValueRef> = node.inputs.to_vec();
+    inputs.sort_unstable();
+    inputs.dedup();
+    let made: usize = node.outputs.iter().map(Meta::bytes).sum();
+    let of = |input: usize| node.inputs.get(input).map_or(0, |&value| looked_at(graph, value));
+    let moved = match node.operation {
+        O::IndexSelect { .. } | O::Gather { .. } | O::DynamicSlice { .. } => 2 * made + of(1),
+        O::SliceUpdate { .. } => 2 * of(1),
+        O::IndexAdd { .. } | O::ScatterAdd { .. } => made + of(0) + of(1) + of(2),
+        // A view that was copied.
+        ref operation if operation.is_view() || *operation == O::Input => 2 * made,
+        _ => made + inputs.iter().map(|&value| looked_at(graph, value)).sum::<usize>(),
+    };
+    moved as f64
+}
+
+/// The fewest bytes that hold a value's elements, through the views that it is made by.
+fn looked_at(graph: &Graph, value: ValueRef) -> usize {
+    let node = &graph.nodes[value.node as usize];
+    match (&node.operation, node.inputs.first()) {
+        (Operation::Constant { .. }, _) => 0,
+        (operation, Some(&source)) if operation.is_view() => graph.meta(value).bytes().min(looked_at(graph, source)),
+        _ => graph.meta(value).bytes(),
+    }
+}
+
+impl LazyTensor {
+    /// Plans what this tensor needs, runs and times it, and tells where the time goes. The tensor is not evaluated by it;
+    /// of an evaluated one nothing is left to tell.
+    ///
+    /// # Errors
+    /// See [`LazyTensor::eval`].
+    pub fn explain(&self) -> Result<Explanation> {
+        let targets = all_outputs(&pending(std::slice::from_ref(self)));
+        let (graph, inputs) = numbered::number(&targets, |recorded| Ok((recorded.graph(), recorded.values()?)))?;
+        Explanation::of(graph, Backend::current(self.device()), &inputs)
+    }
+}
