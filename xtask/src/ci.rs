@@ -174,4 +174,27 @@ mod tests {
         ));
         assert!(succeeds_quietly(&crate::repository_root(), &["--version"]));
     }
+
+    /// The README says `cargo run`, without the name of a binary.
+    #[test]
+    fn cargo_run_has_one_binary_to_run() {
+        let metadata = Command::new("cargo")
+            .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+            .current_dir(crate::repository_root())
+            .output()
+            .unwrap();
+        let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout).unwrap();
+        let list = |value: &serde_json::Value| value.as_array().unwrap().clone();
+        let members = list(&metadata["workspace_default_members"]);
+        let packages = list(&metadata["packages"]);
+        let targets = packages
+            .iter()
+            .filter(|package| members.contains(&package["id"]))
+            .flat_map(|package| list(&package["targets"]));
+        let binaries: Vec<_> = targets
+            .filter(|target| list(&target["kind"]).contains(&"bin".into()))
+            .map(|target| target["name"].clone())
+            .collect();
+        assert_eq!(binaries, ["metal-candle"]);
+    }
 }
