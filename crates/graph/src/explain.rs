@@ -8,6 +8,7 @@ use candle_core::DType;
 
 use crate::backend::{Backend, Bindings};
 use crate::error::Result;
+use crate::fused::matmul_sum::SumTerm;
 use crate::graph::cost::flops;
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef};
 use crate::lazy_tensor::LazyTensor;
@@ -23,10 +24,10 @@ use crate::{graph::numbered, pass::Trail};
 ///
 /// let a = LazyTensor::ones(&[8, 16], DType::F32, &Device::Cpu)?;
 /// let b = LazyTensor::from_slice(&[1.0; 64], &[16, 4], &Device::Cpu)?;
-/// let explanation = a.matmul(&b)?.mul_scalar(2.0)?.sin()?.explain()?;
+/// let explanation = a.matmul(&b)?.abs()?.sin()?.explain()?;
 /// assert_eq!(explanation.recorded, 5);
 /// // The product, and the two operations after it as one.
-/// assert!(explanation.kernels.iter().any(|kernel| kernel.text == "Elementwise [MulScalar + Sin]"));
+/// assert!(explanation.kernels.iter().any(|kernel| kernel.text == "Elementwise [Abs + Sin]"));
 /// println!("{explanation}");
 /// # Ok::<(), metal_candle_graph::Error>(())
 /// ```
@@ -147,6 +148,7 @@ impl Kernel {
 fn name(operation: &Operation) -> String {
     match operation {
         Operation::Vjp { of, .. } => format!("Vjp of {}", of.name()),
+        Operation::ValueAndVjp { of, .. } => format!("{} and Vjp", of.name()),
         other => other.name().to_owned(),
     }
 }
@@ -162,7 +164,14 @@ fn text(operation: &Operation) -> String {
                 computed.map(Operation::name).collect::<Vec<_>>().join(" + ")
             )
         }
-        Operation::Vjp { .. } => name(operation),
+        Operation::Vjp { .. } | Operation::ValueAndVjp { .. } => name(operation),
+        Operation::MatmulSum { terms, .. } => {
+            let terms = terms.iter().map(|term| match term {
+                SumTerm::Product => "Matmul",
+                SumTerm::Addend => "Add",
+            });
+            format!("MatmulSum [{}]", terms.collect::<Vec<_>>().join(" + "))
+        }
         other => other.to_string(),
     }
 }

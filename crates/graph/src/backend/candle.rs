@@ -245,6 +245,8 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         | O::CrossEntropy(_)
         | O::AdamW(_)
         | O::Elementwise(_)
+        | O::MatmulSum { .. }
+        | O::ValueAndVjp { .. }
         | O::Vjp { .. } => {
             return Ok(Err(Error::shape(
                 node.operation.name(),

@@ -8,6 +8,7 @@ pub mod elementwise;
 pub mod gelu;
 pub mod layer_norm;
 pub mod lora;
+pub mod matmul_sum;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
@@ -39,7 +40,9 @@ pub fn fallback(operation: &Operation, inputs: &[LazyTensor]) -> Result<Vec<Lazy
         }
         (Operation::AdamW(options), [p, g, m, v, rates]) => adamw::fallback(p, g, m, v, rates, options),
         (Operation::Elementwise(expression), inputs) => one(elementwise::fallback(inputs, expression)),
+        (Operation::MatmulSum { terms, scale }, inputs) => one(matmul_sum::fallback(inputs, terms, *scale)),
         (Operation::Vjp { of, wanted }, inputs) => vjp_fallback(of, *wanted, inputs),
+        (Operation::ValueAndVjp { of, wanted }, inputs) => value_and_vjp(of, *wanted, inputs),
         _ => Err(Error::shape(operation.name(), "has no fallback for these inputs")),
     }
 }
@@ -58,6 +61,18 @@ pub(crate) fn has_vjp_kernel(operation: &Operation) -> bool {
             | Operation::Attention(_)
             | Operation::CrossEntropy(_)
     )
+}
+
+/// One after the other.
+fn value_and_vjp(of: &Operation, wanted: u32, inputs: &[LazyTensor]) -> Result<Vec<LazyTensor>> {
+    let split = inputs.len().saturating_sub(of.output_count());
+    let (primal, cotangents) = inputs.split_at(split);
+    let mut values = LazyTensor::record(of.clone(), &primal.iter().collect::<Vec<_>>())?;
+    let all: Vec<&LazyTensor> = primal.iter().chain(&values).chain(cotangents).collect();
+    let of = Box::new(of.clone());
+    let gradients = LazyTensor::record(Operation::Vjp { of, wanted }, &all)?;
+    values.extend(gradients);
+    Ok(values)
 }
 
 /// Differentiates the fallback of `of`.

@@ -156,6 +156,8 @@ pub(super) fn vjp(
         | O::CrossEntropy(_)
         | O::AdamW(_)
         | O::Elementwise(_)
+        | O::MatmulSum { .. }
+        | O::ValueAndVjp { .. }
         | O::Vjp { .. } => fused_vjp(operation, inputs, outputs, cotangents, wanted),
     }
 }
@@ -212,7 +214,11 @@ fn lora_vjp(g: &LazyTensor, inputs: &[LazyTensor], scale: f32, wanted: &[bool]) 
     };
     let mut gradients = vec![None; 3];
     if let (true, Some(narrow)) = (wanted[0], &narrow) {
-        gradients[0] = Some(narrow.matmul_t(a)?.reshape(inputs[0].dims())?);
+        // In the shape of x before it is wide, so that the product can be added to others where it is made.
+        let mut dims = inputs[0].dims().to_vec();
+        let last = dims.len() - 1;
+        dims[last] = a.dims()[1];
+        gradients[0] = Some(narrow.reshape(&dims)?.matmul_t(a)?);
     }
     if let (true, Some(narrow)) = (wanted[1], &narrow) {
         gradients[1] = Some(x.t()?.matmul(narrow)?);

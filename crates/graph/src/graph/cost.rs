@@ -4,6 +4,7 @@
 
 use super::node::Meta;
 use super::operation::{AttentionOptions, Operation};
+use crate::fused::matmul_sum::SumTerm;
 
 /// Floating-point operations of one node. `inputs` are those of the node, of a `Vjp` too.
 #[must_use]
@@ -80,8 +81,26 @@ pub fn flops(operation: &Operation, inputs: &[&Meta], outputs: &[Meta]) -> f64 {
                 .map(|term| flops(&term.operation, &[], std::slice::from_ref(&term.meta)))
                 .sum()
         }
+        O::MatmulSum { terms, scale } => {
+            let scaled = if scale.to_bits() == 1f32.to_bits() { 0.0 } else { made };
+            scaled + sum(terms, inputs, made)
+        }
         O::Vjp { of, wanted } => vjp(of, *wanted, inputs),
+        O::ValueAndVjp { of, wanted } => flops(of, inputs, outputs) + vjp(of, *wanted, inputs),
     }
+}
+
+/// The products, and one addition for each term after the first.
+fn sum(terms: &[SumTerm], inputs: &[&Meta], made: f64) -> f64 {
+    let mut at = 0;
+    let mut total = made * terms.len().saturating_sub(1) as f64;
+    for term in terms {
+        if *term == SumTerm::Product {
+            total += 2.0 * made * last_dim(inputs.get(at).copied());
+        }
+        at += term.inputs();
+    }
+    total
 }
 
 /// Products of a gradient are counted one by one; of the rest a backward pass is taken to cost two forward ones.

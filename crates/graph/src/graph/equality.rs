@@ -101,7 +101,11 @@ impl Operation {
             (O::CrossEntropy(a), O::CrossEntropy(b)) => a == b,
             (O::AdamW(a), O::AdamW(b)) => a == b,
             (O::Elementwise(a), O::Elementwise(b)) => a == b,
-            (O::Vjp { of: a, wanted: c }, O::Vjp { of: b, wanted: d }) => c == d && a == b,
+            (O::MatmulSum { terms: a, scale: c }, O::MatmulSum { terms: b, scale: d }) => {
+                c.to_bits() == d.to_bits() && a == b
+            }
+            (O::Vjp { of: a, wanted: c }, O::Vjp { of: b, wanted: d })
+            | (O::ValueAndVjp { of: a, wanted: c }, O::ValueAndVjp { of: b, wanted: d }) => c == d && a == b,
             (
                 O::Input
                 | O::Neg
@@ -167,6 +171,8 @@ impl Operation {
                 | O::Attention(_)
                 | O::CrossEntropy(_)
                 | O::AdamW(_)
+                | O::MatmulSum { .. }
+                | O::ValueAndVjp { .. }
                 | O::Vjp { .. },
                 _,
             ) => false,

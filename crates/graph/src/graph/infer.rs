@@ -8,6 +8,7 @@ use super::node::{Meta, Outputs};
 use super::operation::{AttentionOptions, Distribution, Operation};
 use super::verify::{check_inputs, is_float, is_supported};
 use crate::error::{Error, Result};
+use crate::fused::matmul_sum::SumTerm;
 
 /// Infers the outputs of `operation` on inputs of these shapes and dtypes.
 ///
@@ -199,6 +200,7 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             }
             one(result.shape.dims().to_vec(), result.dtype)
         }
+        O::MatmulSum { terms, .. } => matmul_sum(name, terms, inputs),
         O::LoRA { .. } => {
             check_rank(name, 2, dims(1))?;
             check_rank(name, 2, dims(2))?;
@@ -236,7 +238,50 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             Ok(smallvec![inputs[0].clone(), inputs[0].clone(), inputs[0].clone()])
         }
         O::Vjp { of, wanted } => vjp(name, of, *wanted, inputs),
+        O::ValueAndVjp { of, wanted } => {
+            let split = inputs.len().saturating_sub(of.output_count());
+            let mut outputs = infer(of, &inputs[..split])?;
+            let with_outputs: Vec<&Meta> = inputs[..split].iter().copied().chain(&outputs).collect();
+            let all: Vec<&Meta> = with_outputs
+                .into_iter()
+                .chain(inputs[split..].iter().copied())
+                .collect();
+            let gradients = vjp(name, of, *wanted, &all)?;
+            outputs.extend(gradients);
+            Ok(outputs)
+        }
     }
+}
+
+/// One shape for all products, to which the addends broadcast.
+fn matmul_sum(name: &'static str, terms: &[SumTerm], inputs: &[&Meta]) -> Result<Outputs> {
+    let mut rest = inputs.iter();
+    let mut next = || rest.next().map_or(&[][..], |meta| meta.shape.dims());
+    let mut products: Option<Vec<usize>> = None;
+    let mut addends = Vec::new();
+    for term in terms {
+        if *term == SumTerm::Addend {
+            addends.push(next());
+            continue;
+        }
+        let (a, b) = (next(), next());
+        check_rank(name, 2, b)?;
+        let product = matmul(name, a, b)?;
+        let shape = products.get_or_insert_with(|| product.clone());
+        same(name, "a product", &product, shape)?;
+    }
+    let Some(shape) = products else {
+        return Err(Error::shape(name, "there is no product"));
+    };
+    for addend in addends {
+        same(
+            name,
+            "a sum with an addend",
+            &broadcast(name, &[addend, &shape])?,
+            &shape,
+        )?;
+    }
+    one(shape, inputs[0].dtype)
 }
 
 /// The dtype sums of `dtype` are kept in: f64 for f64, else f32.
@@ -465,7 +510,7 @@ fn attention(name: &'static str, inputs: &[&Meta], options: &AttentionOptions) -
 }
 
 fn vjp(name: &'static str, of: &Operation, wanted: u32, inputs: &[&Meta]) -> Result<Outputs> {
-    if !of.is_fused() || matches!(of, Operation::Vjp { .. }) {
+    if !of.is_fused() || matches!(of, Operation::Vjp { .. } | Operation::ValueAndVjp { .. }) {
         return Err(Error::shape(name, format!("{} is not a fused operation", of.name())));
     }
     let outputs = of.output_count();

@@ -167,7 +167,8 @@ pub(crate) fn hash_operation(operation: &Operation, state: &mut impl Hasher) {
                 hash_dims(term.meta.shape.dims(), state);
             }
         }
-        O::Vjp { of, wanted } => {
+        O::MatmulSum { terms, scale } => (terms, scale.to_bits()).hash(state),
+        O::Vjp { of, wanted } | O::ValueAndVjp { of, wanted } => {
             wanted.hash(state);
             hash_operation(of, state);
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Shape};
 
 use crate::fused::elementwise::Expression;
+use crate::fused::matmul_sum::SumTerm;
 
 /// What a node of the graph computes from its inputs.
 ///
@@ -252,6 +253,24 @@ pub enum Operation {
     AdamW(AdamWOptions),
     /// See [`crate::fused::elementwise`].
     Elementwise(Arc<Expression>),
+    /// See [`crate::fused::matmul_sum`].
+    MatmulSum {
+        /// What is added up.
+        terms: Vec<SumTerm>,
+        /// Factor on the sum.
+        scale: f32,
+    },
+    /// A fused operation together with its vector-Jacobian product. It is made by the pass `pair`, where a kernel that
+    /// does both spares work; users never record one.
+    ///
+    /// Inputs: those of `of`, then one cotangent per output. Outputs: those of `of`, then the gradients of the inputs
+    /// whose bit is set in `wanted`, in order.
+    ValueAndVjp {
+        /// The computed and differentiated operation.
+        of: Box<Operation>,
+        /// Bit `i`: the gradient of input `i` is an output.
+        wanted: u32,
+    },
     /// The vector-Jacobian product of a fused operation.
     ///
     /// Inputs: those of `of`, then its outputs, then one cotangent per output. Outputs: the gradients of the inputs
@@ -338,6 +357,7 @@ impl Operation {
             Self::Attention(_) | Self::CrossEntropy(_) => 2,
             Self::AdamW(_) => 3,
             Self::Vjp { wanted, .. } => wanted.count_ones() as usize,
+            Self::ValueAndVjp { of, wanted } => of.output_count() + wanted.count_ones() as usize,
             _ => 1,
         }
     }
@@ -358,6 +378,8 @@ impl Operation {
                 | Self::CrossEntropy(_)
                 | Self::AdamW(_)
                 | Self::Elementwise(_)
+                | Self::MatmulSum { .. }
+                | Self::ValueAndVjp { .. }
                 | Self::Vjp { .. }
         )
     }

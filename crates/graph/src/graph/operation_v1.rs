@@ -58,6 +58,7 @@ impl Operation {
             O::Where => input(1),
             O::Elementwise(expression) => expression.result().map_or_else(|_| input(0), |meta| meta.dtype),
             O::CrossEntropy(_) => accumulator(input(0)),
+            O::ValueAndVjp { of, .. } => of.output_dtype(inputs),
             O::Vjp { wanted, .. } => input(wanted.trailing_zeros() as usize),
             O::Input
             | O::Neg
@@ -106,6 +107,7 @@ impl Operation {
             | O::SwiGLU
             | O::GELU { .. }
             | O::LoRA { .. }
+            | O::MatmulSum { .. }
             | O::Attention(_)
             | O::AdamW(_) => input(0),
         }

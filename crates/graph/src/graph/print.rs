@@ -71,6 +71,8 @@ impl Operation {
             Self::CrossEntropy(_) => "CrossEntropy",
             Self::AdamW(_) => "AdamW",
             Self::Elementwise(_) => "Elementwise",
+            Self::MatmulSum { .. } => "MatmulSum",
+            Self::ValueAndVjp { .. } => "ValueAndVjp",
             Self::Vjp { .. } => "Vjp",
         }
     }
@@ -117,7 +119,10 @@ impl fmt::Display for Operation {
                 " beta1={} beta2={} eps={} weight_decay={}",
                 o.beta1, o.beta2, o.eps, o.weight_decay
             ),
-            Self::Vjp { of, wanted } => write!(f, " of=({of}) wanted={wanted:#b}"),
+            Self::MatmulSum { terms, scale } => write!(f, " terms={terms:?} scale={scale}"),
+            Self::Vjp { of, wanted } | Self::ValueAndVjp { of, wanted } => {
+                write!(f, " of=({of}) wanted={wanted:#b}")
+            }
             Self::Input
             | Self::Neg
             | Self::Abs

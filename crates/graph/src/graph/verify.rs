@@ -147,7 +147,15 @@ fn signature(operation: &Operation) -> Signature {
             optional: Classes::new(),
             repeat: false,
         },
-        O::Vjp { .. } => Signature {
+        O::MatmulSum { terms, .. } => {
+            let count = terms.iter().map(|term| term.inputs()).sum();
+            Signature {
+                required: (0..count).map(|i| if i == 0 { Float } else { Like(0) }).collect(),
+                optional: Classes::new(),
+                repeat: false,
+            }
+        }
+        O::Vjp { .. } | O::ValueAndVjp { .. } => Signature {
             required: smallvec![Any],
             optional: smallvec![Any],
             repeat: true,
@@ -198,6 +206,11 @@ pub(super) fn fitting_dtypes(operation: &Operation, count: usize) -> SmallVec<[D
     if let Operation::Vjp { of, .. } = operation {
         // The differentiated operation's inputs, its outputs, then as many cotangents.
         let mut dtypes = fitting_dtypes(of, count.saturating_sub(2 * of.output_count()));
+        dtypes.resize(count, DType::F32);
+        return dtypes;
+    }
+    if let Operation::ValueAndVjp { of, .. } = operation {
+        let mut dtypes = fitting_dtypes(of, count.saturating_sub(of.output_count()));
         dtypes.resize(count, DType::F32);
         return dtypes;
     }

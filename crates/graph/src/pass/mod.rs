@@ -6,6 +6,8 @@ mod dce;
 mod fold;
 mod fuse;
 mod lower;
+mod pair;
+mod products;
 
 pub(crate) use self::fuse::expression_of;
 use crate::error::Result;
@@ -38,6 +40,18 @@ pub const PASSES: &[Pass] = &[
 
 /// The passes that run last, once only operations with kernels are left.
 pub const FUSING: &[Pass] = &[
+    Pass {
+        name: "pair",
+        run: pair::run,
+    },
+    Pass {
+        name: "products",
+        run: products::run,
+    },
+    Pass {
+        name: "dce",
+        run: dce::run,
+    },
     Pass {
         name: "fuse",
         run: fuse::run,

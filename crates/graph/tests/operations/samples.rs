@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Shape};
 use metal_candle_graph::fused::elementwise::{Expression, Operand, Term};
+use metal_candle_graph::fused::matmul_sum::SumTerm;
 use metal_candle_graph::{
     AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution, LazyTensor, Meta, Operation,
     Result, random,
 };
 
-pub const COUNT: usize = 62;
+pub const COUNT: usize = 64;
 
 /// A number below `COUNT` for each operation.
 pub fn position(operation: &Operation) -> usize {
@@ -77,6 +78,8 @@ pub fn position(operation: &Operation) -> usize {
         O::Vjp { of, .. } if matches!(**of, O::SwiGLU) => 59,
         O::Vjp { .. } => 60,
         O::Elementwise(_) => 61,
+        O::MatmulSum { .. } => 62,
+        O::ValueAndVjp { .. } => 63,
     }
 }
 
@@ -142,7 +145,7 @@ pub fn samples() -> Vec<Sample> {
         weight_decay: 0.1,
     };
     let key = || u32s(&[1, 2, 3, 4], &[4]);
-    let targets = LazyTensor::from_data(&[2i64, -100], &[2], &Device::Cpu).unwrap();
+    let targets = || LazyTensor::from_data(&[2i64, -100], &[2], &Device::Cpu).unwrap();
     vec![
         flat(
             O::Constant {
@@ -298,7 +301,7 @@ pub fn samples() -> Vec<Sample> {
                 ignore_index: -100,
                 label_smoothing: 0.25,
             }),
-            vec![x(), floats(3, &[5, 3]), targets],
+            vec![x(), floats(3, &[5, 3]), targets()],
             "CrossEntropy ignore=-100 smoothing=0.25",
         ),
         smooth(
@@ -310,6 +313,22 @@ pub fn samples() -> Vec<Sample> {
             O::Elementwise(Arc::new(expression())),
             vec![x(), floats(3, &[3])],
             "Elementwise [t0 = Mul #0 #1; t1 = Tanh t0; t2 = Add t1 #0]",
+        ),
+        smooth(
+            O::MatmulSum {
+                terms: vec![SumTerm::Product, SumTerm::Addend, SumTerm::Product],
+                scale: 0.5,
+            },
+            vec![x(), floats(3, &[3, 4]), floats(4, &[4]), y(), floats(5, &[3, 4])],
+            "MatmulSum terms=[Product, Addend, Product] scale=0.5",
+        ),
+        smooth(
+            O::ValueAndVjp {
+                of: Box::new(O::CrossEntropy(CrossEntropyOptions::default())),
+                wanted: 0b11,
+            },
+            vec![x(), floats(3, &[5, 3]), targets(), floats(4, &[2]), floats(5, &[2])],
+            "ValueAndVjp of=(CrossEntropy ignore=-100 smoothing=0) wanted=0b11",
         ),
         smooth(
             O::Vjp {

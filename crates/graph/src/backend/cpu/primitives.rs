@@ -92,6 +92,8 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         | O::CrossEntropy(_)
         | O::AdamW(_)
         | O::Elementwise(_)
+        | O::MatmulSum { .. }
+        | O::ValueAndVjp { .. }
         | O::Vjp { .. } => Err(Error::shape(node.operation.name(), "is lowered as a fused operation")),
     }
 }

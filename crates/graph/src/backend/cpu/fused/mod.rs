@@ -2,6 +2,7 @@
 
 mod attention;
 mod layers;
+mod products;
 mod training;
 
 use smallvec::{SmallVec, smallvec};
@@ -11,16 +12,16 @@ use super::kernels::InOut;
 use super::kernels::rms_norm::{rms_norm, rms_norm_vjp};
 use super::kernels::rope::{RopeShape, rope};
 use super::kernels::swiglu::{swiglu, swiglu_vjp};
-use super::primitives::product;
 use super::view::View;
 use super::{Memory, with_float};
 use crate::error::{Error, Result};
+use crate::fused::matmul_sum::SumTerm;
 use crate::graph::{Graph, GraphNode, Operation};
 
 type Views = SmallVec<[View; 1]>;
 
 /// Whether there is a kernel for this node.
-pub(crate) fn has_kernel(_graph: &Graph, node: &GraphNode) -> bool {
+pub(crate) fn has_kernel(graph: &Graph, node: &GraphNode) -> bool {
     use Operation as O;
     match &node.operation {
         O::Softmax { .. }
@@ -29,11 +30,14 @@ pub(crate) fn has_kernel(_graph: &Graph, node: &GraphNode) -> bool {
         | O::Rope { .. }
         | O::SwiGLU
         | O::GELU { .. }
-        | O::LoRA { .. }
         | O::Attention(_)
         | O::CrossEntropy(_)
         | O::AdamW(_)
         | O::Elementwise(_) => true,
+        // The kernel scales products, not what is added to them.
+        O::MatmulSum { terms, scale } => scale.to_bits() == 1f32.to_bits() || !terms.contains(&SumTerm::Addend),
+        O::LoRA { .. } => products::keeps_lora(graph, node),
+        O::ValueAndVjp { of, .. } => matches!(**of, O::CrossEntropy(_)),
         O::Vjp { of, .. } => crate::fused::has_vjp_kernel(of),
         _ => false,
     }
@@ -47,11 +51,16 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::Softmax { dim } => layers::softmax_step(builder, node, *dim),
         O::LayerNorm { eps } => layers::layer_norm_step(builder, node, f64::from(*eps)),
         O::GELU { approximate } => layers::gelu_step(builder, node, *approximate),
-        O::LoRA { scale } => lora_steps(builder, node, f64::from(*scale)),
+        O::LoRA { scale } => products::lora_steps(builder, node, f64::from(*scale)),
         O::SwiGLU => swiglu_step(builder, node),
         O::Attention(options) => attention::forward(builder, node, *options),
         O::CrossEntropy(options) => training::loss(builder, node, *options),
         O::AdamW(options) => training::optimizer(builder, node, *options),
+        O::MatmulSum { terms, scale } => products::matmul_sum_step(builder, node, terms, f64::from(*scale)),
+        O::ValueAndVjp { of, wanted } => match &**of {
+            O::CrossEntropy(options) => training::loss_and_vjp(builder, node, *options, *wanted),
+            other => Err(Error::shape(other.name(), "has no kernel together with its vjp")),
+        },
         O::Elementwise(expression) => super::pointwise::expression(builder, node, expression),
         O::Vjp { of, wanted } => match &**of {
             O::RMSNorm { eps } => rms_norm_vjp_step(builder, node, *wanted, f64::from(*eps)),
@@ -164,20 +173,6 @@ fn rope_step(builder: &mut Builder<'_>, node: &GraphNode, interleaved: bool) -> 
         });
         Ok(())
     })?;
-    Ok(smallvec![out])
-}
-
-/// Two products; the scale rides on the narrow one.
-fn lora_steps(builder: &mut Builder<'_>, node: &GraphNode, scale: f64) -> Result<Views> {
-    let inputs = builder.input_views(node);
-    let out = builder.output(node, 0);
-    let mut dims = out.dims.clone();
-    if let Some(last) = dims.last_mut() {
-        *last = inputs[1].dims[1];
-    }
-    let narrow = builder.fresh(&dims, out.dtype);
-    product(builder, scale, [&inputs[0], &inputs[1]], &narrow)?;
-    product(builder, 1.0, [&narrow, &inputs[2]], &out)?;
     Ok(smallvec![out])
 }
 

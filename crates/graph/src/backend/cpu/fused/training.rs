@@ -4,7 +4,7 @@ use smallvec::smallvec;
 
 use super::super::build::{Builder, is_zero};
 use super::super::kernels::adamw::{AdamW, adamw};
-use super::super::kernels::cross_entropy::{CrossEntropy, cross_entropy, cross_entropy_vjp};
+use super::super::kernels::cross_entropy::{CrossEntropy, cross_entropy, cross_entropy_and_vjp, cross_entropy_vjp};
 use super::super::kernels::{Float, Real};
 use super::super::primitives::index_error;
 use super::super::view::View;
@@ -67,6 +67,41 @@ pub(super) fn loss_vjp(
                 let d_weight = d_weight.as_ref().map(|view| view.slice_mut::<T>(memory));
                 let input = loss_inputs::<T>(&views, memory, options);
                 cross_entropy_vjp(&input, acc(4), acc(5), with_g_lse.then(|| acc(6)), d_hidden, d_weight)
+            }
+            .map_err(|error| index_error("CrossEntropy", error))
+        });
+        Ok(())
+    })?;
+    Ok(outputs)
+}
+
+pub(super) fn loss_and_vjp(
+    builder: &mut Builder<'_>,
+    node: &GraphNode,
+    options: CrossEntropyOptions,
+    wanted: u32,
+) -> Result<Views> {
+    let inputs = builder.contiguous_inputs(node)?;
+    let with_g_lse = !is_zero(builder.graph, node.inputs[4]);
+    let outputs: Views = (0..node.outputs.len())
+        .map(|output| builder.output(node, output))
+        .collect();
+    let mut gradients = outputs[2..].iter().cloned();
+    let [d_hidden, d_weight] = [0, 1].map(|i| if wanted >> i & 1 == 1 { gradients.next() } else { None });
+    // The kernel always makes the gradient of the hidden states; where nobody wants it, it goes to scratch.
+    let d_hidden = d_hidden.unwrap_or_else(|| builder.fresh(&inputs[0].dims, inputs[0].dtype));
+    let writes: Vec<View> = outputs.iter().cloned().chain([d_hidden.clone()]).collect();
+    let (views, results) = (inputs.clone(), outputs.clone());
+    with_float!(inputs[0].dtype, T => {
+        builder.step(&inputs.iter().collect::<Vec<_>>(), &writes.iter().collect::<Vec<_>>(), move |memory| {
+            // SAFETY: inputs are read only; the results are this step's to write.
+            unsafe {
+                let acc = |i: usize| views[i].slice::<<T as Float>::Acc>(memory);
+                let values = (results[0].slice_mut(memory), results[1].slice_mut(memory));
+                let d_weight = d_weight.as_ref().map(|view| view.slice_mut::<T>(memory));
+                let input = loss_inputs::<T>(&views, memory, options);
+                let g_lse = with_g_lse.then(|| acc(4));
+                cross_entropy_and_vjp(&input, acc(3), g_lse, values, d_hidden.slice_mut::<T>(memory), d_weight)
             }
             .map_err(|error| index_error("CrossEntropy", error))
         });

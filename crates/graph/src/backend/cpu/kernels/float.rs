@@ -14,8 +14,11 @@ use super::matmul::{Product, kernels_of};
 pub trait Float: Copy + Send + Sync + Default + PartialOrd + std::fmt::Debug + 'static {
     /// What sums and functions of this type are computed in.
     type Acc: Real;
-    /// True where `Self` and `Self::Acc` are the same type.
-    const IS_ACC: bool;
+    /// What kernels round intermediate matrices to before they multiply them: the type itself, but f32 for f16, whose
+    /// range is too small for gradients.
+    type Factor: Float<Acc = Self::Acc>;
+    /// True where `Self` and `Self::Factor` are the same type.
+    const IS_FACTOR: bool;
     /// Widens to the accumulation type; exact.
     fn to_acc(self) -> Self::Acc;
     /// Rounds to nearest, ties to even.
@@ -24,13 +27,13 @@ pub trait Float: Copy + Send + Sync + Default + PartialOrd + std::fmt::Debug + '
     ///
     /// # Safety
     /// As [`dense_product`](super::matmul::dense_product); no size is 0.
-    unsafe fn multiply<C: Float<Acc = Self::Acc>>(product: &Product<Self, C>, parallel: bool);
+    unsafe fn multiply<C: Float<Acc = Self::Acc>>(product: &Product<'_, Self, C>, parallel: bool);
 }
 
 /// [`Float::multiply`] of an element type.
 macro_rules! multiply {
     ($t:ident) => {
-        unsafe fn multiply<C: Float<Acc = Self::Acc>>(product: &Product<Self, C>, parallel: bool) {
+        unsafe fn multiply<C: Float<Acc = Self::Acc>>(product: &Product<'_, Self, C>, parallel: bool) {
             // SAFETY: handed on from the caller.
             unsafe { kernels_of::$t(product, parallel) }
         }
@@ -134,7 +137,8 @@ macro_rules! real {
     ($t:ident, $math:ident) => {
         impl Float for $t {
             type Acc = $t;
-            const IS_ACC: bool = true;
+            type Factor = $t;
+            const IS_FACTOR: bool = true;
             #[inline(always)]
             fn to_acc(self) -> $t {
                 self
@@ -193,7 +197,8 @@ real!(f64, double);
 
 impl Float for bf16 {
     type Acc = f32;
-    const IS_ACC: bool = false;
+    type Factor = bf16;
+    const IS_FACTOR: bool = true;
     #[inline(always)]
     fn to_acc(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -210,7 +215,8 @@ impl Float for bf16 {
 
 impl Float for f16 {
     type Acc = f32;
-    const IS_ACC: bool = false;
+    type Factor = f32;
+    const IS_FACTOR: bool = false;
     #[inline(always)]
     fn to_acc(self) -> f32 {
         let bits = u32::from(self.to_bits());

@@ -29,7 +29,7 @@ pub mod softmax;
 pub mod swiglu;
 
 pub use error::KernelError;
-pub use float::{Float, Real};
+pub use float::{Float, Mat, Real};
 pub use inout::InOut;
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-use super::float::Real;
+use super::float::Float;
 
 /// A cache line's worth of any bits.
 #[derive(Clone, Copy)]
@@ -44,9 +44,9 @@ fn give_back(buffer: Vec<Line>) {
 }
 
 /// Lends `f` scratch of `len` elements with unspecified contents, from the start of a cache line. Calls may nest.
-pub(crate) fn with_scratch<A: Real, R>(len: usize, f: impl FnOnce(&mut [A]) -> R) -> R {
+pub(crate) fn with_scratch<A: Float, R>(len: usize, f: impl FnOnce(&mut [A]) -> R) -> R {
     with_space(len, |space: *mut A| {
-        // SAFETY: the space is this call's, and f32 and f64, the only Reals, take any bits.
+        // SAFETY: the space is this call's, and all Floats take any bits.
         f(unsafe { std::slice::from_raw_parts_mut(space, len) })
     })
 }

@@ -1,11 +1,12 @@
-//! The gradient: one task for each (sequence, key head), which goes through the blocks of queries in order.
+//! The gradient: one task for each (sequence, key head), which goes through the blocks of queries in order; where those
+//! are few, several with a share of the blocks each, whose sums are then added in order.
 
 use std::ops::Range;
 
 use super::super::float::{Float, Mat, Real, dense, dense_mut, transposed};
 use super::super::matmul::dense_product;
 use super::super::par::{PARALLEL_WORK, Shared, for_pieces, simd, store, sum2, with_scratch};
-use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, cut, key_blocks};
+use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, key_blocks, with_both};
 
 /// The gradients of [`attention`](super::attention) from those of its results, `g` and (0 if missing) `g_lse`.
 ///
@@ -58,48 +59,114 @@ pub fn attention_vjp<T: Float>(
     );
     let o = HeadsView::contiguous(o, queries, heads, dim);
     let g = HeadsView::contiguous(g, queries, heads, dim);
-    let out = [Shared::new(dq), Shared::new(dk), Shared::new(dv)];
-    let rows = shape.block_queries() * shape.group();
-    let seen = mask.kv_len * dim;
-    let widened = if T::IS_ACC { 0 } else { BLOCK_KEYS * dim };
-    let (wide, square) = (rows * dim, rows * BLOCK_KEYS);
-    let lengths = [
-        wide, wide, wide, square, square, rows, rows, widened, widened, seen, seen,
-    ];
-    for_pieces(batch * kv_heads, 1, shape.work() >= PARALLEL_WORK, |task, _| {
-        with_scratch(lengths.iter().sum(), |scratch| {
-            let [q, g_rows, dq, p, ds, dot, row_lse, wide_k, wide_v, dk, dv] = cut(scratch, lengths);
-            let (b, group) = (task / kv_heads, task % kv_heads);
-            dk.fill(T::Acc::ZERO);
-            dv.fill(T::Acc::ZERO);
-            let mut head = Head {
-                job: &job,
-                b,
-                g: group,
-                scale,
-                q,
-                grad: g_rows,
-                dq,
-                p,
-                ds,
-                dot,
-                lse: row_lse,
-                dk,
-                dv,
-            };
-            let block = shape.block_queries();
-            for start in (0..queries).step_by(block) {
-                let range = start..queries.min(start + block);
-                head.load(&range, o, g);
-                head.load_lse(&range, lse, g_lse);
-                head.block(&range, wide_k, wide_v);
-                // SAFETY: the rows belong to this task.
-                unsafe { head.store_queries(&range, out[0]) };
-            }
+    let heads_of = Heads {
+        job,
+        scale,
+        o,
+        lse,
+        g,
+        g_lse,
+    };
+    let (pairs, parts) = (batch * kv_heads, shape.parts());
+    let (sums, parallel) = (2 * mask.kv_len * dim, shape.work() >= PARALLEL_WORK);
+    let (dq, out) = (Shared::new(dq), (Shared::new(dk), Shared::new(dv)));
+    if parts == 1 {
+        return for_pieces(pairs, 1, parallel, |pair, _| {
+            with_scratch(sums, |sums| {
+                // SAFETY: this key head, and its query heads, belong to this task.
+                unsafe {
+                    heads_of.run(pair, (0, 1), sums, dq);
+                    heads_of.job.store_keys(pair, sums, out);
+                }
+            });
+        });
+    }
+    with_scratch(pairs * parts * sums, |all| {
+        let all = Shared::new(all);
+        for_pieces(pairs * parts, 1, parallel, |task, _| {
+            let (pair, part) = (task / parts, task % parts);
+            // SAFETY: these sums, and the queries of this part, belong to this task.
+            unsafe { heads_of.run(pair, (part, parts), all.slice(task * sums, sums), dq) };
+        });
+        for_pieces(pairs, 1, parallel, |pair, _| {
             // SAFETY: this key head belongs to this task.
-            unsafe { head.store_keys(out[1], out[2]) };
+            unsafe {
+                let total = all.slice(pair * parts * sums, sums);
+                for part in 1..parts {
+                    let more = all.slice((pair * parts + part) * sums, sums);
+                    total.iter_mut().zip(more).for_each(|(total, x)| *total += *x);
+                }
+                heads_of.job.store_keys(pair, total, out);
+            }
         });
     });
+}
+
+/// What the gradients of all heads are made of.
+struct Heads<'a, T: Float> {
+    job: Job<'a, T>,
+    scale: T::Acc,
+    o: HeadsView<'a, T>,
+    lse: &'a [T::Acc],
+    g: HeadsView<'a, T>,
+    g_lse: Option<&'a [T::Acc]>,
+}
+
+impl<T: Float> Heads<'_, T> {
+    /// Adds up dk and dv, `(2, kv_len, dim)`, of one (sequence, key head) over every `parts`-th block of queries from
+    /// `part` on, and writes their dq.
+    ///
+    /// # Safety
+    /// No other task writes dq of these queries.
+    unsafe fn run(&self, pair: usize, (part, parts): (usize, usize), sums: &mut [T::Acc], dq_out: Shared<T>) {
+        let (job, shape) = (&self.job, self.job.shape);
+        let (block, dim) = (shape.block_queries(), shape.dim);
+        let rows = block * shape.group();
+        let lengths = [
+            rows * dim,
+            rows * BLOCK_KEYS,
+            rows * BLOCK_KEYS,
+            rows,
+            rows,
+            job.widened(),
+            job.widened(),
+        ];
+        let factors = [rows * dim, rows * dim, rows * BLOCK_KEYS, rows * BLOCK_KEYS];
+        sums.fill(T::Acc::ZERO);
+        let (dk, dv) = sums.split_at_mut(sums.len() / 2);
+        with_both::<T, _, 7, 4>(
+            lengths,
+            factors,
+            |[dq, scores, dp, dot, lse, wide_k, wide_v], [q, grad, p, ds]| {
+                let (b, g, scale) = (pair / shape.kv_heads, pair % shape.kv_heads, self.scale);
+                let mut head = Head {
+                    job,
+                    b,
+                    g,
+                    scale,
+                    q,
+                    grad,
+                    dq,
+                    scores,
+                    dp,
+                    p,
+                    ds,
+                    dot,
+                    lse,
+                    dk,
+                    dv,
+                };
+                for start in (part * block..shape.queries).step_by(parts * block) {
+                    let range = start..shape.queries.min(start + block);
+                    head.load(&range, self.o, self.g);
+                    head.load_lse(&range, self.lse, self.g_lse);
+                    head.block(&range, wide_k, wide_v);
+                    // SAFETY: the caller's promise.
+                    unsafe { head.store_queries(&range, dq_out) };
+                }
+            },
+        );
+    }
 }
 
 /// One (sequence, key head): the block at work, and the sums over all blocks.
@@ -109,12 +176,15 @@ struct Head<'s, 'a, T: Float> {
     g: usize,
     scale: T::Acc,
     /// (rows, dim) of the block: q, the gradient of o, and dq.
-    q: &'s mut [T::Acc],
-    grad: &'s mut [T::Acc],
+    q: &'s mut [T::Factor],
+    grad: &'s mut [T::Factor],
     dq: &'s mut [T::Acc],
+    /// (rows, `BLOCK_KEYS`): scores, and the gradient of the probabilities.
+    scores: &'s mut [T::Acc],
+    dp: &'s mut [T::Acc],
     /// (rows, `BLOCK_KEYS`): probabilities, and the gradient of the scores.
-    p: &'s mut [T::Acc],
-    ds: &'s mut [T::Acc],
+    p: &'s mut [T::Factor],
+    ds: &'s mut [T::Factor],
     /// (rows): sum(grad * o) less the gradient of lse, and the log-sum-exp.
     dot: &'s mut [T::Acc],
     lse: &'s mut [T::Acc],
@@ -139,11 +209,11 @@ impl<T: Float> Head<'_, '_, T> {
         let len = rows * dim;
         self.job.rows(&self.job.q, self.b, self.g, queries, &mut self.q[..len]);
         self.job.rows(&g, self.b, self.g, queries, &mut self.grad[..len]);
-        // dq holds o until the dot products are made.
-        self.job.rows(&o, self.b, self.g, queries, &mut self.dq[..len]);
-        let pairs = self.dq.chunks_exact(dim).zip(self.grad.chunks_exact(dim));
-        for (dot, (o, g)) in self.dot.iter_mut().zip(pairs.take(rows)) {
-            *dot = sum2(o, g, |o, g| o * g);
+        let group = self.job.shape.group();
+        let grads = self.grad.chunks_exact(dim).take(rows).enumerate();
+        for (dot, (r, g)) in self.dot.iter_mut().zip(grads) {
+            let o = o.at(self.b, queries.start + r / group, self.g * group + r % group);
+            *dot = sum2(&o[..dim], g, |o, g| o.to_acc() * g.to_acc());
         }
         self.dq.fill(T::Acc::ZERO);
     }
@@ -177,8 +247,8 @@ impl<T: Float> Head<'_, '_, T> {
         &mut self,
         queries: &Range<usize>,
         keys: &Range<usize>,
-        k: Mat<*const T::Acc>,
-        v: Mat<*const T::Acc>,
+        k: Mat<*const T::Factor>,
+        v: Mat<*const T::Factor>,
     ) {
         let (rows, n, dim) = (self.row_count(queries), keys.len(), self.job.shape.dim);
         let one = T::Acc::ONE;
@@ -186,9 +256,9 @@ impl<T: Float> Head<'_, '_, T> {
         let sums = keys.start * dim..keys.end * dim;
         // SAFETY: the caller's promise, and the lengths of the fields.
         unsafe {
-            let (p, ds) = (dense_mut(self.p, BLOCK_KEYS), dense_mut(self.ds, BLOCK_KEYS));
-            dense_product((rows, n, dim), self.scale, q, transposed(k), p, false, false);
-            dense_product((rows, n, dim), one, grad, transposed(v), ds, false, false);
+            let (scores, dp) = (dense_mut(self.scores, BLOCK_KEYS), dense_mut(self.dp, BLOCK_KEYS));
+            dense_product((rows, n, dim), self.scale, q, transposed(k), scores, false, false);
+            dense_product((rows, n, dim), one, grad, transposed(v), dp, false, false);
             simd(
                 #[inline(always)]
                 || self.score_gradients(queries, keys),
@@ -206,25 +276,34 @@ impl<T: Float> Head<'_, '_, T> {
     #[inline(always)]
     fn score_gradients(&mut self, queries: &Range<usize>, keys: &Range<usize>) {
         let (group, scale) = (self.job.shape.group(), self.scale);
-        let rows = self
+        let wide = self
+            .scores
+            .chunks_exact_mut(BLOCK_KEYS)
+            .zip(self.dp.chunks_exact_mut(BLOCK_KEYS));
+        let narrow = self
             .p
             .chunks_exact_mut(BLOCK_KEYS)
             .zip(self.ds.chunks_exact_mut(BLOCK_KEYS));
-        for (r, (p, ds)) in rows.take(queries.len() * group).enumerate() {
-            let (p, ds) = (&mut p[..keys.len()], &mut ds[..keys.len()]);
+        for (r, ((scores, dp), (p, ds))) in wide.zip(narrow).take(queries.len() * group).enumerate() {
+            let n = keys.len();
+            let (scores, dp, p, ds) = (&mut scores[..n], &mut dp[..n], &mut p[..n], &mut ds[..n]);
             let (lse, dot) = (self.lse[r], self.dot[r]);
             let query = queries.start + r / group;
             if lse == T::Acc::NEG_INFINITY {
-                p.fill(T::Acc::ZERO);
-                ds.fill(T::Acc::ZERO);
+                p.fill(T::Factor::default());
+                ds.fill(T::Factor::default());
                 continue;
             }
-            for (p, ds) in p.iter_mut().zip(&mut *ds) {
-                *p = (*p - lse).exp();
-                *ds = *p * (*ds - dot) * scale;
+            self.job.hide(self.b, query, keys, scores, T::Acc::NEG_INFINITY);
+            // What is hidden has probability 0, but may have any gradient.
+            self.job.hide(self.b, query, keys, dp, dot);
+            for (score, p) in scores.iter_mut().zip(&mut *p) {
+                *score = (*score - lse).exp();
+                *p = T::Factor::from_acc(*score);
             }
-            self.job.hide(self.b, query, keys, p, T::Acc::ZERO);
-            self.job.hide(self.b, query, keys, ds, T::Acc::ZERO);
+            for ((score, dp), ds) in scores.iter().zip(&*dp).zip(ds) {
+                *ds = T::Factor::from_acc(*score * (*dp - dot) * scale);
+            }
         }
     }
 
@@ -235,14 +314,21 @@ impl<T: Float> Head<'_, '_, T> {
             unsafe { store(row, out.at(self.place(queries, r) * dim)) };
         }
     }
+}
 
-    unsafe fn store_keys(&self, dk: Shared<T>, dv: Shared<T>) {
+impl<T: Float> Job<'_, T> {
+    /// Rounds dk and dv, `(2, kv_len, dim)`, of one (sequence, key head) into place; 0 from `kv_len` on.
+    ///
+    /// # Safety
+    /// No other task writes this head.
+    unsafe fn store_keys(&self, pair: usize, sums: &[T::Acc], (dk, dv): (Shared<T>, Shared<T>)) {
         let AttentionShape {
             keys, kv_heads, dim, ..
-        } = self.job.shape;
-        for (sums, out) in [(&self.dk, dk), (&self.dv, dv)] {
+        } = self.shape;
+        let (dk_sums, dv_sums) = sums.split_at(sums.len() / 2);
+        for (sums, out) in [(dk_sums, dk), (dv_sums, dv)] {
             for j in 0..keys {
-                let at = ((self.b * keys + j) * kv_heads + self.g) * dim;
+                let at = ((pair / kv_heads * keys + j) * kv_heads + pair % kv_heads) * dim;
                 // SAFETY: the caller owns this head of dk and dv.
                 unsafe {
                     match sums.get(j * dim..(j + 1) * dim) {

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::super::float::{Float, Mat, Real, dense, dense_mut, transposed};
 use super::super::matmul::dense_product;
-use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1, with_scratch};
-use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, cut, key_blocks};
+use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1};
+use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, key_blocks, with_both};
 
 /// Writes o (batch, queries, heads, dim) and the log-sum-exp of the masked scores, lse (batch, queries, heads), both
 /// contiguous; 0 and minus infinity where a query sees no key.
@@ -47,22 +47,23 @@ pub fn attention<T: Float>(
         let (b, g) = (task % groups / kv_heads, task % kv_heads);
         let range = start..queries.min(start + block);
         let rows = range.len() * shape.group();
-        let widened = if T::IS_ACC { 0 } else { BLOCK_KEYS * dim };
-        let lengths = [rows * dim, rows * dim, rows * BLOCK_KEYS, rows, rows, widened];
-        with_scratch(lengths.iter().sum(), |scratch| {
-            let [q, o, scores, max, sum, wide] = cut(scratch, lengths);
+        let lengths = [rows * dim, rows * BLOCK_KEYS, rows, rows, job.widened()];
+        let factors = [rows * dim, rows * BLOCK_KEYS];
+        with_both::<T, _, 5, 2>(lengths, factors, |[o, scores, max, sum, wide], [q, p]| {
             let mut block = Block {
                 job: &job,
                 b,
                 g,
                 queries: range,
+                scale,
                 q,
                 o,
                 scores,
+                p,
                 max,
                 sum,
             };
-            block.run(scale, wide);
+            block.run(wide);
             // SAFETY: the rows of this block belong to this task.
             unsafe { block.finish(out) };
         });
@@ -75,12 +76,15 @@ struct Block<'s, 'a, T: Float> {
     b: usize,
     g: usize,
     queries: Range<usize>,
-    /// (rows, dim), scaled.
-    q: &'s mut [T::Acc],
+    scale: T::Acc,
+    /// (rows, dim)
+    q: &'s mut [T::Factor],
     /// (rows, dim): sum of exp(score - max) * value.
     o: &'s mut [T::Acc],
     /// (rows, `BLOCK_KEYS`)
     scores: &'s mut [T::Acc],
+    /// The same rounded: exp(score - max).
+    p: &'s mut [T::Factor],
     /// (rows): the largest score.
     max: &'s mut [T::Acc],
     /// (rows): sum of exp(score - max).
@@ -88,10 +92,9 @@ struct Block<'s, 'a, T: Float> {
 }
 
 impl<T: Float> Block<'_, '_, T> {
-    fn run(&mut self, scale: T::Acc, wide: &mut [T::Acc]) {
+    fn run(&mut self, wide: &mut [T::Acc]) {
         let (job, b, g) = (self.job, self.b, self.g);
         job.rows(&job.q, b, g, &self.queries, self.q);
-        self.q.iter_mut().for_each(|x| *x = *x * scale);
         self.o.fill(T::Acc::ZERO);
         self.max.fill(T::Acc::NEG_INFINITY);
         self.sum.fill(T::Acc::ZERO);
@@ -110,31 +113,36 @@ impl<T: Float> Block<'_, '_, T> {
         }
     }
 
-    /// scores = q @ k^T
-    fn score(&mut self, k: Mat<*const T::Acc>, keys: usize) {
+    /// scores = scale * q @ k^T
+    fn score(&mut self, k: Mat<*const T::Factor>, keys: usize) {
         let (rows, dim) = (self.max.len(), self.job.shape.dim);
         let scores = dense_mut(self.scores, BLOCK_KEYS);
         let (q, k) = (dense(self.q, dim), transposed(k));
         // SAFETY: q is (rows, dim), k (keys, dim) and the scores have room for (rows, keys).
-        unsafe { dense_product((rows, keys, dim), T::Acc::ONE, q, k, scores, false, false) };
+        unsafe { dense_product((rows, keys, dim), self.scale, q, k, scores, false, false) };
     }
 
     /// Turns scores into exp(score - max), with max and what was summed so far brought up to date.
     #[inline(always)]
     fn soften(&mut self, keys: &Range<usize>) {
         let (group, dim) = (self.job.shape.group(), self.job.shape.dim);
-        for (r, row) in self.scores.chunks_exact_mut(BLOCK_KEYS).enumerate() {
-            let row = &mut row[..keys.len()];
+        let rows = self
+            .scores
+            .chunks_exact_mut(BLOCK_KEYS)
+            .zip(self.p.chunks_exact_mut(BLOCK_KEYS));
+        for (r, (row, p)) in rows.enumerate() {
+            let (row, p) = (&mut row[..keys.len()], &mut p[..keys.len()]);
             let query = self.queries.start + r / group;
             self.job.hide(self.b, query, keys, row, T::Acc::NEG_INFINITY);
             let max = max_nan(self.max[r], max1(row, |x| x));
             if max == T::Acc::NEG_INFINITY {
-                row.fill(T::Acc::ZERO);
+                p.fill(T::Factor::default());
                 continue;
             }
             let shrink = (self.max[r] - max).exp();
-            for x in &mut *row {
+            for (x, p) in row.iter_mut().zip(p) {
                 *x = (*x - max).exp();
+                *p = T::Factor::from_acc(*x);
             }
             self.max[r] = max;
             self.sum[r] = self.sum[r] * shrink + sum1(row, |x| x);
@@ -147,7 +155,7 @@ impl<T: Float> Block<'_, '_, T> {
     }
 
     /// o += probabilities @ v
-    fn weigh(&mut self, v: Mat<*const T::Acc>, keys: usize) {
+    fn weigh(&mut self, v: Mat<*const T::Factor>, keys: usize) {
         let (rows, dim) = (self.max.len(), self.job.shape.dim);
         let o = dense_mut(self.o, dim);
         // SAFETY: the probabilities are (rows, keys), v (keys, dim), o (rows, dim).
@@ -155,7 +163,7 @@ impl<T: Float> Block<'_, '_, T> {
             dense_product(
                 (rows, dim, keys),
                 T::Acc::ONE,
-                dense(self.scores, BLOCK_KEYS),
+                dense(self.p, BLOCK_KEYS),
                 v,
                 o,
                 true,

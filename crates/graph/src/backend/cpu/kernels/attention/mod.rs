@@ -3,6 +3,9 @@
 //! Works block by block of queries and keys, so no (queries, keys) matrix exists; blocks that the mask hides whole are
 //! skipped. Query heads that share a key head are rows of one block, so each key is read once for all of them. A query
 //! that sees no key gives 0. The gradient recomputes the probabilities from the saved log-sum-exp.
+//!
+//! Scores, maxima and sums are f32 (f64 for f64); what enters a product is rounded to the element's factor type, so bf16
+//! is multiplied as bf16.
 
 mod backward;
 mod forward;
@@ -15,12 +18,15 @@ pub use backward::attention_vjp;
 pub use forward::attention;
 
 use super::float::{Float, Mat};
-use super::par::{load, widen};
+use super::par::{widen, with_scratch};
 
 /// Rows (query, head of the group) of a block, about.
 const BLOCK_ROWS: usize = 64;
 /// Keys of a block.
 const BLOCK_KEYS: usize = 128;
+
+/// The gradient has at least about so many tasks, if its queries give them.
+const TASKS: usize = 12;
 
 /// Sizes of an attention: q is (batch, queries, heads, dim), k and v are (batch, keys, `kv_heads`, dim).
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +53,12 @@ impl AttentionShape {
     /// Queries of a block.
     fn block_queries(&self) -> usize {
         (BLOCK_ROWS / self.group()).clamp(1, self.queries.max(1))
+    }
+
+    /// Tasks that the gradient of one (sequence, key head) is cut into.
+    fn parts(&self) -> usize {
+        let blocks = self.queries.div_ceil(self.block_queries());
+        TASKS.div_ceil(self.batch * self.kv_heads).clamp(1, blocks.max(1))
     }
 
     /// Element operations, about.
@@ -167,14 +179,20 @@ impl<T: Float> Job<'_, T> {
         }
     }
 
-    /// Widens the rows (query, head of group g) of a block, row after row.
-    fn rows(&self, view: &HeadsView<'_, T>, b: usize, g: usize, queries: &Range<usize>, into: &mut [T::Acc]) {
+    /// Gathers the rows (query, head of group g) of a block, row after row.
+    fn rows(&self, view: &HeadsView<'_, T>, b: usize, g: usize, queries: &Range<usize>, into: &mut [T::Factor]) {
         let (group, dim) = (self.shape.group(), self.shape.dim);
         for (r, row) in into.chunks_exact_mut(dim).enumerate() {
             let from = view.at(b, queries.start + r / group, g * group + r % group);
-            // SAFETY: `check` found the whole head inside the buffer.
-            unsafe { load(from[..dim].as_ptr(), row) };
+            for (to, x) in row.iter_mut().zip(&from[..dim]) {
+                *to = T::Factor::from_acc(x.to_acc());
+            }
         }
+    }
+
+    /// Elements of scratch that [`keys`](Self::keys) needs.
+    fn widened(&self) -> usize {
+        if T::IS_FACTOR { 0 } else { BLOCK_KEYS * self.shape.dim }
     }
 
     /// Keys or values of a block: where they lie, or widened into scratch.
@@ -185,17 +203,17 @@ impl<T: Float> Job<'_, T> {
         g: usize,
         keys: &Range<usize>,
         scratch: &mut [T::Acc],
-    ) -> Mat<*const T::Acc> {
+    ) -> Mat<*const T::Factor> {
         let mat = Mat {
             ptr: view.at(b, keys.start, g).as_ptr(),
             rows: view.seq_stride as isize,
             cols: 1,
         };
-        if T::IS_ACC {
+        if T::IS_FACTOR {
             return mat.cast();
         }
-        // SAFETY: `check` found the keys inside the buffer.
-        unsafe { widen(mat, (keys.len(), self.shape.dim), scratch) }
+        // SAFETY: `check` found the keys inside the buffer. Factors of another type than T are accumulators.
+        unsafe { widen(mat, (keys.len(), self.shape.dim), scratch) }.cast()
     }
 
     /// True where segments hide every key of the block from every query of it.
@@ -238,6 +256,19 @@ fn key_blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     range
         .step_by(BLOCK_KEYS)
         .map(move |start| start..end.min(start + BLOCK_KEYS))
+}
+
+/// Lends scratch cut into parts of these lengths: of accumulators, and of factors.
+fn with_both<T: Float, R, const N: usize, const M: usize>(
+    lengths: [usize; N],
+    factors: [usize; M],
+    f: impl FnOnce([&mut [T::Acc]; N], [&mut [T::Factor]; M]) -> R,
+) -> R {
+    with_scratch(lengths.iter().sum(), |scratch| {
+        with_scratch(factors.iter().sum(), |narrow| {
+            f(cut(scratch, lengths), cut(narrow, factors))
+        })
+    })
 }
 
 /// Cuts scratch into parts of these lengths.

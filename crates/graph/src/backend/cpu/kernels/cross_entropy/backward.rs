@@ -63,12 +63,12 @@ pub fn cross_entropy_vjp<T: Float>(
     Ok(())
 }
 
-struct Job<'a, T: Float> {
-    input: &'a CrossEntropy<'a, T>,
-    rows: &'a [Row],
-    lse: &'a [T::Acc],
-    g: &'a [T::Acc],
-    g_lse: Option<&'a [T::Acc]>,
+pub(super) struct Job<'a, T: Float> {
+    pub input: &'a CrossEntropy<'a, T>,
+    pub rows: &'a [Row],
+    pub lse: &'a [T::Acc],
+    pub g: &'a [T::Acc],
+    pub g_lse: Option<&'a [T::Acc]>,
 }
 
 impl<T: Float> Job<'_, T> {
@@ -108,33 +108,50 @@ impl<T: Float> Job<'_, T> {
     }
 
     fn hidden(&self, d_hidden: &mut [T]) {
-        let (input, d, classes) = (self.input, self.input.d, self.input.block_classes());
+        let classes = self.input.block_classes();
         d_hidden.fill(T::default());
-        input.for_row_blocks(self.rows, |_, rows, hidden| {
-            let count = rows.len();
-            let parallel = input.parallel(count);
-            with_block(count * d, count * classes, |sums, logits, gradients| {
-                sums.fill(T::Acc::ZERO);
-                for start in (0..input.vocab).step_by(classes) {
-                    let width = classes.min(input.vocab - start);
-                    input.logits(hidden, count, start, width, logits);
-                    // SAFETY: the block is as large as its logits, the sums are (rows, d), the weight is (width, d).
-                    unsafe {
-                        self.turn(rows, start, width, logits, gradients);
-                        let (left, right) = (matrix(gradients, width), input.classes(start));
-                        let dims = (count, d, width);
-                        dense_product(dims, T::Acc::ONE, left, right, dense_mut(sums, d), true, parallel);
-                    }
-                }
-                for (row, sums) in rows.iter().zip(sums.chunks_exact(d.max(1))) {
-                    // SAFETY: the row is inside d_hidden, which nobody else writes.
-                    unsafe { store(sums, d_hidden[row.row * d..][..d].as_mut_ptr()) };
-                }
+        self.input.for_row_blocks(self.rows, BLOCK_ROWS, |_, rows, hidden| {
+            with_scratch(rows.len() * classes, |logits| {
+                self.hidden_block(rows, hidden, (logits, false), d_hidden)
             });
         });
     }
 
-    fn weight(&self, d_weight: &mut [T]) {
+    /// `d_hidden` of a block of rows, from logits that were kept or are made again.
+    pub fn hidden_block(
+        &self,
+        rows: &[Row],
+        hidden: Mat<*const T>,
+        (logits, kept): (&mut [T::Acc], bool),
+        d_hidden: &mut [T],
+    ) {
+        let (input, d, classes, count) = (self.input, self.input.d, self.input.block_classes(), rows.len());
+        with_scratch(count * d, |sums| {
+            sums.fill(T::Acc::ZERO);
+            with_space(count * classes, |gradients: *mut T| {
+                for start in (0..input.vocab).step_by(classes) {
+                    let width = classes.min(input.vocab - start);
+                    let logits = &mut logits[if kept { count * start } else { 0 }..];
+                    if !kept {
+                        input.logits(hidden, count, start, width, logits);
+                    }
+                    // SAFETY: the block is as large as its logits, the sums are (rows, d), the weight is (width, d).
+                    unsafe {
+                        self.turn(rows, start, width, logits, gradients);
+                        let (left, right) = (matrix(gradients, width), input.classes(start));
+                        let (dims, parallel) = ((count, d, width), input.parallel(count));
+                        dense_product(dims, T::Acc::ONE, left, right, dense_mut(sums, d), true, parallel);
+                    }
+                }
+            });
+            for (row, sums) in rows.iter().zip(sums.chunks_exact(d.max(1))) {
+                // SAFETY: the row is inside d_hidden, which nobody else writes.
+                unsafe { store(sums, d_hidden[row.row * d..][..d].as_mut_ptr()) };
+            }
+        });
+    }
+
+    pub fn weight(&self, d_weight: &mut [T]) {
         let (input, d, classes) = (self.input, self.input.d, self.input.block_classes());
         for start in (0..input.vocab).step_by(classes) {
             let width = classes.min(input.vocab - start);
@@ -143,7 +160,7 @@ impl<T: Float> Job<'_, T> {
                 BLOCK_ROWS.min(self.rows.len()) * width,
                 |sums, logits, gradients| {
                     sums.fill(T::Acc::ZERO);
-                    input.for_row_blocks(self.rows, |_, rows, hidden| {
+                    input.for_row_blocks(self.rows, BLOCK_ROWS, |_, rows, hidden| {
                         let count = rows.len();
                         input.logits(hidden, count, start, width, logits);
                         // SAFETY: the block is as large as its logits, the sums are (width, d), hidden is (rows, d).

@@ -1,13 +1,15 @@
 //! Cross-entropy of a linear head, `logits = hidden @ weight^T`, by blocks of rows and vocabulary.
 //!
-//! No more than a block of logits exists at a time; the gradient computes them again. Rows whose target is the ignored
-//! index are left out of all products.
+//! No more than a block of logits exists at a time. The gradient alone computes them again; together with the loss it
+//! takes them from where the loss left them. Rows whose target is the ignored index are left out of all products.
 
 mod backward;
 #[cfg(test)]
 mod tests;
+mod together;
 
 pub use backward::cross_entropy_vjp;
+pub use together::cross_entropy_and_vjp;
 
 use super::error::KernelError;
 use super::float::{Float, Mat, Real};
@@ -88,9 +90,9 @@ impl<T: Float> CrossEntropy<'_, T> {
         rows * self.vocab * self.d >= PARALLEL_WORK
     }
 
-    /// Calls `f` with each block of rows and their hidden states, (rows, d).
-    fn for_row_blocks(&self, rows: &[Row], mut f: impl FnMut(usize, &[Row], Mat<*const T>)) {
-        for (number, block) in rows.chunks(BLOCK_ROWS).enumerate() {
+    /// Calls `f` with the number of the first, the rows and the hidden states, (rows, d), of each block of `most` rows.
+    fn for_row_blocks(&self, rows: &[Row], most: usize, mut f: impl FnMut(usize, &[Row], Mat<*const T>)) {
+        for (number, block) in rows.chunks(most).enumerate() {
             let (first, last) = (block[0].row, block[block.len() - 1].row);
             let mat = |ptr: *const T| Mat {
                 ptr,
@@ -98,7 +100,7 @@ impl<T: Float> CrossEntropy<'_, T> {
                 cols: 1,
             };
             if last - first + 1 == block.len() {
-                f(number * BLOCK_ROWS, block, mat(self.hidden[first * self.d..].as_ptr()));
+                f(number * most, block, mat(self.hidden[first * self.d..].as_ptr()));
                 continue;
             }
             with_space(block.len() * self.d, |gathered: *mut T| {
@@ -107,7 +109,7 @@ impl<T: Float> CrossEntropy<'_, T> {
                     // SAFETY: the space has room for every row of the block.
                     unsafe { std::ptr::copy_nonoverlapping(from, gathered.add(i * self.d), self.d) };
                 }
-                f(number * BLOCK_ROWS, block, mat(gathered));
+                f(number * most, block, mat(gathered));
             });
         }
     }
@@ -204,11 +206,26 @@ pub fn cross_entropy<T: Float>(
     lse.fill(T::Acc::ZERO);
     let mut found = Filled::new(rows.len(), Partial::NONE);
     let mut picked = Filled::new(rows.len(), T::Acc::ZERO);
-    input.for_row_blocks(&rows, |first, rows, hidden| {
+    input.for_row_blocks(&rows, BLOCK_ROWS, |first, rows, hidden| {
         let (found, picked) = (&mut found[first..], &mut picked[first..]);
-        scan(input, rows, hidden, found, picked);
+        with_scratch(rows.len() * input.block_classes(), |logits| {
+            scan(input, rows, hidden, (logits, false), found, picked);
+        });
     });
-    for ((row, found), &picked) in rows.iter().zip(&*found).zip(&*picked) {
+    conclude(input, &rows, &found, &picked, loss, lse);
+    Ok(())
+}
+
+/// Loss and log-sum-exp of rows from what all classes say of them.
+fn conclude<T: Float>(
+    input: &CrossEntropy<'_, T>,
+    rows: &[Row],
+    found: &[Partial<T::Acc>],
+    picked: &[T::Acc],
+    loss: &mut [T::Acc],
+    lse: &mut [T::Acc],
+) {
+    for ((row, found), &picked) in rows.iter().zip(found).zip(picked) {
         let total = found.max + found.exps.ln();
         let mut value = total - picked;
         if input.smoothing > 0.0 {
@@ -217,39 +234,39 @@ pub fn cross_entropy<T: Float>(
         }
         (loss[row.row], lse[row.row]) = (value, total);
     }
-    Ok(())
 }
 
-/// What all classes say of each row of a block, and the logit of its target.
+/// What all classes say of each row of a block, and the logit of its target. Logits are kept, each block of classes
+/// after the one before it, or only as long as they are looked at.
 fn scan<T: Float>(
     input: &CrossEntropy<'_, T>,
     rows: &[Row],
     hidden: Mat<*const T>,
+    (logits, keep): (&mut [T::Acc], bool),
     found: &mut [Partial<T::Acc>],
     picked: &mut [T::Acc],
 ) {
     let classes = input.block_classes();
     let (found, picked) = (Shared::new(found), Shared::new(picked));
-    with_scratch(rows.len() * classes, |logits: &mut [T::Acc]| {
-        for start in (0..input.vocab).step_by(classes) {
-            let count = classes.min(input.vocab - start);
-            input.logits(hidden, rows.len(), start, count, logits);
-            let logits = Shared::new(logits);
-            for_rows(rows.len(), EXP_WORK * count, |range| {
-                for i in range {
-                    // SAFETY: row i belongs to this task.
-                    unsafe {
-                        let logits = logits.slice(i * count, count);
-                        if (start..start + count).contains(&rows[i].target) {
-                            *picked.at(i) = logits[rows[i].target - start];
-                        }
-                        let found = found.at(i);
-                        *found = (*found).and(summarise(logits));
+    for start in (0..input.vocab).step_by(classes) {
+        let count = classes.min(input.vocab - start);
+        let logits = &mut logits[if keep { rows.len() * start } else { 0 }..];
+        input.logits(hidden, rows.len(), start, count, logits);
+        let logits = Shared::new(logits);
+        for_rows(rows.len(), EXP_WORK * count, |range| {
+            for i in range {
+                // SAFETY: row i belongs to this task.
+                unsafe {
+                    let logits = logits.slice(i * count, count);
+                    if (start..start + count).contains(&rows[i].target) {
+                        *picked.at(i) = logits[rows[i].target - start];
                     }
+                    let found = found.at(i);
+                    *found = (*found).and(summarise(logits));
                 }
-            });
-        }
-    });
+            }
+        });
+    }
 }
 
 fn summarise<A: Real>(logits: &[A]) -> Partial<A> {

@@ -129,6 +129,19 @@ fn gradients<T: Float>(input: &CrossEntropy<'_, T>, g: &[T::Acc]) -> [Vec<T>; 2]
         vec![T::default(); input.weight.len()],
     );
     cross_entropy_vjp(input, &lse, g, None, Some(&mut dh), Some(&mut dw)).unwrap();
+    // The same from one call, whose blocks of rows are others.
+    let (mut loss2, mut lse2) = (vec![T::Acc::ONE; n], vec![T::Acc::ONE; n]);
+    let (mut dh2, mut dw2) = (dw.clone(), dh.clone());
+    dh2.resize(dh.len(), T::default());
+    dw2.resize(dw.len(), T::default());
+    cross_entropy_and_vjp(input, g, None, (&mut loss2, &mut lse2), &mut dh2, Some(&mut dw2)).unwrap();
+    let tolerance = 2.0 * epsilon::<T>() + 100.0 * epsilon::<T::Acc>();
+    for (one, other) in [(&dh2, &dh), (&dw2, &dw)] {
+        close(&wide(one), &wide(other), tolerance);
+    }
+    for (one, other) in [(&loss2, &loss), (&lse2, &lse)] {
+        close(&wide(one), &wide(other), 30.0 * epsilon::<T::Acc>());
+    }
     [dh, dw]
 }
 

@@ -4,9 +4,10 @@
 use std::any::TypeId;
 
 use half::bf16;
+use smallvec::SmallVec;
 
 use super::super::float::{Float, Mat, Real, transposed};
-use super::super::par::{Shared, for_pieces, simd, with_space};
+use super::super::par::{Shared, for_pieces, simd, store, with_space};
 use super::kernel::{DOTS, Dots, Kernel, Round, TILE, Tile};
 use super::pack::{Block, Entry};
 
@@ -22,22 +23,38 @@ const CHUNK: usize = 1024;
 const TASKS: usize = 24;
 /// Rows of a task, about, at least: each packs its panel of B.
 const TASK_ROWS: usize = 128;
+/// Products that are added up in registers, at most.
+const FACTORS: usize = 8;
+/// What is added to them, usually at most.
+const ADDENDS: usize = 2;
 /// Bytes of B that a task of dot products reads, about.
 const TASK_BYTES: usize = 1 << 15;
 
-/// `C = alpha * A @ B (+ C if accumulate)` with A (m, k), B (k, n), C (m, n), rows of C `c_row` elements apart.
-pub(crate) struct Product<S, C: Float> {
-    pub dims: (usize, usize, usize),
-    pub alpha: C::Acc,
+/// What a sum of products adds: A (m, k) @ B (k, n).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Factors<S> {
     pub a: Mat<*const S>,
     pub b: Mat<*const S>,
-    pub c: *mut C,
-    pub c_row: usize,
-    pub accumulate: bool,
+    pub k: usize,
 }
 
-// SAFETY: A and B are only read, C is written in disjoint pieces.
-unsafe impl<S: Sync, C: Float> Sync for Product<S, C> {}
+// SAFETY: only read.
+unsafe impl<S: Sync> Sync for Factors<S> {}
+
+/// `C = alpha * (A0 @ B0 + ..) + addends` with C (m, n), whose rows are `c_row` elements apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'p, S, C: Float> {
+    pub dims: (usize, usize),
+    pub factors: &'p [Factors<S>],
+    pub alpha: C::Acc,
+    /// Columns lie next to each other; the first one's rows may be 0 apart.
+    pub addends: &'p [Mat<*const C>],
+    pub c: *mut C,
+    pub c_row: usize,
+}
+
+// SAFETY: operands are only read, C is written in disjoint pieces, by the task that reads the same piece of an addend.
+unsafe impl<S: Sync, C: Float> Sync for Product<'_, S, C> {}
 
 /// An operand in panels or as it lies: entry `p` of line `i` is `step * p` entries after `line * i` bytes. Packed lines
 /// lie in groups.
@@ -73,43 +90,68 @@ fn as_they_lie<S: Float, P: Entry<S>>(mat: Mat<*const S>, terms: usize) -> Optio
     })
 }
 
-impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
+/// Columns of a B as a kernel reads them; see [`Tile`].
+struct Panel<P> {
+    ptr: *const P,
+    step: usize,
+    steps: usize,
+    cols: usize,
+}
+
+impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
+    /// How many of the factors, from the first on, are added up in registers: those whose A lies row by row, if C has
+    /// rows enough to pack each B.
+    pub fn together(&self, factors: &[Factors<S>]) -> usize {
+        let suits = |factors: &&Factors<S>| factors.a.cols == 1 && factors.k > 0 && factors.k.is_multiple_of(2);
+        if self.dims.0 <= FEW_ROWS {
+            return 1;
+        }
+        factors.iter().take(FACTORS).take_while(suits).count().max(1)
+    }
+
     /// True where both operands are contiguous along the terms and one is so small that packing the other costs more
     /// than it saves.
     fn suits_dots(&self) -> bool {
-        let (m, n, k) = self.dims;
-        self.a.cols == 1 && self.b.rows == 1 && m.min(n) <= DOT_ROWS && k > 1
+        let (m, n) = self.dims;
+        let dots = |f: &Factors<S>| f.a.cols == 1 && f.b.rows == 1 && f.k > 1;
+        m.min(n) <= DOT_ROWS && self.factors.len() == 1 && self.factors.iter().all(dots)
     }
 
     /// True where B lies row by row and is read so.
-    fn suits_rows(&self) -> bool {
-        let (m, _, k) = self.dims;
-        self.b.cols == 1 && (m <= FEW_ROWS || k <= FEW_TERMS)
+    fn suits_rows(&self, factors: &Factors<S>) -> bool {
+        factors.b.cols == 1 && (self.dims.0 <= FEW_ROWS || factors.k <= FEW_TERMS)
     }
 
     /// True where entries of two terms are the better ones: but for few rows of A, and for dot products of an odd length,
     /// whose last term would need a copy.
     pub fn suits_pairs(&self) -> bool {
-        let (m, _, k) = self.dims;
-        !(self.b.cols == 1 && m <= FEW_ROWS || self.suits_dots() && !k.is_multiple_of(2))
+        let few = |f: &Factors<S>| f.b.cols == 1 && self.dims.0 <= FEW_ROWS;
+        let odd = |f: &Factors<S>| self.suits_dots() && !f.k.is_multiple_of(2);
+        !self.factors.iter().any(|f| few(f) || odd(f))
     }
 
     /// Runs the product; no size is 0.
     ///
     /// # Safety
-    /// Every element that the sizes and strides reach is inside its allocation; C overlaps neither A nor B; the
-    /// machine has the kernel's instructions.
+    /// Every element that the sizes and strides reach is inside its allocation; C overlaps no A or B, and no addend but
+    /// where it is the same matrix; the machine has the kernel's instructions.
     pub(super) unsafe fn run<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
-        let terms = self.dims.2;
+        let lines = self.factors.iter().map(|f| as_they_lie::<S, P>(f.a, f.k));
+        let lines: Option<SmallVec<[Lines<P>; FACTORS]>> = lines.collect();
         // SAFETY: handed on.
         unsafe {
-            match (
-                as_they_lie::<S, P>(self.a, terms),
-                as_they_lie::<S, P>(transposed(self.b), terms),
-            ) {
-                (Some(a), Some(b)) if self.suits_dots() => self.dots(kernel, a, b, parallel),
+            match (&lines, self.factors) {
+                (Some(a), [one]) if self.suits_dots() => {
+                    if let Some(b) = as_they_lie::<S, P>(transposed(one.b), one.k) {
+                        return self.dots(kernel, one.k, (a[0], b), parallel);
+                    }
+                    self.tiles(kernel, a, (0, self.dims.0), parallel);
+                }
                 (Some(a), _) => self.tiles(kernel, a, (0, self.dims.0), parallel),
-                (None, _) => self.packed(kernel, parallel),
+                (None, factors) => {
+                    debug_assert_eq!(factors.len(), 1, "matmul: several products, not as they lie");
+                    self.packed(kernel, &factors[0], parallel);
+                }
             }
         }
     }
@@ -118,8 +160,8 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
     ///
     /// # Safety
     /// As [`run`](Self::run).
-    unsafe fn packed<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
-        let (m, _, terms) = self.dims;
+    unsafe fn packed<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, factors: &Factors<S>, parallel: bool) {
+        let (m, terms) = (self.dims.0, factors.k);
         let steps = terms.div_ceil(P::TERMS);
         for first in (0..m).step_by(CHUNK) {
             let rows = CHUNK.min(m - first);
@@ -131,7 +173,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
                     for group in range {
                         let i = first + group * kernel.rows;
                         let block = Block {
-                            from: transposed(self.a.at(i, 0)),
+                            from: transposed(factors.a.at(i, 0)),
                             terms,
                             cols: kernel.rows.min(m - i),
                         };
@@ -146,19 +188,19 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
                     group: Some((kernel.rows, kernel.rows * steps)),
                 };
                 // SAFETY: handed on; the panels hold these rows.
-                unsafe { self.tiles(kernel, lines, (first, rows), parallel) };
+                unsafe { self.tiles(kernel, &[lines], (first, rows), parallel) };
             });
         }
     }
 
-    /// Tile by tile; `a` holds the rows from `first` on.
+    /// Tile by tile; `a` holds the rows from `first` on, of each product.
     ///
     /// # Safety
     /// As [`run`](Self::run).
     unsafe fn tiles<P: Entry<S>>(
         &self,
         kernel: &Kernel<P, S::Acc>,
-        a: Lines<P>,
+        a: &[Lines<P>],
         (first, rows): (usize, usize),
         parallel: bool,
     ) {
@@ -177,70 +219,103 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
         });
     }
 
-    /// The tiles of one panel of B.
+    /// The tiles of one panel of each B.
     ///
     /// # Safety
     /// As [`run`](Self::run).
     unsafe fn column<P: Entry<S>>(
         &self,
         kernel: &Kernel<P, S::Acc>,
-        a: Lines<P>,
+        a: &[Lines<P>],
         (first, start, rows): (usize, usize, usize),
         (j, cols): (usize, usize),
     ) {
-        let terms = self.dims.2;
-        let steps = terms.div_ceil(P::TERMS);
-        let vectors = cols.div_ceil(kernel.lanes);
-        let stride = vectors * kernel.lanes;
-        let all = |b: *const P, b_step: usize, cols: usize| {
+        let stride = cols.next_multiple_of(kernel.lanes);
+        let entries = self.factors.iter().map(|f| f.k.div_ceil(P::TERMS) * stride);
+        with_space(entries.sum(), |space: *mut P| {
+            // SAFETY: column j is inside each B, and the space holds a panel of each.
+            let panels = unsafe { self.panels(kernel, space, (j, cols, stride)) };
             let mut sums = [S::Acc::ZERO; TILE];
             for i in (start..start + rows).step_by(kernel.rows) {
                 let count = kernel.rows.min(start + rows - i);
-                let tile = Tile {
-                    steps,
-                    a: a.at(i),
-                    a_row: a.line,
-                    a_step: a.step,
-                    rows: count,
-                    b,
-                    b_step,
-                    cols,
-                    out: sums.as_mut_ptr(),
-                };
-                // SAFETY: the operands are inside what they lie in; a tile has at most TILE sums.
-                unsafe {
-                    (kernel.tile)(&tile);
-                    self.write(
-                        kernel,
-                        &sums,
-                        stride,
-                        (first + i, j),
-                        (count, cols.min(self.dims.1 - j)),
-                    );
+                for (number, (a, panel)) in a.iter().zip(&panels).enumerate() {
+                    let tile = Tile {
+                        steps: panel.steps,
+                        a: a.at(i),
+                        a_row: a.line,
+                        a_step: a.step,
+                        rows: count,
+                        b: panel.ptr,
+                        b_step: panel.step,
+                        cols: panel.cols,
+                        add: number > 0,
+                        out: sums.as_mut_ptr(),
+                    };
+                    // SAFETY: the operands are inside what they lie in; a tile has at most TILE sums.
+                    unsafe { (kernel.tile)(&tile) };
                 }
+                // SAFETY: the place is inside C.
+                unsafe { self.write(kernel, &mut sums, stride, (first + i, j), (count, cols)) };
             }
-        };
-        // SAFETY: column j is inside B; the panel holds the block.
-        unsafe {
-            if P::TERMS == 1 && self.suits_rows() {
-                return all(self.b.at(0, j).ptr.cast(), self.b.rows as usize, cols);
+        });
+    }
+
+    /// Columns from `j` on of each B, as they lie or packed into the space.
+    ///
+    /// # Safety
+    /// The columns are inside each B; the space has room for `stride` columns of each.
+    unsafe fn panels<P: Entry<S>>(
+        &self,
+        kernel: &Kernel<P, S::Acc>,
+        mut space: *mut P,
+        (j, cols, stride): (usize, usize, usize),
+    ) -> SmallVec<[Panel<P>; FACTORS]> {
+        let panel = |factors: &Factors<S>| {
+            let steps = factors.k.div_ceil(P::TERMS);
+            let from = factors.b.at(0, j);
+            if P::TERMS == 1 && self.suits_rows(factors) {
+                let (ptr, step) = (from.ptr.cast(), from.rows as usize);
+                return Panel { ptr, step, steps, cols };
             }
-            with_space(steps * stride, |panel: *mut P| {
-                let block = Block {
-                    from: self.b.at(0, j),
-                    terms,
-                    cols,
-                };
+            let ptr = space;
+            space = space.wrapping_add(steps * stride);
+            let block = Block {
+                from,
+                terms: factors.k,
+                cols,
+            };
+            // SAFETY: the caller's promise.
+            unsafe {
                 if cols < stride {
-                    std::ptr::write_bytes(panel, 0, steps * stride);
+                    std::ptr::write_bytes(ptr, 0, steps * stride);
                 }
-                block.pack(kernel, stride, panel);
-                all(panel, stride, stride);
-            });
+                block.pack(kernel, stride, ptr);
+            }
+            let (step, cols) = (stride, stride);
+            Panel { ptr, step, steps, cols }
+        };
+        self.factors.iter().map(panel).collect()
+    }
+
+    /// The addends alone, scaled by nothing.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    pub unsafe fn add_up(&self) {
+        let (m, n) = self.dims;
+        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let sum = self
+                    .addends
+                    .iter()
+                    .fold(S::Acc::ZERO, |sum, from| sum + (*from.at(i, j).ptr).to_acc());
+                *self.c.add(i * self.c_row + j) = C::from_acc(sum);
+            }
         }
     }
 
-    /// Scales, adds and rounds sums into C from (i, j) on.
+    /// Scales sums, adds the addends and rounds into C from (i, j) on.
     ///
     /// # Safety
     /// The place is inside C and the caller's; the sums are `stride` apart and whole vectors, or `rows` and `cols` are at
@@ -248,22 +323,24 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
     unsafe fn write<P>(
         &self,
         kernel: &Kernel<P, S::Acc>,
-        sums: &[S::Acc],
+        sums: &mut [S::Acc],
         stride: usize,
         (i, j): (usize, usize),
         (rows, cols): (usize, usize),
     ) {
         // SAFETY: the caller's promise.
         let to = unsafe { self.c.add(i * self.c_row + j) };
+        let addends: SmallVec<[Mat<*const C>; ADDENDS]> = self.addends.iter().map(|from| from.at(i, j)).collect();
         if let Some(round) = kernel
             .round
             .filter(|_| stride > DOTS && is::<C, bf16>() && is::<S::Acc, f32>())
         {
+            let addends: SmallVec<[Mat<*const bf16>; ADDENDS]> = addends.iter().map(|from| from.cast()).collect();
             let all = Round {
                 sums: sums.as_ptr().cast(),
                 stride,
                 alpha: self.alpha.widen() as f32,
-                accumulate: self.accumulate,
+                addends: &addends,
                 to: to.cast(),
                 to_row: self.c_row,
                 rows,
@@ -275,18 +352,16 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
         simd(
             #[inline(always)]
             || {
-                for (r, sums) in sums.chunks_exact(stride).take(rows).enumerate() {
-                    // SAFETY: the caller's promise.
-                    let to = unsafe { std::slice::from_raw_parts_mut(to.add(r * self.c_row), cols) };
-                    if self.accumulate {
-                        for (to, &sum) in to.iter_mut().zip(sums) {
-                            *to = C::from_acc(to.to_acc() + sum * self.alpha);
-                        }
-                    } else {
-                        for (to, &sum) in to.iter_mut().zip(sums) {
-                            *to = C::from_acc(sum * self.alpha);
-                        }
+                for (r, sums) in sums.chunks_exact_mut(stride).take(rows).enumerate() {
+                    let sums = &mut sums[..cols];
+                    sums.iter_mut().for_each(|sum| *sum = *sum * self.alpha);
+                    for from in &addends {
+                        // SAFETY: the caller's promise; nothing is written yet.
+                        let from = unsafe { std::slice::from_raw_parts(from.at(r, 0).ptr, cols) };
+                        sums.iter_mut().zip(from).for_each(|(sum, x)| *sum += x.to_acc());
                     }
+                    // SAFETY: the caller's promise.
+                    unsafe { store(sums, to.add(r * self.c_row)) };
                 }
             },
         );
@@ -296,8 +371,14 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
     ///
     /// # Safety
     /// As [`run`](Self::run).
-    unsafe fn dots<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, a: Lines<P>, b: Lines<P>, parallel: bool) {
-        let (m, n, terms) = self.dims;
+    unsafe fn dots<P: Entry<S>>(
+        &self,
+        kernel: &Kernel<P, S::Acc>,
+        terms: usize,
+        (a, b): (Lines<P>, Lines<P>),
+        parallel: bool,
+    ) {
+        let (m, n) = self.dims;
         let steps = terms / P::TERMS;
         let blocks = (TASK_BYTES / (steps * size_of::<P>())).div_ceil(DOTS);
         let rows_of_c = m > n;
@@ -321,7 +402,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<S, C> {
                     // SAFETY: rows and columns are inside A and B; this part of C belongs to this task.
                     unsafe {
                         (kernel.dots)(&block);
-                        self.write(kernel, &sums, DOTS, (i, j), (rows, cols));
+                        self.write(kernel, &mut sums, DOTS, (i, j), (rows, cols));
                     }
                 }
             }

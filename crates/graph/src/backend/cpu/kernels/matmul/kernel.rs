@@ -5,7 +5,7 @@ use std::array::from_fn;
 
 use half::bf16;
 
-use super::super::float::Real;
+use super::super::float::{Mat, Real};
 use super::words::Words;
 
 /// Entries of the sums of a tile, at most.
@@ -19,7 +19,7 @@ pub(super) const DOTS: usize = 4;
 
 /// One tile: entry `p` of row `r` of A is `a_step * p` entries after `a_row * r` bytes, entry `p` of the panel of B is
 /// the `cols` entries from `b_step * p` on. The sums go to `out`, rows one after the other, each a whole number of
-/// vectors long.
+/// vectors long; with `add` they begin with what is there.
 pub(super) struct Tile<P, A> {
     pub steps: usize,
     pub a: *const P,
@@ -29,6 +29,7 @@ pub(super) struct Tile<P, A> {
     pub b: *const P,
     pub b_step: usize,
     pub cols: usize,
+    pub add: bool,
     pub out: *mut A,
 }
 
@@ -45,14 +46,14 @@ pub(super) struct Dots<P, A> {
     pub out: *mut A,
 }
 
-/// `to = sums * alpha (+ to if accumulate)` for `rows` rows of `cols` sums; rows are `stride` sums and `to_row` elements
-/// apart.
+/// `to = sums * alpha + addends` for `rows` rows of `cols` sums; rows are `stride` sums and `to_row` elements apart.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only there is a machine's own conversion used
-pub(super) struct Round {
+pub(super) struct Round<'a> {
     pub sums: *const f32,
     pub stride: usize,
     pub alpha: f32,
-    pub accumulate: bool,
+    /// Their columns lie next to each other; the first is that of `to`.
+    pub addends: &'a [Mat<*const bf16>],
     pub to: *mut bf16,
     pub to_row: usize,
     pub rows: usize,
@@ -77,7 +78,7 @@ pub(super) struct Kernel<P: 'static, A: 'static> {
     ///
     /// # Safety
     /// As `tile`.
-    pub round: Option<unsafe fn(&Round)>,
+    pub round: Option<unsafe fn(&Round<'_>)>,
     /// Turns 16 runs of 16 entries: from so many bytes apart to so many entries apart.
     pub transpose: Option<unsafe fn(*const u8, usize, *mut u32, usize)>,
 }
@@ -120,6 +121,11 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
         }
         // Made entry by entry: a repeated array is filled in memory by a call.
         let mut sums: [[W::Sums; V]; R] = from_fn(|_| from_fn(|_| W::zero()));
+        if t.add {
+            for (r, sums) in sums.iter_mut().enumerate().take(t.rows) {
+                *sums = from_fn(|v| W::fetch(t.out.add((r * V + v) * W::LANES)));
+            }
+        }
         let (mut at, mut b) = (0, t.b);
         for _ in 0..t.steps {
             let mut right = [load_last(b.wrapping_add((V - 1) * W::LANES)); V];

@@ -15,14 +15,14 @@ mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use drive::Product;
+pub(crate) use drive::{Factors, Product};
 use half::{bf16, f16};
 
 use super::float::{Float, Mat};
 use super::par::{Shared, for_pieces};
 
 /// From this many multiply-adds on, a product is spread over threads.
-const PARALLEL_MACS: usize = 1 << 18;
+pub(crate) const PARALLEL_MACS: usize = 1 << 18;
 
 /// Matrices of one size in one buffer: element (i, j) of matrix `t` is
 /// `data[offsets[t] + i * row_stride + j * col_stride]`. Strides may be 0.
@@ -148,27 +148,63 @@ pub(crate) unsafe fn dense_product<T: Float, C: Float<Acc = T::Acc>>(
 ) {
     debug_assert!(c.cols == 1 || dims.1 == 1, "matmul: rows of C are not contiguous");
     let (m, n, k) = dims;
+    let addend = Mat {
+        ptr: c.ptr.cast_const(),
+        rows: c.rows,
+        cols: 1,
+    };
+    let addends = if accumulate { std::slice::from_ref(&addend) } else { &[] };
+    // SAFETY: handed on from the caller.
+    unsafe { sum_of_products((m, n), &[Factors { a, b, k }], alpha, addends, c, parallel) }
+}
+
+/// `C = alpha * (A0 @ B0 + A1 @ B1 + ..) + addends`: C (m, n) is rounded once, where all of A lie row by row in memory;
+/// its rows are contiguous, and those of the addends, which may be C.
+///
+/// # Safety
+/// Every element that the sizes and strides reach is inside its allocation; C overlaps no A or B, and no addend but where
+/// it is the same matrix.
+pub(crate) unsafe fn sum_of_products<T: Float, C: Float<Acc = T::Acc>>(
+    (m, n): (usize, usize),
+    factors: &[Factors<T>],
+    alpha: T::Acc,
+    addends: &[Mat<*const C>],
+    c: Mat<*mut C>,
+    parallel: bool,
+) {
+    debug_assert!(c.cols == 1 || n == 1, "matmul: rows of C are not contiguous");
     if m == 0 || n == 0 {
         return;
     }
-    let c_row = c.rows as usize;
-    if k == 0 {
-        // SAFETY: the caller's promise.
-        let row = |i: usize| unsafe { std::slice::from_raw_parts_mut(c.ptr.add(i * c_row), n) };
-        (0..if accumulate { 0 } else { m }).for_each(|i| row(i).fill(C::default()));
-        return;
-    }
     let product = Product {
-        dims,
+        dims: (m, n),
+        factors,
         alpha,
-        a,
-        b,
+        addends,
         c: c.ptr,
-        c_row,
-        accumulate,
+        c_row: c.rows as usize,
     };
-    // SAFETY: handed on from the caller.
-    unsafe { T::multiply(&product, parallel) }
+    let here = [Mat {
+        ptr: c.ptr.cast_const(),
+        rows: c.rows,
+        cols: 1,
+    }];
+    let mut left = factors;
+    let mut sum = product;
+    while !left.is_empty() {
+        let (now, later) = left.split_at(product.together(left));
+        left = later;
+        if now[0].k > 0 {
+            let part = Product { factors: now, ..sum };
+            // SAFETY: handed on from the caller.
+            unsafe { T::multiply(&part, parallel) };
+            sum.addends = &here;
+        }
+    }
+    if factors.iter().all(|factors| factors.k == 0) {
+        // SAFETY: handed on from the caller.
+        unsafe { product.add_up() };
+    }
 }
 
 /// The kernels of each element type.
@@ -178,22 +214,22 @@ pub(crate) unsafe fn dense_product<T: Float, C: Float<Acc = T::Acc>>(
 pub(super) mod kernels_of {
     use super::{Float, Product, bf16, f16, table};
 
-    pub unsafe fn f32<C: Float<Acc = f32>>(product: &Product<f32, C>, parallel: bool) {
+    pub unsafe fn f32<C: Float<Acc = f32>>(product: &Product<'_, f32, C>, parallel: bool) {
         // SAFETY: the caller's promise; the table holds what the machine has.
         unsafe { product.run(table::for_f32(product.dims.1), parallel) }
     }
 
-    pub unsafe fn f64<C: Float<Acc = f64>>(product: &Product<f64, C>, parallel: bool) {
+    pub unsafe fn f64<C: Float<Acc = f64>>(product: &Product<'_, f64, C>, parallel: bool) {
         // SAFETY: as above.
         unsafe { product.run(table::for_f64(product.dims.1), parallel) }
     }
 
-    pub unsafe fn f16<C: Float<Acc = f32>>(product: &Product<f16, C>, parallel: bool) {
+    pub unsafe fn f16<C: Float<Acc = f32>>(product: &Product<'_, f16, C>, parallel: bool) {
         // SAFETY: as above.
         unsafe { product.run(table::for_f16(product.dims.1), parallel) }
     }
 
-    pub unsafe fn bf16<C: Float<Acc = f32>>(product: &Product<bf16, C>, parallel: bool) {
+    pub unsafe fn bf16<C: Float<Acc = f32>>(product: &Product<'_, bf16, C>, parallel: bool) {
         // SAFETY: as above.
         unsafe {
             match table::pairs().filter(|_| product.suits_pairs()) {

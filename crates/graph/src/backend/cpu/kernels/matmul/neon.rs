@@ -39,6 +39,11 @@ impl Words for Neon32 {
         unsafe { vdupq_n_f32(0.0) }
     }
     #[inline(always)]
+    unsafe fn fetch(from: *const f32) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        unsafe { vld1q_f32(from) }
+    }
+    #[inline(always)]
     unsafe fn fma(sums: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         // SAFETY: as above.
         unsafe { vfmaq_f32(sums, a, b) }
@@ -85,6 +90,11 @@ impl Words for NeonBrain {
     unsafe fn zero() -> float32x4_t {
         // SAFETY: NEON is always there.
         unsafe { Neon32::zero() }
+    }
+    #[inline(always)]
+    unsafe fn fetch(from: *const f32) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        unsafe { Neon32::fetch(from) }
     }
     #[inline(always)]
     unsafe fn fma(sums: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {

@@ -47,7 +47,7 @@ fn check<T: Float>(case: Case) {
     };
     matmul(MatmulShape { m, n, k }, T::Acc::of(0.5), a, b, accumulate, &mut c);
     // The sums are f32 for the narrow types too, and may be one after another.
-    let sum = if T::IS_ACC { epsilon::<T>() } else { 1.2e-7 };
+    let sum = epsilon::<T::Acc>();
     let tolerance = epsilon::<T>() + sum * (k as f64 / 8.0);
     close(&wide(&c), &want, tolerance);
 }
@@ -80,6 +80,91 @@ fn table<T: Float>() {
 fn agrees_with_the_definition_at_every_level_of_instructions() {
     at_each_level(|| {
         each_float!(table);
+    });
+}
+
+/// Several products, a row and a matrix added to them, and the result over that matrix.
+fn sum<T: Float>() {
+    for (m, n, ks) in [
+        (60, 70, &[34, 6, 16][..]),
+        (60, 7, &[5, 0, 8]),
+        (3, 50, &[9, 20]),
+        (50, 33, &[2; 11]),
+        (4, 3, &[0]),
+    ] {
+        let left: Vec<_> = ks.iter().zip(1..).map(|(k, seed)| noise_as::<T>(seed, m * k)).collect();
+        let right: Vec<_> = ks
+            .iter()
+            .zip(20..)
+            .map(|(k, seed)| noise_as::<T>(seed, k * n))
+            .collect();
+        let ((row, row64), (mut c, c64)) = (noise_as::<T>(50, n), noise_as::<T>(51, m * n));
+        let mut want: Vec<f64> = (0..m * n).map(|at| row64[at % n] + c64[at]).collect();
+        for ((&k, (_, a)), (_, b)) in ks.iter().zip(&left).zip(&right) {
+            for at in 0..m * n {
+                // Every other B lies by columns.
+                let (i, j) = (at / n, at % n);
+                let b_at = |l: usize| if k % 4 == 2 { j * k + l } else { l * n + j };
+                want[at] += 0.5 * (0..k).map(|l| a[i * k + l] * b[b_at(l)]).sum::<f64>();
+            }
+        }
+        let factors = ks.iter().zip(&left).zip(&right).map(|((&k, (a, _)), (b, _))| Factors {
+            a: Mat {
+                ptr: a.as_ptr(),
+                rows: k as isize,
+                cols: 1,
+            },
+            b: if k % 4 == 2 {
+                Mat {
+                    ptr: b.as_ptr(),
+                    rows: 1,
+                    cols: k as isize,
+                }
+            } else {
+                Mat {
+                    ptr: b.as_ptr(),
+                    rows: n as isize,
+                    cols: 1,
+                }
+            },
+            k,
+        });
+        let factors: Vec<Factors<T>> = factors.collect();
+        let out = Mat {
+            ptr: c.as_mut_ptr(),
+            rows: n as isize,
+            cols: 1,
+        };
+        let whole = Mat {
+            ptr: out.ptr.cast_const(),
+            rows: n as isize,
+            cols: 1,
+        };
+        let row = Mat {
+            ptr: row.as_ptr(),
+            rows: 0,
+            cols: 1,
+        };
+        // SAFETY: everything has the sizes given, and the result lies over an addend.
+        unsafe { sum_of_products((m, n), &factors, T::Acc::of(0.5), &[row, whole], out, true) };
+        // Where sums are not added in registers each is rounded.
+        let roundings = if m > 48 && ks.iter().all(|k| k % 2 == 0) {
+            1.0
+        } else {
+            ks.len() as f64
+        };
+        close(
+            &wide(&c),
+            &want,
+            2.0 * roundings * epsilon::<T>() + epsilon::<T::Acc>() * 20.0,
+        );
+    }
+}
+
+#[test]
+fn sums_of_products_agree_with_the_definition() {
+    at_each_level(|| {
+        each_float!(sum);
     });
 }
 

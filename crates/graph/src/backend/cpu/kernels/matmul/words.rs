@@ -29,6 +29,8 @@ pub(super) trait Words: Copy + 'static {
     /// One entry in every lane.
     unsafe fn splat(from: *const Self::Panel) -> Self::Vector;
     unsafe fn zero() -> Self::Sums;
+    /// Sums that [`store`](Self::store) wrote.
+    unsafe fn fetch(from: *const Self::Acc) -> Self::Sums;
     /// `sums + a * b`, lane by lane.
     unsafe fn fma(sums: Self::Sums, a: Self::Vector, b: Self::Vector) -> Self::Sums;
     unsafe fn store(sums: Self::Sums, to: *mut Self::Acc);
@@ -79,6 +81,12 @@ impl<S: Float> Words for Portable<S> {
     #[inline(always)]
     unsafe fn zero() -> Self::Sums {
         [S::Acc::ZERO; PORTABLE_LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn fetch(from: *const S::Acc) -> Self::Sums {
+        // SAFETY: the caller's promise.
+        unsafe { *from.cast() }
     }
 
     #[inline(always)]

@@ -16,7 +16,7 @@ macro_rules! words {
         load($from:ident) $load:expr;
         part($part_from:ident, $count:ident) $part:expr;
         splat($one:ident) $splat:expr;
-        zero $zero:ident; fma($s:ident, $a:ident, $b:ident) $fma:expr; store $store:ident; totals $totals:ident
+        zero $zero:ident; fetch $fetch:ident; fma($s:ident, $a:ident, $b:ident) $fma:expr; store $store:ident; totals $totals:ident
     ) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
@@ -50,6 +50,11 @@ macro_rules! words {
                 unsafe { $zero() }
             }
             #[inline(always)]
+            unsafe fn fetch(from: *const $acc) -> $sums {
+                // SAFETY: the caller's promise.
+                unsafe { $fetch(from) }
+            }
+            #[inline(always)]
             unsafe fn fma($s: $sums, $a: $vector, $b: $vector) -> $sums {
                 // SAFETY: the caller's promise.
                 unsafe { $fma }
@@ -79,7 +84,7 @@ words! {
     load(from) _mm512_loadu_ps(from);
     part(from, count) _mm512_maskz_loadu_ps(first16(count), from);
     splat(one) _mm512_set1_ps(*one);
-    zero _mm512_setzero_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
+    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
 }
 
 words! {
@@ -88,7 +93,7 @@ words! {
     load(from) _mm512_loadu_pd(from);
     part(from, count) _mm512_maskz_loadu_pd(first16(count) as __mmask8, from);
     splat(one) _mm512_set1_pd(*one);
-    zero _mm512_setzero_pd; fma(s, a, b) _mm512_fmadd_pd(a, b, s); store _mm512_storeu_pd; totals totals_512d
+    zero _mm512_setzero_pd; fetch _mm512_loadu_pd; fma(s, a, b) _mm512_fmadd_pd(a, b, s); store _mm512_storeu_pd; totals totals_512d
 }
 
 words! {
@@ -97,7 +102,7 @@ words! {
     load(from) pairs(_mm512_loadu_si512(from.cast()));
     part(from, count) pairs(_mm512_maskz_loadu_epi32(first16(count), from.cast()));
     splat(one) pairs(_mm512_set1_epi32(one.cast::<i32>().read_unaligned()));
-    zero _mm512_setzero_ps; fma(s, a, b) _mm512_dpbf16_ps(s, a, b); store _mm512_storeu_ps; totals totals_512
+    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_dpbf16_ps(s, a, b); store _mm512_storeu_ps; totals totals_512
 }
 
 words! {
@@ -106,7 +111,7 @@ words! {
     load(from) brain_512(_mm256_loadu_si256(from.cast()));
     part(from, count) brain_512(_mm256_maskz_loadu_epi16(first16(count), from.cast()));
     splat(one) _mm512_set1_ps(f32::from_bits(u32::from((*one).to_bits()) << 16));
-    zero _mm512_setzero_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
+    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
 }
 
 words! {
@@ -115,7 +120,7 @@ words! {
     load(from) _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()));
     part(from, count) _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(count), from.cast()));
     splat(one) _mm512_cvtph_ps(_mm256_set1_epi16((*one).to_bits() as i16));
-    zero _mm512_setzero_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
+    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
 }
 
 words! {
@@ -124,7 +129,7 @@ words! {
     load(from) _mm256_loadu_ps(from);
     part(from, count) _mm256_maskload_ps(from, first8(count));
     splat(one) _mm256_set1_ps(*one);
-    zero _mm256_setzero_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
+    zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
 }
 
 words! {
@@ -133,7 +138,7 @@ words! {
     load(from) _mm256_loadu_pd(from);
     part(from, count) _mm256_maskload_pd(from, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(first8(count))));
     splat(one) _mm256_set1_pd(*one);
-    zero _mm256_setzero_pd; fma(s, a, b) _mm256_fmadd_pd(a, b, s); store _mm256_storeu_pd; totals totals_256d
+    zero _mm256_setzero_pd; fetch _mm256_loadu_pd; fma(s, a, b) _mm256_fmadd_pd(a, b, s); store _mm256_storeu_pd; totals totals_256d
 }
 
 words! {
@@ -142,7 +147,7 @@ words! {
     load(from) brain_256(_mm_loadu_si128(from.cast()));
     part(from, count) brain_256(first_of(from.cast(), count));
     splat(one) _mm256_set1_ps(f32::from_bits(u32::from((*one).to_bits()) << 16));
-    zero _mm256_setzero_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
+    zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
 }
 
 words! {
@@ -151,7 +156,7 @@ words! {
     load(from) _mm256_cvtph_ps(_mm_loadu_si128(from.cast()));
     part(from, count) _mm256_cvtph_ps(first_of(from.cast(), count));
     splat(one) _mm256_cvtph_ps(_mm_set1_epi16((*one).to_bits() as i16));
-    zero _mm256_setzero_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
+    zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
 }
 
 /// The lowest `count` bits of sixteen.
@@ -296,7 +301,7 @@ pub(super) unsafe fn transpose_16(from: *const u8, from_step: usize, to: *mut u3
 /// # Safety
 /// AVX-512 with BF16, BW and VL; everything named is readable or writable.
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub(super) unsafe fn round_pairs(round: &Round) {
+pub(super) unsafe fn round_pairs(round: &Round<'_>) {
     let alpha = _mm512_set1_ps(round.alpha);
     for r in 0..round.rows {
         for j in (0..round.cols).step_by(16) {
@@ -305,8 +310,9 @@ pub(super) unsafe fn round_pairs(round: &Round) {
             unsafe {
                 let to = round.to.add(r * round.to_row + j).cast::<i16>();
                 let mut sums = _mm512_mul_ps(_mm512_loadu_ps(round.sums.add(r * round.stride + j)), alpha);
-                if round.accumulate {
-                    sums = _mm512_add_ps(sums, brain_512(_mm256_maskz_loadu_epi16(mask, to)));
+                for addend in round.addends {
+                    let from = addend.at(r, j).ptr.cast::<i16>();
+                    sums = _mm512_add_ps(sums, brain_512(_mm256_maskz_loadu_epi16(mask, from)));
                 }
                 let halves: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(sums));
                 _mm256_mask_storeu_epi16(to, mask, halves);

@@ -1,0 +1,155 @@
+//! The low-rank term of `LoRA`, and sums of products: each result is written once.
+
+use smallvec::{SmallVec, smallvec};
+
+use super::super::build::Builder;
+use super::super::kernels::matmul::{Factors, PARALLEL_MACS, sum_of_products};
+use super::super::kernels::{Float, Mat, Real};
+use super::super::primitives::product;
+use super::super::view::{View, row_major};
+use super::super::with_float;
+use super::Views;
+use crate::error::Result;
+use crate::fused::matmul_sum::SumTerm;
+use crate::graph::{Graph, GraphNode, Operation};
+
+/// Whether the low-rank term stays one operation: where something else is added to it, it becomes part of that sum.
+pub(super) fn keeps_lora(graph: &Graph, node: &GraphNode) -> bool {
+    let index = graph.nodes.iter().position(|other| std::ptr::eq(other, node));
+    let adds = |user: &GraphNode| {
+        let uses = user.inputs.iter().any(|input| Some(input.node as usize) == index);
+        matches!(user.operation, Operation::Add) && uses
+    };
+    !graph.nodes.iter().any(adds)
+}
+
+/// Two products; the scale rides on the narrow one.
+pub(super) fn lora_steps(builder: &mut Builder<'_>, node: &GraphNode, scale: f64) -> Result<Views> {
+    let inputs = builder.input_views(node);
+    let out = builder.output(node, 0);
+    let mut dims = out.dims.clone();
+    if let Some(last) = dims.last_mut() {
+        *last = inputs[1].dims[1];
+    }
+    let narrow = builder.fresh(&dims, out.dtype);
+    product(builder, scale, [&inputs[0], &inputs[1]], &narrow)?;
+    product(builder, 1.0, [&narrow, &inputs[2]], &out)?;
+    Ok(smallvec![out])
+}
+
+/// The operands of a sum: pairs of matrices, and addends with the elements from one of their rows to the next.
+struct Operands {
+    products: Vec<(View, View)>,
+    addends: Vec<(View, usize)>,
+}
+
+impl Operands {
+    fn new(builder: &mut Builder<'_>, node: &GraphNode, terms: &[SumTerm]) -> Result<Self> {
+        let dims = node.outputs[0].shape.dims();
+        let columns = dims[dims.len() - 1];
+        let (mut products, mut addends) = (Vec::new(), Vec::new());
+        let mut at = 0;
+        for term in terms {
+            let inputs = &node.inputs[at..at + term.inputs()];
+            at += term.inputs();
+            match *inputs {
+                [a, b] => products.push((
+                    rows(builder.view(a).clone(), || builder.contiguous(a))?,
+                    builder.view(b).clone(),
+                )),
+                _ => {
+                    let view = addend(builder, builder.view(inputs[0]).clone(), dims)?;
+                    let step = if view.len() == columns { 0 } else { columns };
+                    addends.push((view, step));
+                }
+            }
+        }
+        Ok(Self { products, addends })
+    }
+
+    fn views(&self) -> Vec<&View> {
+        let factors = self.products.iter().flat_map(|(a, b)| [a, b]);
+        factors.chain(self.addends.iter().map(|(view, _)| view)).collect()
+    }
+
+    /// The addends that the result may lie over: an element of them is read by the task that writes it.
+    fn overwritable(&self) -> Vec<&View> {
+        let apart = |view: &View| {
+            self.products
+                .iter()
+                .all(|(a, b)| a.buffer != view.buffer && b.buffer != view.buffer)
+        };
+        let addends = self.addends.iter().map(|(view, _)| view);
+        if addends.clone().all(apart) {
+            addends.collect()
+        } else {
+            Vec::new()
+        }
+    }
+}
+
+/// `(.., k)` as a matrix `(rows, k)`: any strides of a matrix do, a larger one must be contiguous.
+fn rows(view: View, contiguous: impl FnOnce() -> Result<View>) -> Result<View> {
+    if view.dims.len() == 2 && !view.is_contiguous() {
+        return Ok(view);
+    }
+    let mut view = if view.is_contiguous() { view } else { contiguous()? };
+    let k = view.dims[view.dims.len() - 1];
+    view.dims = vec![view.dims[..view.dims.len() - 1].iter().product(), k];
+    // A contiguous view may have any stride in a dimension of size 1, so the strides are made afresh.
+    view.strides = row_major(&view.dims);
+    Ok(view)
+}
+
+/// Contiguous, of all elements of the sum or of one row of it.
+fn addend(builder: &mut Builder<'_>, view: View, dims: &[usize]) -> Result<View> {
+    let columns = dims[dims.len() - 1];
+    let whole = view.dims.last() == Some(&columns) && [columns, dims.iter().product()].contains(&view.len());
+    let view = if whole { view } else { view.broadcast(dims) };
+    if view.is_contiguous() {
+        Ok(view)
+    } else {
+        builder.copy_of(&view)
+    }
+}
+
+pub(super) fn matmul_sum_step(
+    builder: &mut Builder<'_>,
+    node: &GraphNode,
+    terms: &[SumTerm],
+    scale: f64,
+) -> Result<Views> {
+    let operands = Operands::new(builder, node, terms)?;
+    let out = builder.output_over(node, &operands.overwritable());
+    let n = out.dims[out.dims.len() - 1];
+    let m = out.len().checked_div(n).unwrap_or(0);
+    let reads: Vec<View> = operands.views().into_iter().cloned().collect();
+    let to = out.clone();
+    with_float!(out.dtype, T => {
+        builder.step(&reads.iter().collect::<Vec<_>>(), &[&out], move |memory| {
+            let matrix = |view: &View| Mat {
+                ptr: view.pointer::<T>(memory).cast_const(),
+                rows: view.strides[0] as isize,
+                cols: view.strides[1] as isize,
+            };
+            let factors = operands.products.iter().map(|(a, b)| Factors { a: matrix(a), b: matrix(b), k: a.dims[1] });
+            let factors: SmallVec<[Factors<T>; 8]> = factors.collect();
+            let addends = operands.addends.iter().map(|(view, step)| Mat {
+                ptr: view.pointer::<T>(memory).cast_const(),
+                rows: *step as isize,
+                cols: 1,
+            });
+            let addends: SmallVec<[Mat<*const T>; 2]> = addends.collect();
+            let c = Mat { ptr: to.pointer::<T>(memory), rows: n as isize, cols: 1 };
+            let terms: usize = factors.iter().map(|factors| factors.k).sum();
+            let parallel = m.saturating_mul(n).saturating_mul(terms) >= PARALLEL_MACS;
+            let scale = <T as Float>::Acc::of(scale);
+            // SAFETY: inference gave operands and result these sizes; the result is this step's to write, and lies over
+            // an addend only.
+            unsafe { sum_of_products((m, n), &factors, scale, &addends, c, parallel) };
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
+}

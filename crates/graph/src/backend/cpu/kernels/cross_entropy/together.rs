@@ -1,0 +1,82 @@
+//! Loss and gradient in one: the logits of a block of rows are made once and kept until both are done.
+
+use super::super::error::KernelError;
+use super::super::float::{Float, Real};
+use super::super::par::with_scratch;
+use super::super::scratch::Filled;
+use super::backward::Job;
+use super::{BLOCK_ROWS, CrossEntropy, Partial, conclude, scan};
+
+/// Bytes of logits that are kept, about, at most. Tests see several blocks.
+const KEPT_BYTES: usize = if cfg!(test) { 1 << 18 } else { 48 << 20 };
+/// Rows of a block, at least: fewer would read the weight too often.
+const LEAST_ROWS: usize = 32;
+
+/// [`cross_entropy`](super::cross_entropy) and [`cross_entropy_vjp`](super::cross_entropy_vjp) together.
+///
+/// # Errors
+/// If a target is outside the vocabulary and not `ignore_index`.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn cross_entropy_and_vjp<T: Float>(
+    input: &CrossEntropy<'_, T>,
+    g: &[T::Acc],
+    g_lse: Option<&[T::Acc]>,
+    (loss, lse): (&mut [T::Acc], &mut [T::Acc]),
+    d_hidden: &mut [T],
+    d_weight: Option<&mut [T]>,
+) -> Result<(), KernelError> {
+    let rows = input.rows()?;
+    let n = input.targets.len();
+    let sizes = [loss.len(), lse.len(), g.len(), g_lse.map_or(n, <[_]>::len)];
+    assert_eq!(sizes, [n; 4], "cross_entropy: an output or a gradient has another size");
+    assert_eq!(
+        d_hidden.len(),
+        input.hidden.len(),
+        "cross_entropy: d_hidden has another size"
+    );
+    loss.fill(T::Acc::ZERO);
+    lse.fill(T::Acc::ZERO);
+    d_hidden.fill(T::default());
+    let most = rows_of_block::<T>(rows.len(), input.vocab);
+    input.for_row_blocks(&rows, most, |_, rows, hidden| {
+        let mut found = Filled::new(rows.len(), Partial::NONE);
+        let mut picked = Filled::new(rows.len(), T::Acc::ZERO);
+        with_scratch(rows.len() * input.vocab, |logits| {
+            scan(input, rows, hidden, (logits, true), &mut found, &mut picked);
+            conclude(input, rows, &found, &picked, loss, lse);
+            let job = Job {
+                input,
+                rows,
+                lse,
+                g,
+                g_lse,
+            };
+            job.hidden_block(rows, hidden, (logits, true), d_hidden);
+        });
+    });
+    if let Some(d_weight) = d_weight {
+        assert_eq!(
+            d_weight.len(),
+            input.weight.len(),
+            "cross_entropy: d_weight has another size"
+        );
+        let rows = &rows;
+        Job {
+            input,
+            rows,
+            lse,
+            g,
+            g_lse,
+        }
+        .weight(d_weight);
+    }
+    Ok(())
+}
+
+/// Rows of a block, so that blocks are about equal.
+fn rows_of_block<T: Float>(rows: usize, vocab: usize) -> usize {
+    let most = (KEPT_BYTES / (vocab * size_of::<T::Acc>()).max(1)).clamp(LEAST_ROWS, BLOCK_ROWS);
+    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
+}

@@ -1,0 +1,56 @@
+//! Products and what is added to them: `y = (t0 + t1 + ..) * scale`, each term a product `a b`, `a (.., m, k)`,
+//! `b (k, n)`, or a tensor that broadcasts to the result. It is made by the pass `products`; users never record one. A
+//! linear layer, its low-rank term, its bias and the residual are one such sum, whose terms never reach memory. On paths
+//! with a kernel the products are rounded together, once.
+
+use crate::error::{Error, Result};
+use crate::lazy_tensor::LazyTensor;
+
+/// One summand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SumTerm {
+    /// The product of the next two inputs.
+    Product,
+    /// The next input.
+    Addend,
+}
+
+impl SumTerm {
+    /// How many inputs it takes.
+    #[must_use]
+    pub fn inputs(self) -> usize {
+        match self {
+            Self::Product => 2,
+            Self::Addend => 1,
+        }
+    }
+}
+
+/// The definition in primitives: terms are added from left to right.
+///
+/// # Errors
+/// When the shapes do not fit, or the inputs are not as many as the terms ask for.
+pub fn fallback(inputs: &[LazyTensor], terms: &[SumTerm], scale: f32) -> Result<LazyTensor> {
+    let mut rest = inputs.iter();
+    let mut sum: Option<LazyTensor> = None;
+    for term in terms {
+        let value = match (term, rest.next()) {
+            (SumTerm::Addend, Some(x)) => x.clone(),
+            (SumTerm::Product, Some(a)) => a.matmul(rest.next().ok_or_else(too_few)?)?,
+            (_, None) => return Err(too_few()),
+        };
+        sum = Some(match sum {
+            Some(sum) => sum.add(&value)?,
+            None => value,
+        });
+    }
+    let sum = sum.ok_or_else(too_few)?;
+    if scale.to_bits() == 1f32.to_bits() {
+        return Ok(sum);
+    }
+    sum.mul_scalar(scale)
+}
+
+fn too_few() -> Error {
+    Error::shape("MatmulSum", "terms and inputs differ in number")
+}
