@@ -1,7 +1,7 @@
 //! `SwiGLU`: `silu(gate) * up` with `silu(x) = x * sigmoid(x)`, and its gradient.
 
 use super::float::{Float, Real};
-use super::par::{Shared, copied, for_blocks, simd};
+use super::par::{BLOCK, Shared, copied, for_blocks, simd};
 
 /// `out = silu(gate) * up`, element by element.
 ///
@@ -55,11 +55,20 @@ pub fn swiglu_vjp<T: Float>(gate: &[T], up: &[T], g: &[T], dgate: &mut [T], dup:
         simd(
             #[inline(always)]
             || {
-                for i in 0..len {
-                    let (x, u, g) = (gate[i].to_acc(), up[i].to_acc(), g[i].to_acc());
-                    let s = x.sigmoid();
-                    dgate[i] = T::from_acc(g * u * s * (T::Acc::ONE + x * (T::Acc::ONE - s)));
-                    dup[i] = T::from_acc(g * x * s);
+                // Loop by loop over few slices: that is what becomes vector instructions.
+                let mut sigmoids = [T::Acc::ZERO; BLOCK];
+                let sigmoids = &mut sigmoids[..len];
+                for (s, x) in sigmoids.iter_mut().zip(gate) {
+                    *s = x.to_acc().sigmoid();
+                }
+                for (dup, ((s, x), g)) in dup.iter_mut().zip(sigmoids.iter().zip(gate).zip(g)) {
+                    *dup = T::from_acc(g.to_acc() * x.to_acc() * *s);
+                }
+                for (s, x) in sigmoids.iter_mut().zip(gate) {
+                    *s = *s * (T::Acc::ONE + x.to_acc() * (T::Acc::ONE - *s));
+                }
+                for (dgate, ((s, u), g)) in dgate.iter_mut().zip(sigmoids.iter().zip(up).zip(g)) {
+                    *dgate = T::from_acc(g.to_acc() * u.to_acc() * *s);
                 }
             },
         );

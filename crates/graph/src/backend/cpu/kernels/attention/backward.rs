@@ -257,7 +257,7 @@ impl<T: Float> Head<'_, '_, T> {
         // SAFETY: the caller's promise, and the lengths of the fields.
         unsafe {
             let (scores, dp) = (dense_mut(self.scores, BLOCK_KEYS), dense_mut(self.dp, BLOCK_KEYS));
-            dense_product((rows, n, dim), self.scale, q, transposed(k), scores, false, false);
+            dense_product((rows, n, dim), one, q, transposed(k), scores, false, false);
             dense_product((rows, n, dim), one, grad, transposed(v), dp, false, false);
             simd(
                 #[inline(always)]
@@ -294,6 +294,7 @@ impl<T: Float> Head<'_, '_, T> {
                 ds.fill(T::Factor::default());
                 continue;
             }
+            scores.iter_mut().for_each(|x| *x = *x * scale);
             self.job.hide(self.b, query, keys, scores, T::Acc::NEG_INFINITY);
             // What is hidden has probability 0, but may have any gradient.
             self.job.hide(self.b, query, keys, dp, dot);

@@ -113,13 +113,13 @@ impl<T: Float> Block<'_, '_, T> {
         }
     }
 
-    /// scores = scale * q @ k^T
+    /// scores = q @ k^T
     fn score(&mut self, k: Mat<*const T::Factor>, keys: usize) {
         let (rows, dim) = (self.max.len(), self.job.shape.dim);
         let scores = dense_mut(self.scores, BLOCK_KEYS);
         let (q, k) = (dense(self.q, dim), transposed(k));
         // SAFETY: q is (rows, dim), k (keys, dim) and the scores have room for (rows, keys).
-        unsafe { dense_product((rows, keys, dim), self.scale, q, k, scores, false, false) };
+        unsafe { dense_product((rows, keys, dim), T::Acc::ONE, q, k, scores, false, false) };
     }
 
     /// Turns scores into exp(score - max), with max and what was summed so far brought up to date.
@@ -133,6 +133,7 @@ impl<T: Float> Block<'_, '_, T> {
         for (r, (row, p)) in rows.enumerate() {
             let (row, p) = (&mut row[..keys.len()], &mut p[..keys.len()]);
             let query = self.queries.start + r / group;
+            row.iter_mut().for_each(|x| *x = *x * self.scale);
             self.job.hide(self.b, query, keys, row, T::Acc::NEG_INFINITY);
             let max = max_nan(self.max[r], max1(row, |x| x));
             if max == T::Acc::NEG_INFINITY {

@@ -5,7 +5,7 @@ use super::super::error::KernelError;
 use super::super::float::{Float, Mat, Real, dense_mut, transposed};
 use super::super::matmul::dense_product;
 use super::super::par::{Shared, for_rows, simd, store, with_scratch, with_space};
-use super::{BLOCK_ROWS, CrossEntropy, EXP_WORK, Row};
+use super::{BLOCK_ROWS, CrossEntropy, EXP_WORK, Kept, Row};
 
 /// The gradients of [`cross_entropy`](super::cross_entropy) from those of its results: `g` (n) of the loss and `g_lse`
 /// (n; 0 if missing) of lse.
@@ -107,41 +107,90 @@ impl<T: Float> Job<'_, T> {
         });
     }
 
+    /// The same from what the loss kept, with the logit of each row's target.
+    ///
+    /// # Safety
+    /// As [`turn`](Self::turn); what is kept is that of these rows.
+    unsafe fn turn_kept(
+        &self,
+        rows: &[Row],
+        (start, count): (usize, usize),
+        (kept, picked): (Kept<T>, &[T::Acc]),
+        gradients: *mut T,
+    ) {
+        let (smoothing, total) = (self.input.smoothing, rows.len());
+        let (block, gradients) = (start / self.input.block_classes(), Shared::raw(gradients));
+        for_rows(total, 4 * count, |range| {
+            for i in range {
+                let Row { row, target } = rows[i];
+                let (g, lse) = (self.g[row], self.lse[row]);
+                let factor = self.g_lse.map_or(g, |more| g + more[row]);
+                let even = g * T::Acc::of(smoothing / self.input.vocab as f64);
+                // SAFETY: row i belongs to this task, and the loss kept this block.
+                let (max, exps, gradients) = unsafe {
+                    let exps = kept.exps.slice(total * start + i * count, count);
+                    (
+                        *kept.maxima.at(block * total + i),
+                        exps,
+                        gradients.slice(i * count, count),
+                    )
+                };
+                let share = factor * (max - lse).exp();
+                simd(
+                    #[inline(always)]
+                    || {
+                        for (gradient, exp) in gradients.iter_mut().zip(&*exps) {
+                            *gradient = T::from_acc(exp.to_acc() * share - even);
+                        }
+                    },
+                );
+                if (start..start + count).contains(&target) {
+                    // Of a probability near 1 little is left: it is not taken from a rounded number.
+                    let rest = (picked[i] - lse).exp() * factor - even - g * T::Acc::of(1.0 - smoothing);
+                    gradients[target - start] = T::from_acc(rest);
+                }
+            }
+        });
+    }
+
     fn hidden(&self, d_hidden: &mut [T]) {
-        let classes = self.input.block_classes();
         d_hidden.fill(T::default());
         self.input.for_row_blocks(self.rows, BLOCK_ROWS, |_, rows, hidden| {
-            with_scratch(rows.len() * classes, |logits| {
-                self.hidden_block(rows, hidden, (logits, false), d_hidden)
+            with_scratch(rows.len() * self.input.block_classes(), |logits| {
+                self.hidden_block(rows, d_hidden, |start, count, gradients| {
+                    self.input.logits(hidden, rows.len(), start, count, logits);
+                    // SAFETY: the caller's promise.
+                    unsafe { self.turn(rows, start, count, logits, gradients) };
+                });
             });
         });
     }
 
-    /// `d_hidden` of a block of rows, from logits that were kept or are made again.
-    pub fn hidden_block(
-        &self,
-        rows: &[Row],
-        hidden: Mat<*const T>,
-        (logits, kept): (&mut [T::Acc], bool),
-        d_hidden: &mut [T],
-    ) {
-        let (input, d, classes, count) = (self.input, self.input.d, self.input.block_classes(), rows.len());
-        with_scratch(count * d, |sums| {
+    /// `d_hidden` of a block of rows from what was kept of their logits.
+    ///
+    /// # Safety
+    /// What is kept is that of these rows.
+    pub unsafe fn hidden_kept(&self, rows: &[Row], kept: (Kept<T>, &[T::Acc]), d_hidden: &mut [T]) {
+        self.hidden_block(rows, d_hidden, |start, count, gradients| {
+            // SAFETY: the caller's promise.
+            unsafe { self.turn_kept(rows, (start, count), kept, gradients) };
+        });
+    }
+
+    /// `d_hidden` of a block of rows; `turn` writes the logits' gradients of `count` classes from `start` on to where it
+    /// is told, (rows, count).
+    fn hidden_block(&self, rows: &[Row], d_hidden: &mut [T], mut turn: impl FnMut(usize, usize, *mut T)) {
+        let (input, d, classes, total) = (self.input, self.input.d, self.input.block_classes(), rows.len());
+        with_scratch(total * d, |sums: &mut [T::Acc]| {
             sums.fill(T::Acc::ZERO);
-            with_space(count * classes, |gradients: *mut T| {
+            with_space(total * classes, |gradients: *mut T| {
                 for start in (0..input.vocab).step_by(classes) {
-                    let width = classes.min(input.vocab - start);
-                    let logits = &mut logits[if kept { count * start } else { 0 }..];
-                    if !kept {
-                        input.logits(hidden, count, start, width, logits);
-                    }
-                    // SAFETY: the block is as large as its logits, the sums are (rows, d), the weight is (width, d).
-                    unsafe {
-                        self.turn(rows, start, width, logits, gradients);
-                        let (left, right) = (matrix(gradients, width), input.classes(start));
-                        let (dims, parallel) = ((count, d, width), input.parallel(count));
-                        dense_product(dims, T::Acc::ONE, left, right, dense_mut(sums, d), true, parallel);
-                    }
+                    let count = classes.min(input.vocab - start);
+                    turn(start, count, gradients);
+                    let (left, right) = (matrix(gradients, count), input.classes(start));
+                    let (dims, parallel) = ((total, d, count), input.parallel(total));
+                    // SAFETY: gradients are (rows, count), the weight is (count, d), the sums are (rows, d).
+                    unsafe { dense_product(dims, T::Acc::ONE, left, right, dense_mut(sums, d), true, parallel) };
                 }
             });
             for (row, sums) in rows.iter().zip(sums.chunks_exact(d.max(1))) {

@@ -15,7 +15,7 @@ use super::error::KernelError;
 use super::float::{Float, Mat, Real};
 use super::float::{dense_mut, transposed};
 use super::matmul::dense_product;
-use super::par::{PARALLEL_WORK, Shared, for_rows, max_nan, max1, simd, sum1, with_scratch, with_space};
+use super::par::{PARALLEL_WORK, Shared, for_rows, max_nan, max1, simd, store, sum1, with_scratch, with_space};
 use super::scratch::Filled;
 
 /// Rows of a block.
@@ -208,9 +208,7 @@ pub fn cross_entropy<T: Float>(
     let mut picked = Filled::new(rows.len(), T::Acc::ZERO);
     input.for_row_blocks(&rows, BLOCK_ROWS, |first, rows, hidden| {
         let (found, picked) = (&mut found[first..], &mut picked[first..]);
-        with_scratch(rows.len() * input.block_classes(), |logits| {
-            scan(input, rows, hidden, (logits, false), found, picked);
-        });
+        scan(input, rows, hidden, None, found, picked);
     });
     conclude(input, &rows, &found, &picked, loss, lse);
     Ok(())
@@ -236,55 +234,71 @@ fn conclude<T: Float>(
     }
 }
 
-/// What all classes say of each row of a block, and the logit of its target. Logits are kept, each block of classes
-/// after the one before it, or only as long as they are looked at.
+/// What is kept of the logits of a block of rows, each block of classes after the one before it.
+#[derive(Clone, Copy)]
+struct Kept<T: Float> {
+    /// exp(logit - max), rounded: (rows, classes) of each block of classes.
+    exps: Shared<T>,
+    /// The largest logit of each row in each block of classes.
+    maxima: Shared<T::Acc>,
+}
+
+/// What all classes say of each row of a block, and the logit of its target.
 fn scan<T: Float>(
     input: &CrossEntropy<'_, T>,
     rows: &[Row],
     hidden: Mat<*const T>,
-    (logits, keep): (&mut [T::Acc], bool),
+    kept: Option<Kept<T>>,
     found: &mut [Partial<T::Acc>],
     picked: &mut [T::Acc],
 ) {
-    let classes = input.block_classes();
+    let (classes, total) = (input.block_classes(), rows.len());
     let (found, picked) = (Shared::new(found), Shared::new(picked));
-    for start in (0..input.vocab).step_by(classes) {
-        let count = classes.min(input.vocab - start);
-        let logits = &mut logits[if keep { rows.len() * start } else { 0 }..];
-        input.logits(hidden, rows.len(), start, count, logits);
-        let logits = Shared::new(logits);
-        for_rows(rows.len(), EXP_WORK * count, |range| {
-            for i in range {
-                // SAFETY: row i belongs to this task.
-                unsafe {
-                    let logits = logits.slice(i * count, count);
-                    if (start..start + count).contains(&rows[i].target) {
-                        *picked.at(i) = logits[rows[i].target - start];
+    with_scratch(total * classes, |logits: &mut [T::Acc]| {
+        for (block, start) in (0..input.vocab).step_by(classes).enumerate() {
+            let count = classes.min(input.vocab - start);
+            input.logits(hidden, total, start, count, logits);
+            let logits = Shared::new(logits);
+            for_rows(total, EXP_WORK * count, |range| {
+                for i in range {
+                    // SAFETY: row i belongs to this task.
+                    unsafe {
+                        let logits = logits.slice(i * count, count);
+                        if (start..start + count).contains(&rows[i].target) {
+                            *picked.at(i) = logits[rows[i].target - start];
+                        }
+                        let part = summarise(logits, input.smoothing > 0.0);
+                        *found.at(i) = (*found.at(i)).and(part);
+                        if let Some(kept) = kept {
+                            *kept.maxima.at(block * total + i) = part.max;
+                            let exps = kept.exps.at(total * start + i * count);
+                            simd(
+                                #[inline(always)]
+                                || store(logits, exps),
+                            );
+                        }
                     }
-                    let found = found.at(i);
-                    *found = (*found).and(summarise(logits));
                 }
-            }
-        });
-    }
+            });
+        }
+    });
 }
 
-fn summarise<A: Real>(logits: &[A]) -> Partial<A> {
+/// What some logits say; each is replaced by exp(logit - max).
+fn summarise<A: Real>(logits: &mut [A], sum: bool) -> Partial<A> {
     simd(
         #[inline(always)]
         || {
             let max = max1(logits, |x| x);
-            let sum = sum1(logits, |x| x);
+            let sum = if sum { sum1(logits, |x| x) } else { A::ZERO };
             if max == A::NEG_INFINITY {
-                return Partial {
-                    max,
-                    exps: A::ZERO,
-                    logits: sum,
-                };
+                logits.fill(A::ZERO);
+            } else {
+                logits.iter_mut().for_each(|x| *x = (*x - max).exp());
             }
             Partial {
                 max,
-                exps: sum1(logits, |x| (x - max).exp()),
+                exps: sum1(logits, |x| x),
                 logits: sum,
             }
         },

@@ -1,13 +1,13 @@
-//! Loss and gradient in one: the logits of a block of rows are made once and kept until both are done.
+//! Loss and gradient in one: the logits of a block of rows are made once, and what the gradient needs of them is kept.
 
 use super::super::error::KernelError;
 use super::super::float::{Float, Real};
-use super::super::par::with_scratch;
+use super::super::par::{Shared, with_scratch, with_space};
 use super::super::scratch::Filled;
 use super::backward::Job;
-use super::{BLOCK_ROWS, CrossEntropy, Partial, conclude, scan};
+use super::{BLOCK_ROWS, CrossEntropy, Kept, Partial, conclude, scan};
 
-/// Bytes of logits that are kept, about, at most. Tests see several blocks.
+/// Bytes that are kept of a block, about, at most. Tests see several blocks.
 const KEPT_BYTES: usize = if cfg!(test) { 1 << 18 } else { 48 << 20 };
 /// Rows of a block, at least: fewer would read the weight too often.
 const LEAST_ROWS: usize = 32;
@@ -43,17 +43,25 @@ pub fn cross_entropy_and_vjp<T: Float>(
     input.for_row_blocks(&rows, most, |_, rows, hidden| {
         let mut found = Filled::new(rows.len(), Partial::NONE);
         let mut picked = Filled::new(rows.len(), T::Acc::ZERO);
-        with_scratch(rows.len() * input.vocab, |logits| {
-            scan(input, rows, hidden, (logits, true), &mut found, &mut picked);
-            conclude(input, rows, &found, &picked, loss, lse);
-            let job = Job {
-                input,
-                rows,
-                lse,
-                g,
-                g_lse,
-            };
-            job.hidden_block(rows, hidden, (logits, true), d_hidden);
+        let blocks = input.vocab.div_ceil(input.block_classes());
+        with_space(rows.len() * input.vocab, |exps: *mut T| {
+            with_scratch(rows.len() * blocks, |maxima| {
+                let kept = Kept {
+                    exps: Shared::raw(exps),
+                    maxima: Shared::new(maxima),
+                };
+                scan(input, rows, hidden, Some(kept), &mut found, &mut picked);
+                conclude(input, rows, &found, &picked, loss, lse);
+                let job = Job {
+                    input,
+                    rows,
+                    lse,
+                    g,
+                    g_lse,
+                };
+                // SAFETY: `scan` kept them just now.
+                unsafe { job.hidden_kept(rows, (kept, &picked), d_hidden) };
+            });
         });
     });
     if let Some(d_weight) = d_weight {
@@ -77,6 +85,6 @@ pub fn cross_entropy_and_vjp<T: Float>(
 
 /// Rows of a block, so that blocks are about equal.
 fn rows_of_block<T: Float>(rows: usize, vocab: usize) -> usize {
-    let most = (KEPT_BYTES / (vocab * size_of::<T::Acc>()).max(1)).clamp(LEAST_ROWS, BLOCK_ROWS);
+    let most = (KEPT_BYTES / (vocab * size_of::<T>()).max(1)).clamp(LEAST_ROWS, BLOCK_ROWS);
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }

@@ -205,8 +205,9 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         parallel: bool,
     ) {
         let n = self.dims.1;
-        let width = kernel.vectors * kernel.lanes;
-        let across = n.div_ceil(width);
+        // Panels of about one width: a narrow one left over is slow.
+        let across = n.div_ceil(kernel.vectors * kernel.lanes);
+        let width = n.div_ceil(across).next_multiple_of(kernel.lanes);
         // Few columns: the rows are cut too.
         let down = TASKS.div_ceil(across).clamp(1, rows.div_ceil(TASK_ROWS));
         let task_rows = rows.div_ceil(down).next_multiple_of(kernel.rows);
@@ -236,8 +237,15 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
             // SAFETY: column j is inside each B, and the space holds a panel of each.
             let panels = unsafe { self.panels(kernel, space, (j, cols, stride)) };
             let mut sums = [S::Acc::ZERO; TILE];
+            let direct = cols == stride && self.sums_in_place();
             for i in (start..start + rows).step_by(kernel.rows) {
                 let count = kernel.rows.min(start + rows - i);
+                let place = self.c.wrapping_add((first + i) * self.c_row + j);
+                let (out, out_row) = if direct {
+                    (place.cast(), self.c_row)
+                } else {
+                    (sums.as_mut_ptr(), stride)
+                };
                 for (number, (a, panel)) in a.iter().zip(&panels).enumerate() {
                     let tile = Tile {
                         steps: panel.steps,
@@ -248,16 +256,25 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                         b: panel.ptr,
                         b_step: panel.step,
                         cols: panel.cols,
-                        add: number > 0,
-                        out: sums.as_mut_ptr(),
+                        add: number > 0 || direct && !self.addends.is_empty(),
+                        out,
+                        out_row,
                     };
                     // SAFETY: the operands are inside what they lie in; a tile has at most TILE sums.
                     unsafe { (kernel.tile)(&tile) };
                 }
-                // SAFETY: the place is inside C.
-                unsafe { self.write(kernel, &mut sums, stride, (first + i, j), (count, cols)) };
+                if !direct {
+                    // SAFETY: the place is inside C.
+                    unsafe { self.write(kernel, &mut sums, stride, (first + i, j), (count, cols)) };
+                }
             }
         });
+    }
+
+    /// True where sums can be kept in C itself: it is of their type, and nothing but C is added to them.
+    fn sums_in_place(&self) -> bool {
+        let itself = |addend: &Mat<*const C>| addend.ptr == self.c.cast_const() && addend.rows == self.c_row as isize;
+        is::<C, S::Acc>() && self.alpha == S::Acc::ONE && self.addends.len() <= 1 && self.addends.iter().all(itself)
     }
 
     /// Columns from `j` on of each B, as they lie or packed into the space.
@@ -411,6 +428,6 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
 }
 
 /// Whether two types are one.
-fn is<A: 'static, B: 'static>() -> bool {
+pub(super) fn is<A: 'static, B: 'static>() -> bool {
     TypeId::of::<A>() == TypeId::of::<B>()
 }

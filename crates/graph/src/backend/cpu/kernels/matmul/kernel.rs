@@ -18,8 +18,8 @@ const AHEAD: usize = 2048;
 pub(super) const DOTS: usize = 4;
 
 /// One tile: entry `p` of row `r` of A is `a_step * p` entries after `a_row * r` bytes, entry `p` of the panel of B is
-/// the `cols` entries from `b_step * p` on. The sums go to `out`, rows one after the other, each a whole number of
-/// vectors long; with `add` they begin with what is there.
+/// the `cols` entries from `b_step * p` on. The sums go to `out`, whole vectors, rows `out_row` sums apart; with `add`
+/// they begin with what is there.
 pub(super) struct Tile<P, A> {
     pub steps: usize,
     pub a: *const P,
@@ -31,6 +31,7 @@ pub(super) struct Tile<P, A> {
     pub cols: usize,
     pub add: bool,
     pub out: *mut A,
+    pub out_row: usize,
 }
 
 /// Dot products of `rows` rows of A with `cols` columns of B, both contiguous and so many bytes apart; row r, column c
@@ -79,6 +80,11 @@ pub(super) struct Kernel<P: 'static, A: 'static> {
     /// # Safety
     /// As `tile`.
     pub round: Option<unsafe fn(&Round<'_>)>,
+    /// Weaves two runs of bf16 into pairs, so many.
+    ///
+    /// # Safety
+    /// As `tile`.
+    pub weave: Option<unsafe fn([*const bf16; 2], *mut [bf16; 2], usize)>,
     /// Turns 16 runs of 16 entries: from so many bytes apart to so many entries apart.
     pub transpose: Option<unsafe fn(*const u8, usize, *mut u32, usize)>,
 }
@@ -123,7 +129,7 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
         let mut sums: [[W::Sums; V]; R] = from_fn(|_| from_fn(|_| W::zero()));
         if t.add {
             for (r, sums) in sums.iter_mut().enumerate().take(t.rows) {
-                *sums = from_fn(|v| W::fetch(t.out.add((r * V + v) * W::LANES)));
+                *sums = from_fn(|v| W::fetch(t.out.add(r * t.out_row + v * W::LANES)));
             }
         }
         let (mut at, mut b) = (0, t.b);
@@ -143,7 +149,7 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
         }
         for (r, sums) in sums.iter().enumerate().take(t.rows) {
             for (v, &sums) in sums.iter().enumerate() {
-                W::store(sums, t.out.add((r * V + v) * W::LANES));
+                W::store(sums, t.out.add(r * t.out_row + v * W::LANES));
             }
         }
     }

@@ -3,8 +3,9 @@
 
 use half::bf16;
 
-use super::super::float::Mat;
+use super::super::float::{Float, Mat};
 use super::super::par::simd;
+use super::drive::is;
 use super::kernel::Kernel;
 use super::table::Pair;
 
@@ -53,7 +54,7 @@ pub(super) struct Block<S> {
 /// Edge of the blocks that a kernel turns.
 const TURN: usize = 16;
 
-impl<S: Copy> Block<S> {
+impl<S: Float> Block<S> {
     /// Writes one panel: for each step `width` entries, of which the first `cols` are set.
     ///
     /// # Safety
@@ -64,6 +65,12 @@ impl<S: Copy> Block<S> {
         unsafe {
             if self.from.rows == 1 && self.from.cols != 1 {
                 self.turn(kernel, width, to, whole);
+            } else if let Some(weave) = kernel.weave.filter(|_| self.from.cols == 1 && is::<S, bf16>()) {
+                for p in 0..whole {
+                    let even = self.from.at(p * P::TERMS, 0).ptr.cast();
+                    let odd = self.from.at(p * P::TERMS + 1, 0).ptr.cast();
+                    weave([even, odd], to.add(p * width).cast(), self.cols);
+                }
             } else {
                 simd(
                     #[inline(always)]

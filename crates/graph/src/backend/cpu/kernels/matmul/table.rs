@@ -12,7 +12,7 @@ use super::words::{Portable, Words};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
     Narrow32, Narrow64, NarrowBrain, NarrowHalf, Wide32, Wide64, WideBrain, WideHalf, WidePairs, round_pairs,
-    transpose_16,
+    transpose_16, weave_pairs,
 };
 
 /// Two terms of a sum in one entry of a panel.
@@ -20,7 +20,7 @@ pub(super) type Pair = [bf16; 2];
 
 /// Statics of words, compiled with the instructions they need.
 macro_rules! kernels {
-    ($($name:ident: $words:ty, $rows:literal, $round:expr, $transpose:expr, [$(#[$attribute:meta])*];)*) => { $(
+    ($($name:ident: $words:ty, $rows:literal, $round:expr, $weave:expr, $transpose:expr, [$(#[$attribute:meta])*];)*) => { $(
         static $name: Kernel<<$words as Words>::Panel, <$words as Words>::Acc> = {
             $(#[$attribute])*
             unsafe fn tile(t: &Tile<<$words as Words>::Panel, <$words as Words>::Acc>) {
@@ -39,6 +39,7 @@ macro_rules! kernels {
                 tile,
                 dots,
                 round: $round,
+                weave: $weave,
                 transpose: $transpose,
             }
         };
@@ -46,29 +47,29 @@ macro_rules! kernels {
 }
 
 kernels! {
-    PORTABLE_32: Portable<f32>, 4, None, None, [];
-    PORTABLE_64: Portable<f64>, 4, None, None, [];
-    PORTABLE_BRAIN: Portable<bf16>, 4, None, None, [];
-    PORTABLE_HALF: Portable<f16>, 4, None, None, [];
+    PORTABLE_32: Portable<f32>, 4, None, None, None, [];
+    PORTABLE_64: Portable<f64>, 4, None, None, None, [];
+    PORTABLE_BRAIN: Portable<bf16>, 4, None, None, None, [];
+    PORTABLE_HALF: Portable<f16>, 4, None, None, None, [];
 }
 
 #[cfg(target_arch = "x86_64")]
 kernels! {
-    NARROW_32: Narrow32, 4, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_64: Narrow64, 4, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_BRAIN: NarrowBrain, 4, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_HALF: NarrowHalf, 4, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    WIDE_32: Wide32, 8, None, Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_64: Wide64, 8, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_BRAIN: WideBrain, 8, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_HALF: WideHalf, 8, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_PAIRS: WidePairs, 8, Some(round_pairs), Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
+    NARROW_32: Narrow32, 4, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_64: Narrow64, 4, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_BRAIN: NarrowBrain, 4, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_HALF: NarrowHalf, 4, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    WIDE_32: Wide32, 8, None, None, Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_64: Wide64, 8, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_BRAIN: WideBrain, 8, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_HALF: WideHalf, 8, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_PAIRS: WidePairs, 8, Some(round_pairs), Some(weave_pairs), Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
 }
 
 #[cfg(target_arch = "aarch64")]
 kernels! {
-    NEON_32: Neon32, 8, None, None, [];
-    NEON_BRAIN: NeonBrain, 8, None, None, [];
+    NEON_32: Neon32, 8, None, None, None, [];
+    NEON_BRAIN: NeonBrain, 8, None, None, None, [];
 }
 
 /// What a machine has; each level has all before it.

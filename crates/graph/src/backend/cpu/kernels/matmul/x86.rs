@@ -296,6 +296,23 @@ pub(super) unsafe fn transpose_16(from: *const u8, from_step: usize, to: *mut u3
     }
 }
 
+/// Weaves two runs into pairs.
+///
+/// # Safety
+/// AVX-512 F, BW and VL; everything named is readable or writable.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn weave_pairs([even, odd]: [*const bf16; 2], to: *mut [bf16; 2], count: usize) {
+    for j in (0..count).step_by(16) {
+        let mask = first16(count - j);
+        // SAFETY: the caller's promise; what is masked out is neither read nor written.
+        unsafe {
+            let run = |from: *const bf16| _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.add(j).cast()));
+            let pairs = _mm512_or_si512(run(even), _mm512_slli_epi32::<16>(run(odd)));
+            _mm512_mask_storeu_epi32(to.add(j).cast(), mask, pairs);
+        }
+    }
+}
+
 /// [`Round`] with the machine's own conversion, which takes subnormal sums for zero.
 ///
 /// # Safety
