@@ -7,6 +7,14 @@ use metal_candle_graph::{Approximate, CrossEntropyOptions, LazyTensor, Result, r
 /// Which layer, on which earlier value, with which other one.
 pub type Layer = (u8, u8, u8);
 
+const KINDS: u8 = 12;
+/// The layer that goes through the other dtype.
+const CAST: u8 = 10;
+
+pub fn casts(layer: &Layer) -> bool {
+    layer.0 % KINDS == CAST
+}
+
 /// Numbers in a program's values.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
@@ -56,7 +64,7 @@ impl Weights {
 
     fn layer(&self, x: &LazyTensor, y: &LazyTensor, kind: u8, dtype: DType) -> Result<LazyTensor> {
         let Self { w, a, b, row, .. } = self;
-        match kind % 12 {
+        match kind % KINDS {
             0 => {
                 let (plain, low_rank) = self.linear(x)?;
                 plain.add(&low_rank)?.add(row)?.add(x)?.tanh()
@@ -81,7 +89,7 @@ impl Weights {
             7 => x.swiglu(y)?.tanh(),
             8 => x.gelu(Approximate::Tanh)?.sub(y)?.tanh(),
             9 => x.softmax(1),
-            10 => {
+            CAST => {
                 let other = if dtype == DType::F32 { DType::BF16 } else { DType::F32 };
                 x.cast(other)?.tanh()?.mul_scalar(1.5)?.cast(dtype)?.add(y)?.tanh()
             }

@@ -33,7 +33,7 @@ pub fn noise_as<T: Float>(seed: u64, n: usize) -> (Vec<T>, Vec<f64>) {
 /// Whether a case of so many element operations is worth its time: not a large one under Miri, which interprets. Parallel
 /// loops begin at less there.
 pub fn affordable(work: usize) -> bool {
-    !cfg!(miri) || work <= 6000
+    !cfg!(miri) || work <= 2000
 }
 
 /// The rounding error of one operation in T.

@@ -89,9 +89,10 @@ fn each_mask(shape: AttentionShape, f: impl Fn(Mask<'_>)) {
         (shape.keys / 2, last),
         (shape.keys, 2),
     ];
-    let tried = if cfg!(miri) { &caches[1..3] } else { &caches };
+    let tried = if cfg!(miri) { &caches[2..3] } else { &caches };
     for &(kv_len, offset) in tried {
-        for (causal, window) in [(false, None), (true, None), (true, Some(1)), (true, Some(40))] {
+        let masks = [(false, None), (true, None), (true, Some(1)), (true, Some(40))];
+        for (causal, window) in masks.into_iter().skip(if cfg!(miri) { 2 } else { 0 }) {
             for segments in [None, Some((&q[..], &k[..])), Some((&q[..], &scattered[..]))] {
                 f(Mask {
                     causal,

@@ -95,7 +95,7 @@ fn sum<T: Float>() {
         (50, 33, &[2; 11]),
         (4, 3, &[0]),
     ] {
-        if !affordable(m * n * ks.iter().sum::<usize>()) {
+        if !affordable(m * n * ks.iter().sum::<usize>() / 3) {
             continue;
         }
         let left: Vec<_> = ks.iter().zip(1..).map(|(k, seed)| noise_as::<T>(seed, m * k)).collect();
