@@ -106,7 +106,9 @@ fn each_runs_on_both_backends_with_the_inferred_shape() {
 
 #[test]
 fn each_has_a_gradient_or_says_that_it_cuts() {
-    for sample in samples().into_iter().filter(|s| !s.inputs.is_empty()) {
+    // Under Miri those with kernels of their own: the gradients of the others are made of what `each_runs` runs.
+    let tried = |s: &Sample| !s.inputs.is_empty() && (!cfg!(miri) || s.operation.is_fused());
+    for sample in samples().into_iter().filter(tried) {
         let mut floats: Vec<LazyTensor> = sample
             .inputs
             .iter()

@@ -73,13 +73,15 @@ pub fn differences(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
         .collect()
 }
 
-/// Runs a generic test body for each float type.
+/// Runs a generic test body for each float type; under Miri for one wide and one narrow.
 macro_rules! each_float {
     ($body:ident) => {
         $body::<f32>();
-        $body::<f64>();
-        $body::<half::f16>();
         $body::<half::bf16>();
+        if !cfg!(miri) {
+            $body::<f64>();
+            $body::<half::f16>();
+        }
     };
 }
 pub(crate) use each_float;
