@@ -28,7 +28,7 @@ const FACTORS: usize = 8;
 /// What is added to them, usually at most.
 const ADDENDS: usize = 2;
 /// Bytes of B that a task of dot products reads, about.
-const TASK_BYTES: usize = 1 << 15;
+const TASK_BYTES: usize = 1 << 16;
 
 /// What a sum of products adds: A (m, k) @ B (k, n).
 #[derive(Clone, Copy, Debug)]

@@ -12,7 +12,7 @@ use super::words::Words;
 pub(super) const TILE: usize = 8 * 48;
 
 /// How far before a column is read it is asked for, in bytes.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// Rows and columns of a block of dot products.
 pub(super) const DOTS: usize = 4;
