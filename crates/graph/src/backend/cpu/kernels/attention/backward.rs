@@ -299,7 +299,7 @@ impl<T: Float> Head<'_, '_, T> {
             // What is hidden has probability 0, but may have any gradient.
             self.job.hide(self.b, query, keys, dp, dot);
             for (score, p) in scores.iter_mut().zip(&mut *p) {
-                *score = (*score - lse).exp();
+                *score = (*score - lse).exp_below();
                 *p = T::Factor::from_acc(*score);
             }
             for ((score, dp), ds) in scores.iter().zip(&*dp).zip(ds) {

@@ -142,7 +142,7 @@ impl<T: Float> Block<'_, '_, T> {
             }
             let shrink = (self.max[r] - max).exp();
             for (x, p) in row.iter_mut().zip(p) {
-                *x = (*x - max).exp();
+                *x = (*x - max).exp_below();
                 *p = T::Factor::from_acc(*x);
             }
             self.max[r] = max;
