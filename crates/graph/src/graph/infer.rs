@@ -8,6 +8,7 @@ use super::node::{Meta, Outputs};
 use super::operation::{AttentionOptions, Distribution, Operation};
 use super::verify::{check_inputs, is_float, is_supported};
 use crate::error::{Error, Result};
+use crate::fused::dequant_matmul::product_shape;
 
 /// Infers the outputs of `operation` on inputs of these shapes and dtypes.
 ///
@@ -212,6 +213,9 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             let last = shape.len() - 1;
             shape[last] = dims(2)[1];
             one(shape, inputs[0].dtype)
+        }
+        O::DequantMatmul { format, transposed } => {
+            one(product_shape(name, inputs, *format, *transposed)?, inputs[0].dtype)
         }
         O::Attention(options) => attention(name, inputs, options),
         O::CrossEntropy(_) => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Shape};
 
+use crate::fused::dequant_matmul::QuantFormat;
 use crate::fused::elementwise::Expression;
 
 /// What a node of the graph computes from its inputs.
@@ -244,6 +245,13 @@ pub enum Operation {
         /// alpha / rank.
         scale: f32,
     },
+    /// See [`crate::fused::dequant_matmul`].
+    DequantMatmul {
+        /// How the weights are stored.
+        format: QuantFormat,
+        /// `x W` instead of `x W^T`.
+        transposed: bool,
+    },
     /// See [`crate::fused::attention`].
     Attention(AttentionOptions),
     /// See [`crate::fused::cross_entropy`].
@@ -354,6 +362,7 @@ impl Operation {
                 | Self::SwiGLU
                 | Self::GELU { .. }
                 | Self::LoRA { .. }
+                | Self::DequantMatmul { .. }
                 | Self::Attention(_)
                 | Self::CrossEntropy(_)
                 | Self::AdamW(_)

@@ -106,6 +106,7 @@ impl Operation {
             | O::SwiGLU
             | O::GELU { .. }
             | O::LoRA { .. }
+            | O::DequantMatmul { .. }
             | O::Attention(_)
             | O::AdamW(_) => input(0),
         }

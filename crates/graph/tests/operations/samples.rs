@@ -6,10 +6,10 @@ use candle_core::{DType, Device, Shape};
 use metal_candle_graph::fused::elementwise::{Expression, Operand, Term};
 use metal_candle_graph::{
     AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution, LazyTensor, Meta, Operation,
-    Result, random,
+    QuantFormat, Result, random,
 };
 
-pub const COUNT: usize = 62;
+pub const COUNT: usize = 63;
 
 /// A number below `COUNT` for each operation.
 pub fn position(operation: &Operation) -> usize {
@@ -77,6 +77,7 @@ pub fn position(operation: &Operation) -> usize {
         O::Vjp { of, .. } if matches!(**of, O::SwiGLU) => 59,
         O::Vjp { .. } => 60,
         O::Elementwise(_) => 61,
+        O::DequantMatmul { .. } => 62,
     }
 }
 
@@ -113,6 +114,7 @@ pub fn samples() -> Vec<Sample> {
     let y = || floats(2, &[2, 3]);
     let mask = || LazyTensor::from_data(&[1u8, 0, 1], &[3], &Device::Cpu).unwrap();
     let at = || u32s(&[1], &[1]);
+    let quants = || LazyTensor::from_data(&[0x5cu8; 48], &[3, 16], &Device::Cpu).unwrap();
     let shape = |dims: &[usize]| Shape::from(dims);
     let f64s = DType::F64;
     let smooth = |operation, inputs: Vec<LazyTensor>, text| Sample {
@@ -280,6 +282,18 @@ pub fn samples() -> Vec<Sample> {
             O::LoRA { scale: 2.0 },
             vec![x(), floats(3, &[3, 2]), floats(4, &[2, 5])],
             "LoRA scale=2",
+        ),
+        smooth(
+            O::DequantMatmul {
+                format: QuantFormat::Q4_0,
+                transposed: true,
+            },
+            vec![
+                x(),
+                quants(),
+                LazyTensor::full(0.5, &[3, 1], DType::F16, &Device::Cpu).unwrap(),
+            ],
+            "DequantMatmul q4_0 transposed",
         ),
         smooth(
             O::Attention(options),
