@@ -23,11 +23,9 @@ pub(super) struct Activations {
     pub scales: *const f32,
     /// From row to row.
     pub scales_row: usize,
-    /// What the offset of the weights' quants adds too much to each sum of four products (of eight in `q4_0`: four of
-    /// each half), with the other sign.
-    pub offsets: *const i32,
-    /// From row to row.
-    pub offsets_row: usize,
+    /// What the offset of the weights' quants adds too much to each block's share of a sum, with the other sign: a factor of
+    /// the weights' scale. As far from row to row as the scales.
+    pub offsets: *const f32,
 }
 
 // SAFETY: only read.
@@ -39,7 +37,7 @@ impl Activations {
         Self {
             quants: self.quants.wrapping_add(row * self.quants_row),
             scales: self.scales.wrapping_add(row * self.scales_row),
-            offsets: self.offsets.wrapping_add(row * self.offsets_row),
+            offsets: self.offsets.wrapping_add(row * self.scales_row),
             ..*self
         }
     }
@@ -49,49 +47,55 @@ impl Activations {
 pub(super) fn with_activations<T: Float>(x: &[T], cols: usize, format: QuantFormat, f: impl FnOnce(&Activations)) {
     let rows = x.len() / cols;
     let blocks = (cols / BLOCK).next_multiple_of(CHUNK);
-    let (quants_row, offsets_row) = match format {
-        QuantFormat::Q8_0 => (blocks * BLOCK, blocks * BLOCK / 4),
-        QuantFormat::Q4_0 => (blocks * BLOCK, blocks * BLOCK / 8),
-    };
+    let quants_row = blocks * BLOCK;
     with_space(rows * quants_row, |quants: *mut i8| {
-        with_space(rows * blocks, |scales: *mut f32| {
-            with_space(rows * offsets_row, |offsets: *mut i32| {
-                for (r, x) in x.chunks_exact(cols).enumerate() {
-                    // SAFETY: the space is this call's and has room for so many rows; all bits are written before they
-                    // are read, and any are valid.
-                    let (quants, scales, offsets) = unsafe {
-                        quants.add(r * quants_row).write_bytes(0, quants_row);
-                        scales.add(r * blocks).write_bytes(0, blocks);
-                        offsets.add(r * offsets_row).write_bytes(0, offsets_row);
-                        (
-                            std::slice::from_raw_parts_mut(quants.add(r * quants_row), quants_row),
-                            std::slice::from_raw_parts_mut(scales.add(r * blocks), blocks),
-                            std::slice::from_raw_parts_mut(offsets.add(r * offsets_row), offsets_row),
-                        )
-                    };
-                    simd(
-                        #[inline(always)]
-                        || quantize_row(x, format, quants, scales, offsets),
-                    );
-                }
-                f(&Activations {
-                    quants,
-                    quants_row,
-                    scales,
-                    scales_row: blocks,
-                    offsets,
-                    offsets_row,
-                });
+        with_space(2 * rows * blocks, |scales: *mut f32| {
+            let offsets = scales.wrapping_add(rows * blocks);
+            for (r, x) in x.chunks_exact(cols).enumerate() {
+                // SAFETY: the space is this call's and has room for so many rows; all of it is written here before it is
+                // read, and any bits are valid.
+                let (quants, scales, offsets) = unsafe {
+                    quants.add(r * quants_row + cols).write_bytes(0, quants_row - cols);
+                    scales.add(r * blocks).write_bytes(0, blocks);
+                    offsets.add(r * blocks).write_bytes(0, blocks);
+                    if format == QuantFormat::Q4_0 {
+                        // Woven, the last blocks have gaps.
+                        quants.add(r * quants_row).write_bytes(0, cols);
+                    }
+                    (
+                        std::slice::from_raw_parts_mut(quants.add(r * quants_row), quants_row),
+                        std::slice::from_raw_parts_mut(scales.add(r * blocks), blocks),
+                        std::slice::from_raw_parts_mut(offsets.add(r * blocks), blocks),
+                    )
+                };
+                simd(
+                    #[inline(always)]
+                    || quantize_row(x, format, quants, scales, offsets),
+                );
+            }
+            f(&Activations {
+                quants,
+                quants_row,
+                scales,
+                scales_row: blocks,
+                offsets,
             });
         });
     });
 }
 
 #[inline(always)]
-fn quantize_row<T: Float>(x: &[T], format: QuantFormat, quants: &mut [i8], scales: &mut [f32], offsets: &mut [i32]) {
-    for (b, (block, scale)) in x.chunks_exact(BLOCK).zip(scales).enumerate() {
+fn quantize_row<T: Float>(x: &[T], format: QuantFormat, quants: &mut [i8], scales: &mut [f32], offsets: &mut [f32]) {
+    let too_much = -f32::from(format.offset());
+    let blocks = x.chunks_exact(BLOCK).zip(scales.iter_mut().zip(offsets));
+    for (b, (block, (scale, offset))) in blocks.enumerate() {
         let mut small = [0; BLOCK];
         *scale = quantize_block(block, &mut small);
+        let mut sum = 0;
+        for quant in small {
+            sum += i32::from(quant);
+        }
+        *offset = too_much * *scale * sum as f32;
         match format {
             QuantFormat::Q8_0 => quants[b * BLOCK..][..BLOCK].copy_from_slice(&small),
             QuantFormat::Q4_0 => {
@@ -99,23 +103,6 @@ fn quantize_row<T: Float>(x: &[T], format: QuantFormat, quants: &mut [i8], scale
                 let at = b / WOVEN * WOVEN * BLOCK + b % WOVEN * BLOCK / 2;
                 quants[at..][..BLOCK / 2].copy_from_slice(first);
                 quants[at + WOVEN * BLOCK / 2..][..BLOCK / 2].copy_from_slice(last);
-            }
-        }
-    }
-    let four = |quants: &[i8]| quants.iter().map(|&q| i32::from(q)).sum::<i32>();
-    match format {
-        QuantFormat::Q8_0 => {
-            for (offset, quants) in offsets.iter_mut().zip(quants.chunks_exact(4)) {
-                *offset = -128 * four(quants);
-            }
-        }
-        QuantFormat::Q4_0 => {
-            let woven = quants.chunks_exact(WOVEN * BLOCK);
-            for (offsets, quants) in offsets.chunks_exact_mut(WOVEN * BLOCK / 8).zip(woven) {
-                let (first, last) = quants.split_at(WOVEN * BLOCK / 2);
-                for (offset, (low, high)) in offsets.iter_mut().zip(first.chunks_exact(4).zip(last.chunks_exact(4))) {
-                    *offset = -8 * (four(low) + four(high));
-                }
             }
         }
     }
@@ -134,16 +121,18 @@ fn quantize_block<T: Float>(block: &[T], quants: &mut [i8; BLOCK]) -> f32 {
         top = top.max(x.to_bits() & 0x7fff_ffff);
     }
     let top = f32::from_bits(top);
-    if !top.is_finite() {
-        return f32::NAN;
-    }
-    // So small that the inverse is infinite: zeros.
-    if top < f32::MIN_POSITIVE * 127.0 {
-        return 0.0;
-    }
-    let inverse = 127.0 / top;
+    // So small that the inverse is infinite, or not finite itself: zeros.
+    let inverse = if top >= f32::MIN_POSITIVE * 127.0 && top.is_finite() {
+        127.0 / top
+    } else {
+        0.0
+    };
     for (quant, x) in quants.iter_mut().zip(wide) {
         *quant = (x * inverse + MAGIC).to_bits() as i8;
     }
-    top / 127.0
+    match inverse {
+        0.0 if top.is_finite() => 0.0,
+        0.0 => f32::NAN,
+        _ => top / 127.0,
+    }
 }

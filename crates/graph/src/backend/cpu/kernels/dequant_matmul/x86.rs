@@ -1,7 +1,8 @@
 //! Dot products of quantised rows on x86-64: AVX2, and AVX-512 with VNNI. Nothing here asks what the machine has.
 //!
-//! With VNNI a vector of sums begins with the activations' share of the offset, so that unsigned quants need no
-//! subtraction. 16 scales are widened and multiplied with those of the activations at once, then spread over the lanes.
+//! With VNNI unsigned quants are multiplied as they are, and what their offset adds too much is taken off once for 16
+//! blocks. 16 scales are widened and multiplied with those of the activations at once, then spread over the lanes. A few
+//! rows of weights go together, so that activations are loaded once for all.
 
 #[allow(clippy::wildcard_imports)] // dozens of instructions
 use std::arch::x86_64::*;
@@ -14,10 +15,8 @@ use super::dots::Dots;
 
 /// How far before weights are read they are asked for, in bytes.
 const AHEAD: usize = 2048;
-/// Weight rows whose sums are folded together.
-const GROUP: usize = 4;
 
-/// A kernel for each number of rows.
+/// A kernel for each number of rows: more of these, fewer of weights at a time, as registers are few.
 macro_rules! kernels {
     ($($name:ident: $of:ident::<$nibbles:literal>, $features:literal;)*) => { $(
         /// # Safety
@@ -27,10 +26,10 @@ macro_rules! kernels {
             // SAFETY: the caller's promise.
             unsafe {
                 match d.rows {
-                    1 => $of::<1, $nibbles>(d),
-                    2 => $of::<2, $nibbles>(d),
-                    3 => $of::<3, $nibbles>(d),
-                    _ => $of::<4, $nibbles>(d),
+                    1 => $of::<1, 4, $nibbles>(d),
+                    2 => $of::<2, 4, $nibbles>(d),
+                    3 => $of::<3, 2, $nibbles>(d),
+                    _ => $of::<4, 2, $nibbles>(d),
                 }
             }
         }
@@ -54,97 +53,130 @@ fn prefetch(at: *const u8, ahead: usize) {
 /// # Safety
 /// See [`Kernel`](super::dots::Kernel).
 #[inline(always)]
-unsafe fn wide<const R: usize, const NIBBLES: bool>(d: &Dots) {
+unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
     let row_bytes = d.blocks * if NIBBLES { 16 } else { 32 };
-    for first in (0..d.count).step_by(GROUP) {
-        let count = GROUP.min(d.count - first);
-        // SAFETY: the caller's promise.
+    for first in (0..d.count).step_by(C) {
+        let count = C.min(d.count - first);
+        // SAFETY: the caller's promise. Rows that are not there repeat the last one.
         unsafe {
-            let mut sums = [[_mm512_setzero_ps(); GROUP]; R];
-            for c in 0..count {
-                let (quants, scales) = (
-                    d.quants.add((first + c) * row_bytes),
-                    d.scales.add((first + c) * d.blocks),
-                );
-                let row = wide_row::<R, NIBBLES>(d, quants, scales);
-                for r in 0..R {
-                    sums[r][c] = row[r];
-                }
+            let row = |c: usize| first + c.min(count - 1);
+            let (mut quants, mut scales) = ([d.quants; C], [d.scales; C]);
+            for c in 0..C {
+                quants[c] = d.quants.add(row(c) * row_bytes);
+                scales[c] = d.scales.add(row(c) * d.blocks);
             }
-            for (r, sums) in sums.iter().enumerate() {
-                let mut totals = [0.0; GROUP];
-                totals_512(*sums, &mut totals);
-                d.out
-                    .add(r * d.count + first)
-                    .copy_from_nonoverlapping(totals.as_ptr(), count);
+            let sums = wide_rows::<R, C, NIBBLES>(d, quants, scales);
+            for (r, &sums) in sums.iter().enumerate() {
+                let mut totals = [0.0; 4];
+                totals_512([sums[0], sums[1], sums[2 % C], sums[3 % C]], &mut totals);
+                let to = d.out.add(r * d.count + first);
+                for (c, &total) in totals.iter().enumerate().take(count) {
+                    *to.add(c) = total;
+                }
             }
         }
     }
 }
 
-/// One row of weights against all rows of activations.
+/// `C` rows of weights against `R` rows of activations.
 ///
 /// # Safety
 /// See [`Kernel`](super::dots::Kernel).
 #[inline(always)]
-unsafe fn wide_row<const R: usize, const NIBBLES: bool>(
+unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
     d: &Dots,
-    quants: *const u8,
-    scales: *const f16,
-) -> [__m512; R] {
+    quants: [*const u8; C],
+    scales: [*const f16; C],
+) -> [[__m512; C]; R] {
     // SAFETY: the caller's promise; activations are whole chunks of blocks.
     unsafe {
-        let mut sums: [[__m512; 2]; R] = from_fn(|_| [_mm512_setzero_ps(); 2]);
-        let vectors = if NIBBLES { CHUNK / 4 } else { CHUNK / 2 };
-        let factors = |wide: __m512, chunk: usize| -> [__m512; R] {
-            from_fn(|r| {
-                _mm512_mul_ps(
-                    wide,
-                    _mm512_loadu_ps(d.x.scales.add(r * d.x.scales_row + chunk * CHUNK)),
-                )
-            })
-        };
+        let mut sums = [zeros::<C>(); R];
+        let (vectors, block_bytes) = if NIBBLES { (CHUNK / 4, 16) } else { (CHUNK / 2, 32) };
         let whole = d.blocks / CHUNK;
         for chunk in 0..whole {
-            let scales = scales.add(chunk * CHUNK).cast::<u8>();
-            prefetch(scales, AHEAD / 8);
-            let factors = factors(_mm512_cvtph_ps(_mm256_loadu_si256(scales.cast())), chunk);
+            let mut wide = zeros::<C>();
+            for c in 0..C {
+                let from = scales[c].add(chunk * CHUNK).cast::<u8>();
+                prefetch(from, AHEAD / 8);
+                wide[c] = _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()));
+            }
+            let factors = factors::<R, C>(d, &wide, chunk, &mut sums);
             for v in 0..vectors {
                 let at = chunk * vectors + v;
-                let from = quants.add(at * 64);
-                prefetch(from, AHEAD);
-                wide_step::<R, NIBBLES>(d, _mm512_loadu_si512(from.cast()), (at, v), &factors, &mut sums);
+                let mut weights = zeros::<C>();
+                for c in 0..C {
+                    let from = quants[c].add(at * 64);
+                    prefetch(from, AHEAD);
+                    weights[c] = _mm512_castsi512_ps(_mm512_loadu_si512(from.cast()));
+                }
+                wide_step::<R, C, NIBBLES>(d, &weights, (at, v), &factors, &mut sums);
             }
         }
         let rest = d.blocks % CHUNK;
         if rest > 0 {
-            let some = _mm256_maskz_loadu_epi16((1 << rest) - 1, scales.add(whole * CHUNK).cast());
-            let factors = factors(_mm512_cvtph_ps(some), whole);
-            let bytes = rest * if NIBBLES { 16 } else { 32 };
+            let mut wide = zeros::<C>();
+            for c in 0..C {
+                let from = scales[c].add(whole * CHUNK);
+                wide[c] = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((1 << rest) - 1, from.cast()));
+            }
+            let factors = factors::<R, C>(d, &wide, whole, &mut sums);
+            let bytes = rest * block_bytes;
             for v in 0..bytes.div_ceil(64) {
                 let at = whole * vectors + v;
-                let from = quants.add(at * 64);
-                prefetch(from, AHEAD);
                 let mask = u64::MAX >> (64 - (bytes - v * 64).min(64));
-                let weights = _mm512_maskz_loadu_epi8(mask, from.cast());
-                wide_step::<R, NIBBLES>(d, weights, (at, v), &factors, &mut sums);
+                let mut weights = zeros::<C>();
+                for c in 0..C {
+                    let from = quants[c].add(at * 64);
+                    prefetch(from, AHEAD);
+                    weights[c] = _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(mask, from.cast()));
+                }
+                wide_step::<R, C, NIBBLES>(d, &weights, (at, v), &factors, &mut sums);
             }
         }
-        from_fn(|r| _mm512_add_ps(sums[r][0], sums[r][1]))
+        sums
     }
 }
 
-/// One vector of weights: number `at` of the row, `v` of its chunk.
+/// The factor of each block of a chunk; takes off what the offset adds too much.
 ///
 /// # Safety
 /// See [`Kernel`](super::dots::Kernel).
 #[inline(always)]
-unsafe fn wide_step<const R: usize, const NIBBLES: bool>(
+unsafe fn factors<const R: usize, const C: usize>(
     d: &Dots,
-    weights: __m512i,
+    wide: &[__m512; C],
+    chunk: usize,
+    sums: &mut [[__m512; C]; R],
+) -> [[__m512; C]; R] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut factors = [zeros::<C>(); R];
+        for r in 0..R {
+            let at = r * d.x.scales_row + chunk * CHUNK;
+            let (scales, offsets) = (
+                _mm512_loadu_ps(d.x.scales.add(at)),
+                _mm512_loadu_ps(d.x.offsets.add(at)),
+            );
+            for c in 0..C {
+                sums[r][c] = _mm512_fmadd_ps(wide[c], offsets, sums[r][c]);
+                factors[r][c] = _mm512_mul_ps(wide[c], scales);
+            }
+        }
+        factors
+    }
+}
+
+/// One vector of each row of weights: number `at` of the row, `v` of its chunk.
+///
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn wide_step<const R: usize, const C: usize, const NIBBLES: bool>(
+    d: &Dots,
+    weights: &[__m512; C],
     (at, v): (usize, usize),
-    factors: &[__m512; R],
-    sums: &mut [[__m512; 2]; R],
+    factors: &[[__m512; C]; R],
+    sums: &mut [[__m512; C]; R],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -155,23 +187,27 @@ unsafe fn wide_step<const R: usize, const NIBBLES: bool>(
             let lanes = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
             _mm512_add_epi32(lanes, _mm512_set1_epi32(2 * v as i32))
         };
-        let low = _mm512_set1_epi8(15);
-        let halves = [
-            _mm512_and_si512(weights, low),
-            _mm512_and_si512(_mm512_srli_epi16::<4>(weights), low),
-        ];
+        let (low, zero) = (_mm512_set1_epi8(15), _mm512_setzero_si512());
         for r in 0..R {
-            let x = d.x.quants.add(r * d.x.quants_row);
-            let offsets = _mm512_loadu_si512(d.x.offsets.add(r * d.x.offsets_row + at * 16).cast());
-            let dots = if NIBBLES {
-                let x = x.add(at * 128);
-                let first = _mm512_dpbusd_epi32(offsets, halves[0], _mm512_loadu_si512(x.cast()));
-                _mm512_dpbusd_epi32(first, halves[1], _mm512_loadu_si512(x.add(64).cast()))
+            let x = d.x.quants.add(r * d.x.quants_row + at * if NIBBLES { 128 } else { 64 });
+            let first = _mm512_loadu_si512(x.cast());
+            let last = if NIBBLES {
+                _mm512_loadu_si512(x.add(64).cast())
             } else {
-                _mm512_dpbusd_epi32(offsets, weights, _mm512_loadu_si512(x.add(at * 64).cast()))
+                zero
             };
-            let factor = _mm512_permutexvar_ps(lane, factors[r]);
-            sums[r][v % 2] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), factor, sums[r][v % 2]);
+            for c in 0..C {
+                let weights = _mm512_castps_si512(weights[c]);
+                let dots = if NIBBLES {
+                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(weights), low);
+                    let dots = _mm512_dpbusd_epi32(zero, _mm512_and_si512(weights, low), first);
+                    _mm512_dpbusd_epi32(dots, high, last)
+                } else {
+                    _mm512_dpbusd_epi32(zero, weights, first)
+                };
+                let factor = _mm512_permutexvar_ps(lane, factors[r][c]);
+                sums[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), factor, sums[r][c]);
+            }
         }
     }
 }
@@ -179,7 +215,7 @@ unsafe fn wide_step<const R: usize, const NIBBLES: bool>(
 /// # Safety
 /// See [`Kernel`](super::dots::Kernel).
 #[inline(always)]
-unsafe fn narrow<const R: usize, const NIBBLES: bool>(d: &Dots) {
+unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
     let row_bytes = d.blocks * if NIBBLES { 16 } else { 32 };
     for c in 0..d.count {
         // SAFETY: the caller's promise.
@@ -251,11 +287,14 @@ unsafe fn narrow_row_4<const R: usize>(d: &Dots, quants: *const u8, scales: *con
                 let first = _mm256_maddubs_epi16(halves[0], _mm256_loadu_si256(x.cast()));
                 let last = _mm256_maddubs_epi16(halves[1], _mm256_loadu_si256(x.add(64).cast()));
                 let pairs = _mm256_madd_epi16(_mm256_add_epi16(first, last), ones);
-                let offsets = _mm256_loadu_si256(d.x.offsets.add(r * d.x.offsets_row + b * 4).cast());
-                let dots = _mm256_cvtepi32_ps(_mm256_add_epi32(pairs, offsets));
-                let x_scales = d.x.scales.add(r * d.x.scales_row + b);
+                let at = r * d.x.scales_row + b;
+                let (x_scales, offsets) = (d.x.scales.add(at), d.x.offsets.add(at));
                 let x_scale = _mm256_set_m128(_mm_set1_ps(*x_scales.add(1)), _mm_set1_ps(*x_scales));
-                *sum = _mm256_fmadd_ps(dots, _mm256_mul_ps(scale, x_scale), *sum);
+                let factor = _mm256_mul_ps(scale, x_scale);
+                *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(pairs), factor, *sum);
+                // In one lane of each block.
+                let offset = _mm256_set_m128(_mm_load_ss(offsets.add(1)), _mm_load_ss(offsets));
+                *sum = _mm256_fmadd_ps(scale, offset, *sum);
             }
         }
     }
@@ -267,9 +306,19 @@ unsafe fn widened(scale: f16) -> f32 {
     unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(scale.to_bits())))) }
 }
 
+/// Made entry by entry: a repeated array is filled in memory by a call.
+#[inline(always)]
+unsafe fn zeros<const C: usize>() -> [__m512; C] {
+    from_fn(
+        #[inline(always)]
+        // SAFETY: the caller's promise.
+        |_| unsafe { _mm512_setzero_ps() },
+    )
+}
+
 /// The total of each of four vectors.
 #[inline(always)]
-unsafe fn totals_512(sums: [__m512; GROUP], to: &mut [f32; GROUP]) {
+unsafe fn totals_512(sums: [__m512; 4], to: &mut [f32; 4]) {
     // SAFETY: the caller's promise.
     unsafe {
         let fold = |sum: __m512| _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum));
