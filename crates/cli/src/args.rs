@@ -69,6 +69,9 @@ Examples:
   metal-candle generate --model ./Llama-3.2-1B --raw \\
       --prompt \"Once upon a time\" --temperature 0.8 --top-p 0.95 --seed 7
       Plain continuation, sampled
+  metal-candle generate --model ./Qwen2.5-0.5B --dtype bf16 --quantize q4_0 \\
+      --prompt \"Name three rivers.\"
+      Weights in 4 bits: a third of the memory, two to three times the speed
 
 The text goes to stdout as it is made, the numbers to stderr.";
 

@@ -161,11 +161,13 @@ fn answer(generator: &Generator<'_>, question: &Question, whole: bool) -> Result
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
 
     #[test]
     fn the_embedded_files_are_a_model_and_its_questions() {
-        let loaded = load(DType::F32, &Device::Cpu).unwrap();
+        let loaded = load(LoadOptions::new(DType::F32), &Device::Cpu).unwrap();
         assert!(loaded.tokenizer.chat_template().is_some());
         assert!(training_rows().unwrap().rows.len() > 1000);
         let questions = questions().unwrap();
