@@ -63,7 +63,7 @@ pub enum LoadError {
         /// The layer.
         name: String,
         /// The engine's reason.
-        source: metal_candle_graph::Error,
+        source: Box<metal_candle_graph::Error>,
     },
     /// The engine refused a tensor.
     #[error(transparent)]

@@ -109,7 +109,7 @@ impl Weights {
         let quantized = format.map(|format| QuantizedLinear::new(weight, bias.cloned(), format));
         quantized.transpose().map_err(|source| LoadError::Quantize {
             name: name.to_owned(),
-            source,
+            source: Box::new(source),
         })
     }
 

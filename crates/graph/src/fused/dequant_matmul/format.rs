@@ -160,10 +160,26 @@ fn largest(block: &[f32]) -> f32 {
 mod tests {
     use super::*;
 
-    /// 64 values of which block and element are easily seen, and their quants as NumPy computes them from llama.cpp's
-    /// definition: `d = amax / 127; np.round(x / d)` and `d = signed max / -8; np.trunc(x / d + 8.5).clip(0, 15)`.
     fn values() -> Vec<f32> {
         (0..64).map(|i| ((i * 37 % 64) as f32 - 20.25) * 0.125).collect()
+    }
+
+    /// The first block as NumPy 2.4 quantises it in f32: `d = amax / 127; trunc(x / d + copysign(0.5, x))`, and
+    /// `d = signed max / -8; clip(trunc(x / d + 8.5), 0, 15)`.
+    #[test]
+    fn quants_and_scales_are_those_that_numpy_computes() {
+        let block = &values()[..BLOCK];
+        let q8 = QuantFormat::Q8_0.quantize(block).unwrap();
+        let wanted: [i32; BLOCK] = [
+            -60, 50, -30, 79, -1, 109, 29, -51, 59, -22, 88, 8, 118, 38, -42, 68, -13, 97, 17, 127, 47, -33, 76, -4,
+            106, 26, -54, 56, -25, 85, 5, 115,
+        ];
+        assert!(q8.quants.iter().map(|&q| i32::from(q) - 128).eq(wanted));
+        assert_eq!(q8.scales[0].to_bits(), 10595);
+        let q4 = QuantFormat::Q4_0.quantize(block).unwrap();
+        let wanted = [156, 37, 122, 3, 88, 161, 54, 139, 20, 105, 178, 71, 161, 54, 139, 20];
+        assert_eq!(q4.quants, wanted);
+        assert_eq!(q4.scales[0].to_bits(), 47448);
     }
 
     #[test]

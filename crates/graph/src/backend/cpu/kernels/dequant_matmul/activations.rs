@@ -33,7 +33,7 @@ unsafe impl Sync for Activations {}
 
 impl Activations {
     /// Those of the rows from `row` on.
-    pub fn from_row(&self, row: usize) -> Self {
+    pub fn at_row(&self, row: usize) -> Self {
         Self {
             quants: self.quants.wrapping_add(row * self.quants_row),
             scales: self.scales.wrapping_add(row * self.scales_row),

@@ -73,7 +73,7 @@ unsafe fn portable<const BYTES: usize>(d: &Dots, dot: impl Fn(&[u8], &[i8], usiz
             )
         };
         for r in 0..d.rows {
-            let x = d.x.from_row(r);
+            let x = d.x.at_row(r);
             // SAFETY: as above.
             let (x, x_scales) = unsafe {
                 (

@@ -111,7 +111,7 @@ fn few_rows<T: Float>(x: &[T], weights: &Weights<'_>, m: usize, y: &mut [T]) {
                     let rows = ROWS.min(m - first);
                     let dots = Dots {
                         blocks: weights.blocks(),
-                        x: activations.from_row(first),
+                        x: activations.at_row(first),
                         rows,
                         quants: weights.quants[range.start * row_bytes..].as_ptr(),
                         scales: weights.scales[range.start * weights.blocks()..].as_ptr(),
