@@ -71,7 +71,7 @@ Examples:
       Plain continuation, sampled
   metal-candle generate --model ./Qwen2.5-0.5B --dtype bf16 --quantize q4_0 \\
       --prompt \"Name three rivers.\"
-      Weights in 4 bits: a third of the memory, two to three times the speed
+      Weights in 4 bits: less memory, more tokens a second
 
 The text goes to stdout as it is made, the numbers to stderr.";
 
