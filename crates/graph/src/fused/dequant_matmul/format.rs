@@ -164,7 +164,7 @@ mod tests {
         (0..64).map(|i| ((i * 37 % 64) as f32 - 20.25) * 0.125).collect()
     }
 
-    /// The first block as NumPy 2.4 quantises it in f32: `d = amax / 127; trunc(x / d + copysign(0.5, x))`, and
+    /// The first block as `NumPy` 2.4 quantises it in f32: `d = amax / 127; trunc(x / d + copysign(0.5, x))`, and
     /// `d = signed max / -8; clip(trunc(x / d + 8.5), 0, 15)`.
     #[test]
     fn quants_and_scales_are_those_that_numpy_computes() {
