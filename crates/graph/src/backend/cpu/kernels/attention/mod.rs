@@ -20,10 +20,12 @@ pub use forward::attention;
 use super::float::{Float, Mat};
 use super::par::{widen, with_scratch};
 
-/// Rows (query, head of the group) of a block, about.
-const BLOCK_ROWS: usize = 64;
+/// Rows (query, head of the group) of a block, at most, where a group is not larger.
+const BLOCK_ROWS: usize = 112;
+/// Queries of a block come in multiples of this, so that products have no rows to spare.
+const QUERIES: usize = 8;
 /// Keys of a block.
-const BLOCK_KEYS: usize = 128;
+const BLOCK_KEYS: usize = 256;
 
 /// The gradient has at least about so many tasks, if its queries give them.
 const TASKS: usize = 12;
@@ -52,7 +54,13 @@ impl AttentionShape {
 
     /// Queries of a block.
     fn block_queries(&self) -> usize {
-        (BLOCK_ROWS / self.group()).clamp(1, self.queries.max(1))
+        let queries = BLOCK_ROWS / self.group();
+        let even = if queries > QUERIES {
+            queries - queries % QUERIES
+        } else {
+            queries
+        };
+        even.clamp(1, self.queries.max(1))
     }
 
     /// Tasks that the gradient of one (sequence, key head) is cut into.

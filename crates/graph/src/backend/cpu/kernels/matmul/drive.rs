@@ -27,6 +27,8 @@ const TASK_ROWS: usize = 128;
 const FACTORS: usize = 8;
 /// What is added to them, usually at most.
 const ADDENDS: usize = 2;
+/// Dot products of a single row of A that are written together: whole vectors.
+const RUN: usize = 64;
 /// Bytes of B that a task of dot products reads, about.
 const TASK_BYTES: usize = 1 << 16;
 
@@ -347,6 +349,15 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     ) {
         // SAFETY: the caller's promise.
         let to = unsafe { self.c.add(i * self.c_row + j) };
+        if self.addends.is_empty() && self.sums_in_place() {
+            for (r, sums) in sums.chunks_exact(stride).take(rows).enumerate() {
+                for (c, sum) in sums.iter().enumerate().take(cols) {
+                    // SAFETY: the caller's promise; C is of the sums' type.
+                    unsafe { *to.add(r * self.c_row + c).cast::<S::Acc>() = *sum };
+                }
+            }
+            return;
+        }
         let addends: SmallVec<[Mat<*const C>; ADDENDS]> = self.addends.iter().map(|from| from.at(i, j)).collect();
         if let Some(round) = kernel
             .round
@@ -399,13 +410,14 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let steps = terms / P::TERMS;
         let blocks = (TASK_BYTES / (steps * size_of::<P>())).div_ceil(DOTS);
         let rows_of_c = m > n;
+        let across = if m == 1 { RUN } else { DOTS };
         let (long, piece) = (m.max(n), blocks.max(1) * DOTS);
         for_pieces(long, piece, parallel, |_, range| {
             let (is, js) = if rows_of_c { (range, 0..n) } else { (0..m, range) };
-            for j in js.clone().step_by(DOTS) {
+            for j in js.clone().step_by(across) {
                 for i in is.clone().step_by(DOTS) {
-                    let (rows, cols) = (DOTS.min(is.end - i), DOTS.min(js.end - j));
-                    let mut sums = [S::Acc::ZERO; DOTS * DOTS];
+                    let (rows, cols) = (DOTS.min(is.end - i), across.min(js.end - j));
+                    let mut sums = [S::Acc::ZERO; RUN];
                     let block = Dots {
                         steps,
                         a: a.at(i),
@@ -419,7 +431,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                     // SAFETY: rows and columns are inside A and B; this part of C belongs to this task.
                     unsafe {
                         (kernel.dots)(&block);
-                        self.write(kernel, &mut sums, DOTS, (i, j), (rows, cols));
+                        self.write(kernel, &mut sums, across, (i, j), (rows, cols));
                     }
                 }
             }

@@ -35,7 +35,7 @@ pub(super) struct Tile<P, A> {
 }
 
 /// Dot products of `rows` rows of A with `cols` columns of B, both contiguous and so many bytes apart; row r, column c
-/// goes to `out[r * DOTS + c]`.
+/// goes to `out[r * DOTS + c]`. At most [`DOTS`] columns, but any number where there is a single row.
 pub(super) struct Dots<P, A> {
     pub steps: usize,
     pub a: *const P,
