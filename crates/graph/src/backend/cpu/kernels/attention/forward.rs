@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::float::{Float, Mat, Real, dense, dense_mut, transposed};
 use super::super::matmul::dense_product;
 use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1};
-use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, key_blocks, with_both};
+use super::{AttentionShape, BLOCK_KEYS, FEW_ROWS, HeadsView, Job, Mask, key_blocks, with_both};
 
 /// Writes o (batch, queries, heads, dim) and the log-sum-exp of the masked scores, lse (batch, queries, heads), both
 /// contiguous; 0 and minus infinity where a query sees no key.
@@ -101,6 +101,10 @@ impl<T: Float> Block<'_, '_, T> {
         for keys in key_blocks(job.mask.block_keys(&self.queries)) {
             if job.apart(b, &self.queries, &keys) {
                 continue;
+            }
+            if self.max.len() <= FEW_ROWS {
+                job.ask_for(&job.k, b, g, &keys);
+                job.ask_for(&job.v, b, g, &keys);
             }
             let k = job.keys(&job.k, b, g, &keys, wide);
             self.score(k, keys.len());

@@ -18,7 +18,7 @@ use half::f16;
 use self::activations::with_activations;
 use self::dots::{Dots, ROWS};
 use super::float::{Float, Real};
-use super::par::{Shared, for_pieces, with_scratch};
+use super::par::{Shared, for_pieces, rows_of_task, with_scratch};
 use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 
 /// Up to so many rows, `x` is quantised.
@@ -26,7 +26,7 @@ const FEW_ROWS: usize = 8;
 /// From this many multiply-adds on, a product is spread over threads.
 const PARALLEL_MACS: usize = 1 << 18;
 /// Bytes of weights that a task reads, about.
-const TASK_BYTES: usize = 1 << 15;
+const TASK_BYTES: usize = 1 << 16;
 /// Outputs are made in groups of so many.
 const GROUP: usize = 4;
 
@@ -101,7 +101,7 @@ pub fn dequant_matmul<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool
 fn few_rows<T: Float>(x: &[T], weights: &Weights<'_>, m: usize, y: &mut [T]) {
     let kernel = table::dots(weights.format);
     let (n, row_bytes) = (weights.rows, weights.row_bytes());
-    let piece = (TASK_BYTES / row_bytes).max(1).next_multiple_of(GROUP);
+    let piece = rows_of_task(n, row_bytes, TASK_BYTES).next_multiple_of(GROUP);
     let to = Shared::new(y);
     with_activations(x, weights.cols, weights.format, |activations| {
         for_pieces(n, piece, weights.is_parallel(m), |_, range| {

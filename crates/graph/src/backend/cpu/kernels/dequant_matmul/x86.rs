@@ -10,11 +10,12 @@ use std::array::from_fn;
 
 use half::f16;
 
+use super::super::par::prefetch;
 use super::activations::CHUNK;
 use super::dots::Dots;
 
 /// How far before weights are read they are asked for, in bytes.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 8192;
 
 /// A kernel for each number of rows: more of these, fewer of weights at a time, as registers are few.
 macro_rules! kernels {
@@ -41,13 +42,6 @@ kernels! {
     narrow_4: narrow::<true>, "avx2,fma,f16c";
     wide_8: wide::<false>, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni";
     wide_4: wide::<true>, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni";
-}
-
-/// Asks for the cache line `ahead` bytes on.
-#[inline(always)]
-fn prefetch(at: *const u8, ahead: usize) {
-    // SAFETY: every x86-64 has the instruction, and it reads nothing.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead).cast()) }
 }
 
 /// # Safety
@@ -97,7 +91,7 @@ unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
             let mut wide = zeros::<C>();
             for c in 0..C {
                 let from = scales[c].add(chunk * CHUNK).cast::<u8>();
-                prefetch(from, AHEAD / 8);
+                prefetch(from.wrapping_byte_add(AHEAD / 8));
                 wide[c] = _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()));
             }
             let factors = factors::<R, C>(d, &wide, chunk, &mut sums);
@@ -106,7 +100,7 @@ unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
                 let mut weights = zeros::<C>();
                 for c in 0..C {
                     let from = quants[c].add(at * 64);
-                    prefetch(from, AHEAD);
+                    prefetch(from.wrapping_byte_add(AHEAD));
                     weights[c] = _mm512_castsi512_ps(_mm512_loadu_si512(from.cast()));
                 }
                 wide_step::<R, C, NIBBLES>(d, &weights, (at, v), &factors, &mut sums);
@@ -127,7 +121,7 @@ unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
                 let mut weights = zeros::<C>();
                 for c in 0..C {
                     let from = quants[c].add(at * 64);
-                    prefetch(from, AHEAD);
+                    prefetch(from.wrapping_byte_add(AHEAD));
                     weights[c] = _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(mask, from.cast()));
                 }
                 wide_step::<R, C, NIBBLES>(d, &weights, (at, v), &factors, &mut sums);
@@ -245,7 +239,7 @@ unsafe fn narrow_row_8<const R: usize>(d: &Dots, quants: *const u8, scales: *con
         let (sign, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
         for b in 0..d.blocks {
             let from = quants.add(b * 32);
-            prefetch(from, AHEAD);
+            prefetch(from.wrapping_byte_add(AHEAD));
             let weights = _mm256_xor_si256(_mm256_loadu_si256(from.cast()), sign);
             let magnitudes = _mm256_abs_epi8(weights);
             let scale = widened(*scales.add(b));
@@ -271,7 +265,7 @@ unsafe fn narrow_row_4<const R: usize>(d: &Dots, quants: *const u8, scales: *con
         let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
         for b in (0..d.blocks).step_by(2) {
             let from = quants.add(b * 16);
-            prefetch(from, AHEAD);
+            prefetch(from.wrapping_byte_add(AHEAD));
             let (weights, upper) = if b + 1 < d.blocks {
                 (_mm256_loadu_si256(from.cast()), widened(*scales.add(b + 1)))
             } else {

@@ -7,7 +7,7 @@ use half::bf16;
 use smallvec::SmallVec;
 
 use super::super::float::{Float, Mat, Real, transposed};
-use super::super::par::{Shared, for_pieces, simd, store, with_space};
+use super::super::par::{Shared, for_pieces, rows_of_task, simd, store, with_space};
 use super::kernel::{DOTS, Dots, Kernel, Round, TILE, Tile};
 use super::pack::{Block, Entry};
 
@@ -408,10 +408,10 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     ) {
         let (m, n) = self.dims;
         let steps = terms / P::TERMS;
-        let blocks = (TASK_BYTES / (steps * size_of::<P>())).div_ceil(DOTS);
         let rows_of_c = m > n;
         let across = if m == 1 { RUN } else { DOTS };
-        let (long, piece) = (m.max(n), blocks.max(1) * DOTS);
+        let long = m.max(n);
+        let piece = rows_of_task(long, steps * size_of::<P>(), TASK_BYTES).next_multiple_of(DOTS);
         for_pieces(long, piece, parallel, |_, range| {
             let (is, js) = if rows_of_c { (range, 0..n) } else { (0..m, range) };
             for j in js.clone().step_by(across) {
