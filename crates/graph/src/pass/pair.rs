@@ -35,7 +35,9 @@ fn loss_of(graph: &Graph, index: usize) -> Option<usize> {
 /// Whether one of the values is computed from a node.
 fn depends(graph: &Graph, values: &[ValueRef], on: usize) -> bool {
     let mut reached = vec![false; graph.nodes.len()];
-    values.iter().for_each(|value| reached[value.node as usize] = true);
+    for value in values {
+        reached[value.node as usize] = true;
+    }
     for index in (on + 1..graph.nodes.len()).rev() {
         if reached[index] {
             graph.nodes[index]

@@ -137,7 +137,9 @@ impl<T: Float> Block<'_, '_, T> {
         for (r, (row, p)) in rows.enumerate() {
             let (row, p) = (&mut row[..keys.len()], &mut p[..keys.len()]);
             let query = self.queries.start + r / group;
-            row.iter_mut().for_each(|x| *x = *x * self.scale);
+            for x in &mut *row {
+                *x = *x * self.scale;
+            }
             self.job.hide(self.b, query, keys, row, T::Acc::NEG_INFINITY);
             let max = max_nan(self.max[r], max1(row, |x| x));
             if max == T::Acc::NEG_INFINITY {

@@ -382,7 +382,9 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
             || {
                 for (r, sums) in sums.chunks_exact_mut(stride).take(rows).enumerate() {
                     let sums = &mut sums[..cols];
-                    sums.iter_mut().for_each(|sum| *sum = *sum * self.alpha);
+                    for sum in &mut *sums {
+                        *sum = *sum * self.alpha;
+                    }
                     for from in &addends {
                         // SAFETY: the caller's promise; nothing is written yet.
                         let from = unsafe { std::slice::from_raw_parts(from.at(r, 0).ptr, cols) };

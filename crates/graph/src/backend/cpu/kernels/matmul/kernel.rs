@@ -61,6 +61,9 @@ pub(super) struct Round<'a> {
     pub cols: usize,
 }
 
+/// From two runs to pairs, so many.
+type Weave = unsafe fn([*const bf16; 2], *mut [bf16; 2], usize);
+
 /// The loops for one instruction set.
 pub(super) struct Kernel<P: 'static, A: 'static> {
     /// Columns of a vector.
@@ -84,7 +87,7 @@ pub(super) struct Kernel<P: 'static, A: 'static> {
     ///
     /// # Safety
     /// As `tile`.
-    pub weave: Option<unsafe fn([*const bf16; 2], *mut [bf16; 2], usize)>,
+    pub weave: Option<Weave>,
     /// Turns 16 runs of 16 entries: from so many bytes apart to so many entries apart.
     pub transpose: Option<unsafe fn(*const u8, usize, *mut u32, usize)>,
 }
