@@ -151,6 +151,7 @@ fn print_report(report: &[(&str, Outcome)]) {
             Outcome::NotRun(reason) => println!("  NOT RUN  {name}: {reason}"),
         }
     }
+    println!("  beside   cargo xtask miri, cargo xtask asan: undefined behaviour, with a nightly compiler");
 }
 
 #[cfg(test)]

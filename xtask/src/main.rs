@@ -1,4 +1,4 @@
-//! Developer commands of the workspace: `cargo xtask ci`, `cargo xtask tidy` and `cargo xtask demo`.
+//! Developer commands of the workspace: `cargo xtask` with `ci`, `tidy`, `miri`, `asan` or `demo`.
 //!
 //! Nothing here is part of the library or of the binary people install. The commands read and write only inside the
 //! repository and the folder given by `--output`; they need no network.
@@ -6,6 +6,7 @@
 
 mod ci;
 mod demo;
+mod proof;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +27,10 @@ enum Command {
     Ci(ci::Arguments),
     /// Check the house rules a machine can check and print each offence with its file and line.
     Tidy,
+    /// Run the engine's unsafe code under Miri (needs a nightly compiler).
+    Miri,
+    /// Run the engine's tests under the address sanitizer (needs a nightly compiler).
+    Asan,
     /// Make the data of the built-in demonstration.
     Demo(demo::Arguments),
 }
@@ -35,6 +40,8 @@ fn main() -> miette::Result<()> {
     match Arguments::parse().command {
         Command::Ci(arguments) => ci::run(&root, &arguments),
         Command::Tidy => tidy::run(&root),
+        Command::Miri => proof::miri(&root),
+        Command::Asan => proof::asan(&root),
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }

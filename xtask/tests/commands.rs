@@ -16,7 +16,7 @@ fn help_lists_the_commands() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
     assert!(
-        ["ci", "tidy", "demo"]
+        ["ci", "tidy", "miri", "asan", "demo"]
             .iter()
             .all(|command| text.contains(&format!("  {command} "))),
         "{text}"

@@ -182,8 +182,10 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
             fit(inputs[0])?.where_cond(&fit(inputs[1])?, &fit(inputs[2])?)?
         }
         O::Sum { dims } => sum(x(), dims)?,
-        O::Max { dims } => dims.iter().try_fold(x().clone(), |t, &dim| t.max_keepdim(dim))?,
-        O::ArgMax { dim } => x().argmax_keepdim(*dim)?,
+        O::Max { dims } => dims
+            .iter()
+            .try_fold(x().clone(), |t, &dim| reducible(&t, dim)?.max_keepdim(dim))?,
+        O::ArgMax { dim } => reducible(x(), *dim)?.argmax_keepdim(*dim)?,
         O::Reshape { shape } => x().reshape(shape)?,
         O::Permute { dims } if dims.is_empty() => x().clone(),
         O::Permute { dims } => x().permute(dims.as_slice())?,
@@ -335,6 +337,15 @@ fn random(
         false,
     );
     tensor.to_dtype(meta.dtype)?.to_device(device).map(Ok)
+}
+
+/// Candle's maxima divide by the stride of a contiguous view, which may be 0 in a dimension of size 1.
+fn reducible(x: &Tensor, dim: usize) -> candle_core::Result<Tensor> {
+    if x.dims()[dim] == 1 {
+        x.reshape(x.shape())
+    } else {
+        Ok(x.clone())
+    }
 }
 
 /// Candle sums f16 and bf16 in their own precision; the engine's rule is f32.

@@ -8,6 +8,8 @@ mod fuse;
 mod lower;
 mod pair;
 mod products;
+#[cfg(test)]
+mod testing;
 
 pub(crate) use self::fuse::expression_of;
 use crate::error::Result;

@@ -4,15 +4,16 @@
 use crate::graph::{Graph, GraphNode, Operation, ValueRef};
 
 pub(super) fn run(mut graph: Graph) -> Graph {
-    let gradients: Vec<usize> = (0..graph.nodes.len())
-        .filter(|&index| is_gradient(&graph.nodes[index]))
-        .collect();
-    for index in gradients {
-        if let Some(joined) = join(&graph, index) {
-            graph = joined;
-        }
+    // Joining moves the nodes behind it, so the search begins anew; each time there is one gradient less.
+    while let Some(joined) = joined_once(&graph) {
+        graph = joined;
     }
     graph
+}
+
+fn joined_once(graph: &Graph) -> Option<Graph> {
+    let mut gradients = (0..graph.nodes.len()).filter(|&index| is_gradient(&graph.nodes[index]));
+    gradients.find_map(|index| join(graph, index))
 }
 
 fn is_gradient(node: &GraphNode) -> bool {
@@ -98,4 +99,94 @@ fn join(graph: &Graph, gradient: usize) -> Option<Graph> {
         outputs: graph.outputs.iter().map(moved).collect(),
         device: graph.device.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::super::testing::{input, of, operations};
+    use super::*;
+    use crate::graph::CrossEntropyOptions;
+    use crate::{LazyTensor, value_and_grad};
+
+    /// The losses of five rows under a head of seven, each time with new inputs `hidden` and `weight`.
+    fn losses() -> (LazyTensor, [LazyTensor; 2]) {
+        let (hidden, weight, targets) = (input(&[5, 4]), input(&[7, 4]), of(&[5], DType::I64));
+        let options = CrossEntropyOptions::default();
+        (
+            hidden.cross_entropy(&weight, &targets, options).unwrap(),
+            [hidden, weight],
+        )
+    }
+
+    fn with_gradients(loss: &LazyTensor, parameters: &[LazyTensor]) -> Vec<LazyTensor> {
+        let (loss, gradients) = value_and_grad(loss, parameters).unwrap();
+        std::iter::once(loss).chain(gradients).collect()
+    }
+
+    #[test]
+    fn a_mean_loss_and_its_gradients_are_one_operation() {
+        let (losses, parameters) = losses();
+        let outputs = with_gradients(&losses.mean_all().unwrap(), &parameters);
+        let expected = "\
+%3 = Constant value=5() : f32[]
+%4 = Constant value=1() : f32[]
+%5 = Reshape(%4) : f32[1]
+%6 = Div(%5, %3) : f32[1]
+%7 = Broadcast(%6) : f32[5]
+%8 = Constant value=0() : f32[5]
+%9 = ValueAndVjp of=(CrossEntropy ignore=-100 smoothing=0) wanted=0b11(%0, %1, %2, %7, %8) : f32[5], f32[5], f32[5, 4], f32[7, 4]
+%10 = Sum dims=[0](%9) : f32[1]
+%11 = Div(%10, %3) : f32[1]
+%12 = Reshape(%11) : f32[]
+return %12, %9.2, %9.3
+";
+        assert_eq!(operations(&outputs, run), expected);
+    }
+
+    #[test]
+    fn a_cotangent_that_depends_on_the_loss_keeps_them_apart() {
+        let (losses, parameters) = losses();
+        let squares = losses.mul(&losses).unwrap().sum_all().unwrap();
+        let text = operations(&with_gradients(&squares, &parameters), run);
+        assert!(text.contains(" = CrossEntropy ") && text.contains(" = Vjp "), "{text}");
+        assert!(!text.contains("ValueAndVjp"), "{text}");
+    }
+
+    #[test]
+    fn a_gradient_of_another_loss_is_not_joined() {
+        // The weights of the rows are another loss, which knows nothing of the first: both pairs are joined.
+        let ((first, parameters), (second, others)) = (losses(), losses());
+        let both = first.sum_all().unwrap().add(&second.sum_all().unwrap()).unwrap();
+        let text = operations(&with_gradients(&both, &[parameters, others].concat()), run);
+        assert_eq!(text.matches(" = ValueAndVjp ").count(), 2, "{text}");
+        assert!(
+            !text.contains(" = CrossEntropy ") && !text.contains(" = Vjp "),
+            "{text}"
+        );
+        // Their product: each loss is in the cotangent of the other, and one must come first.
+        let ((first, parameters), (second, others)) = (losses(), losses());
+        let both = first.mul(&second).unwrap().sum_all().unwrap();
+        let text = operations(&with_gradients(&both, &[parameters, others].concat()), run);
+        assert_eq!(text.matches(" = ValueAndVjp ").count(), 1, "{text}");
+        assert_eq!(text.matches(" = CrossEntropy ").count(), 1, "{text}");
+        assert_eq!(text.matches(" = Vjp ").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn of_two_gradients_one_is_joined() {
+        let (losses, parameters) = losses();
+        let mean = with_gradients(&losses.mean_all().unwrap(), &parameters);
+        let sum = with_gradients(&losses.mul_scalar(3.0).unwrap().sum_all().unwrap(), &parameters);
+        let text = operations(&[mean, sum].concat(), run);
+        assert_eq!(text.matches(" = ValueAndVjp ").count(), 1, "{text}");
+        assert_eq!(text.matches(" = Vjp ").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn a_loss_without_a_gradient_stays() {
+        let text = operations(&[losses().0], run);
+        assert!(text.contains(" = CrossEntropy ") && !text.contains("Vjp"), "{text}");
+    }
 }

@@ -107,3 +107,136 @@ fn extended(graph: &Graph, node: &GraphNode, sum: &Sum, value: ValueRef, other: 
     sum.inputs.push(value);
     Some(sum)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::super::testing::{input, of, operations};
+    use super::*;
+    use crate::{LazyTensor, Result};
+
+    /// What is left of the outputs of `f(x, w, bias)`, with `x (5, 4)`, `w (4, 4)` and `bias (4)`.
+    fn left(f: impl Fn(&LazyTensor, &LazyTensor, &LazyTensor) -> Result<Vec<LazyTensor>>) -> String {
+        operations(&f(&input(&[5, 4]), &input(&[4, 4]), &input(&[4])).unwrap(), run)
+    }
+
+    #[test]
+    fn a_linear_layer_with_its_low_rank_term_bias_and_residual_is_one_sum() {
+        let expected = "\
+%3 = MatmulSum terms=[Product] scale=0.5(%0, %2) : f32[5, 2]
+%6 = MatmulSum terms=[Product, Product, Addend, Addend] scale=1(%0, %1, %3, %4, %5, %0) : f32[5, 4]
+return %6
+";
+        let found = left(|x, w, bias| {
+            let (a, b) = (input(&[4, 2]), input(&[2, 4]));
+            let low_rank = x.matmul(&a)?.mul_scalar(0.5)?.matmul(&b)?;
+            Ok(vec![x.matmul(w)?.add(&low_rank)?.add(bias)?.add(x)?])
+        });
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn terms_keep_their_order_and_the_longer_sum_goes_first() {
+        let order = |f: fn(&LazyTensor, &LazyTensor, &LazyTensor) -> Result<LazyTensor>| {
+            let text = left(|x, w, bias| Ok(vec![f(x, w, bias)?]));
+            let terms = text
+                .split_once("MatmulSum terms=")
+                .map(|(_, rest)| rest.split(" scale"));
+            terms
+                .and_then(|mut parts| parts.next().map(String::from))
+                .unwrap_or_default()
+        };
+        assert_eq!(order(|x, w, bias| bias.add(&x.matmul(w)?)), "[Product, Addend]");
+        assert_eq!(
+            order(|x, w, bias| x.matmul(w)?.add(bias)?.add(&x.matmul(&w.t()?)?)),
+            "[Product, Addend, Product]"
+        );
+        assert_eq!(
+            order(|x, w, bias| x.matmul(&w.t()?)?.add(&x.matmul(w)?.add(bias)?)),
+            "[Product, Addend, Product]"
+        );
+    }
+
+    #[test]
+    fn at_most_two_addends_and_not_a_sum_as_a_whole() {
+        let text = left(|x, w, bias| Ok(vec![x.matmul(w)?.add(bias)?.add(x)?.add(&x.exp()?)?]));
+        assert!(text.contains("MatmulSum terms=[Product, Addend, Addend] "), "{text}");
+        assert_eq!(text.matches(" = Add(").count(), 1, "{text}");
+        // Of two sums, one is an addend of the other.
+        let text = left(|x, w, bias| {
+            let sum = x.matmul(w)?.add(bias)?;
+            Ok(vec![sum.add(&x.matmul(&w.t()?)?.add(x)?)?])
+        });
+        assert_eq!(text.matches("MatmulSum terms=[Product, Addend]").count(), 1, "{text}");
+        assert_eq!(
+            text.matches("MatmulSum terms=[Product, Addend, Addend]").count(),
+            1,
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_something_else_reads_is_kept() {
+        let two_users = left(|x, w, bias| {
+            let product = x.matmul(w)?;
+            Ok(vec![product.add(bias)?, product.exp()?])
+        });
+        let twice = left(|x, w, _| {
+            let product = x.matmul(w)?;
+            Ok(vec![product.add(&product)?])
+        });
+        let an_output = left(|x, w, bias| {
+            let product = x.matmul(w)?;
+            Ok(vec![product.add(bias)?, product])
+        });
+        for text in [two_users, twice, an_output] {
+            assert!(text.contains(" = Matmul(") && text.contains(" = Add("), "{text}");
+            assert!(!text.contains("MatmulSum"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_scale_goes_with_one_product_and_closes_the_sum() {
+        let text = left(|x, w, bias| Ok(vec![x.matmul(w)?.mul_scalar(0.5)?.add(bias)?]));
+        assert!(text.contains("MatmulSum terms=[Product] scale=0.5("), "{text}");
+        assert!(text.contains(" = Add("), "{text}");
+        // The rounded sum is scaled, not its terms.
+        let text = left(|x, w, bias| Ok(vec![x.matmul(w)?.add(bias)?.mul_scalar(0.5)?]));
+        assert!(text.contains("MatmulSum terms=[Product, Addend] scale=1("), "{text}");
+        assert!(text.contains(" = MulScalar value=0.5("), "{text}");
+    }
+
+    #[test]
+    fn an_addend_that_broadcasts_otherwise_is_added_apart() {
+        let addends = [input(&[5, 1]), input(&[1, 1]), input(&[]), input(&[3, 5, 4])];
+        for addend in addends {
+            let text = left(|x, w, _| Ok(vec![x.matmul(w)?.add(&addend)?]));
+            assert!(
+                text.contains(" = Matmul(") && text.contains(" = Add("),
+                "{:?}: {text}",
+                addend.dims()
+            );
+        }
+        for row in [input(&[4]), input(&[1, 4])] {
+            let text = left(|x, w, _| Ok(vec![x.matmul(w)?.add(&row)?]));
+            assert!(
+                text.contains("MatmulSum terms=[Product, Addend] "),
+                "{:?}: {text}",
+                row.dims()
+            );
+        }
+    }
+
+    #[test]
+    fn batches_of_matrices_and_integers_stay() {
+        let batch = input(&[3, 4, 4]);
+        let text = left(|x, _, bias| Ok(vec![x.matmul(&batch)?.add(bias)?]));
+        assert!(text.contains(" = Matmul(") && text.contains(" = Add("), "{text}");
+        // A batch on the left is more rows.
+        let text = left(|_, w, bias| Ok(vec![batch.matmul(w)?.add(bias)?]));
+        assert!(text.contains("MatmulSum terms=[Product, Addend] "), "{text}");
+        let whole = of(&[5, 4], DType::I64);
+        assert!(!operations(&[whole.add(&whole).unwrap()], run).contains("MatmulSum"));
+    }
+}

@@ -1,12 +1,14 @@
 //! Passes preserve values: random graphs over all primitives and fused operations, with shared subexpressions and
-//! several outputs, optimised against unoptimised on the candle backend bit for bit, gradients included; and the CPU
-//! backend against the candle backend.
+//! several outputs, optimised against unoptimised on the candle backend bit for bit, gradients included; the CPU backend
+//! against the candle backend, also in narrow dtypes; and the CPU backend against itself on other numbers of threads.
 
+mod layers;
 mod program;
 
 use candle_core::{DType, Device, Tensor};
-use metal_candle_graph::{Backend, LazyTensor, Result, eval_all, with_backend};
-use program::{Instruction, Program, leaf, u32s};
+use layers::{Layer, Size};
+use metal_candle_graph::{Backend, LazyTensor, Result, eval_all, with_backend, with_threads};
+use program::{Instruction, OPERATIONS, Program, leaf, u32s};
 use proptest::prelude::*;
 
 fn run(backend: Backend, seed: u32, instructions: &[Instruction]) -> Vec<Tensor> {
@@ -19,8 +21,14 @@ fn run(backend: Backend, seed: u32, instructions: &[Instruction]) -> Vec<Tensor>
     })
 }
 
+/// The elements; widening to f64 is exact.
 fn list(tensor: &Tensor) -> Vec<f64> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
+    let wide = tensor.to_dtype(DType::F64).and_then(|tensor| tensor.flatten_all());
+    wide.unwrap().to_vec1().unwrap()
+}
+
+fn bits(values: &[f64]) -> Vec<u64> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 fn compare(seed: u32, instructions: &[Instruction]) -> std::result::Result<(), TestCaseError> {
@@ -32,7 +40,6 @@ fn compare(seed: u32, instructions: &[Instruction]) -> std::result::Result<(), T
         prop_assert_eq!(before.dims(), after.dims());
         prop_assert_eq!(before.dims(), ours.dims());
         let (before, after, ours) = (list(before), list(after), list(ours));
-        let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         prop_assert_eq!(
             bits(&before),
             bits(&after),
@@ -56,8 +63,69 @@ fn compare(seed: u32, instructions: &[Instruction]) -> std::result::Result<(), T
     Ok(())
 }
 
+fn run_layers(backend: Backend, seed: u32, size: Size, layers: &[Layer]) -> Vec<Vec<f64>> {
+    let tensors = with_backend(backend, || eval_all(&layers::outputs(seed, size, layers).unwrap()));
+    tensors.unwrap().iter().map(list).collect()
+}
+
+/// Mean squared error against the mean square that is allowed for a handful of layers and their gradients, by the narrowest
+/// dtype in them. The backends round at different places.
+fn tolerance(dtype: DType, layers: &[Layer]) -> f64 {
+    if dtype == DType::BF16 || layers.iter().any(layers::casts) {
+        2e-3
+    } else {
+        1e-10
+    }
+}
+
+fn compare_layers(seed: u32, size: Size, layers: &[Layer]) -> std::result::Result<(), TestCaseError> {
+    let [unoptimised, optimised, ours] =
+        [Backend::Unoptimised, Backend::Candle, Backend::Cpu].map(|backend| run_layers(backend, seed, size, layers));
+    for (output, ((before, after), ours)) in unoptimised.iter().zip(&optimised).zip(&ours).enumerate() {
+        prop_assert_eq!(bits(before), bits(after), "output {}", output);
+        prop_assert_eq!(after.len(), ours.len());
+        let error: f64 = after.iter().zip(ours).map(|(e, f)| (e - f).powi(2)).sum();
+        let power: f64 = after.iter().map(|e| e * e).sum();
+        prop_assert!(
+            error <= tolerance(size.dtype, layers) * power,
+            "output {}: error {:e} of {:e}",
+            output,
+            error,
+            power
+        );
+    }
+    Ok(())
+}
+
+/// The same bits on one thread, two and five.
+fn compare_threads(run: impl Fn() -> Vec<Vec<f64>>) -> std::result::Result<(), TestCaseError> {
+    let on = |threads: usize| {
+        with_threads(threads, &run)
+            .iter()
+            .map(|values| bits(values))
+            .collect::<Vec<_>>()
+    };
+    let one = on(1);
+    for threads in [2, 5] {
+        prop_assert!(on(threads) == one, "{} threads give other bits than one", threads);
+    }
+    Ok(())
+}
+
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+fn dtypes() -> impl Strategy<Value = DType> {
+    prop::sample::select(vec![DType::F32, DType::BF16])
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(3000))]
 
     #[test]
     fn passes_and_backends_keep_the_values_of_random_graphs(
@@ -68,10 +136,48 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(cases(400))]
+
+    #[test]
+    fn layers_agree_within_their_dtype(
+        seed in 0u32..1000,
+        dtype in dtypes(),
+        (rows, columns) in prop::sample::select(vec![(3, 8), (49, 16), (70, 18), (5, 33)]),
+        layers in prop::collection::vec(any::<Layer>(), 0..7),
+    ) {
+        compare_layers(seed, Size { rows, columns, dtype }, &layers)?;
+    }
+
+    #[test]
+    fn small_graphs_have_the_same_bits_on_any_number_of_threads(
+        seed in 0u32..1000,
+        instructions in prop::collection::vec(any::<Instruction>(), 1..20),
+    ) {
+        compare_threads(|| run(Backend::Cpu, seed, &instructions).iter().map(list).collect())?;
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(40))]
+
+    /// Both sizes are spread over threads: the first in its products, the second everywhere.
+    #[test]
+    fn large_layers_have_the_same_bits_on_any_number_of_threads(
+        seed in 0u32..1000,
+        dtype in dtypes(),
+        (rows, columns) in prop::sample::select(vec![(150, 64), (700, 96)]),
+        layers in prop::collection::vec(any::<Layer>(), 1..6),
+    ) {
+        let size = Size { rows, columns, dtype };
+        compare_threads(|| run_layers(Backend::Cpu, seed, size, &layers))?;
+    }
+}
+
 /// Every instruction at least once, whatever the random programs were.
 #[test]
 fn every_instruction_alone() {
-    for operation in 0..8 {
+    for operation in 0..OPERATIONS {
         for c in 0..96 {
             if let Err(error) = compare(7, &[(operation, 2, 3, c)]) {
                 panic!("instruction {operation} with parameter {c}: {error}");
@@ -85,10 +191,7 @@ fn bits_of(backends: &[Backend], values: &[f64], f: impl Fn(&LazyTensor) -> Resu
     let run = |backend: &Backend| -> Vec<Vec<u64>> {
         let x = LazyTensor::from_data(values, &[values.len()], &Device::Cpu).unwrap();
         let tensors = with_backend(*backend, || eval_all(&f(&x).unwrap()).unwrap());
-        tensors
-            .iter()
-            .map(|t| list(t).into_iter().map(f64::to_bits).collect())
-            .collect()
+        tensors.iter().map(|t| bits(&list(t))).collect()
     };
     let found: Vec<Vec<Vec<u64>>> = backends.iter().map(run).collect();
     for (backend, other) in backends.iter().zip(&found) {
@@ -189,6 +292,20 @@ fn products_of_views_with_dimensions_of_one() {
         let expected: Vec<u64> = (0..6).map(|e| entry(e / 2, e % 2).to_bits()).collect();
         assert_eq!(found, [expected]);
     }
+}
+
+/// The stride of such a dimension may be 0 too.
+#[test]
+fn maxima_over_dimensions_of_one() {
+    let numbers = [2.0, -1.0, 4.0];
+    let found = bits_of(&ALL, &numbers, |x| {
+        let row = x.broadcast_to(&[1, 3])?;
+        Ok(vec![
+            row.max_keepdim(&[0])?.reshape(&[3])?,
+            row.argmax(0)?.cast(DType::F64)?,
+        ])
+    });
+    assert_eq!(found, [bits(&numbers), bits(&[0.0; 3])]);
 }
 
 /// Updates of values that are read afterwards, through views and whole copies of views.

@@ -25,6 +25,9 @@ pub struct Program {
 
 const LIMIT: usize = 300;
 
+/// Kinds of instructions.
+pub const OPERATIONS: u8 = 11;
+
 pub fn leaf(seed: u32, shape: &[usize]) -> LazyTensor {
     let values: Vec<f64> = random::normal64([seed, 3], [0, 0])
         .take(shape.iter().product())
@@ -86,13 +89,16 @@ impl Program {
         let (x, y) = (self.pick(a), self.pick(b));
         let twins = if c % 5 == 0 { 2 } else { 1 };
         for _ in 0..twins {
-            let made = match operation % 8 {
+            let made = match operation % OPERATIONS {
                 0 => self.elementwise(&x, c)?,
                 1 => Self::pair(&x, &y, c)?,
                 2 => self.jump(a, b, c)?,
                 3 | 4 => movement(&x, &y, c)?,
                 5 => self.reduction_or_index(a, &x, &y, c)?,
                 6 => self.source_or_nothing(&x, c)?,
+                8 => self.sum_of_products(&x.tensor, &y.tensor, c)?,
+                9 => joined_loss(&x.tensor, &y.tensor, c)?,
+                10 => chain_with_gradient(&x.tensor, &y.tensor, c)?,
                 _ => fused(&x.tensor, &y.tensor, c)?,
             };
             if made.tensor.shape().elem_count() <= LIMIT {
@@ -254,6 +260,33 @@ impl Program {
         Ok(Entry { tensor, exact })
     }
 
+    /// Products and what is added to them: a linear layer with a low-rank term, bias and residual, in every order, with
+    /// terms that something else reads too. Some have enough rows for the kernel that adds products in registers.
+    fn sum_of_products(&self, x: &LazyTensor, y: &LazyTensor, c: u8) -> Result<Entry> {
+        let rows = if c.is_multiple_of(2) { 60 } else { 3 };
+        let (x, w) = (fit(x, &[rows, 4])?, fit(y, &[4, 4])?);
+        let (a, b, bias) = (fit(y, &[4, 2])?, leaf(self.seed ^ 77, &[2, 4]), &self.leaves[1]);
+        let (linear, narrow) = (x.matmul(&w)?, x.matmul(&a)?);
+        let low_rank = narrow.mul_scalar(0.5)?.matmul(&b)?;
+        let sum = match c / 2 % 9 {
+            0 => linear.add(&x.lora_fused(&a, &b, 0.5)?)?.add(bias)?.add(&x)?,
+            1 => x.add(&bias.add(&low_rank.add(&linear)?)?)?,
+            // The narrow product is read twice.
+            2 => linear.add(&low_rank)?.add(&narrow.matmul(&b)?)?,
+            3 => linear.add(&low_rank)?.mul_scalar(0.5)?,
+            4 => linear.add(bias)?.mul(&linear)?,
+            5 => linear.add(&x.slice(1, 0, 1)?)?,
+            6 => linear.add(bias)?.add(&low_rank.add(&x)?)?,
+            7 => linear.mul_scalar(-0.0)?.add(&low_rank)?,
+            _ => linear
+                .add(&linear)?
+                .add(&x.matmul_t(&w)?)?
+                .add(&low_rank)?
+                .add(&low_rank)?,
+        };
+        Ok(rough(sum.tanh()?))
+    }
+
     /// The last values, and the gradients of the leaves under a loss that sees them all.
     pub fn outputs(&self) -> Result<Vec<LazyTensor>> {
         let ends: Vec<LazyTensor> = self
@@ -271,6 +304,48 @@ impl Program {
         let (loss, gradients) = value_and_grad(&loss, &self.leaves)?;
         Ok(ends.into_iter().chain([loss]).chain(gradients).collect())
     }
+}
+
+/// A loss and its gradients, which may be joined but where the cotangent depends on the loss.
+fn joined_loss(x: &LazyTensor, y: &LazyTensor, c: u8) -> Result<Entry> {
+    let (hidden, weight) = (fit(x, &[3, 4])?, fit(y, &[5, 4])?);
+    let targets = LazyTensor::from_data(&[1i64, -100, 4], &[3], &Device::Cpu)?;
+    let options = CrossEntropyOptions {
+        ignore_index: -100,
+        label_smoothing: if c.is_multiple_of(2) { 0.0 } else { 0.25 },
+    };
+    let rows = hidden.cross_entropy(&weight, &targets, options)?;
+    let loss = match c / 2 % 4 {
+        0 => rows.mean_all()?,
+        1 => rows.mul(&rows)?.sum_all()?,
+        2 => rows.mul(&fit(y, &[3])?)?.sum_all()?,
+        // Two losses; the second gradient stands behind the first.
+        _ => {
+            let other = hidden.tanh()?.cross_entropy(&weight, &targets, options)?;
+            rows.sum_all()?.add(&other.sum_all()?)?
+        }
+    };
+    let (loss, gradients) = value_and_grad(&loss, &[hidden, weight])?;
+    let both = gradients[0].add(&gradients[1].slice(0, 0, 3)?)?.add(&loss)?.tanh()?;
+    Ok(rough(if c / 8 % 2 == 0 { both.stop_gradient()? } else { both }))
+}
+
+/// A chain of elementwise operations, and the gradient of its square as its end.
+fn chain_with_gradient(x: &LazyTensor, y: &LazyTensor, c: u8) -> Result<Entry> {
+    let (x, y) = matching(x, y)?;
+    let mut chain = x.mul(&y)?.tanh()?;
+    for bit in 0..6 {
+        chain = match c >> bit & 3 {
+            0 => chain.mul_scalar(0.5)?.sin()?,
+            1 => chain.add(&y.tanh()?)?.sigmoid()?,
+            // Exact in f32, so that the backends round alike.
+            2 => chain.cast(DType::F32)?.mul_scalar(0.5)?.cast(DType::F64)?.tanh()?,
+            _ => chain.neg()?.add_scalar(0.5)?.mul(&chain)?,
+        };
+    }
+    let loss = chain.mul(&chain)?.sum_all()?;
+    let (_, gradients) = value_and_grad(&loss, &[x, y])?;
+    Ok(rough(gradients[c as usize % 2].tanh()?))
 }
 
 fn rough(tensor: LazyTensor) -> Entry {

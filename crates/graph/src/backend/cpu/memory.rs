@@ -239,6 +239,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn arenas_are_aligned_apart_and_grow() {
+        let fill = |arena: *mut u8, bytes: usize, value: u8| {
+            assert!(arena.addr().is_multiple_of(ALIGNMENT));
+            // SAFETY: the arena is this test's while it is lent, and so large.
+            unsafe { arena.write_bytes(value, bytes) };
+        };
+        for bytes in [100, SMALL, SMALL + 1, 3 * SMALL, 2 * SMALL] {
+            with_arena(bytes, |outer| {
+                fill(outer, bytes, 1);
+                with_arena(bytes + 64, |inner| fill(inner, bytes + 64, 2));
+                // SAFETY: written above.
+                assert!((0..bytes).all(|at| unsafe { *outer.add(at) } == 1));
+            });
+        }
+        release();
+        with_arena(2 * SMALL, |arena| fill(arena, 2 * SMALL, 3));
+    }
+
+    #[test]
     fn buffers_alive_together_do_not_overlap() {
         let numbers: Vec<u32> = crate::random::bits([5, 6], [7, 8]).take(600).collect();
         let lives: Vec<Life> = numbers

@@ -9,9 +9,9 @@ use super::pool;
 pub(crate) use super::scratch::{with_scratch, with_space};
 
 /// Below this many element operations a call stays on the caller's thread.
-pub(crate) const PARALLEL_WORK: usize = 1 << 16;
+pub(crate) const PARALLEL_WORK: usize = if cfg!(miri) { 1 << 8 } else { 1 << 16 };
 /// A piece of work is at least this many element operations.
-const PIECE_WORK: usize = 1 << 14;
+const PIECE_WORK: usize = if cfg!(miri) { 1 << 6 } else { 1 << 14 };
 /// And there are at most this many pieces.
 const MAX_PIECES: usize = 64;
 /// Elements of a loop's stack buffer.
@@ -20,6 +20,10 @@ pub(crate) const BLOCK: usize = 256;
 /// Runs `f` compiled for the widest vectors of this machine. `f` and what it calls must be `#[inline(always)]`.
 #[inline(always)]
 pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
+    // Miri interprets no vector instructions.
+    if cfg!(miri) {
+        return f();
+    }
     pulp::Arch::new().dispatch(f)
 }
 

@@ -243,7 +243,7 @@ fn carry<S: Copy>(from: &mut [S], to: &mut [S], identity: S, f: impl Fn(S, S) ->
 #[cfg(test)]
 mod tests {
     use super::super::Float;
-    use super::super::testing::{close, each_float, epsilon, noise_as, widen};
+    use super::super::testing::{affordable, close, each_float, epsilon, noise_as, widen};
     use super::*;
 
     const SHAPES: [(usize, usize, usize); 9] = [
@@ -266,6 +266,9 @@ mod tests {
 
     fn floats<T: Float + Element>() {
         for (outer, n, inner) in SHAPES {
+            if !affordable(outer * n * inner) {
+                continue;
+            }
             let (x, x64) = noise_as::<T>(1, outer * n * inner);
             let shape = ReduceShape { outer, n, inner };
             let (mut sums, mut tops) = (vec![T::default(); outer * inner], vec![T::default(); outer * inner]);
@@ -345,6 +348,9 @@ mod tests {
 
     fn integers<T: Element + From<u8> + Ord>(wrapping: fn(T, T) -> T) {
         for (outer, n, inner) in SHAPES {
+            if !affordable(outer * n * inner) {
+                continue;
+            }
             let x: Vec<T> = (0..outer * n * inner).map(|i| T::from((i * 37 % 251) as u8)).collect();
             let shape = ReduceShape { outer, n, inner };
             let (mut sums, mut tops) = (vec![T::default(); outer * inner], vec![T::default(); outer * inner]);

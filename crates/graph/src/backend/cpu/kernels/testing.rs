@@ -30,6 +30,12 @@ pub fn noise_as<T: Float>(seed: u64, n: usize) -> (Vec<T>, Vec<f64>) {
     (t, wide)
 }
 
+/// Whether a case of so many element operations is worth its time: not a large one under Miri, which interprets. Parallel
+/// loops begin at less there.
+pub fn affordable(work: usize) -> bool {
+    !cfg!(miri) || work <= 2000
+}
+
 /// The rounding error of one operation in T.
 pub fn epsilon<T: Float>() -> f64 {
     match std::any::type_name::<T>() {

@@ -22,7 +22,7 @@ use super::float::{Float, Mat};
 use super::par::{Shared, for_pieces};
 
 /// From this many multiply-adds on, a product is spread over threads.
-pub(crate) const PARALLEL_MACS: usize = 1 << 18;
+pub(crate) const PARALLEL_MACS: usize = if cfg!(miri) { 1 << 9 } else { 1 << 18 };
 
 /// Matrices of one size in one buffer: element (i, j) of matrix `t` is
 /// `data[offsets[t] + i * row_stride + j * col_stride]`. Strides may be 0.

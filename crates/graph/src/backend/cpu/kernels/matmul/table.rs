@@ -100,7 +100,8 @@ fn detect() -> Level {
     macro_rules! has {
         ($($feature:tt),*) => { $(is_x86_feature_detected!($feature))&&* };
     }
-    if !has!("avx2", "fma", "f16c") {
+    // Miri interprets none of them.
+    if cfg!(miri) || !has!("avx2", "fma", "f16c") {
         Level::Portable
     } else if !has!("avx512f", "avx512bw", "avx512vl", "avx512dq") {
         Level::Vectors
@@ -113,7 +114,7 @@ fn detect() -> Level {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn detect() -> Level {
-    if cfg!(target_arch = "aarch64") {
+    if cfg!(target_arch = "aarch64") && !cfg!(miri) {
         Level::Vectors
     } else {
         Level::Portable

@@ -2,7 +2,7 @@
 
 use super::super::float::Real;
 use super::super::pool::with_threads;
-use super::super::testing::{close, each_float, epsilon, noise_as, widen as wide};
+use super::super::testing::{affordable, close, each_float, epsilon, noise_as, widen as wide};
 use super::table::tests::at_each_level;
 use super::*;
 
@@ -69,6 +69,9 @@ fn table<T: Float>() {
         (300, 20, 40, 1),
     ];
     for (m, n, k, batch) in sizes {
+        if !affordable(m * n * k * batch) {
+            continue;
+        }
         for flags in 0..16 {
             let flag = |bit: usize| flags >> bit & 1 == 1;
             check::<T>((m, n, k, batch, flag(0), flag(1), flag(2), flag(3)));
@@ -92,6 +95,9 @@ fn sum<T: Float>() {
         (50, 33, &[2; 11]),
         (4, 3, &[0]),
     ] {
+        if !affordable(m * n * ks.iter().sum::<usize>() / 3) {
+            continue;
+        }
         let left: Vec<_> = ks.iter().zip(1..).map(|(k, seed)| noise_as::<T>(seed, m * k)).collect();
         let right: Vec<_> = ks
             .iter()
@@ -193,7 +199,7 @@ fn broadcast_strides_and_gaps() {
 }
 
 fn same_bits_on_any_pool<T: Float>() {
-    let (m, n, k) = (150, 310, 530);
+    let (m, n, k) = if cfg!(miri) { (20, 40, 7) } else { (150, 310, 530) };
     let (a, _) = noise_as::<T>(7, m * k);
     let (b, _) = noise_as::<T>(8, k * n);
     let run = |threads: usize, m: usize| {

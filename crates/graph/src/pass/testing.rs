@@ -1,0 +1,29 @@
+//! Shared by the passes' tests: a recorded graph in, the text of what a pass left of it out. Nothing is run.
+
+use candle_core::{DType, Device};
+
+use super::dce;
+use crate::graph::verify::verify;
+use crate::graph::{Graph, Meta, Operation, numbered};
+use crate::lazy_tensor::LazyTensor;
+
+pub(super) fn input(shape: &[usize]) -> LazyTensor {
+    of(shape, DType::F32)
+}
+
+pub(super) fn of(shape: &[usize], dtype: DType) -> LazyTensor {
+    LazyTensor::placeholder(&Meta::new(shape, dtype), &Device::Cpu)
+}
+
+/// The operations that a pass leaves of what the outputs record, and the outputs. Inputs are not listed.
+pub(super) fn operations(outputs: &[LazyTensor], pass: fn(Graph) -> Graph) -> String {
+    let graph = dce::run(pass(numbered::flatten(outputs).unwrap().graph));
+    verify(&graph, "the tested pass").unwrap();
+    let inputs = graph.nodes.iter().map(|node| node.operation == Operation::Input);
+    let text = graph.to_string();
+    let lines = text.lines().zip(inputs.chain([false]));
+    lines
+        .filter(|(_, is_input)| !is_input)
+        .map(|(line, _)| format!("{line}\n"))
+        .collect()
+}
