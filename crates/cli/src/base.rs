@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
-use metal_candle::models::{self, LoadedModel};
+use candle_core::Device;
+use metal_candle::models::{self, LoadOptions, LoadedModel, QuantFormat};
 
 use crate::demo;
 use crate::error::{Failure, Result};
@@ -16,6 +16,8 @@ pub struct Base {
     pub loaded: LoadedModel,
     /// Its folder as given, or the name of the built-in one.
     pub name: String,
+    /// How its weights are quantised.
+    quantization: Option<QuantFormat>,
 }
 
 impl Base {
@@ -23,11 +25,13 @@ impl Base {
     ///
     /// # Errors
     /// Bad input that names the file and the field that is wrong.
-    pub fn load(folder: Option<&Path>, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn load(folder: Option<&Path>, options: LoadOptions, device: &Device) -> Result<Self> {
+        let quantization = options.quantization;
         let Some(folder) = folder else {
             return Ok(Self {
-                loaded: demo::load(dtype, device)?,
+                loaded: demo::load(options, device)?,
                 name: demo::NAME.to_owned(),
+                quantization,
             });
         };
         let name = folder.display().to_string();
@@ -40,8 +44,12 @@ impl Base {
                 TIP,
             ));
         }
-        let loaded = models::load(folder, dtype, device).map_err(Failure::checking)?;
-        Ok(Self { loaded, name })
+        let loaded = models::load_with(folder, options, device).map_err(Failure::checking)?;
+        Ok(Self {
+            loaded,
+            name,
+            quantization,
+        })
     }
 
     /// What it is, in a few words: `qwen2, 4 layers, 1.3 M parameters`.
@@ -56,7 +64,10 @@ impl Base {
         let (kind, layers) = (config.architecture.model_type(), config.num_hidden_layers);
         let millions = weights as f64 / 1e6;
         let places = usize::from(millions < 10.0);
-        format!("{kind}, {layers} layers, {millions:.places$} M parameters")
+        let format = self
+            .quantization
+            .map_or_else(String::new, |format| format!(" in {}", format.name()));
+        format!("{kind}, {layers} layers, {millions:.places$} M parameters{format}")
     }
 
     /// The token that fills rows up.

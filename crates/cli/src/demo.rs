@@ -4,10 +4,10 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use metal_candle::data::{Row, RowContent, Rows};
 use metal_candle::inference::{GenerationOptions, Generator, Prompt};
-use metal_candle::models::{self, LoadedModel};
+use metal_candle::models::{self, LoadOptions, LoadedModel};
 use metal_candle::text::ChatMessage;
 use toml::{Table, Value};
 
@@ -59,7 +59,7 @@ const TRAINING: &[u8] = include_bytes!("../demo/train.jsonl");
 const HELD_OUT: &[u8] = include_bytes!("../demo/heldout.jsonl");
 
 /// The built-in model, read through a folder of its own that is gone when this returns.
-pub fn load(dtype: DType, device: &Device) -> Result<LoadedModel> {
+pub fn load(options: LoadOptions, device: &Device) -> Result<LoadedModel> {
     let unpacked = || -> std::io::Result<tempfile::TempDir> {
         let folder = tempfile::Builder::new().prefix("metal-candle-").tempdir()?;
         for (name, bytes) in MODEL {
@@ -68,7 +68,7 @@ pub fn load(dtype: DType, device: &Device) -> Result<LoadedModel> {
         Ok(folder)
     };
     let folder = unpacked().map_err(|error| Failure::Run(format!("cannot unpack the built-in model: {error}")))?;
-    models::load(folder.path(), dtype, device).map_err(Failure::running)
+    models::load_with(folder.path(), options, device).map_err(Failure::running)
 }
 
 /// What it learns.
@@ -161,11 +161,13 @@ fn answer(generator: &Generator<'_>, question: &Question, whole: bool) -> Result
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
 
     #[test]
     fn the_embedded_files_are_a_model_and_its_questions() {
-        let loaded = load(DType::F32, &Device::Cpu).unwrap();
+        let loaded = load(LoadOptions::new(DType::F32), &Device::Cpu).unwrap();
         assert!(loaded.tokenizer.chat_template().is_some());
         assert!(training_rows().unwrap().rows.len() > 1000);
         let questions = questions().unwrap();

@@ -10,7 +10,7 @@ use metal_candle::inference::Decoder;
 use metal_candle::models::{self, CausalLm};
 use serde_json::{Value, json};
 
-use crate::bench::args::{Common, Dtype};
+use crate::bench::args::{Common, ModelDtype};
 use crate::bench::finetune;
 use crate::bench::inputs::{self, Inputs};
 use crate::bench::judge::Judge;
@@ -33,8 +33,8 @@ pub struct ExplainArgs {
     #[arg(long, value_enum, value_name = "STEP", default_value_t = What::Train)]
     pub what: What,
     /// Numbers of the base model.
-    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = Dtype::Bf16)]
-    pub dtype: Dtype,
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = ModelDtype::Bf16)]
+    pub dtype: ModelDtype,
     /// Rows of a batch, or texts side by side.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub batch: usize,
@@ -80,14 +80,14 @@ pub fn run(arguments: &ExplainArgs) -> Result<u8> {
 }
 
 fn model(arguments: &ExplainArgs, device: &Device) -> Result<Box<dyn CausalLm>> {
-    let dtype = arguments.dtype.dtype();
+    let options = arguments.dtype.options();
     let Some(config) = &arguments.config else {
-        return Ok(crate::base::Base::load(arguments.model.as_deref(), dtype, device)?
+        return Ok(crate::base::Base::load(arguments.model.as_deref(), options, device)?
             .loaded
             .model);
     };
     let (_, config) = inputs::model(config)?;
-    models::random(&config, dtype, arguments.common.seed, device).map_err(Failure::checking)
+    models::random_with(&config, options, arguments.common.seed, device).map_err(Failure::checking)
 }
 
 fn decode(model: &dyn CausalLm, arguments: &ExplainArgs, device: &Device) -> Result<Explanation> {

@@ -33,7 +33,7 @@ pub fn run(arguments: &GenerateArgs) -> Result<u8> {
         .map(|folder| read_adapter(folder, &device))
         .transpose()?;
     let folder = model_of(arguments.model.as_deref(), adapter.as_ref())?;
-    let mut base = Base::load(folder.as_deref(), arguments.dtype.dtype(), &device)?;
+    let mut base = Base::load(folder.as_deref(), arguments.dtype.options(arguments.quantize), &device)?;
     if let Some(adapter) = &adapter {
         adapters::attach(&mut *base.loaded.model, adapter).map_err(|error| misfit(error, adapter, &base.name))?;
     }

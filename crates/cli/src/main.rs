@@ -8,6 +8,7 @@
 mod args;
 mod base;
 mod bench;
+mod choices;
 mod config_file;
 mod console;
 mod demo;

@@ -92,7 +92,11 @@ impl Job {
             .transpose()
             .map_err(Failure::checking)?;
         let device = settings.device.device()?;
-        let mut base = Base::load(settings.model.as_deref(), settings.dtype.dtype(), &device)?;
+        let mut base = Base::load(
+            settings.model.as_deref(),
+            settings.dtype.options(settings.quantize),
+            &device,
+        )?;
         let description = base.describe();
         let config = settings.adapter(&base.name);
         let adapter = adapters::apply(&mut *base.loaded.model, &config, settings.seed).map_err(Failure::checking)?;

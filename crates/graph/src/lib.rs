@@ -36,6 +36,7 @@ pub use backend::{Backend, limits, release_memory, threads, with_backend, with_t
 pub use compile::{Compiled, compile};
 pub use error::{Error, Result};
 pub use explain::{Explanation, Kernel};
+pub use fused::dequant_matmul::{QuantFormat, Quantized};
 pub use grad::value_and_grad;
 pub use graph::{
     AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution, Graph, Meta, NodeId, Operation,

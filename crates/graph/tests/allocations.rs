@@ -4,10 +4,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use metal_candle_graph::{
-    AdamWOptions, Approximate, AttentionInputs, AttentionOptions, CrossEntropyOptions, LazyTensor, Result, compile,
-    release_memory, value_and_grad,
+    AdamWOptions, Approximate, AttentionInputs, AttentionOptions, CrossEntropyOptions, LazyTensor, QuantFormat, Result,
+    compile, release_memory, value_and_grad,
 };
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
@@ -58,13 +58,15 @@ struct Weights {
     row: LazyTensor,
     a: LazyTensor,
     b: LazyTensor,
+    quants: LazyTensor,
+    scales: LazyTensor,
     angles: LazyTensor,
     indices: LazyTensor,
     classes: LazyTensor,
     rates: LazyTensor,
 }
 
-const ROUNDS: [(&str, Round); 11] = [
+const ROUNDS: [(&str, Round); 12] = [
     ("elementwise", |x, _| x.mul_scalar(0.5)?.add_scalar(0.25)?.tanh()),
     ("broadcast", |x, w| x.add(&w.row)?.maximum(&w.row)),
     ("reductions", |x, _| {
@@ -82,6 +84,13 @@ const ROUNDS: [(&str, Round); 11] = [
     ("activations", |x, _| x.gelu(Approximate::Tanh)?.swiglu(x)),
     ("products", |x, w| x.matmul_t(&w.square)?.matmul(&w.square)),
     ("lora", |x, w| x.lora_fused(&w.a, &w.b, 2.0)),
+    ("quantised products", |x, w| {
+        let few = x
+            .slice(1, 0, 4)?
+            .dequant_matmul(&w.quants, &w.scales, QuantFormat::Q4_0)?;
+        x.dequant_matmul(&w.quants, &w.scales, QuantFormat::Q4_0)?
+            .add(&few.slice(1, 0, 1)?)
+    }),
     ("attention", |x, w| {
         let heads = x.reshape(&[1, 16, 4, 8])?.rope(&w.angles, &w.angles, false)?;
         let options = AttentionOptions {
@@ -124,6 +133,8 @@ fn weights() -> Weights {
         row: tensor(&[32]),
         a: tensor(&[32, 4]),
         b: tensor(&[4, 32]),
+        quants: LazyTensor::from_data(&[0x7au8; 32 * 16], &[32, 16], &device).unwrap(),
+        scales: LazyTensor::from_tensor(tensor(&[32, 1]).cast(DType::F16).unwrap().eval().unwrap()).unwrap(),
         angles: tensor(&[1, 16, 4]),
         indices: LazyTensor::from_data(&[3u32, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3], &[16], &device).unwrap(),
         classes: LazyTensor::from_data(&(0..16i64).collect::<Vec<_>>(), &[16], &device).unwrap(),

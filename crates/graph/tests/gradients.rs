@@ -4,7 +4,7 @@
 use candle_core::{DType, Device};
 use metal_candle_graph::{
     AdamWOptions, Approximate, AttentionInputs, AttentionOptions, CrossEntropyOptions, Distribution, LazyTensor,
-    Result, random, value_and_grad,
+    QuantFormat, Result, random, value_and_grad,
 };
 
 const EPS: f64 = 1e-6;
@@ -24,6 +24,20 @@ fn positive(seed: u32, shape: &[usize]) -> LazyTensor {
         .map(|u| u + 0.5)
         .collect();
     LazyTensor::from_data(&values, shape, &Device::Cpu).unwrap()
+}
+
+/// Quants and scales of random weights.
+fn quantized(format: QuantFormat, shape: &[usize; 2]) -> (LazyTensor, LazyTensor) {
+    let values = normal(9, shape).cast(DType::F32).unwrap().to_vec::<f32>().unwrap();
+    let quantized = format.quantize(&values).unwrap();
+    let tensor = |width: usize| [shape[0], width];
+    let quants = LazyTensor::from_data(
+        &quantized.quants,
+        &tensor(quantized.quants.len() / shape[0]),
+        &Device::Cpu,
+    );
+    let scales = LazyTensor::from_data(&quantized.scales, &tensor(shape[1] / 32), &Device::Cpu);
+    (quants.unwrap(), scales.unwrap())
 }
 
 /// A scalar that weighs every element of `y` differently.
@@ -258,6 +272,12 @@ fn norms_and_activations() {
         "lora",
         &lora,
         &[normal(1, &[2, 2, 3]), normal(2, &[3, 2]), normal(3, &[2, 4])],
+    );
+    let (quants, scales) = quantized(QuantFormat::Q8_0, &[5, 64]);
+    check(
+        "dequant_matmul",
+        &|x| x[0].dequant_matmul(&quants, &scales, QuantFormat::Q8_0),
+        &[normal(1, &[2, 64])],
     );
     for interleaved in [false, true] {
         let rope = |x: &[LazyTensor]| x[0].rope(&x[1], &x[2], interleaved);

@@ -10,8 +10,9 @@ use std::str::FromStr;
 use candle_core::DType;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand, ValueEnum};
+use metal_candle::models::{LoadOptions, QuantFormat};
 
-use crate::args::DeviceChoice;
+use crate::choices::DeviceChoice;
 
 /// The text after `bench --help`.
 pub const EXAMPLES: &str = "\
@@ -26,6 +27,8 @@ Examples:
       One LoRA fine-tuning step of a model with random weights: time, tokens per second, memory
   metal-candle bench decode --config config.json --prompt 128 --new 32
       Reading a prompt and generating token by token
+  metal-candle bench decode --config config.json --dtype q4_0
+      The same with weights in 4 bits
   metal-candle bench overhead
       What recording an operation and finding its plan again cost
 
@@ -125,8 +128,8 @@ pub struct FinetuneArgs {
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// Numbers of the base model; the adapter is f32 in any case.
-    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = Dtype::Bf16)]
-    pub dtype: Dtype,
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = ModelDtype::Bf16)]
+    pub dtype: ModelDtype,
     /// Rows of a batch.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
     pub batch: usize,
@@ -151,8 +154,8 @@ pub struct DecodeArgs {
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// Numbers of the model.
-    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = Dtype::Bf16)]
-    pub dtype: Dtype,
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = ModelDtype::Bf16)]
+    pub dtype: ModelDtype,
     /// Texts that are generated side by side.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
     pub batch: usize,
@@ -218,6 +221,43 @@ impl Dtype {
         match self {
             Self::F32 => "float32",
             Self::Bf16 => "bfloat16",
+        }
+    }
+}
+
+/// Values of `--dtype` where a whole model is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ModelDtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits with the range of 32.
+    Bf16,
+    /// Weights in 8 bits with a scale for each 32, everything else in bf16.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// Weights in 4 bits with a scale for each 32, everything else in bf16.
+    #[value(name = "q4_0")]
+    Q4_0,
+}
+
+impl ModelDtype {
+    /// What the weights of a model become.
+    pub fn options(self) -> LoadOptions {
+        match self {
+            Self::F32 => LoadOptions::new(DType::F32),
+            Self::Bf16 => LoadOptions::new(DType::BF16),
+            Self::Q8_0 => LoadOptions::new(DType::BF16).quantized(QuantFormat::Q8_0),
+            Self::Q4_0 => LoadOptions::new(DType::BF16).quantized(QuantFormat::Q4_0),
+        }
+    }
+
+    /// As PyTorch or llama.cpp writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => Dtype::F32.name(),
+            Self::Bf16 => Dtype::Bf16.name(),
+            Self::Q8_0 => QuantFormat::Q8_0.name(),
+            Self::Q4_0 => QuantFormat::Q4_0.name(),
         }
     }
 }

@@ -18,8 +18,9 @@ pub fn run(arguments: &DecodeArgs) -> Result<()> {
     let DecodeArgs { batch, prompt, new, .. } = *arguments;
     check_length(prompt, new, config.max_position_embeddings)?;
     let mut bench = Bench::new(&arguments.common)?;
-    let dtype = arguments.dtype.dtype();
-    let model = models::random(&config, dtype, arguments.common.seed, &bench.device).map_err(Failure::checking)?;
+    let options = arguments.dtype.options();
+    let model =
+        models::random_with(&config, options, arguments.common.seed, &bench.device).map_err(Failure::checking)?;
     let decoder = Decoder::new(&*model);
     let mut random = Inputs::new(arguments.common.seed, &bench.device);
     let prompts: Vec<Vec<u32>> = (0..batch).map(|_| random.tokens(prompt, config.vocab_size)).collect();
@@ -36,9 +37,9 @@ pub fn run(arguments: &DecodeArgs) -> Result<()> {
     let (first, whole) = (fastest(1)?, fastest(new)?);
     let step = (whole - first) / (new - 1) as f64;
 
-    let reading = work::prefill(&config, batch, prompt, dtype);
+    let reading = work::prefill(&config, batch, prompt, options);
     // Of the decoding steps the first sees one token more than the prompt, the last all but the one it makes.
-    let step_work = work::decode(&config, batch, prompt + new / 2, dtype);
+    let step_work = work::decode(&config, batch, prompt + new / 2, options);
     let least_first = bench
         .judge
         .least_seconds(&format!("{name}: reading the prompt"), &reading, first)?;

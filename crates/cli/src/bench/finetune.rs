@@ -30,10 +30,10 @@ pub fn run(arguments: &FinetuneArgs) -> Result<()> {
     let mut seconds: Vec<f64> = timed.iter().map(|step| step.seconds).collect();
     let (median, best) = (median(&mut seconds), seconds[0]);
     let loss = timed.last().map_or(f64::NAN, |step| step.loss);
-    let (dtype, tokens) = (arguments.dtype.dtype(), (arguments.batch * arguments.length) as f64);
+    let (options, tokens) = (arguments.dtype.options(), (arguments.batch * arguments.length) as f64);
 
     let mut bench = Bench::new(&arguments.common)?;
-    let step = work::finetune(&config, arguments.batch, arguments.length, RANK, dtype);
+    let step = work::finetune(&config, arguments.batch, arguments.length, RANK, options);
     let what = format!("a step of {name}");
     let least = bench.judge.least_seconds(&what, &step, best)?;
     let mut row = Row::new()
@@ -62,7 +62,7 @@ pub fn run(arguments: &FinetuneArgs) -> Result<()> {
 /// Every step of a run, the warm-up included.
 fn train(arguments: &FinetuneArgs, config: &ModelConfig) -> Result<Vec<StepReport>> {
     let (device, seed) = (arguments.common.device.device()?, arguments.common.seed);
-    let model = models::random(config, arguments.dtype.dtype(), seed, &device);
+    let model = models::random_with(config, arguments.dtype.options(), seed, &device);
     let mut model = model.map_err(Failure::checking)?;
     let shape = [arguments.batch, arguments.length];
     let mut trainer = trainer(&mut *model, shape, arguments.warmup + arguments.steps, seed, &device)?;
@@ -118,7 +118,7 @@ pub fn trainer<'m>(
 /// What must be resident: the weights, and of each adapter's factor the value and two moments in f32.
 fn least_gib(config: &ModelConfig, arguments: &FinetuneArgs) -> f64 {
     let adapters = 3.0 * 4.0 * work::adapter(config, RANK);
-    (work::weight_bytes(config, arguments.dtype.dtype()) + adapters) / GIB
+    (work::weight_bytes(config, arguments.dtype.options()) + adapters) / GIB
 }
 
 fn check_memory(peak: f64, least: f64) -> Result<()> {

@@ -5,7 +5,8 @@
 
 use candle_core::DType;
 use metal_candle::graph::limits::Work;
-use metal_candle::models::ModelConfig;
+use metal_candle::models::{LoadOptions, ModelConfig};
+use metal_candle::nn::QuantizedLinear;
 
 /// `(x a b) * scale`, x `(batch, inputs)`.
 pub fn lora(batch: usize, inputs: usize, outputs: usize, rank: usize, dtype: DType) -> Work {
@@ -48,7 +49,7 @@ pub fn lora_step(batch: usize, inputs: usize, outputs: usize, rank: usize) -> Wo
 }
 
 /// One fine-tuning step of `batch` rows of `length` tokens, all but the last of each with a target.
-pub fn finetune(config: &ModelConfig, batch: usize, length: usize, rank: usize, dtype: DType) -> Work {
+pub fn finetune(config: &ModelConfig, batch: usize, length: usize, rank: usize, options: LoadOptions) -> Work {
     let tokens = (batch * length) as f64;
     // Forward, and the gradient that goes back through each frozen weight; none goes behind the first layer's q, k, v.
     let layers = 4.0 * linear(config) - 2.0 * first_inputs(config);
@@ -59,25 +60,25 @@ pub fn finetune(config: &ModelConfig, batch: usize, length: usize, rank: usize, 
     let attention = 12.0 * attended(config, length) * batch as f64;
     Work {
         // Weights are read forward and backward.
-        bytes: 2.0 * weight_bytes(config, dtype),
+        bytes: 2.0 * weight_bytes(config, options),
         flops: tokens * (layers + adapters) + head + attention,
-        dtype,
+        dtype: options.dtype,
     }
 }
 
 /// Reading `batch` prompts of `length` tokens, up to the logits after the last.
-pub fn prefill(config: &ModelConfig, batch: usize, length: usize, dtype: DType) -> Work {
+pub fn prefill(config: &ModelConfig, batch: usize, length: usize, options: LoadOptions) -> Work {
     let tokens = (batch * length) as f64;
     Work {
-        bytes: weight_bytes(config, dtype),
+        bytes: weight_bytes(config, options),
         flops: 2.0 * (tokens * linear(config) + batch as f64 * head(config))
             + 4.0 * batch as f64 * attended(config, length),
-        dtype,
+        dtype: options.dtype,
     }
 }
 
 /// Generating one token for each of `batch` texts of `length` tokens.
-pub fn decode(config: &ModelConfig, batch: usize, length: usize, dtype: DType) -> Work {
+pub fn decode(config: &ModelConfig, batch: usize, length: usize, options: LoadOptions) -> Work {
     let windows = config
         .sliding_windows
         .iter()
@@ -85,16 +86,26 @@ pub fn decode(config: &ModelConfig, batch: usize, length: usize, dtype: DType) -
         .sum::<usize>();
     let cached = 2 * config.num_key_value_heads * config.head_dim * windows;
     let scores = (config.num_attention_heads * config.head_dim * windows) as f64;
+    // Of products of bytes a machine does at most twice as many as of bf16.
+    let products = if options.quantization.is_some() { 1.0 } else { 2.0 };
     Work {
-        bytes: weight_bytes(config, dtype) + bytes(batch * cached, dtype),
-        flops: batch as f64 * (2.0 * (linear(config) + head(config)) + 4.0 * scores),
-        dtype,
+        bytes: weight_bytes(config, options) + bytes(batch * cached, options.dtype),
+        flops: batch as f64 * (products * (linear(config) + head(config)) + 4.0 * scores),
+        dtype: options.dtype,
     }
 }
 
 /// Bytes of the weights that every token needs: linear layers and head; of the embedding only rows are read.
-pub fn weight_bytes(config: &ModelConfig, dtype: DType) -> f64 {
-    (linear(config) + head(config)) * dtype.size_in_bytes() as f64
+pub fn weight_bytes(config: &ModelConfig, options: LoadOptions) -> f64 {
+    let size = |inputs: usize| match options.quantization {
+        Some(format) if QuantizedLinear::fits(inputs) => format.bytes_per_value(),
+        _ => options.dtype.size_in_bytes() as f64,
+    };
+    let shapes = config.linear_shapes();
+    let layer = shapes
+        .iter()
+        .map(|(_, inputs, outputs, _)| (inputs * outputs) as f64 * size(*inputs));
+    layer.sum::<f64>() * config.num_hidden_layers as f64 + head(config) * size(config.hidden_size)
 }
 
 /// Numbers of the adapters of every linear layer.
@@ -148,6 +159,8 @@ fn bytes(numbers: usize, dtype: DType) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use metal_candle::models::QuantFormat;
+
     use super::*;
 
     /// One layer: hidden 4, inner 8, two heads of 2 with one for keys and values, 10 tokens.
@@ -178,18 +191,39 @@ mod tests {
         let config = config();
         // q and o 4x4, k and v 4x2, gate, up and down 4x8
         let (linear, head) = (16.0 + 8.0 + 8.0 + 16.0 + 96.0, 40.0);
-        assert_eq!(weight_bytes(&config, DType::BF16), 2.0 * (linear + head));
+        let bf16 = LoadOptions::new(DType::BF16);
+        assert_eq!(weight_bytes(&config, bf16), 2.0 * (linear + head));
         assert_eq!(adapter(&config, 1), 8.0 + 6.0 + 6.0 + 8.0 + 36.0);
         // Two tokens: the first sees one, the second two; each pair costs two heads of two numbers.
-        let prompt = prefill(&config, 1, 2, DType::BF16);
+        let prompt = prefill(&config, 1, 2, bf16);
         assert_eq!(prompt.flops, 2.0 * (2.0 * linear + head) + 4.0 * 4.0 * 3.0);
         // The cache holds keys and values of one head of two numbers for each of three tokens.
-        let token = decode(&config, 1, 3, DType::BF16);
+        let token = decode(&config, 1, 3, bf16);
         assert_eq!(token.bytes, 2.0 * (linear + head + 12.0));
         assert_eq!(token.flops, 2.0 * (linear + head) + 4.0 * 4.0 * 3.0);
-        let step = finetune(&config, 1, 2, 1, DType::BF16);
+        let step = finetune(&config, 1, 2, 1, bf16);
         let layers = 2.0 * (4.0 * linear - 2.0 * 32.0);
         let adapters = 2.0 * (6.0 * 64.0 - 2.0 * 12.0);
         assert_eq!(step.flops, layers + adapters + 4.0 * head + 12.0 * 12.0);
+    }
+
+    /// Hidden 32, inner 48: only `down` has no whole blocks.
+    #[test]
+    fn a_quantised_model_by_hand() {
+        let json = serde_json::json!({
+            "model_type": "llama", "vocab_size": 10, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 2,
+        });
+        let config = ModelConfig::from_json("config.json".as_ref(), json.as_object().unwrap()).unwrap();
+        let (whole, down, head) = (4.0 * 1024.0 + 2.0 * 1536.0, 1536.0, 320.0);
+        for (format, size) in [(QuantFormat::Q8_0, 34.0 / 32.0), (QuantFormat::Q4_0, 18.0 / 32.0)] {
+            let options = LoadOptions::new(DType::F32).quantized(format);
+            let bytes = 2.0 * (whole * size + down * 4.0) + head * size;
+            assert_eq!(weight_bytes(&config, options), bytes);
+            let token = decode(&config, 1, 1, options);
+            // Keys and values of 32 numbers each in two layers.
+            assert_eq!(token.bytes, bytes + 4.0 * 2.0 * 2.0 * 32.0);
+            assert_eq!(token.flops, 2.0 * (whole + down) + head + 4.0 * 2.0 * 32.0);
+        }
     }
 }

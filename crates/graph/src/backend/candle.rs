@@ -243,6 +243,7 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         | O::SwiGLU
         | O::GELU { .. }
         | O::LoRA { .. }
+        | O::DequantMatmul { .. }
         | O::Attention(_)
         | O::CrossEntropy(_)
         | O::AdamW(_)

@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
+pub mod dequant_matmul;
 pub mod elementwise;
 pub mod gelu;
 pub mod layer_norm;
@@ -34,6 +35,9 @@ pub fn fallback(operation: &Operation, inputs: &[LazyTensor]) -> Result<Vec<Lazy
         (Operation::SwiGLU, [gate, up]) => one(swiglu::fallback(gate, up)),
         (Operation::GELU { approximate }, [x]) => one(gelu::fallback(x, *approximate)),
         (Operation::LoRA { scale }, [x, a, b]) => one(lora::fallback(x, a, b, *scale)),
+        (Operation::DequantMatmul { format, transposed }, [x, quants, scales]) => {
+            one(dequant_matmul::fallback(x, quants, scales, *format, *transposed))
+        }
         (Operation::Attention(options), [q, k, v, rest @ ..]) => attention::fallback(q, k, v, rest, options),
         (Operation::CrossEntropy(options), [hidden, weight, targets]) => {
             cross_entropy::fallback(hidden, weight, targets, options)

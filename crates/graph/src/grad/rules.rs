@@ -146,6 +146,15 @@ pub(super) fn vjp(
             None,
         ]),
         O::LoRA { scale } => lora_vjp(g, inputs, *scale, wanted),
+        // The other product with the same weights, which are frozen.
+        O::DequantMatmul { format, transposed } => {
+            let (format, transposed) = (*format, !transposed);
+            let other = O::DequantMatmul { format, transposed };
+            let dx = pick(0, &|| {
+                LazyTensor::record_one(other.clone(), &[g, &inputs[1], &inputs[2]])
+            })?;
+            Ok(vec![dx, None, None])
+        }
         O::Softmax { .. }
         | O::RMSNorm { .. }
         | O::LayerNorm { .. }

@@ -58,7 +58,7 @@ pub fn flops(operation: &Operation, inputs: &[&Meta], outputs: &[Meta]) -> f64 {
         O::Sigmoid => 4.0 * made,
         O::Sum { .. } | O::Max { .. } | O::ArgMax { .. } => read,
         O::IndexAdd { .. } | O::ScatterAdd { .. } => size(inputs.get(2).copied()),
-        O::Matmul => 2.0 * made * last_dim(inputs.first().copied()),
+        O::Matmul | O::DequantMatmul { .. } => 2.0 * made * last_dim(inputs.first().copied()),
         // The maximum, the difference, exp, the sum, the quotient.
         O::Softmax { .. } => 5.0 * read,
         // Square, sum, the two factors.

@@ -97,6 +97,16 @@ impl Operation {
             (O::DynamicSlice { dim: a, length: c }, O::DynamicSlice { dim: b, length: d }) => (a, c) == (b, d),
             (O::Rope { interleaved: a }, O::Rope { interleaved: b }) => a == b,
             (O::GELU { approximate: a }, O::GELU { approximate: b }) => a == b,
+            (
+                O::DequantMatmul {
+                    format: a,
+                    transposed: c,
+                },
+                O::DequantMatmul {
+                    format: b,
+                    transposed: d,
+                },
+            ) => (a, c) == (b, d),
             (O::Attention(a), O::Attention(b)) => a == b,
             (O::CrossEntropy(a), O::CrossEntropy(b)) => a == b,
             (O::AdamW(a), O::AdamW(b)) => a == b,
@@ -149,6 +159,7 @@ impl Operation {
                 | O::LayerNorm { .. }
                 | O::Elementwise(_)
                 | O::LoRA { .. }
+                | O::DequantMatmul { .. }
                 | O::Cast { .. }
                 | O::Sum { .. }
                 | O::Max { .. }

@@ -140,6 +140,7 @@ pub(crate) fn hash_operation(operation: &Operation, state: &mut impl Hasher) {
         }
         O::Rope { interleaved } => interleaved.hash(state),
         O::GELU { approximate } => approximate.hash(state),
+        O::DequantMatmul { format, transposed } => (format, transposed).hash(state),
         O::Attention(options) => {
             let AttentionOptions {
                 scale,

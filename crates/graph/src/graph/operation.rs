@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Shape};
 
+use crate::fused::dequant_matmul::QuantFormat;
 use crate::fused::elementwise::Expression;
 use crate::fused::matmul_sum::SumTerm;
 
@@ -245,6 +246,13 @@ pub enum Operation {
         /// alpha / rank.
         scale: f32,
     },
+    /// See [`crate::fused::dequant_matmul`].
+    DequantMatmul {
+        /// How the weights are stored.
+        format: QuantFormat,
+        /// `x W` instead of `x W^T`.
+        transposed: bool,
+    },
     /// See [`crate::fused::attention`].
     Attention(AttentionOptions),
     /// See [`crate::fused::cross_entropy`].
@@ -374,6 +382,7 @@ impl Operation {
                 | Self::SwiGLU
                 | Self::GELU { .. }
                 | Self::LoRA { .. }
+                | Self::DequantMatmul { .. }
                 | Self::Attention(_)
                 | Self::CrossEntropy(_)
                 | Self::AdamW(_)

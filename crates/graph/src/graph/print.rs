@@ -67,6 +67,7 @@ impl Operation {
             Self::SwiGLU => "SwiGLU",
             Self::GELU { .. } => "GELU",
             Self::LoRA { .. } => "LoRA",
+            Self::DequantMatmul { .. } => "DequantMatmul",
             Self::Attention(_) => "Attention",
             Self::CrossEntropy(_) => "CrossEntropy",
             Self::AdamW(_) => "AdamW",
@@ -106,6 +107,9 @@ impl fmt::Display for Operation {
                 approximate: Approximate::Tanh,
             } => f.write_str(" tanh"),
             Self::LoRA { scale } => write!(f, " scale={scale}"),
+            Self::DequantMatmul { format, transposed } => {
+                write!(f, " {}{}", format.name(), if *transposed { " transposed" } else { "" })
+            }
             Self::Elementwise(expression) => write!(f, " [{expression}]"),
             Self::Attention(o) => {
                 write!(f, " scale={} causal={}", o.scale, o.causal)?;

@@ -124,6 +124,7 @@ fn signature(operation: &Operation) -> Signature {
             repeat: false,
         },
         O::Rope { .. } | O::LoRA { .. } => takes([Float, Like(0), Like(0)]),
+        O::DequantMatmul { .. } => takes([Float, Exactly(DType::U8), Exactly(DType::F16)]),
         O::Attention(options) => {
             let mut required: Classes = smallvec![Float, Like(0), Like(0)];
             required.extend(options.offset.then_some(Exactly(DType::U32)));

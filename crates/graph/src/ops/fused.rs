@@ -1,6 +1,7 @@
 //! The fused operations as methods. Formulas, fallbacks and kernels are in the folders under `fused/`.
 
 use crate::error::Result;
+use crate::fused::dequant_matmul::QuantFormat;
 use crate::graph::{AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Operation};
 use crate::lazy_tensor::LazyTensor;
 
@@ -93,6 +94,16 @@ impl LazyTensor {
     /// When the shapes do not fit.
     pub fn lora_fused(&self, a: &Self, b: &Self, scale: f32) -> Result<Self> {
         Self::record_one(Operation::LoRA { scale }, &[self, a, b])
+    }
+
+    /// `self W^T` with quantised weights: quants u8 `(out, in)` (`q8_0`) or `(out, in / 2)` (`q4_0`), scales f16
+    /// `(out, in / 32)`, as [`QuantFormat::quantize`] makes them from the rows of `W`. They have no gradient.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn dequant_matmul(&self, quants: &Self, scales: &Self, format: QuantFormat) -> Result<Self> {
+        let transposed = false;
+        Self::record_one(Operation::DequantMatmul { format, transposed }, &[self, quants, scales])
     }
 
     /// Scaled dot-product attention, `(batch, seq, heads, head_dim)`.

@@ -7,10 +7,10 @@ use metal_candle_graph::fused::elementwise::{Expression, Operand, Term};
 use metal_candle_graph::fused::matmul_sum::SumTerm;
 use metal_candle_graph::{
     AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution, LazyTensor, Meta, Operation,
-    Result, random,
+    QuantFormat, Result, random,
 };
 
-pub const COUNT: usize = 64;
+pub const COUNT: usize = 65;
 
 /// A number below `COUNT` for each operation.
 pub fn position(operation: &Operation) -> usize {
@@ -80,6 +80,7 @@ pub fn position(operation: &Operation) -> usize {
         O::Elementwise(_) => 61,
         O::MatmulSum { .. } => 62,
         O::ValueAndVjp { .. } => 63,
+        O::DequantMatmul { .. } => 64,
     }
 }
 
@@ -116,6 +117,7 @@ pub fn samples() -> Vec<Sample> {
     let y = || floats(2, &[2, 3]);
     let mask = || LazyTensor::from_data(&[1u8, 0, 1], &[3], &Device::Cpu).unwrap();
     let at = || u32s(&[1], &[1]);
+    let quants = || LazyTensor::from_data(&[0x5cu8; 48], &[3, 16], &Device::Cpu).unwrap();
     let shape = |dims: &[usize]| Shape::from(dims);
     let f64s = DType::F64;
     let smooth = |operation, inputs: Vec<LazyTensor>, text| Sample {
@@ -283,6 +285,18 @@ pub fn samples() -> Vec<Sample> {
             O::LoRA { scale: 2.0 },
             vec![x(), floats(3, &[3, 2]), floats(4, &[2, 5])],
             "LoRA scale=2",
+        ),
+        smooth(
+            O::DequantMatmul {
+                format: QuantFormat::Q4_0,
+                transposed: true,
+            },
+            vec![
+                x(),
+                quants(),
+                LazyTensor::full(0.5, &[3, 1], DType::F16, &Device::Cpu).unwrap(),
+            ],
+            "DequantMatmul q4_0 transposed",
         ),
         smooth(
             O::Attention(options),

@@ -1,9 +1,9 @@
 //! The messages of wrong shapes, indices, dtypes and numbers of inputs, word for word.
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use metal_candle_graph::{
     AdamWOptions, Approximate, AttentionInputs, AttentionOptions, CrossEntropyOptions, Distribution, LazyTensor,
-    Operation, Result, compile,
+    Operation, QuantFormat, Result, compile,
 };
 
 use super::{of, ones};
@@ -154,6 +154,16 @@ fn wrong_shapes_of_fused_operations() {
     says(
         x.lora_fused(&ones(&[4, 2]), &ones(&[2, 5]), 1.0),
         "LoRA: [2, 3] x [4, 2]: inner dimensions differ",
+    );
+    let quantized = |dims: &[usize], dtype| LazyTensor::zeros(dims, dtype, &Device::Cpu).unwrap();
+    let (quants, scales) = (quantized(&[4, 32], DType::U8), quantized(&[4, 1], DType::F16));
+    says(
+        x.dequant_matmul(&quants, &scales, QuantFormat::Q8_0),
+        "DequantMatmul: x [2, 3] and weights [4, 32]: the last dimension of x is not 32",
+    );
+    says(
+        ones(&[2, 32]).dequant_matmul(&quants, &scales, QuantFormat::Q4_0),
+        "DequantMatmul: quants [4, 32] and scales [4, 1] are not (out, 16 n) and (out, n) of q4_0",
     );
     says(
         ones(&[1, 5, 2, 4]).rope(&ones(&[1, 4, 2]), &ones(&[1, 4, 2]), false),

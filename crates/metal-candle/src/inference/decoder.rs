@@ -185,12 +185,7 @@ fn step(model: &dyn CausalLm, arguments: &[LazyTensor]) -> Result<Vec<LazyTensor
     let mut pass = Pass::after(cache, width)?.with_adapters(&arguments[3 + count..]);
     let hidden = model.hidden(tokens, &mut pass)?.dynamic_slice(1, last, 1)?;
     let vocab = model.head().dims()[0];
-    let mut results = vec![
-        hidden
-            .matmul_t(model.head())?
-            .cast(DType::F32)?
-            .reshape(&[rows, vocab])?,
-    ];
+    let mut results = vec![model.project(&hidden)?.cast(DType::F32)?.reshape(&[rows, vocab])?];
     let layers = pass.into_cache().map_or_else(Vec::new, |cache| cache.layers);
     results.extend(layers.into_iter().flat_map(|(k, v)| [k, v]));
     Ok(results)

@@ -6,7 +6,7 @@ use metal_candle_graph::{LazyTensor, Result};
 
 use super::weights::Weights;
 use super::{LoadError, ModelConfig};
-use crate::nn::{Block, Embedding, Pass, Projection, RmsNorm, Rotary};
+use crate::nn::{Block, Embedding, Pass, Projection, QuantizedLinear, RmsNorm, Rotary};
 
 /// A causal language model.
 pub trait CausalLm: Send + Sync {
@@ -19,8 +19,17 @@ pub trait CausalLm: Send + Sync {
     /// When the pass does not fit the tokens or the model. An id outside the vocabulary is reported when it runs.
     fn hidden(&self, tokens: &LazyTensor, pass: &mut Pass<'_>) -> Result<LazyTensor>;
 
-    /// The output head `(vocab, hidden)`; with tied embeddings the embedding itself.
+    /// The output head `(vocab, hidden)` in the model's dtype; with tied embeddings the embedding itself. Of a quantised
+    /// head that is not tied, what the quants stand for: recorded, and computed anew where it is used.
     fn head(&self) -> &LazyTensor;
+
+    /// `hidden` `(.., hidden)` to logits `(.., vocab)` by the head, the quantised one where there is one.
+    ///
+    /// # Errors
+    /// When the last dimension of `hidden` is another.
+    fn project(&self, hidden: &LazyTensor) -> Result<LazyTensor> {
+        hidden.matmul_t(self.head())
+    }
 
     /// Visits every linear layer but the head by its name in checkpoints, such as `model.layers.0.self_attn.q_proj`, in
     /// the order in which they run. The visitor may put another projection in its place.
@@ -31,7 +40,7 @@ pub trait CausalLm: Send + Sync {
     /// # Errors
     /// See [`hidden`](Self::hidden).
     fn logits(&self, tokens: &LazyTensor, pass: &mut Pass<'_>) -> Result<LazyTensor> {
-        self.hidden(tokens, pass)?.matmul_t(self.head())
+        self.project(&self.hidden(tokens, pass)?)
     }
 }
 
@@ -42,6 +51,7 @@ pub(super) struct Decoder {
     layers: Vec<Block>,
     norm: RmsNorm,
     lm_head: LazyTensor,
+    quantized_head: Option<QuantizedLinear>,
     rotary: Rotary,
 }
 
@@ -53,11 +63,18 @@ impl Decoder {
         block: impl Fn(usize) -> std::result::Result<Block, LoadError>,
     ) -> std::result::Result<Self, LoadError> {
         let embed_tokens = Embedding::new(weights.get("model.embed_tokens.weight")?);
-        let lm_head = if config.tie_word_embeddings {
+        let tied = config.tie_word_embeddings;
+        let mut lm_head = if tied {
             embed_tokens.weight().clone()
         } else {
             weights.get("lm_head.weight")?
         };
+        let name = if tied { "model.embed_tokens" } else { "lm_head" };
+        let quantized_head = weights.quantized(name, &lm_head, None)?;
+        // The embedding is there for its rows anyway; a head of its own is kept in one form only.
+        if let (Some(quantized), false) = (&quantized_head, tied) {
+            lm_head = quantized.weight(lm_head.dtype())?;
+        }
         Ok(Self {
             layers: (0..config.num_hidden_layers)
                 .map(block)
@@ -66,6 +83,7 @@ impl Decoder {
             rotary: Rotary::new(&config.inverse_frequencies(), embed_tokens.weight().device())?,
             embed_tokens,
             lm_head,
+            quantized_head,
             config: config.clone(),
         })
     }
@@ -87,6 +105,13 @@ impl CausalLm for Decoder {
 
     fn head(&self) -> &LazyTensor {
         &self.lm_head
+    }
+
+    fn project(&self, hidden: &LazyTensor) -> Result<LazyTensor> {
+        match &self.quantized_head {
+            Some(head) => head.product(hidden),
+            None => hidden.matmul_t(&self.lm_head),
+        }
     }
 
     fn for_each_linear(&mut self, visit: &mut dyn FnMut(&str, &mut Arc<dyn Projection>)) {

@@ -57,6 +57,14 @@ pub enum LoadError {
         /// Candle's reason.
         source: Box<candle_core::Error>,
     },
+    /// A weight cannot be quantised.
+    #[error("tensor `{name}.weight` cannot be quantised: {source}")]
+    Quantize {
+        /// The layer.
+        name: String,
+        /// The engine's reason.
+        source: Box<metal_candle_graph::Error>,
+    },
     /// The engine refused a tensor.
     #[error(transparent)]
     Graph(#[from] metal_candle_graph::Error),

@@ -8,7 +8,7 @@ use metal_candle_graph::LazyTensor;
 use metal_candle_graph::io::Checkpoint;
 
 use super::weights::Weights;
-use super::{Architecture, CausalLm, GenerationConfig, LoadError, ModelConfig, llama, qwen2};
+use super::{Architecture, CausalLm, GenerationConfig, LoadError, LoadOptions, ModelConfig, QuantFormat, llama, qwen2};
 use crate::text::Tokenizer;
 
 /// A model with what belongs to it.
@@ -80,11 +80,33 @@ pub fn load(
     dtype: DType,
     device: &(impl Borrow<Device> + ?Sized),
 ) -> Result<LoadedModel, LoadError> {
+    load_with(folder, LoadOptions::new(dtype), device)
+}
+
+/// As [`load`], with all that can be chosen: weights can be quantised as they are read.
+///
+/// ```no_run
+/// use candle_core::DType;
+/// use metal_candle::Device;
+/// use metal_candle::models::{self, LoadOptions, QuantFormat};
+///
+/// let options = LoadOptions::new(DType::BF16).quantized(QuantFormat::Q8_0);
+/// let loaded = models::load_with("path/to/model", options, &Device::new_cpu())?;
+/// # Ok::<(), models::LoadError>(())
+/// ```
+///
+/// # Errors
+/// See [`load`]; [`LoadError::Quantize`] naming the tensor.
+pub fn load_with(
+    folder: impl AsRef<Path>,
+    options: LoadOptions,
+    device: &(impl Borrow<Device> + ?Sized),
+) -> Result<LoadedModel, LoadError> {
     let folder = existing(folder.as_ref())?;
     let config = ModelConfig::read(folder)?;
     let tokenizer = Tokenizer::from_folder(folder)?;
     let generation = GenerationConfig::read(folder)?;
-    LoadedModel::new(read(&config, folder, dtype, device.borrow())?, tokenizer, generation)
+    LoadedModel::new(read(&config, folder, options, device.borrow())?, tokenizer, generation)
 }
 
 /// Loads `config.json` and the weights of a model folder, without a tokenizer.
@@ -96,8 +118,20 @@ pub fn load_model(
     dtype: DType,
     device: &(impl Borrow<Device> + ?Sized),
 ) -> Result<Box<dyn CausalLm>, LoadError> {
+    load_model_with(folder, LoadOptions::new(dtype), device)
+}
+
+/// As [`load_model`], with all that can be chosen.
+///
+/// # Errors
+/// See [`load_with`].
+pub fn load_model_with(
+    folder: impl AsRef<Path>,
+    options: LoadOptions,
+    device: &(impl Borrow<Device> + ?Sized),
+) -> Result<Box<dyn CausalLm>, LoadError> {
     let folder = existing(folder.as_ref())?;
-    read(&ModelConfig::read(folder)?, folder, dtype, device.borrow())
+    read(&ModelConfig::read(folder)?, folder, options, device.borrow())
 }
 
 /// Builds a model from tensors in memory, by their names in checkpoints; they are converted to `dtype`.
@@ -122,14 +156,26 @@ pub fn from_recorded(
     config: &ModelConfig,
     tensors: impl IntoIterator<Item = (String, LazyTensor)>,
 ) -> Result<Box<dyn CausalLm>, LoadError> {
-    build(config, &Weights::of_recorded(tensors.into_iter().collect()))
+    quantized(config, tensors, None)
 }
 
-fn read(config: &ModelConfig, folder: &Path, dtype: DType, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
-    build(
-        config,
-        &Weights::of_folder(Checkpoint::open(folder)?, float(dtype)?, device),
-    )
+/// As [`from_recorded`]; what is quantised is evaluated.
+pub(super) fn quantized(
+    config: &ModelConfig,
+    tensors: impl IntoIterator<Item = (String, LazyTensor)>,
+    format: Option<QuantFormat>,
+) -> Result<Box<dyn CausalLm>, LoadError> {
+    build(config, &Weights::of_recorded(tensors.into_iter().collect(), format))
+}
+
+fn read(
+    config: &ModelConfig,
+    folder: &Path,
+    options: LoadOptions,
+    device: &Device,
+) -> Result<Box<dyn CausalLm>, LoadError> {
+    float(options.dtype)?;
+    build(config, &Weights::of_folder(Checkpoint::open(folder)?, options, device))
 }
 
 /// The registry: which file builds which `model_type`.

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
 use metal_candle_graph::{LazyTensor, random};
 
-use super::{CausalLm, LoadError, ModelConfig, from_recorded};
+use super::{CausalLm, LoadError, LoadOptions, ModelConfig, loader};
 
 /// Deviation of the matrices of a [`random`](fn@random) model: `initializer_range` of most `config.json` files.
 const DEVIATION: f32 = 0.02;
@@ -33,7 +33,21 @@ const DEVIATION: f32 = 0.02;
 /// # Errors
 /// [`LoadError::Dtype`] for a dtype that models are not computed in.
 pub fn random(config: &ModelConfig, dtype: DType, seed: u64, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
-    from_recorded(config, random_parameters(config, DEVIATION, dtype, seed, device)?)
+    random_with(config, LoadOptions::new(dtype), seed, device)
+}
+
+/// As [`random`](fn@random), with all that can be chosen: quantised models are those of the same numbers.
+///
+/// # Errors
+/// See [`random`](fn@random).
+pub fn random_with(
+    config: &ModelConfig,
+    options: LoadOptions,
+    seed: u64,
+    device: &Device,
+) -> Result<Box<dyn CausalLm>, LoadError> {
+    let parameters = random_parameters(config, DEVIATION, options.dtype, seed, device)?;
+    loader::quantized(config, parameters, options.quantization)
 }
 
 /// Name and value of every tensor of a model, as [`random`](fn@random) makes them, with another deviation.

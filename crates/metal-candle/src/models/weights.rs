@@ -8,16 +8,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use metal_candle_graph::LazyTensor;
 use metal_candle_graph::io::Checkpoint;
+use metal_candle_graph::{LazyTensor, QuantFormat};
 
-use super::{LoadError, ModelConfig, TensorFaults};
-use crate::nn::{Linear, Projection, RmsNorm};
+use super::{LoadError, LoadOptions, ModelConfig, TensorFaults};
+use crate::nn::{Linear, Projection, QuantizedLinear, RmsNorm};
 
 /// Weights, and what they become when read.
 pub(super) struct Weights {
     source: Source,
     dtype: DType,
+    quantization: Option<QuantFormat>,
     device: Device,
 }
 
@@ -27,10 +28,11 @@ enum Source {
 }
 
 impl Weights {
-    pub fn of_folder(checkpoint: Checkpoint, dtype: DType, device: &Device) -> Self {
+    pub fn of_folder(checkpoint: Checkpoint, options: LoadOptions, device: &Device) -> Self {
         Self {
             source: Source::Folder(checkpoint),
-            dtype,
+            dtype: options.dtype,
+            quantization: options.quantization,
             device: device.clone(),
         }
     }
@@ -52,16 +54,19 @@ impl Weights {
         Ok(Self {
             source: Source::Memory(tensors),
             dtype,
+            quantization: None,
             device: device.clone(),
         })
     }
 
-    /// Tensors of the engine, which may be placeholders of a traced function; they keep their dtypes.
-    pub fn of_recorded(tensors: HashMap<String, LazyTensor>) -> Self {
+    /// Tensors of the engine, which may be placeholders of a traced function where nothing is quantised; they keep their
+    /// dtypes.
+    pub fn of_recorded(tensors: HashMap<String, LazyTensor>, quantization: Option<QuantFormat>) -> Self {
         // Neither is asked for where nothing is converted.
         Self {
             source: Source::Memory(tensors),
             dtype: DType::F32,
+            quantization,
             device: Device::Cpu,
         }
     }
@@ -86,7 +91,26 @@ impl Weights {
     /// The linear layer of that name.
     pub fn linear(&self, name: &str, bias: bool) -> Result<Arc<dyn Projection>, LoadError> {
         let bias = bias.then(|| self.get(&format!("{name}.bias"))).transpose()?;
-        Ok(Arc::new(Linear::new(self.get(&format!("{name}.weight"))?, bias)?))
+        let weight = self.get(&format!("{name}.weight"))?;
+        Ok(match self.quantized(name, &weight, bias.as_ref())? {
+            Some(quantized) => Arc::new(quantized),
+            None => Arc::new(Linear::new(weight, bias)?),
+        })
+    }
+
+    /// The linear layer of that name quantised, if it is to be and can be.
+    pub fn quantized(
+        &self,
+        name: &str,
+        weight: &LazyTensor,
+        bias: Option<&LazyTensor>,
+    ) -> Result<Option<QuantizedLinear>, LoadError> {
+        let format = self.quantization.filter(|_| QuantizedLinear::fits(weight.dims()[1]));
+        let quantized = format.map(|format| QuantizedLinear::new(weight, bias.cloned(), format));
+        quantized.transpose().map_err(|source| LoadError::Quantize {
+            name: name.to_owned(),
+            source: Box::new(source),
+        })
     }
 
     /// The norm of that name.

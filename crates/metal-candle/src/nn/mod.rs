@@ -11,6 +11,7 @@ mod linear;
 mod mlp;
 mod norms;
 mod pass;
+mod quantized_linear;
 mod rope;
 
 pub use attention::Attention;
@@ -21,6 +22,7 @@ pub use metal_candle_graph::Result;
 pub use mlp::Mlp;
 pub use norms::RmsNorm;
 pub use pass::{Cache, Pass};
+pub use quantized_linear::QuantizedLinear;
 pub use rope::{Rotary, Rotation};
 
 use metal_candle_graph::LazyTensor;

@@ -30,7 +30,7 @@ use self::x86_64 as machine;
 /// What one thread reads: within the first, second and third level of a cache, in bytes.
 const CACHED: [usize; 3] = [16 << 10, 512 << 10, 4 << 20];
 /// What all threads read from memory together, in bytes: more than a cache holds, and much more.
-const UNCACHED: [usize; 2] = [128 << 20, 256 << 20];
+const UNCACHED: [usize; 3] = [64 << 20, 128 << 20, 256 << 20];
 /// What one thread reads in a round, in bytes: half a millisecond, or so.
 const ROUND: usize = 16 << 20;
 /// Iterations of a round of a loop over registers: as long.

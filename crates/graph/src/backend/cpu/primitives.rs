@@ -88,6 +88,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         | O::SwiGLU
         | O::GELU { .. }
         | O::LoRA { .. }
+        | O::DequantMatmul { .. }
         | O::Attention(_)
         | O::CrossEntropy(_)
         | O::AdamW(_)

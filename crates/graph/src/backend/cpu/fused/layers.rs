@@ -1,8 +1,9 @@
-//! Softmax, layer norm and GELU.
+//! Softmax, layer norm, GELU and products with quantised weights.
 
 use smallvec::smallvec;
 
 use super::super::build::Builder;
+use super::super::kernels::dequant_matmul::{Weights, dequant_matmul};
 use super::super::kernels::gelu::{Gelu, gelu, gelu_vjp};
 use super::super::kernels::layer_norm::{ScaleGradients, layer_norm, layer_norm_vjp};
 use super::super::kernels::reduce::ReduceShape;
@@ -11,6 +12,7 @@ use super::super::view::View;
 use super::super::with_float;
 use super::{Views, collect, in_out, wanted_outputs};
 use crate::error::Result;
+use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 use crate::graph::{Approximate, GraphNode};
 
 fn shape_around(dims: &[usize], dim: usize) -> ReduceShape {
@@ -138,4 +140,29 @@ pub(super) fn gelu_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, approxi
         Ok(())
     })?;
     Ok(smallvec![dx])
+}
+
+pub(super) fn dequant_matmul_step(
+    builder: &mut Builder<'_>,
+    node: &GraphNode,
+    format: QuantFormat,
+    transposed: bool,
+) -> Result<Views> {
+    let inputs = builder.contiguous_inputs(node)?;
+    let out = builder.output(node, 0);
+    let (views, to) = (inputs.clone(), out.clone());
+    with_float!(out.dtype, T => {
+        builder.step(&inputs.iter().collect::<Vec<_>>(), &[&out], move |memory| {
+            // SAFETY: inputs are read only; the output is this step's to write.
+            unsafe {
+                let [rows, blocks] = [0, 1].map(|i| views[2].dims[i]);
+                let (quants, scales) = (views[1].slice(memory), views[2].slice(memory));
+                let weights = Weights { format, rows, cols: blocks * BLOCK, quants, scales };
+                dequant_matmul(views[0].slice::<T>(memory), &weights, transposed, to.slice_mut::<T>(memory));
+            }
+            Ok(())
+        });
+        Ok(())
+    })?;
+    Ok(smallvec![out])
 }

@@ -30,6 +30,7 @@ pub(crate) fn has_kernel(graph: &Graph, node: &GraphNode) -> bool {
         | O::Rope { .. }
         | O::SwiGLU
         | O::GELU { .. }
+        | O::DequantMatmul { .. }
         | O::Attention(_)
         | O::CrossEntropy(_)
         | O::AdamW(_)
@@ -52,6 +53,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::LayerNorm { eps } => layers::layer_norm_step(builder, node, f64::from(*eps)),
         O::GELU { approximate } => layers::gelu_step(builder, node, *approximate),
         O::LoRA { scale } => products::lora_steps(builder, node, f64::from(*scale)),
+        O::DequantMatmul { format, transposed } => layers::dequant_matmul_step(builder, node, *format, *transposed),
         O::SwiGLU => swiglu_step(builder, node),
         O::Attention(options) => attention::forward(builder, node, *options),
         O::CrossEntropy(options) => training::loss(builder, node, *options),

@@ -52,16 +52,13 @@ impl Operands {
         for term in terms {
             let inputs = &node.inputs[at..at + term.inputs()];
             at += term.inputs();
-            match *inputs {
-                [a, b] => products.push((
-                    rows(builder.view(a).clone(), || builder.contiguous(a))?,
-                    builder.view(b).clone(),
-                )),
-                _ => {
-                    let view = addend(builder, builder.view(inputs[0]).clone(), dims)?;
-                    let step = if view.len() == columns { 0 } else { columns };
-                    addends.push((view, step));
-                }
+            if let [a, b] = *inputs {
+                let left = rows(builder.view(a).clone(), || builder.contiguous(a))?;
+                products.push((left, builder.view(b).clone()));
+            } else {
+                let view = addend(builder, builder.view(inputs[0]).clone(), dims)?;
+                let step = if view.len() == columns { 0 } else { columns };
+                addends.push((view, step));
             }
         }
         Ok(Self { products, addends })

@@ -121,6 +121,8 @@ pub trait Real:
     fn widen(self) -> f64;
     /// e to the power `self`.
     fn exp(self) -> Self;
+    /// [`exp`](Self::exp) of what is not above 0, faster; what would be subnormal is 0.
+    fn exp_below(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
     /// Hyperbolic tangent.
@@ -167,6 +169,10 @@ macro_rules! real {
             #[inline(always)]
             fn exp(self) -> $t {
                 math::$math::exp(self)
+            }
+            #[inline(always)]
+            fn exp_below(self) -> $t {
+                math::$math::exp_below(self)
             }
             #[inline(always)]
             fn ln(self) -> $t {

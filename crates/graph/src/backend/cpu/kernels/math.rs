@@ -28,15 +28,31 @@ pub mod single {
         // Outside these the result is 0 or infinity anyway; comparisons keep NaN.
         let x = if x > 89.0 { 89.0 } else { x };
         let x = if x < -104.0 { -104.0 } else { x };
-        let shifted = x * std::f32::consts::LOG2_E + ROUND;
-        let n = shifted - ROUND;
-        let r = (x - n * LN2_HI) - n * LN2_LO;
-        let p = poly(r, [0.5, 0.166_665_18, 0.041_666_202, 0.008_369_025, 0.001_395_072_4]);
-        let y = (r * r * p + r) + 1.0;
+        let (y, shifted) = reduced(x);
         // 2^n in two factors, so that neither is out of range where the product is subnormal or overflows.
         let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
         let half = n >> 1;
         y * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+    }
+
+    /// [`exp`] of what is not above 0 (or little: below 88), with subnormal results as 0: a score less the largest one.
+    #[inline(always)]
+    #[must_use]
+    pub fn exp_below(x: f32) -> f32 {
+        // From here on 2^n is 0; the comparison keeps NaN.
+        let x = if x < -88.0 { -88.0 } else { x };
+        let (y, shifted) = reduced(x);
+        y * f32::from_bits(shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23)
+    }
+
+    /// e^x as a number in [0.7, 1.5] times a power of two, whose exponent is in the low bits of the other number.
+    #[inline(always)]
+    fn reduced(x: f32) -> (f32, f32) {
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
+        let r = (x - n * LN2_HI) - n * LN2_LO;
+        let p = poly(r, [0.5, 0.166_665_18, 0.041_666_202, 0.008_369_025, 0.001_395_072_4]);
+        ((r * r * p + r) + 1.0, shifted)
     }
 
     #[inline(always)]
@@ -147,6 +163,13 @@ pub mod single {
 pub mod double {
     pub use libm::{erf, exp, log as ln, tanh};
 
+    /// e to the power x.
+    #[inline]
+    #[must_use]
+    pub fn exp_below(x: f64) -> f64 {
+        exp(x)
+    }
+
     /// 1 / (1 + exp(-x)), accurate on both sides.
     #[inline]
     #[must_use]
@@ -201,6 +224,20 @@ mod tests {
             let (error, at) = worst(f, exact);
             assert!(error <= limit, "{name}: {error} ulp at {at:e}");
         }
+    }
+
+    #[test]
+    fn exponentials_of_scores_are_those_of_all_numbers() {
+        for x in samples().map(|x| -x.abs()).chain([0.0, -87.3, -87.4, 1e-6, 3.0]) {
+            let (below, any) = (single::exp_below(x), single::exp(x));
+            let same = below.to_bits() == any.to_bits() || (below.is_nan() && any.is_nan());
+            assert!(
+                same || (below == 0.0 && any < 1e-37),
+                "{x:e}: {below:e} instead of {any:e}"
+            );
+        }
+        assert_eq!(single::exp_below(f32::NEG_INFINITY), 0.0);
+        assert!(single::exp_below(f32::NAN).is_nan());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
+pub mod dequant_matmul;
 mod element;
 mod error;
 mod float;

@@ -55,6 +55,26 @@ pub(crate) fn for_pieces(rows: usize, piece: usize, parallel: bool, f: impl Fn(u
     }
 }
 
+/// Rows of a task that streams `row_bytes` of each of `rows`: tasks of about `task_bytes`, alike, and an even number of
+/// them, so that two threads are done together.
+pub(crate) fn rows_of_task(rows: usize, row_bytes: usize, task_bytes: usize) -> usize {
+    let tasks = rows.saturating_mul(row_bytes).div_ceil(task_bytes).next_multiple_of(2);
+    rows.div_ceil(tasks.max(1)).max(1)
+}
+
+/// Asks for the cache line of an address that will be read soon; any address will do.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has the instruction, and it reads nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// A pointer that tasks may share: each writes a part that no other touches.
 pub(crate) struct Shared<T>(*mut T);
 

@@ -50,7 +50,7 @@ unsafe fn normalise<T: Float>(src: *const T, dst: *mut T, row: &mut [T::Acc]) {
         // SAFETY: the caller's promise.
         let x = unsafe { std::slice::from_raw_parts(src, row.len()) };
         let max = max1(x, T::to_acc);
-        T::Acc::ONE / map_sum(x, row, |x| (x.to_acc() - max).exp())
+        T::Acc::ONE / map_sum(x, row, |x| (x.to_acc() - max).exp_below())
     };
     // SAFETY: as above; the source is not used any more.
     let y = unsafe { std::slice::from_raw_parts_mut(dst, row.len()) };
@@ -88,7 +88,7 @@ unsafe fn columns<T: Float>(src: *const T, dst: *mut T, (n, inner): (usize, usiz
         // SAFETY: row i is inside.
         unsafe { load(src.add(i * inner), row) };
         for j in 0..len {
-            sum[j] += (row[j] - max[j]).exp();
+            sum[j] += (row[j] - max[j]).exp_below();
         }
     }
     for i in 0..n {
@@ -96,7 +96,7 @@ unsafe fn columns<T: Float>(src: *const T, dst: *mut T, (n, inner): (usize, usiz
         unsafe {
             load(src.add(i * inner), row);
             for j in 0..len {
-                row[j] = (row[j] - max[j]).exp() / sum[j];
+                row[j] = (row[j] - max[j]).exp_below() / sum[j];
             }
             store(row, dst.add(i * inner));
         }

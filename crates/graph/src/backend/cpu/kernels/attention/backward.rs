@@ -294,12 +294,14 @@ impl<T: Float> Head<'_, '_, T> {
                 ds.fill(T::Factor::default());
                 continue;
             }
-            scores.iter_mut().for_each(|x| *x = *x * scale);
+            for x in &mut *scores {
+                *x = *x * scale;
+            }
             self.job.hide(self.b, query, keys, scores, T::Acc::NEG_INFINITY);
             // What is hidden has probability 0, but may have any gradient.
             self.job.hide(self.b, query, keys, dp, dot);
             for (score, p) in scores.iter_mut().zip(&mut *p) {
-                *score = (*score - lse).exp();
+                *score = (*score - lse).exp_below();
                 *p = T::Factor::from_acc(*score);
             }
             for ((score, dp), ds) in scores.iter().zip(&*dp).zip(ds) {

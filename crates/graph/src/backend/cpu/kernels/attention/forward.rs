@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::float::{Float, Mat, Real, dense, dense_mut, transposed};
 use super::super::matmul::dense_product;
 use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1};
-use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, key_blocks, with_both};
+use super::{AttentionShape, BLOCK_KEYS, FEW_ROWS, HeadsView, Job, Mask, key_blocks, with_both};
 
 /// Writes o (batch, queries, heads, dim) and the log-sum-exp of the masked scores, lse (batch, queries, heads), both
 /// contiguous; 0 and minus infinity where a query sees no key.
@@ -102,6 +102,10 @@ impl<T: Float> Block<'_, '_, T> {
             if job.apart(b, &self.queries, &keys) {
                 continue;
             }
+            if self.max.len() <= FEW_ROWS {
+                job.ask_for(&job.k, b, g, &keys);
+                job.ask_for(&job.v, b, g, &keys);
+            }
             let k = job.keys(&job.k, b, g, &keys, wide);
             self.score(k, keys.len());
             simd(
@@ -133,7 +137,9 @@ impl<T: Float> Block<'_, '_, T> {
         for (r, (row, p)) in rows.enumerate() {
             let (row, p) = (&mut row[..keys.len()], &mut p[..keys.len()]);
             let query = self.queries.start + r / group;
-            row.iter_mut().for_each(|x| *x = *x * self.scale);
+            for x in &mut *row {
+                *x = *x * self.scale;
+            }
             self.job.hide(self.b, query, keys, row, T::Acc::NEG_INFINITY);
             let max = max_nan(self.max[r], max1(row, |x| x));
             if max == T::Acc::NEG_INFINITY {
@@ -142,7 +148,7 @@ impl<T: Float> Block<'_, '_, T> {
             }
             let shrink = (self.max[r] - max).exp();
             for (x, p) in row.iter_mut().zip(p) {
-                *x = (*x - max).exp();
+                *x = (*x - max).exp_below();
                 *p = T::Factor::from_acc(*x);
             }
             self.max[r] = max;

@@ -18,13 +18,17 @@ pub use backward::attention_vjp;
 pub use forward::attention;
 
 use super::float::{Float, Mat};
-use super::par::{widen, with_scratch};
+use super::par::{prefetch, widen, with_scratch};
 
-/// Rows (query, head of the group) of a block, about.
-const BLOCK_ROWS: usize = 64;
+/// Rows (query, head of the group) of a block, at most, where a group is not larger.
+const BLOCK_ROWS: usize = 112;
+/// Queries of a block come in multiples of this, so that products have no rows to spare.
+const QUERIES: usize = 8;
 /// Keys of a block.
-const BLOCK_KEYS: usize = 128;
+const BLOCK_KEYS: usize = 256;
 
+/// Up to so many rows of a block, its keys and values are waited for more than computed with.
+const FEW_ROWS: usize = 16;
 /// The gradient has at least about so many tasks, if its queries give them.
 const TASKS: usize = 12;
 
@@ -52,7 +56,13 @@ impl AttentionShape {
 
     /// Queries of a block.
     fn block_queries(&self) -> usize {
-        (BLOCK_ROWS / self.group()).clamp(1, self.queries.max(1))
+        let queries = BLOCK_ROWS / self.group();
+        let even = if queries > QUERIES {
+            queries - queries % QUERIES
+        } else {
+            queries
+        };
+        even.clamp(1, self.queries.max(1))
     }
 
     /// Tasks that the gradient of one (sequence, key head) is cut into.
@@ -187,6 +197,18 @@ impl<T: Float> Job<'_, T> {
             for (to, x) in row.iter_mut().zip(&from[..dim]) {
                 *to = T::Factor::from_acc(x.to_acc());
             }
+        }
+    }
+
+    /// Asks for keys or values of a block: those of one head lie apart from each other, and a cache of them does not stay
+    /// near.
+    fn ask_for(&self, view: &HeadsView<'_, T>, b: usize, g: usize, keys: &Range<usize>) {
+        let line = 64 / size_of::<T>();
+        for position in keys.clone() {
+            let head = view.at(b, position, g).as_ptr();
+            (0..self.shape.dim)
+                .step_by(line)
+                .for_each(|c| prefetch(head.wrapping_add(c)));
         }
     }
 

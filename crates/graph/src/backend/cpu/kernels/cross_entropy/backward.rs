@@ -91,7 +91,7 @@ impl<T: Float> Job<'_, T> {
                     #[inline(always)]
                     || {
                         for x in &mut *logits {
-                            *x = (*x - lse).exp() * factor - even;
+                            *x = (*x - lse).exp_below() * factor - even;
                         }
                     },
                 );

@@ -294,7 +294,9 @@ fn summarise<A: Real>(logits: &mut [A], sum: bool) -> Partial<A> {
             if max == A::NEG_INFINITY {
                 logits.fill(A::ZERO);
             } else {
-                logits.iter_mut().for_each(|x| *x = (*x - max).exp());
+                for x in &mut *logits {
+                    *x = (*x - max).exp_below();
+                }
             }
             Partial {
                 max,

@@ -7,7 +7,7 @@ use half::bf16;
 use smallvec::SmallVec;
 
 use super::super::float::{Float, Mat, Real, transposed};
-use super::super::par::{Shared, for_pieces, simd, store, with_space};
+use super::super::par::{Shared, for_pieces, rows_of_task, simd, store, with_space};
 use super::kernel::{DOTS, Dots, Kernel, Round, TILE, Tile};
 use super::pack::{Block, Entry};
 
@@ -27,8 +27,10 @@ const TASK_ROWS: usize = 128;
 const FACTORS: usize = 8;
 /// What is added to them, usually at most.
 const ADDENDS: usize = 2;
+/// Dot products of a single row of A that are written together: whole vectors.
+const RUN: usize = 64;
 /// Bytes of B that a task of dot products reads, about.
-const TASK_BYTES: usize = 1 << 15;
+const TASK_BYTES: usize = 1 << 16;
 
 /// What a sum of products adds: A (m, k) @ B (k, n).
 #[derive(Clone, Copy, Debug)]
@@ -347,6 +349,15 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     ) {
         // SAFETY: the caller's promise.
         let to = unsafe { self.c.add(i * self.c_row + j) };
+        if self.addends.is_empty() && self.sums_in_place() {
+            for (r, sums) in sums.chunks_exact(stride).take(rows).enumerate() {
+                for (c, sum) in sums.iter().enumerate().take(cols) {
+                    // SAFETY: the caller's promise; C is of the sums' type.
+                    unsafe { *to.add(r * self.c_row + c).cast::<S::Acc>() = *sum };
+                }
+            }
+            return;
+        }
         let addends: SmallVec<[Mat<*const C>; ADDENDS]> = self.addends.iter().map(|from| from.at(i, j)).collect();
         if let Some(round) = kernel
             .round
@@ -371,7 +382,9 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
             || {
                 for (r, sums) in sums.chunks_exact_mut(stride).take(rows).enumerate() {
                     let sums = &mut sums[..cols];
-                    sums.iter_mut().for_each(|sum| *sum = *sum * self.alpha);
+                    for sum in &mut *sums {
+                        *sum = *sum * self.alpha;
+                    }
                     for from in &addends {
                         // SAFETY: the caller's promise; nothing is written yet.
                         let from = unsafe { std::slice::from_raw_parts(from.at(r, 0).ptr, cols) };
@@ -397,15 +410,16 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     ) {
         let (m, n) = self.dims;
         let steps = terms / P::TERMS;
-        let blocks = (TASK_BYTES / (steps * size_of::<P>())).div_ceil(DOTS);
         let rows_of_c = m > n;
-        let (long, piece) = (m.max(n), blocks.max(1) * DOTS);
+        let across = if m == 1 { RUN } else { DOTS };
+        let long = m.max(n);
+        let piece = rows_of_task(long, steps * size_of::<P>(), TASK_BYTES).next_multiple_of(DOTS);
         for_pieces(long, piece, parallel, |_, range| {
             let (is, js) = if rows_of_c { (range, 0..n) } else { (0..m, range) };
-            for j in js.clone().step_by(DOTS) {
+            for j in js.clone().step_by(across) {
                 for i in is.clone().step_by(DOTS) {
-                    let (rows, cols) = (DOTS.min(is.end - i), DOTS.min(js.end - j));
-                    let mut sums = [S::Acc::ZERO; DOTS * DOTS];
+                    let (rows, cols) = (DOTS.min(is.end - i), across.min(js.end - j));
+                    let mut sums = [S::Acc::ZERO; RUN];
                     let block = Dots {
                         steps,
                         a: a.at(i),
@@ -419,7 +433,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                     // SAFETY: rows and columns are inside A and B; this part of C belongs to this task.
                     unsafe {
                         (kernel.dots)(&block);
-                        self.write(kernel, &mut sums, DOTS, (i, j), (rows, cols));
+                        self.write(kernel, &mut sums, across, (i, j), (rows, cols));
                     }
                 }
             }

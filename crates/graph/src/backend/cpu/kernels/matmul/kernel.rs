@@ -12,7 +12,7 @@ use super::words::Words;
 pub(super) const TILE: usize = 8 * 48;
 
 /// How far before a column is read it is asked for, in bytes.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// Rows and columns of a block of dot products.
 pub(super) const DOTS: usize = 4;
@@ -35,7 +35,7 @@ pub(super) struct Tile<P, A> {
 }
 
 /// Dot products of `rows` rows of A with `cols` columns of B, both contiguous and so many bytes apart; row r, column c
-/// goes to `out[r * DOTS + c]`.
+/// goes to `out[r * DOTS + c]`. At most [`DOTS`] columns, but any number where there is a single row.
 pub(super) struct Dots<P, A> {
     pub steps: usize,
     pub a: *const P,
@@ -61,6 +61,9 @@ pub(super) struct Round<'a> {
     pub cols: usize,
 }
 
+/// From two runs to pairs, so many.
+type Weave = unsafe fn([*const bf16; 2], *mut [bf16; 2], usize);
+
 /// The loops for one instruction set.
 pub(super) struct Kernel<P: 'static, A: 'static> {
     /// Columns of a vector.
@@ -84,7 +87,7 @@ pub(super) struct Kernel<P: 'static, A: 'static> {
     ///
     /// # Safety
     /// As `tile`.
-    pub weave: Option<unsafe fn([*const bf16; 2], *mut [bf16; 2], usize)>,
+    pub weave: Option<Weave>,
     /// Turns 16 runs of 16 entries: from so many bytes apart to so many entries apart.
     pub transpose: Option<unsafe fn(*const u8, usize, *mut u32, usize)>,
 }

@@ -107,11 +107,11 @@ fn sum<T: Float>() {
         let ((row, row64), (mut c, c64)) = (noise_as::<T>(50, n), noise_as::<T>(51, m * n));
         let mut want: Vec<f64> = (0..m * n).map(|at| row64[at % n] + c64[at]).collect();
         for ((&k, (_, a)), (_, b)) in ks.iter().zip(&left).zip(&right) {
-            for at in 0..m * n {
+            for (at, want) in want.iter_mut().enumerate() {
                 // Every other B lies by columns.
                 let (i, j) = (at / n, at % n);
                 let b_at = |l: usize| if k % 4 == 2 { j * k + l } else { l * n + j };
-                want[at] += 0.5 * (0..k).map(|l| a[i * k + l] * b[b_at(l)]).sum::<f64>();
+                *want += 0.5 * (0..k).map(|l| a[i * k + l] * b[b_at(l)]).sum::<f64>();
             }
         }
         let factors = ks.iter().zip(&left).zip(&right).map(|((&k, (a, _)), (b, _))| Factors {

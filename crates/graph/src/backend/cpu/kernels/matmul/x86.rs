@@ -66,8 +66,7 @@ macro_rules! words {
             }
             #[inline(always)]
             fn prefetch(at: *const $panel) {
-                // SAFETY: every x86-64 has the instruction, and it reads nothing.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+                super::super::par::prefetch(at);
             }
             #[inline(always)]
             unsafe fn totals(sums: [$sums; 4], to: *mut $acc) {

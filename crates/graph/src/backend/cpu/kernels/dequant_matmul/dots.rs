@@ -1,0 +1,92 @@
+//! Dot products of quantised rows: what a kernel is given, and the kernel in plain Rust. Sums inside a block are integers
+//! and exact; blocks are added in f32.
+
+use half::f16;
+
+use super::super::float::Float;
+use super::activations::{Activations, WOVEN};
+use crate::fused::dequant_matmul::BLOCK;
+
+/// Rows of activations that a kernel takes at once, at most.
+pub(super) const ROWS: usize = 4;
+
+/// Dot products of `rows` rows of activations with `count` rows of weights of so many blocks; row r, weight row c goes to
+/// `out[r * count + c]`.
+pub(super) struct Dots {
+    pub blocks: usize,
+    pub x: Activations,
+    pub rows: usize,
+    pub quants: *const u8,
+    pub scales: *const f16,
+    pub count: usize,
+    pub out: *mut f32,
+}
+
+/// # Safety
+/// The machine has the instructions; everything that the sizes name is readable, the sums writable.
+pub(super) type Kernel = unsafe fn(&Dots);
+
+/// # Safety
+/// See [`Kernel`].
+pub(super) unsafe fn portable_8(d: &Dots) {
+    // SAFETY: handed on.
+    unsafe {
+        portable::<BLOCK>(d, |quants, x, b| {
+            let pairs = quants.iter().zip(&x[b * BLOCK..][..BLOCK]);
+            pairs.map(|(&w, &x)| (i32::from(w) - 128) * i32::from(x)).sum()
+        });
+    }
+}
+
+/// # Safety
+/// See [`Kernel`].
+pub(super) unsafe fn portable_4(d: &Dots) {
+    const HALF: usize = BLOCK / 2;
+    // SAFETY: handed on.
+    unsafe {
+        portable::<HALF>(d, |quants, x, b| {
+            let woven = &x[b / WOVEN * WOVEN * BLOCK..][..WOVEN * BLOCK];
+            let (first, last) = (
+                &woven[b % WOVEN * HALF..][..HALF],
+                &woven[(WOVEN + b % WOVEN) * HALF..][..HALF],
+            );
+            let products = quants.iter().zip(first.iter().zip(last)).map(|(&w, (&low, &high))| {
+                (i32::from(w & 15) - 8) * i32::from(low) + (i32::from(w >> 4) - 8) * i32::from(high)
+            });
+            products.sum()
+        });
+    }
+}
+
+/// `dot(weights of block b, activations of the row, b)`.
+///
+/// # Safety
+/// See [`Kernel`].
+#[inline(always)]
+unsafe fn portable<const BYTES: usize>(d: &Dots, dot: impl Fn(&[u8], &[i8], usize) -> i32) {
+    for c in 0..d.count {
+        // SAFETY: the caller's promise.
+        let (quants, scales) = unsafe {
+            (
+                std::slice::from_raw_parts(d.quants.add(c * d.blocks * BYTES), d.blocks * BYTES),
+                std::slice::from_raw_parts(d.scales.add(c * d.blocks), d.blocks),
+            )
+        };
+        for r in 0..d.rows {
+            let x = d.x.at_row(r);
+            // SAFETY: as above.
+            let (x, x_scales) = unsafe {
+                (
+                    std::slice::from_raw_parts(x.quants, x.quants_row),
+                    std::slice::from_raw_parts(x.scales, x.scales_row),
+                )
+            };
+            let blocks = quants.chunks_exact(BYTES).zip(scales.iter().zip(x_scales)).enumerate();
+            let sum = blocks.fold(0.0, |sum, (b, (quants, (scale, x_scale)))| {
+                sum + dot(quants, x, b) as f32 * (scale.to_acc() * x_scale)
+            });
+            // SAFETY: as above.
+            unsafe { *d.out.add(r * d.count + c) = sum };
+        }
+    }
+}

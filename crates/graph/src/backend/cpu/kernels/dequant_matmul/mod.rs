@@ -1,0 +1,135 @@
+//! Products with quantised weights: `y = x W^T`, and `y = x W` for gradients.
+//!
+//! A few rows of `x` are quantised too, block by block to 8 bits, and multiplied as bytes: each byte of the weights is read
+//! once, as it lies, which is what decoding waits for. More rows are multiplied with panels of dequantised weights. Where
+//! the cut lies follows from the sizes alone. f64 is never quantised.
+
+mod activations;
+mod dots;
+mod table;
+#[cfg(test)]
+mod tests;
+mod widen;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use half::f16;
+
+use self::activations::with_activations;
+use self::dots::{Dots, ROWS};
+use super::float::{Float, Real};
+use super::par::{Shared, for_pieces, rows_of_task, with_scratch};
+use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
+
+/// Up to so many rows, `x` is quantised.
+const FEW_ROWS: usize = 8;
+/// From this many multiply-adds on, a product is spread over threads.
+const PARALLEL_MACS: usize = 1 << 18;
+/// Bytes of weights that a task reads, about.
+const TASK_BYTES: usize = 1 << 16;
+/// Outputs are made in groups of so many.
+const GROUP: usize = 4;
+
+/// Quantised weights `(rows, cols)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights<'a> {
+    /// How they are stored.
+    pub format: QuantFormat,
+    /// Outputs of the layer.
+    pub rows: usize,
+    /// Inputs of the layer: whole blocks.
+    pub cols: usize,
+    /// `rows * cols / 32` blocks.
+    pub quants: &'a [u8],
+    /// One for each block.
+    pub scales: &'a [f16],
+}
+
+impl Weights<'_> {
+    /// Blocks of a row.
+    fn blocks(&self) -> usize {
+        self.cols / BLOCK
+    }
+
+    /// Bytes of a row.
+    fn row_bytes(&self) -> usize {
+        self.blocks() * self.format.block_bytes()
+    }
+
+    fn check(&self) {
+        let fits = self.cols.is_multiple_of(BLOCK)
+            && self.quants.len() == self.rows * self.row_bytes()
+            && self.scales.len() == self.rows * self.blocks();
+        assert!(fits, "dequant_matmul: the weights have another size");
+    }
+
+    /// Whether a product with `m` rows is worth several threads.
+    fn is_parallel(&self, m: usize) -> bool {
+        m.saturating_mul(self.rows).saturating_mul(self.cols) >= PARALLEL_MACS
+    }
+}
+
+/// `y (m, rows) = x (m, cols) W^T`, or transposed `y (m, cols) = x (m, rows) W`.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn dequant_matmul<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool, y: &mut [T]) {
+    weights.check();
+    let (read, made) = if transposed {
+        (weights.rows, weights.cols)
+    } else {
+        (weights.cols, weights.rows)
+    };
+    if y.is_empty() {
+        return;
+    }
+    let m = y.len() / made;
+    assert!(
+        y.len() == m * made && x.len() == m * read,
+        "dequant_matmul: x or y has another size"
+    );
+    if read == 0 {
+        y.fill(T::default());
+    } else if transposed || m > FEW_ROWS || size_of::<T::Acc>() > size_of::<f32>() {
+        widen::product(x, weights, transposed, m, y);
+    } else {
+        few_rows(x, weights, m, y);
+    }
+}
+
+/// `x` in bytes against the weights in bytes.
+fn few_rows<T: Float>(x: &[T], weights: &Weights<'_>, m: usize, y: &mut [T]) {
+    let kernel = table::dots(weights.format);
+    let (n, row_bytes) = (weights.rows, weights.row_bytes());
+    let piece = rows_of_task(n, row_bytes, TASK_BYTES).next_multiple_of(GROUP);
+    let to = Shared::new(y);
+    with_activations(x, weights.cols, weights.format, |activations| {
+        for_pieces(n, piece, weights.is_parallel(m), |_, range| {
+            let count = range.len();
+            with_scratch(ROWS * count, |sums: &mut [f32]| {
+                for first in (0..m).step_by(ROWS) {
+                    let rows = ROWS.min(m - first);
+                    let dots = Dots {
+                        blocks: weights.blocks(),
+                        x: activations.at_row(first),
+                        rows,
+                        quants: weights.quants[range.start * row_bytes..].as_ptr(),
+                        scales: weights.scales[range.start * weights.blocks()..].as_ptr(),
+                        count,
+                        out: sums.as_mut_ptr(),
+                    };
+                    // SAFETY: the weights hold these rows, `check` has seen; the sums have room for ROWS times the count; the
+                    // table holds what the machine has.
+                    unsafe { kernel(&dots) };
+                    for (r, sums) in sums.chunks_exact(count).enumerate().take(rows) {
+                        // SAFETY: this part of y belongs to this task.
+                        let to = unsafe { to.slice((first + r) * n + range.start, count) };
+                        for (to, &sum) in to.iter_mut().zip(sums) {
+                            *to = T::from_acc(T::Acc::of(f64::from(sum)));
+                        }
+                    }
+                }
+            });
+        });
+    });
+}

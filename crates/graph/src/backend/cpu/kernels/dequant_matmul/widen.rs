@@ -1,0 +1,118 @@
+//! Products with many rows: panels of the weights are dequantised to the dtype of `x` and multiplied as any others. A panel
+//! holds all terms of the sums that it takes part in, so that nothing is rounded between panels.
+
+use super::super::float::{Float, Mat, Real, dense, transposed as turned};
+use super::super::matmul::dense_product;
+use super::super::par::{Shared, for_pieces, simd, with_space};
+use super::Weights;
+use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
+
+/// Rows of the weights in a panel: columns of a tile of the product.
+const PANEL_ROWS: usize = 48;
+/// Blocks of each row in a panel of the transposed product: two tiles.
+const PANEL_BLOCKS: usize = 3;
+
+/// See [`dequant_matmul`](super::dequant_matmul); no size is 0.
+pub(super) fn product<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool, m: usize, y: &mut [T]) {
+    let Weights { rows, cols, .. } = *weights;
+    let (read, made) = if transposed { (rows, cols) } else { (cols, rows) };
+    let to = Shared::new(y);
+    let piece = if transposed { PANEL_BLOCKS * BLOCK } else { PANEL_ROWS };
+    for_pieces(made, piece, weights.is_parallel(m), |_, range| {
+        let width = range.len();
+        with_space(read * width, |panel: *mut T| {
+            let from = (range.start, range.start / BLOCK);
+            let (b, wide) = if transposed {
+                (panel_of((0, rows), (from.1, width / BLOCK)), width)
+            } else {
+                (panel_of((from.0, width), (0, cols / BLOCK)), cols)
+            };
+            // SAFETY: the space has room for the panel, whose every element is written.
+            let panel = unsafe {
+                dequantize(weights, b, panel);
+                std::slice::from_raw_parts(panel.cast_const(), read * width)
+            };
+            let b = dense(panel, wide);
+            let c = Mat {
+                ptr: to.at(range.start),
+                rows: made as isize,
+                cols: 1,
+            };
+            let b = if transposed { b } else { turned(b) };
+            // SAFETY: x and the panel hold what the sizes say; these columns of y belong to this task.
+            unsafe { dense_product((m, width, read), T::Acc::ONE, dense(x, read), b, c, false, false) };
+        });
+    });
+}
+
+/// Rows `first..first + rows` and, of each, blocks `block..block + blocks`.
+#[derive(Clone, Copy)]
+struct Panel {
+    first: usize,
+    rows: usize,
+    block: usize,
+    blocks: usize,
+}
+
+fn panel_of((first, rows): (usize, usize), (block, blocks): (usize, usize)) -> Panel {
+    Panel {
+        first,
+        rows,
+        block,
+        blocks,
+    }
+}
+
+/// Writes a panel, row after row.
+///
+/// # Safety
+/// `to` has room for it; the panel is inside the weights.
+unsafe fn dequantize<T: Float>(weights: &Weights<'_>, panel: Panel, to: *mut T) {
+    let (bytes, format) = (weights.format.block_bytes(), weights.format);
+    simd(
+        #[inline(always)]
+        || {
+            for row in 0..panel.rows {
+                let first = (panel.first + row) * weights.blocks() + panel.block;
+                let quants = weights.quants[first * bytes..][..panel.blocks * bytes].chunks_exact(bytes);
+                let scales = &weights.scales[first..][..panel.blocks];
+                for (b, (quants, scale)) in quants.zip(scales).enumerate() {
+                    // SAFETY: the caller's promise.
+                    let to = unsafe {
+                        let to = to.add((row * panel.blocks + b) * BLOCK);
+                        std::slice::from_raw_parts_mut(to, BLOCK)
+                    };
+                    let scale = scale.to_acc();
+                    match format {
+                        QuantFormat::Q8_0 => block_8(quants, scale, to),
+                        QuantFormat::Q4_0 => block_4(quants, scale, to),
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// A value with the 19 bits of its product is exact in f32; it is rounded once.
+#[inline(always)]
+fn rounded<T: Float>(value: f32) -> T {
+    T::from_acc(T::Acc::of(f64::from(value)))
+}
+
+#[inline(always)]
+fn block_8<T: Float>(quants: &[u8], scale: f32, to: &mut [T]) {
+    for (to, &quant) in to.iter_mut().zip(quants) {
+        *to = rounded((i32::from(quant) - 128) as f32 * scale);
+    }
+}
+
+#[inline(always)]
+fn block_4<T: Float>(quants: &[u8], scale: f32, to: &mut [T]) {
+    let (first, last) = to.split_at_mut(BLOCK / 2);
+    for (low, &quant) in first.iter_mut().zip(quants) {
+        *low = rounded((i32::from(quant & 15) - 8) as f32 * scale);
+    }
+    for (high, &quant) in last.iter_mut().zip(quants) {
+        *high = rounded((i32::from(quant >> 4) - 8) as f32 * scale);
+    }
+}

@@ -1,0 +1,334 @@
+//! Dot products of quantised rows on x86-64: AVX2, and AVX-512 with VNNI. Nothing here asks what the machine has.
+//!
+//! With VNNI unsigned quants are multiplied as they are, and what their offset adds too much is taken off once for 16
+//! blocks. 16 scales are widened and multiplied with those of the activations at once, then spread over the lanes. A few
+//! rows of weights go together, so that activations are loaded once for all.
+
+#[allow(clippy::wildcard_imports)] // dozens of instructions
+use std::arch::x86_64::*;
+use std::array::from_fn;
+
+use half::f16;
+
+use super::super::par::prefetch;
+use super::activations::CHUNK;
+use super::dots::Dots;
+
+/// How far before weights are read they are asked for, in bytes.
+const AHEAD: usize = 8192;
+
+/// A kernel for each number of rows: more of these, fewer of weights at a time, as registers are few.
+macro_rules! kernels {
+    ($($name:ident: $of:ident::<$nibbles:literal>, $features:literal;)*) => { $(
+        /// # Safety
+        /// See [`Kernel`](super::dots::Kernel).
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $name(d: &Dots) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match d.rows {
+                    1 => $of::<1, 4, $nibbles>(d),
+                    2 => $of::<2, 4, $nibbles>(d),
+                    3 => $of::<3, 2, $nibbles>(d),
+                    _ => $of::<4, 2, $nibbles>(d),
+                }
+            }
+        }
+    )* };
+}
+
+kernels! {
+    narrow_8: narrow::<false>, "avx2,fma,f16c";
+    narrow_4: narrow::<true>, "avx2,fma,f16c";
+    wide_8: wide::<false>, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni";
+    wide_4: wide::<true>, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni";
+}
+
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
+    let row_bytes = d.blocks * if NIBBLES { 16 } else { 32 };
+    for first in (0..d.count).step_by(C) {
+        let count = C.min(d.count - first);
+        // SAFETY: the caller's promise. Rows that are not there repeat the last one.
+        unsafe {
+            let row = |c: usize| first + c.min(count - 1);
+            let (mut quants, mut scales) = ([d.quants; C], [d.scales; C]);
+            for c in 0..C {
+                quants[c] = d.quants.add(row(c) * row_bytes);
+                scales[c] = d.scales.add(row(c) * d.blocks);
+            }
+            let sums = wide_rows::<R, C, NIBBLES>(d, quants, scales);
+            for (r, &sums) in sums.iter().enumerate() {
+                let mut totals = [0.0; 4];
+                totals_512([sums[0], sums[1], sums[2 % C], sums[3 % C]], &mut totals);
+                let to = d.out.add(r * d.count + first);
+                for (c, &total) in totals.iter().enumerate().take(count) {
+                    *to.add(c) = total;
+                }
+            }
+        }
+    }
+}
+
+/// `C` rows of weights against `R` rows of activations.
+///
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
+    d: &Dots,
+    quants: [*const u8; C],
+    scales: [*const f16; C],
+) -> [[__m512; C]; R] {
+    // SAFETY: the caller's promise; activations are whole chunks of blocks.
+    unsafe {
+        let mut sums = [zeros::<C>(); R];
+        let (vectors, block_bytes) = if NIBBLES { (CHUNK / 4, 16) } else { (CHUNK / 2, 32) };
+        let whole = d.blocks / CHUNK;
+        for chunk in 0..whole {
+            let mut wide = zeros::<C>();
+            for c in 0..C {
+                let from = scales[c].add(chunk * CHUNK).cast::<u8>();
+                prefetch(from.wrapping_byte_add(AHEAD / 8));
+                wide[c] = _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()));
+            }
+            let factors = factors::<R, C>(d, &wide, chunk, &mut sums);
+            for v in 0..vectors {
+                let at = chunk * vectors + v;
+                let mut weights = zeros::<C>();
+                for c in 0..C {
+                    let from = quants[c].add(at * 64);
+                    prefetch(from.wrapping_byte_add(AHEAD));
+                    weights[c] = _mm512_castsi512_ps(_mm512_loadu_si512(from.cast()));
+                }
+                wide_step::<R, C, NIBBLES>(d, &weights, (at, v), &factors, &mut sums);
+            }
+        }
+        let rest = d.blocks % CHUNK;
+        if rest > 0 {
+            let mut wide = zeros::<C>();
+            for c in 0..C {
+                let from = scales[c].add(whole * CHUNK);
+                wide[c] = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((1 << rest) - 1, from.cast()));
+            }
+            let factors = factors::<R, C>(d, &wide, whole, &mut sums);
+            let bytes = rest * block_bytes;
+            for v in 0..bytes.div_ceil(64) {
+                let at = whole * vectors + v;
+                let mask = u64::MAX >> (64 - (bytes - v * 64).min(64));
+                let mut weights = zeros::<C>();
+                for c in 0..C {
+                    let from = quants[c].add(at * 64);
+                    prefetch(from.wrapping_byte_add(AHEAD));
+                    weights[c] = _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(mask, from.cast()));
+                }
+                wide_step::<R, C, NIBBLES>(d, &weights, (at, v), &factors, &mut sums);
+            }
+        }
+        sums
+    }
+}
+
+/// The factor of each block of a chunk; takes off what the offset adds too much.
+///
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn factors<const R: usize, const C: usize>(
+    d: &Dots,
+    wide: &[__m512; C],
+    chunk: usize,
+    sums: &mut [[__m512; C]; R],
+) -> [[__m512; C]; R] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut factors = [zeros::<C>(); R];
+        for r in 0..R {
+            let at = r * d.x.scales_row + chunk * CHUNK;
+            let (scales, offsets) = (
+                _mm512_loadu_ps(d.x.scales.add(at)),
+                _mm512_loadu_ps(d.x.offsets.add(at)),
+            );
+            for c in 0..C {
+                sums[r][c] = _mm512_fmadd_ps(wide[c], offsets, sums[r][c]);
+                factors[r][c] = _mm512_mul_ps(wide[c], scales);
+            }
+        }
+        factors
+    }
+}
+
+/// One vector of each row of weights: number `at` of the row, `v` of its chunk.
+///
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn wide_step<const R: usize, const C: usize, const NIBBLES: bool>(
+    d: &Dots,
+    weights: &[__m512; C],
+    (at, v): (usize, usize),
+    factors: &[[__m512; C]; R],
+    sums: &mut [[__m512; C]; R],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let lane = if NIBBLES {
+            let lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+            _mm512_add_epi32(lanes, _mm512_set1_epi32(4 * v as i32))
+        } else {
+            let lanes = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+            _mm512_add_epi32(lanes, _mm512_set1_epi32(2 * v as i32))
+        };
+        let (low, zero) = (_mm512_set1_epi8(15), _mm512_setzero_si512());
+        for r in 0..R {
+            let x = d.x.quants.add(r * d.x.quants_row + at * if NIBBLES { 128 } else { 64 });
+            let first = _mm512_loadu_si512(x.cast());
+            let last = if NIBBLES {
+                _mm512_loadu_si512(x.add(64).cast())
+            } else {
+                zero
+            };
+            for c in 0..C {
+                let weights = _mm512_castps_si512(weights[c]);
+                let dots = if NIBBLES {
+                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(weights), low);
+                    let dots = _mm512_dpbusd_epi32(zero, _mm512_and_si512(weights, low), first);
+                    _mm512_dpbusd_epi32(dots, high, last)
+                } else {
+                    _mm512_dpbusd_epi32(zero, weights, first)
+                };
+                let factor = _mm512_permutexvar_ps(lane, factors[r][c]);
+                sums[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), factor, sums[r][c]);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
+    let row_bytes = d.blocks * if NIBBLES { 16 } else { 32 };
+    for c in 0..d.count {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (quants, scales) = (d.quants.add(c * row_bytes), d.scales.add(c * d.blocks));
+            let mut sums = [_mm256_setzero_ps(); R];
+            if NIBBLES {
+                narrow_row_4(d, quants, scales, &mut sums);
+            } else {
+                narrow_row_8(d, quants, scales, &mut sums);
+            }
+            for (r, &sum) in sums.iter().enumerate() {
+                *d.out.add(r * d.count + c) = total_256(sum);
+            }
+        }
+    }
+}
+
+/// Block by block. Bytes of both signs: magnitudes of weights against activations with the weights' signs.
+///
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn narrow_row_8<const R: usize>(d: &Dots, quants: *const u8, scales: *const f16, sums: &mut [__m256; R]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (sign, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
+        for b in 0..d.blocks {
+            let from = quants.add(b * 32);
+            prefetch(from.wrapping_byte_add(AHEAD));
+            let weights = _mm256_xor_si256(_mm256_loadu_si256(from.cast()), sign);
+            let magnitudes = _mm256_abs_epi8(weights);
+            let scale = widened(*scales.add(b));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let x = _mm256_loadu_si256(d.x.quants.add(r * d.x.quants_row + b * 32).cast());
+                let pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, weights));
+                let dots = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
+                let factor = _mm256_set1_ps(scale * *d.x.scales.add(r * d.x.scales_row + b));
+                *sum = _mm256_fmadd_ps(dots, factor, *sum);
+            }
+        }
+    }
+}
+
+/// Two blocks at a time.
+///
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn narrow_row_4<const R: usize>(d: &Dots, quants: *const u8, scales: *const f16, sums: &mut [__m256; R]) {
+    // SAFETY: the caller's promise; activations are whole chunks of blocks.
+    unsafe {
+        let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+        for b in (0..d.blocks).step_by(2) {
+            let from = quants.add(b * 16);
+            prefetch(from.wrapping_byte_add(AHEAD));
+            let (weights, upper) = if b + 1 < d.blocks {
+                (_mm256_loadu_si256(from.cast()), widened(*scales.add(b + 1)))
+            } else {
+                (_mm256_zextsi128_si256(_mm_loadu_si128(from.cast())), 0.0)
+            };
+            let scale = _mm256_set_m128(_mm_set1_ps(upper), _mm_set1_ps(widened(*scales.add(b))));
+            let halves = [
+                _mm256_and_si256(weights, low),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(weights), low),
+            ];
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let x = d.x.quants.add(r * d.x.quants_row + b / 4 * 128 + b % 4 * 16);
+                let first = _mm256_maddubs_epi16(halves[0], _mm256_loadu_si256(x.cast()));
+                let last = _mm256_maddubs_epi16(halves[1], _mm256_loadu_si256(x.add(64).cast()));
+                let pairs = _mm256_madd_epi16(_mm256_add_epi16(first, last), ones);
+                let at = r * d.x.scales_row + b;
+                let (x_scales, offsets) = (d.x.scales.add(at), d.x.offsets.add(at));
+                let x_scale = _mm256_set_m128(_mm_set1_ps(*x_scales.add(1)), _mm_set1_ps(*x_scales));
+                let factor = _mm256_mul_ps(scale, x_scale);
+                *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(pairs), factor, *sum);
+                // In one lane of each block.
+                let offset = _mm256_set_m128(_mm_load_ss(offsets.add(1)), _mm_load_ss(offsets));
+                *sum = _mm256_fmadd_ps(scale, offset, *sum);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn widened(scale: f16) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(scale.to_bits())))) }
+}
+
+/// Made entry by entry: a repeated array is filled in memory by a call.
+#[inline(always)]
+unsafe fn zeros<const C: usize>() -> [__m512; C] {
+    from_fn(
+        #[inline(always)]
+        // SAFETY: the caller's promise.
+        |_| unsafe { _mm512_setzero_ps() },
+    )
+}
+
+/// The total of each of four vectors.
+#[inline(always)]
+unsafe fn totals_512(sums: [__m512; 4], to: &mut [f32; 4]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let fold = |sum: __m512| _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum));
+        let [a, b, c, d] = sums.map(fold);
+        let quarters = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        let halves = [_mm256_castps256_ps128(quarters), _mm256_extractf128_ps::<1>(quarters)];
+        _mm_storeu_ps(to.as_mut_ptr(), _mm_add_ps(halves[0], halves[1]));
+    }
+}
+
+#[inline(always)]
+unsafe fn total_256(sum: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let fours = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+        let twos = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));
+        _mm_cvtss_f32(_mm_add_ss(twos, _mm_movehdup_ps(twos)))
+    }
+}
