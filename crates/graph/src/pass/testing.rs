@@ -22,8 +22,8 @@ pub(super) fn operations(outputs: &[LazyTensor], pass: fn(Graph) -> Graph) -> St
     let inputs = graph.nodes.iter().map(|node| node.operation == Operation::Input);
     let text = graph.to_string();
     let lines = text.lines().zip(inputs.chain([false]));
-    lines
-        .filter(|(_, is_input)| !is_input)
-        .map(|(line, _)| format!("{line}\n"))
-        .collect()
+    let mut kept: Vec<&str> = lines.filter(|(_, is_input)| !is_input).map(|(line, _)| line).collect();
+    // The text ends with the end of a line.
+    kept.push("");
+    kept.join("\n")
 }
