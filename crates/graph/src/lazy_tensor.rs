@@ -127,6 +127,12 @@ impl LazyTensor {
         Self::from_tensor(tensor)
     }
 
+    /// A leaf without a value, for tests of what only looks at graphs.
+    #[cfg(test)]
+    pub(crate) fn hollow(shape: &[usize], dtype: DType) -> Self {
+        Self::placeholder(&Meta::new(shape, dtype), &Device::Cpu)
+    }
+
     /// An argument of a function being traced: it has a shape and no value.
     pub(crate) fn placeholder(meta: &Meta, device: &Device) -> Self {
         let kind = Kind::input(&meta.shape, meta.dtype, device);

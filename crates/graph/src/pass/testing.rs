@@ -1,10 +1,10 @@
 //! Shared by the passes' tests: a recorded graph in, the text of what a pass left of it out. Nothing is run.
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 
 use super::dce;
 use crate::graph::verify::verify;
-use crate::graph::{Graph, Meta, Operation, numbered};
+use crate::graph::{Graph, Operation, numbered};
 use crate::lazy_tensor::LazyTensor;
 
 pub(super) fn input(shape: &[usize]) -> LazyTensor {
@@ -12,7 +12,7 @@ pub(super) fn input(shape: &[usize]) -> LazyTensor {
 }
 
 pub(super) fn of(shape: &[usize], dtype: DType) -> LazyTensor {
-    LazyTensor::placeholder(&Meta::new(shape, dtype), &Device::Cpu)
+    LazyTensor::hollow(shape, dtype)
 }
 
 /// The operations that a pass leaves of what the outputs record, and the outputs. Inputs are not listed.

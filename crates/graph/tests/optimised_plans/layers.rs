@@ -11,7 +11,7 @@ const KINDS: u8 = 12;
 /// The layer that goes through the other dtype.
 const CAST: u8 = 10;
 
-pub fn casts(layer: &Layer) -> bool {
+pub fn casts(layer: Layer) -> bool {
     layer.0 % KINDS == CAST
 }
 
