@@ -11,8 +11,8 @@ const KINDS: u8 = 12;
 /// The layer that goes through the other dtype.
 const CAST: u8 = 10;
 
-pub fn casts(layer: &Layer) -> bool {
-    layer.0 % KINDS == CAST
+pub fn casts((kind, _, _): Layer) -> bool {
+    kind % KINDS == CAST
 }
 
 /// Numbers in a program's values.

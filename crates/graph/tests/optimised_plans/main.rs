@@ -71,7 +71,7 @@ fn run_layers(backend: Backend, seed: u32, size: Size, layers: &[Layer]) -> Vec<
 /// Mean squared error against the mean square that is allowed for a handful of layers and their gradients, by the narrowest
 /// dtype in them. The backends round at different places.
 fn tolerance(dtype: DType, layers: &[Layer]) -> f64 {
-    if dtype == DType::BF16 || layers.iter().any(layers::casts) {
+    if dtype == DType::BF16 || layers.iter().copied().any(layers::casts) {
         2e-3
     } else {
         1e-10

@@ -265,7 +265,7 @@ impl Program {
     fn sum_of_products(&self, x: &LazyTensor, y: &LazyTensor, c: u8) -> Result<Entry> {
         let rows = if c.is_multiple_of(2) { 60 } else { 3 };
         let (x, w) = (fit(x, &[rows, 4])?, fit(y, &[4, 4])?);
-        let (a, b, bias) = (fit(y, &[4, 2])?, leaf(self.seed ^ 77, &[2, 4]), &self.leaves[1]);
+        let (a, b, bias) = (fit(y, &[4, 2])?, leaf(self.seed ^ 0x77, &[2, 4]), &self.leaves[1]);
         let (linear, narrow) = (x.matmul(&w)?, x.matmul(&a)?);
         let low_rank = narrow.mul_scalar(0.5)?.matmul(&b)?;
         let sum = match c / 2 % 9 {
@@ -327,7 +327,11 @@ fn joined_loss(x: &LazyTensor, y: &LazyTensor, c: u8) -> Result<Entry> {
     };
     let (loss, gradients) = value_and_grad(&loss, &[hidden, weight])?;
     let both = gradients[0].add(&gradients[1].slice(0, 0, 3)?)?.add(&loss)?.tanh()?;
-    Ok(rough(if c / 8 % 2 == 0 { both.stop_gradient()? } else { both }))
+    Ok(rough(if (c / 8).is_multiple_of(2) {
+        both.stop_gradient()?
+    } else {
+        both
+    }))
 }
 
 /// A chain of elementwise operations, and the gradient of its square as its end.
