@@ -9,6 +9,9 @@ use crate::graph::{Graph, GraphNode, Operation, ValueRef};
 
 /// Addends of a sum, at most: a bias and a residual.
 const ADDENDS: usize = 2;
+/// Products of a sum, at most: a long chain of additions becomes several sums, so that what it adds up need not all be
+/// kept until its end.
+const PRODUCTS: usize = 8;
 
 /// What a node is the sum of.
 #[derive(Clone)]
@@ -94,6 +97,9 @@ fn sum_of(graph: &Graph, node: &GraphNode, sums: &[Option<Sum>], alone: &[bool])
 fn extended(graph: &Graph, node: &GraphNode, sum: &Sum, value: ValueRef, other: Option<&Sum>) -> Option<Sum> {
     let mut sum = sum.clone();
     if let Some(product) = other.filter(|other| other.is_product()) {
+        if sum.count(SumTerm::Product) == PRODUCTS {
+            return None;
+        }
         sum.terms.push(SumTerm::Product);
         sum.inputs.extend_from_slice(&product.inputs);
         return Some(sum);
@@ -174,6 +180,21 @@ return %6
             1,
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_long_chain_becomes_several_sums() {
+        let text = left(|x, w, _| {
+            let mut total = x.matmul(w)?;
+            for _ in 1..20 {
+                total = total.add(&x.matmul(&input(&[4, 4]))?)?;
+            }
+            Ok(vec![total])
+        });
+        let products = |line: &str| line.matches("Product").count() + line.matches(" = Matmul(").count();
+        assert_eq!(text.lines().map(products).sum::<usize>(), 20, "{text}");
+        assert!(text.lines().all(|line| products(line) <= PRODUCTS), "{text}");
+        assert_eq!(text.matches("MatmulSum").count(), 3, "{text}");
     }
 
     #[test]
