@@ -25,8 +25,8 @@ use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 const FEW_ROWS: usize = 8;
 /// From this many multiply-adds on, a product is spread over threads.
 const PARALLEL_MACS: usize = 1 << 18;
-/// Bytes of weights that a task reads, about.
-const TASK_BYTES: usize = 1 << 16;
+/// Bytes of weights that a task reads, about: memory gives long runs faster.
+const TASK_BYTES: usize = 1 << 18;
 /// Outputs are made in groups of so many.
 const GROUP: usize = 4;
 

@@ -1,8 +1,10 @@
 //! Dot products of quantised rows on x86-64: AVX2, and AVX-512 with VNNI. Nothing here asks what the machine has.
 //!
+//! Long runs of memory are read faster than short ones that lie close together, so the rows that go together are far apart:
+//! each begins a part of the task's rows, and the parts are read side by side.
+//!
 //! With VNNI unsigned quants are multiplied as they are, and what their offset adds too much is taken off once for 16
-//! blocks. 16 scales are widened and multiplied with those of the activations at once, then spread over the lanes. A few
-//! rows of weights go together, so that activations are loaded once for all.
+//! blocks. 16 scales are widened and multiplied with those of the activations at once, then spread over the lanes.
 
 #[allow(clippy::wildcard_imports)] // dozens of instructions
 use std::arch::x86_64::*;
@@ -10,12 +12,8 @@ use std::array::from_fn;
 
 use half::f16;
 
-use super::super::par::prefetch;
 use super::activations::CHUNK;
 use super::dots::Dots;
-
-/// How far before weights are read they are asked for, in bytes.
-const AHEAD: usize = 8192;
 
 /// A kernel for each number of rows: more of these, fewer of weights at a time, as registers are few.
 macro_rules! kernels {
@@ -49,23 +47,19 @@ kernels! {
 #[inline(always)]
 unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
     let row_bytes = d.blocks * if NIBBLES { 16 } else { 32 };
-    for first in (0..d.count).step_by(C) {
-        let count = C.min(d.count - first);
+    let part = d.count.div_ceil(C);
+    for i in 0..part {
         // SAFETY: the caller's promise. Rows that are not there repeat the last one.
         unsafe {
-            let row = |c: usize| first + c.min(count - 1);
-            let (mut quants, mut scales) = ([d.quants; C], [d.scales; C]);
-            for c in 0..C {
-                quants[c] = d.quants.add(row(c) * row_bytes);
-                scales[c] = d.scales.add(row(c) * d.blocks);
-            }
+            let rows: [usize; C] = from_fn(|c| (c * part + i).min(d.count - 1));
+            let quants = rows.map(|row| d.quants.add(row * row_bytes));
+            let scales = rows.map(|row| d.scales.add(row * d.blocks));
             let sums = wide_rows::<R, C, NIBBLES>(d, quants, scales);
             for (r, &sums) in sums.iter().enumerate() {
                 let mut totals = [0.0; 4];
                 totals_512([sums[0], sums[1], sums[2 % C], sums[3 % C]], &mut totals);
-                let to = d.out.add(r * d.count + first);
-                for (c, &total) in totals.iter().enumerate().take(count) {
-                    *to.add(c) = total;
+                for (&row, &total) in rows.iter().zip(&totals) {
+                    *d.out.add(r * d.count + row) = total;
                 }
             }
         }
@@ -91,7 +85,6 @@ unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
             let mut wide = zeros::<C>();
             for c in 0..C {
                 let from = scales[c].add(chunk * CHUNK).cast::<u8>();
-                prefetch(from.wrapping_byte_add(AHEAD / 8));
                 wide[c] = _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()));
             }
             let factors = factors::<R, C>(d, &wide, chunk, &mut sums);
@@ -100,7 +93,6 @@ unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
                 let mut weights = zeros::<C>();
                 for c in 0..C {
                     let from = quants[c].add(at * 64);
-                    prefetch(from.wrapping_byte_add(AHEAD));
                     weights[c] = _mm512_castsi512_ps(_mm512_loadu_si512(from.cast()));
                 }
                 wide_step::<R, C, NIBBLES>(d, &weights, (at, v), &factors, &mut sums);
@@ -121,7 +113,6 @@ unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
                 let mut weights = zeros::<C>();
                 for c in 0..C {
                     let from = quants[c].add(at * 64);
-                    prefetch(from.wrapping_byte_add(AHEAD));
                     weights[c] = _mm512_castsi512_ps(_mm512_maskz_loadu_epi8(mask, from.cast()));
                 }
                 wide_step::<R, C, NIBBLES>(d, &weights, (at, v), &factors, &mut sums);
@@ -239,7 +230,6 @@ unsafe fn narrow_row_8<const R: usize>(d: &Dots, quants: *const u8, scales: *con
         let (sign, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
         for b in 0..d.blocks {
             let from = quants.add(b * 32);
-            prefetch(from.wrapping_byte_add(AHEAD));
             let weights = _mm256_xor_si256(_mm256_loadu_si256(from.cast()), sign);
             let magnitudes = _mm256_abs_epi8(weights);
             let scale = widened(*scales.add(b));
@@ -265,7 +255,6 @@ unsafe fn narrow_row_4<const R: usize>(d: &Dots, quants: *const u8, scales: *con
         let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
         for b in (0..d.blocks).step_by(2) {
             let from = quants.add(b * 16);
-            prefetch(from.wrapping_byte_add(AHEAD));
             let (weights, upper) = if b + 1 < d.blocks {
                 (_mm256_loadu_si256(from.cast()), widened(*scales.add(b + 1)))
             } else {

@@ -29,8 +29,8 @@ const FACTORS: usize = 8;
 const ADDENDS: usize = 2;
 /// Dot products of a single row of A that are written together: whole vectors.
 const RUN: usize = 64;
-/// Bytes of B that a task of dot products reads, about.
-const TASK_BYTES: usize = 1 << 16;
+/// Bytes of B that a task of dot products reads, about: memory gives long runs faster.
+const TASK_BYTES: usize = 1 << 18;
 
 /// What a sum of products adds: A (m, k) @ B (k, n).
 #[derive(Clone, Copy, Debug)]
