@@ -5,7 +5,10 @@
 Writes the GGUF (llama or qwen2 architecture, no vocabulary) beside itself in a temporary folder,
 evaluates a prompt and then single tokens on two threads. Needs `llama-cpp-python` and `gguf`.
 """
-import argparse, json, os, tempfile, time
+import argparse, json, os, sys, tempfile, time
+
+# This file's folder is searched first, where the package would be taken for this file.
+sys.path.pop(0)
 
 
 def write_gguf(path, cfg, dtype):
