@@ -1,10 +1,11 @@
-//! The forward pass: one task for each (sequence, key head, block of queries).
+//! The forward pass: one task for each (sequence, key head, block of queries); a few queries are [`decode`](super::decode)'s.
 
 use std::ops::Range;
 
 use super::super::float::{Float, Mat, Real, dense, dense_mut, transposed};
 use super::super::matmul::dense_product;
 use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1};
+use super::decode::few_queries;
 use super::{AttentionShape, BLOCK_KEYS, FEW_ROWS, HeadsView, Job, Mask, key_blocks, with_both};
 
 /// Writes o (batch, queries, heads, dim) and the log-sum-exp of the masked scores, lse (batch, queries, heads), both
@@ -39,6 +40,9 @@ pub fn attention<T: Float>(
         return;
     }
     let out = (Shared::new(o), Shared::new(lse));
+    if queries * shape.group() <= FEW_ROWS {
+        return few_queries(&job, scale, out);
+    }
     let block = shape.block_queries();
     let (blocks, groups) = (queries.div_ceil(block), batch * kv_heads);
     for_pieces(groups * blocks, 1, shape.work() >= PARALLEL_WORK, |task, _| {
@@ -63,7 +67,7 @@ pub fn attention<T: Float>(
                 max,
                 sum,
             };
-            block.run(wide);
+            block.run(job.mask.block_keys(&block.queries), wide);
             // SAFETY: the rows of this block belong to this task.
             unsafe { block.finish(out) };
         });
@@ -71,40 +75,37 @@ pub fn attention<T: Float>(
 }
 
 /// The rows (query, head of the group) of one task and what is known of them so far.
-struct Block<'s, 'a, T: Float> {
-    job: &'s Job<'a, T>,
-    b: usize,
-    g: usize,
-    queries: Range<usize>,
-    scale: T::Acc,
+pub(super) struct Block<'s, 'a, T: Float> {
+    pub job: &'s Job<'a, T>,
+    pub b: usize,
+    pub g: usize,
+    pub queries: Range<usize>,
+    pub scale: T::Acc,
     /// (rows, dim)
-    q: &'s mut [T::Factor],
+    pub q: &'s mut [T::Factor],
     /// (rows, dim): sum of exp(score - max) * value.
-    o: &'s mut [T::Acc],
+    pub o: &'s mut [T::Acc],
     /// (rows, `BLOCK_KEYS`)
-    scores: &'s mut [T::Acc],
+    pub scores: &'s mut [T::Acc],
     /// The same rounded: exp(score - max).
-    p: &'s mut [T::Factor],
+    pub p: &'s mut [T::Factor],
     /// (rows): the largest score.
-    max: &'s mut [T::Acc],
+    pub max: &'s mut [T::Acc],
     /// (rows): sum of exp(score - max).
-    sum: &'s mut [T::Acc],
+    pub sum: &'s mut [T::Acc],
 }
 
 impl<T: Float> Block<'_, '_, T> {
-    fn run(&mut self, wide: &mut [T::Acc]) {
+    /// Takes in these keys.
+    pub fn run(&mut self, keys: Range<usize>, wide: &mut [T::Acc]) {
         let (job, b, g) = (self.job, self.b, self.g);
         job.rows(&job.q, b, g, &self.queries, self.q);
         self.o.fill(T::Acc::ZERO);
         self.max.fill(T::Acc::NEG_INFINITY);
         self.sum.fill(T::Acc::ZERO);
-        for keys in key_blocks(job.mask.block_keys(&self.queries)) {
+        for keys in key_blocks(keys) {
             if job.apart(b, &self.queries, &keys) {
                 continue;
-            }
-            if self.max.len() <= FEW_ROWS {
-                job.ask_for(&job.k, b, g, &keys);
-                job.ask_for(&job.v, b, g, &keys);
             }
             let k = job.keys(&job.k, b, g, &keys, wide);
             self.score(k, keys.len());
@@ -183,7 +184,7 @@ impl<T: Float> Block<'_, '_, T> {
     ///
     /// # Safety
     /// The outputs are as [`attention`] takes them and no other task writes these rows.
-    unsafe fn finish(self, (o, lse): (Shared<T>, Shared<T::Acc>)) {
+    pub unsafe fn finish(self, (o, lse): (Shared<T>, Shared<T::Acc>)) {
         let AttentionShape {
             queries, heads, dim, ..
         } = self.job.shape;

@@ -8,6 +8,7 @@
 //! is multiplied as bf16.
 
 mod backward;
+mod decode;
 mod forward;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,7 @@ const QUERIES: usize = 8;
 /// Keys of a block.
 const BLOCK_KEYS: usize = 256;
 
-/// Up to so many rows of a block, its keys and values are waited for more than computed with.
+/// Up to so many rows, keys and values are waited for more than computed with, and tasks are cut along them.
 const FEW_ROWS: usize = 16;
 /// The gradient has at least about so many tasks, if its queries give them.
 const TASKS: usize = 12;
@@ -200,15 +201,16 @@ impl<T: Float> Job<'_, T> {
         }
     }
 
-    /// Asks for keys or values of a block: those of one head lie apart from each other, and a cache of them does not stay
-    /// near.
-    fn ask_for(&self, view: &HeadsView<'_, T>, b: usize, g: usize, keys: &Range<usize>) {
+    /// Asks for the keys or values of all heads.
+    fn ask_for(&self, view: &HeadsView<'_, T>, b: usize, keys: &Range<usize>) {
         let line = 64 / size_of::<T>();
         for position in keys.clone() {
-            let head = view.at(b, position, g).as_ptr();
-            (0..self.shape.dim)
-                .step_by(line)
-                .for_each(|c| prefetch(head.wrapping_add(c)));
+            for g in 0..self.shape.kv_heads {
+                let head = view.at(b, position, g).as_ptr();
+                (0..self.shape.dim)
+                    .step_by(line)
+                    .for_each(|c| prefetch(head.wrapping_add(c)));
+            }
         }
     }
 

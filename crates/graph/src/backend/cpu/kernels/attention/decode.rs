@@ -1,0 +1,99 @@
+//! The forward pass of a few queries, as in decoding: one task for each (sequence, part of the keys), of all heads, so
+//! that a cache is read as it lies. What the parts give is joined afterwards.
+
+use super::super::float::{Float, Real};
+use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, rows_of_task, with_scratch};
+use super::forward::Block;
+use super::{BLOCK_KEYS, Job, cut, with_both};
+
+/// Keys of a part, about.
+const PART_KEYS: usize = 128;
+
+/// The outputs of [`attention`](super::attention): all queries are one block.
+pub(super) fn few_queries<T: Float>(job: &Job<'_, T>, scale: T::Acc, out: (Shared<T>, Shared<T::Acc>)) {
+    let shape = job.shape;
+    let (heads, dim, rows) = (shape.kv_heads, shape.dim, shape.queries * shape.group());
+    let seen = job.mask.block_keys(&(0..shape.queries));
+    let piece = rows_of_task(seen.len(), 1, PART_KEYS);
+    let parts = seen.len().div_ceil(piece).max(1);
+    // What a part knows of a head's rows: o, max and sum.
+    let lengths = [rows * dim, rows, rows];
+    let len: usize = lengths.iter().sum();
+    with_scratch(shape.batch * heads * parts * len, |known: &mut [T::Acc]| {
+        let to = Shared::new(known);
+        let parallel = shape.batch * rows * heads * seen.len() * dim >= PARALLEL_WORK;
+        for_pieces(shape.batch * parts, 1, parallel, |task, _| {
+            let (b, part) = (task / parts, task % parts);
+            let start = seen.start + part * piece;
+            let keys = start..seen.end.min(start + piece);
+            job.ask_for(&job.k, b, &keys);
+            job.ask_for(&job.v, b, &keys);
+            for g in 0..heads {
+                // SAFETY: this part of what is known belongs to this task.
+                let known = unsafe { to.slice(((b * heads + g) * parts + part) * len, len) };
+                let scratch = [rows * BLOCK_KEYS, job.widened()];
+                with_both::<T, _, 2, 2>(scratch, [rows * dim, rows * BLOCK_KEYS], |[scores, wide], factors| {
+                    block(job, (b, g), scale, cut(known, lengths), scores, factors).run(keys.clone(), wide);
+                });
+            }
+        });
+        for (i, parts) in known.chunks_exact_mut(parts * len).enumerate() {
+            let (first, others) = parts.split_at_mut(len);
+            for other in others.chunks_exact_mut(len) {
+                join(cut(first, lengths), cut(other, lengths), dim);
+            }
+            let whole = block(
+                job,
+                (i / heads, i % heads),
+                scale,
+                cut(first, lengths),
+                &mut [],
+                [&mut [], &mut []],
+            );
+            // SAFETY: these rows of the outputs are written here only.
+            unsafe { whole.finish(out) };
+        }
+    });
+}
+
+/// All queries on the heads of one key head.
+fn block<'s, 'a, T: Float>(
+    job: &'s Job<'a, T>,
+    (b, g): (usize, usize),
+    scale: T::Acc,
+    [o, max, sum]: [&'s mut [T::Acc]; 3],
+    scores: &'s mut [T::Acc],
+    [q, p]: [&'s mut [T::Factor]; 2],
+) -> Block<'s, 'a, T> {
+    let queries = 0..job.shape.queries;
+    Block {
+        job,
+        b,
+        g,
+        queries,
+        scale,
+        q,
+        o,
+        scores,
+        p,
+        max,
+        sum,
+    }
+}
+
+/// Takes what another part knows of the same rows in.
+fn join<A: Real>([o, max, sum]: [&mut [A]; 3], [other_o, other_max, other_sum]: [&mut [A]; 3], dim: usize) {
+    let rows = o.chunks_exact_mut(dim).zip(other_o.chunks_exact(dim));
+    for (r, (o, other)) in rows.enumerate() {
+        let most = max_nan(max[r], other_max[r]);
+        if most == A::NEG_INFINITY {
+            continue;
+        }
+        let (own, others) = ((max[r] - most).exp(), (other_max[r] - most).exp());
+        for (o, &other) in o.iter_mut().zip(other) {
+            *o = *o * own + other * others;
+        }
+        sum[r] = sum[r] * own + other_sum[r] * others;
+        max[r] = most;
+    }
+}
