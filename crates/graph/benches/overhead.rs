@@ -9,7 +9,9 @@ use std::hint::black_box;
 
 use candle_core::{Device, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use metal_candle_graph::{AttentionInputs, AttentionOptions, LazyTensor, Result, compile, prepare, value_and_grad};
+use metal_candle_graph::{
+    AttentionInputs, AttentionOptions, LazyTensor, Result, compile, eval_all, prepare, value_and_grad, with_threads,
+};
 
 /// Operations of the chain.
 const CHAIN: u64 = 1000;
@@ -147,9 +149,30 @@ fn overhead(criterion: &mut Criterion) {
     });
 }
 
+/// A hundred `LoRA` layers of one row: one plan for all, its parts run side by side.
+fn together(criterion: &mut Criterion) {
+    let [a, b] = [ones(&[512, 8]), ones(&[8, 512])];
+    let rows: Vec<LazyTensor> = (0..100).map(|_| ones(&[1, 512])).collect();
+    let outputs = || -> Vec<LazyTensor> {
+        let output = |x: &LazyTensor| x.lora_fused(&a, &b, 2.0).expect("the shapes fit");
+        rows.iter().map(output).collect()
+    };
+    let mut group = criterion.benchmark_group("100 LoRA layers");
+    group.throughput(Throughput::Elements(rows.len() as u64));
+    group.bench_function("one by one", |bencher| {
+        bencher.iter(|| -> Vec<Tensor> { outputs().iter().map(|y| y.eval().expect("runs")).collect() });
+    });
+    for threads in [1, 2] {
+        group.bench_function(format!("together, {threads} threads"), |bencher| {
+            bencher.iter(|| with_threads(threads, || eval_all(&outputs()).expect("runs")));
+        });
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(30);
-    targets = overhead
+    targets = overhead, together
 }
 criterion_main!(benches);

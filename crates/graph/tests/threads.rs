@@ -257,3 +257,20 @@ fn several_threads_call_one_compiled_function() {
     });
     assert_eq!(step.trace_count(), 1);
 }
+
+/// Independent outputs of one plan may run side by side, each in memory of its own: they equal those evaluated alone.
+#[test]
+fn independent_outputs_evaluated_together() {
+    let weights = [normal(1, &[128, 8], DType::F32), normal(2, &[8, 128], DType::F32)];
+    let output = |i: u32| {
+        let x = normal(10 + i, &[4, 128], DType::F32);
+        let y = x.lora_fused(&weights[0], &weights[1], 0.5).unwrap().add(&x).unwrap();
+        y.softmax(1).unwrap().sub(&y.tanh().unwrap()).unwrap()
+    };
+    let alone: Vec<u64> = (0..50).flat_map(|i| bits(&[output(i).eval().unwrap()])).collect();
+    for threads in [1, 2, 5] {
+        let outputs: Vec<LazyTensor> = (0..50).map(|i| output(i)).collect();
+        let together = with_threads(threads, || eval_all(&outputs).unwrap());
+        assert!(bits(&together) == alone, "{threads} threads");
+    }
+}

@@ -1,16 +1,19 @@
 //! From an optimised graph to a program: gives every value a view of some buffer, makes one step per kernel call, decides
 //! what is overwritten in place, and places the buffers.
 
+use std::ops::Range;
+
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use candle_core::DType;
 
 use super::memory::{Life, place};
+use super::tasks::{StepCost, Tasks, tasks};
 use super::view::{BufferId, View};
 use super::{Memory, Outcome, Place, Program, Step, buffer, elementwise, fused, primitives, with_type};
 use crate::error::Result;
-use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef};
+use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef, cost};
 
 /// A buffer while the program is being built.
 struct Buffer {
@@ -38,6 +41,8 @@ pub(super) struct Builder<'a> {
     buffers: Vec<Buffer>,
     steps: Vec<Step>,
     owners: Vec<usize>,
+    /// The buffers that each step reads and writes.
+    touched: Vec<SmallVec<[BufferId; 4]>>,
     constants: Vec<u64>,
     inputs: Vec<Meta>,
     written: Vec<bool>,
@@ -55,6 +60,7 @@ pub(super) fn build(graph: &Graph) -> Result<Program> {
         buffers: Vec::new(),
         steps: Vec::new(),
         owners: Vec::new(),
+        touched: Vec::new(),
         constants: Vec::new(),
         inputs: Vec::new(),
         written: Vec::new(),
@@ -244,6 +250,8 @@ impl Builder<'_> {
         run: impl Fn(&Memory) -> Result<()> + Send + Sync + 'static,
     ) {
         let now = self.steps.len();
+        let touched = reads.iter().chain(writes).map(|view| view.buffer).collect();
+        self.touched.push(touched);
         for view in reads.iter().chain(writes) {
             let buffer = &mut self.buffers[view.buffer];
             buffer.first = buffer.first.min(now);
@@ -301,12 +309,14 @@ impl Builder<'_> {
             };
             outputs.push((self.graph.meta(value).clone(), outcome));
         }
-        let (places, arena_bytes) = self.place_rest(&places);
+        let tasks = self.order_by_tasks();
+        let (places, arena_bytes) = self.place_rest(&places, &tasks);
         let own = outputs.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Own));
         let has_large_results = own.map(|(meta, _)| meta).any(buffer::is_large_result);
         Ok(Program {
             steps: self.steps,
             owners: self.owners,
+            tasks,
             places,
             arena_bytes,
             constants: self.constants,
@@ -317,22 +327,56 @@ impl Builder<'_> {
         })
     }
 
-    /// Puts what has no place of its own into the arena.
-    fn place_rest(&self, fixed: &FxHashMap<BufferId, Place>) -> (Vec<Place>, usize) {
+    /// Puts the steps of each task next to each other; the places of each task.
+    fn order_by_tasks(&mut self) -> Vec<Range<usize>> {
+        for touched in &mut self.touched {
+            touched.retain(|id| match self.buffers[*id].origin {
+                Origin::Computed => true,
+                Origin::Input(input) => self.written[input],
+                Origin::Constant(_) => false,
+            });
+        }
+        let steps: Vec<StepCost<'_>> = self
+            .touched
+            .iter()
+            .zip(&self.owners)
+            .map(|(touches, &owner)| StepCost {
+                touches,
+                work: self.work(owner),
+            })
+            .collect();
+        let Tasks { order, ranges } = tasks(&steps, self.buffers.len());
+        if ranges.len() < 2 {
+            return ranges;
+        }
+        let mut place_of = vec![0; order.len()];
+        order
+            .iter()
+            .enumerate()
+            .for_each(|(place, &step)| place_of[step] = place);
+        for buffer in self.buffers.iter_mut().filter(|buffer| buffer.first <= buffer.last) {
+            (buffer.first, buffer.last) = (place_of[buffer.first], place_of[buffer.last]);
+        }
+        let mut steps: Vec<Option<Step>> = std::mem::take(&mut self.steps).into_iter().map(Some).collect();
+        self.steps = order.iter().filter_map(|&step| steps[step].take()).collect();
+        self.owners = order.iter().map(|&step| self.owners[step]).collect();
+        ranges
+    }
+
+    /// Element operations of a node, about.
+    fn work(&self, node: usize) -> f64 {
+        let node = &self.graph.nodes[node];
+        let inputs: SmallVec<[&Meta; 4]> = node.inputs.iter().map(|&input| self.graph.meta(input)).collect();
+        let made: usize = node.outputs.iter().map(|meta| meta.shape.elem_count()).sum();
+        cost::flops(&node.operation, &inputs, &node.outputs) + made as f64
+    }
+
+    /// Puts what has no place of its own into the arena, for each task a part.
+    fn place_rest(&self, fixed: &FxHashMap<BufferId, Place>, tasks: &[Range<usize>]) -> (Vec<Place>, usize) {
         let in_arena: Vec<BufferId> = (0..self.buffers.len())
             .filter(|id| self.buffers[*id].origin == Origin::Computed && !fixed.contains_key(id))
             .collect();
-        let lives: Vec<Life> = in_arena
-            .iter()
-            .map(|&id| &self.buffers[id])
-            // A buffer no step touches has no elements.
-            .map(|b| Life {
-                bytes: b.bytes,
-                first: b.first.min(b.last),
-                last: b.last,
-            })
-            .collect();
-        let (offsets, bytes) = place(&lives);
+        let (offsets, bytes) = self.offsets(&in_arena, tasks);
         let mut places: Vec<Place> = (0..self.buffers.len())
             .map(|id| match self.buffers[id].origin {
                 Origin::Input(i) => Place::Input(i),
@@ -345,6 +389,40 @@ impl Builder<'_> {
             .zip(offsets)
             .for_each(|(&id, offset)| places[id] = Place::Arena(offset));
         (places, bytes)
+    }
+}
+
+impl Builder<'_> {
+    /// Offsets of these buffers; those of two tasks do not overlap.
+    fn offsets(&self, buffers: &[BufferId], tasks: &[Range<usize>]) -> (Vec<usize>, usize) {
+        let lives: Vec<Life> = buffers
+            .iter()
+            .map(|&id| &self.buffers[id])
+            // A buffer no step touches has no elements.
+            .map(|b| Life {
+                bytes: b.bytes,
+                first: b.first.min(b.last),
+                last: b.last,
+            })
+            .collect();
+        if tasks.len() < 2 {
+            return place(&lives);
+        }
+        let mut members: Vec<Vec<usize>> = vec![Vec::new(); tasks.len()];
+        for (i, life) in lives.iter().enumerate() {
+            members[tasks.partition_point(|task| task.end <= life.first)].push(i);
+        }
+        let (mut offsets, mut end) = (vec![0; lives.len()], 0);
+        for members in members {
+            let own: Vec<Life> = members.iter().map(|&i| lives[i]).collect();
+            let (places, bytes) = place(&own);
+            members
+                .iter()
+                .zip(places)
+                .for_each(|(&i, offset)| offsets[i] = end + offset);
+            end += bytes;
+        }
+        (offsets, end)
     }
 }
 

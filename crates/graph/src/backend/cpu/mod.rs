@@ -12,9 +12,11 @@ mod memory;
 mod pointwise;
 mod primitives;
 mod tape;
+mod tasks;
 mod view;
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use candle_core::{CpuStorage, Device, Storage, Tensor};
@@ -46,6 +48,9 @@ struct Memory {
     pointers: Pointers,
 }
 
+// SAFETY: the steps of one task touch what other tasks only read, or do not touch; `tasks` cuts them so.
+unsafe impl Sync for Memory {}
+
 /// Where a buffer lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -72,6 +77,8 @@ struct Program {
     steps: Vec<Step>,
     /// For each step, the node of the graph that it computes for.
     owners: Vec<usize>,
+    /// Steps of each task: tasks may run side by side.
+    tasks: Vec<Range<usize>>,
     places: Vec<Place>,
     arena_bytes: usize,
     /// The first bytes of each are its element; eight are enough, and aligned, for any.
@@ -92,7 +99,10 @@ type Rooms = SmallVec<[Option<Buffer>; 4]>;
 
 impl Executable for Program {
     fn run(&self, inputs: Bindings) -> Result<Bindings> {
-        self.run_with(inputs, |memory| self.steps.iter().try_for_each(|step| step(memory)))
+        self.run_with(inputs, |memory| match self.tasks.len() {
+            0 | 1 => self.steps.iter().try_for_each(|step| step(memory)),
+            _ => self.run_tasks(memory),
+        })
     }
 
     fn run_timed(&self, inputs: Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings> {
@@ -119,6 +129,19 @@ impl Executable for Program {
 }
 
 impl Program {
+    /// Takes the steps, the tasks spread over threads.
+    fn run_tasks(&self, memory: &Memory) -> Result<()> {
+        let failed = Mutex::new(None);
+        kernels::pool::run(self.tasks.len(), true, &|task| {
+            let steps = &self.steps[self.tasks[task].clone()];
+            if let Err(error) = steps.iter().try_for_each(|step| step(memory)) {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        });
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failed.map_or(Ok(()), Err)
+    }
+
     /// Binds the inputs, has `run` take the steps (all of them, in order), and collects the results.
     fn run_with(&self, inputs: Bindings, run: impl FnOnce(&Memory) -> Result<()>) -> Result<Bindings> {
         let mut bound = self.bind(inputs)?;

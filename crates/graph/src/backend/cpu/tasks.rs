@@ -1,0 +1,171 @@
+//! Which steps of a program may run side by side. Results that share nothing but inputs, evaluated together, are groups of
+//! steps; where no step is large enough to be spread over threads itself, threads take whole groups. Decided by sizes
+//! alone.
+
+use std::ops::Range;
+
+use super::view::BufferId;
+
+/// A step of this much work is spread over threads by its kernel.
+const LARGE: f64 = (1u32 << 18) as f64;
+/// Work that is worth several threads.
+const WORTH: f64 = (1u32 << 16) as f64;
+/// Groups are bundled into about so many tasks, at most.
+const TASKS: f64 = 32.0;
+
+/// What one step touches and costs.
+#[derive(Debug, Clone)]
+pub(super) struct StepCost<'a> {
+    /// Buffers that some step writes, of those the step touches.
+    pub touches: &'a [BufferId],
+    /// Element operations, about.
+    pub work: f64,
+}
+
+/// Tasks that touch different buffers, in an order of the steps in which each task is one range.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Tasks {
+    /// The step at each place.
+    pub order: Vec<usize>,
+    /// Places of each task; one task where there is nothing to gain.
+    pub ranges: Vec<Range<usize>>,
+}
+
+/// Cuts a program whose steps touch `buffers` buffers.
+pub(super) fn tasks(steps: &[StepCost<'_>], buffers: usize) -> Tasks {
+    let total: f64 = steps.iter().map(|step| step.work).sum();
+    if total < WORTH || steps.iter().any(|step| step.work >= LARGE) {
+        return one(steps.len());
+    }
+    let groups = groups(steps, buffers);
+    let Some(count) = groups.iter().max().map(|last| last + 1).filter(|&count| count > 1) else {
+        return one(steps.len());
+    };
+    let mut work = vec![0.0; count];
+    for (step, &group) in steps.iter().zip(&groups) {
+        work[group] += step.work;
+    }
+    let task_of = bundled(&work, total / TASKS);
+    let mut order: Vec<usize> = (0..steps.len()).collect();
+    // Stable: in a task, steps keep their order.
+    order.sort_by_key(|&step| task_of[groups[step]]);
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    for (place, &step) in order.iter().enumerate() {
+        match ranges.get_mut(task_of[groups[step]]) {
+            Some(range) => range.end = place + 1,
+            None => ranges.push(place..place + 1),
+        }
+    }
+    Tasks { order, ranges }
+}
+
+/// No cut.
+fn one(steps: usize) -> Tasks {
+    Tasks {
+        order: (0..steps).collect(),
+        ranges: std::iter::once(0..steps).collect(),
+    }
+}
+
+/// The group of each step, numbered in the order of first steps: steps that touch a common buffer are in one.
+fn groups(steps: &[StepCost<'_>], buffers: usize) -> Vec<usize> {
+    let mut parents: Vec<usize> = (0..steps.len()).collect();
+    let mut toucher = vec![None; buffers];
+    for (step, cost) in steps.iter().enumerate() {
+        for &buffer in cost.touches {
+            let first = *toucher[buffer].get_or_insert(step);
+            let (a, b) = (root(&mut parents, first), root(&mut parents, step));
+            parents[a.max(b)] = a.min(b);
+        }
+    }
+    let mut number = vec![None; steps.len()];
+    let mut next = 0;
+    (0..steps.len())
+        .map(|step| {
+            *number[root(&mut parents, step)].get_or_insert_with(|| {
+                next += 1;
+                next - 1
+            })
+        })
+        .collect()
+}
+
+/// The first step of a step's group; halves the way there.
+fn root(parents: &mut [usize], mut step: usize) -> usize {
+    while parents[step] != step {
+        parents[step] = parents[parents[step]];
+        step = parents[step];
+    }
+    step
+}
+
+/// The task of each group: neighbours together until they are `enough` work.
+fn bundled(work: &[f64], enough: f64) -> Vec<usize> {
+    let (mut task, mut gathered) = (0, 0.0);
+    work.iter()
+        .map(|work| {
+            if gathered >= enough {
+                (task, gathered) = (task + 1, 0.0);
+            }
+            gathered += work;
+            task
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(steps: &[(&[BufferId], f64)]) -> Tasks {
+        let steps: Vec<StepCost<'_>> = steps
+            .iter()
+            .map(|&(touches, work)| StepCost { touches, work })
+            .collect();
+        tasks(&steps, 8)
+    }
+
+    #[test]
+    fn steps_that_meet_stay_together_in_order() {
+        // Two chains, woven, and a step that joins nothing.
+        let work = WORTH / 2.0;
+        let found = cut(&[
+            (&[0], work),
+            (&[1], work),
+            (&[0, 2], work),
+            (&[1, 3], work),
+            (&[4], work),
+        ]);
+        let expected = Tasks {
+            order: vec![0, 2, 1, 3, 4],
+            ranges: vec![0..2, 2..4, 4..5],
+        };
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn one_task_where_steps_meet_are_large_or_tiny() {
+        let cases: [[(&[BufferId], f64); 2]; 3] = [
+            [(&[0, 1], WORTH), (&[1, 2], WORTH)],
+            [(&[0], LARGE), (&[1], WORTH)],
+            [(&[0], 10.0), (&[1], 10.0)],
+        ];
+        for case in cases {
+            assert_eq!(cut(&case), one(2));
+        }
+        assert_eq!(cut(&[]), one(0));
+    }
+
+    #[test]
+    fn many_small_groups_are_few_tasks() {
+        let steps: Vec<([BufferId; 1], f64)> = (0..1000).map(|i| ([i], 1000.0)).collect();
+        let steps: Vec<StepCost<'_>> = steps
+            .iter()
+            .map(|(touches, work)| StepCost { touches, work: *work })
+            .collect();
+        let found = tasks(&steps, 1000);
+        assert!((16..=33).contains(&found.ranges.len()), "{} tasks", found.ranges.len());
+        assert!(found.ranges.windows(2).all(|two| two[0].end == two[1].start));
+        assert_eq!(found.order, (0..1000).collect::<Vec<_>>());
+    }
+}
