@@ -249,6 +249,7 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         | O::AdamW(_)
         | O::Elementwise(_)
         | O::MatmulSum { .. }
+        | O::SharedMatmul { .. }
         | O::ValueAndVjp { .. }
         | O::Vjp { .. } => {
             return Ok(Err(Error::shape(

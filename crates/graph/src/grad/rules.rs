@@ -166,6 +166,7 @@ pub(super) fn vjp(
         | O::AdamW(_)
         | O::Elementwise(_)
         | O::MatmulSum { .. }
+        | O::SharedMatmul { .. }
         | O::ValueAndVjp { .. }
         | O::Vjp { .. } => fused_vjp(operation, inputs, outputs, cotangents, wanted),
     }

@@ -85,6 +85,11 @@ pub fn flops(operation: &Operation, inputs: &[&Meta], outputs: &[Meta]) -> f64 {
             let scaled = if scale.to_bits() == 1f32.to_bits() { 0.0 } else { made };
             scaled + sum(terms, inputs, made)
         }
+        O::SharedMatmul { scale, .. } => {
+            let scaled = f64::from(u8::from(scale.to_bits() != 1f32.to_bits()));
+            let made: f64 = outputs.iter().map(|meta| meta.shape.elem_count() as f64).sum();
+            made * (scaled + 2.0 * last_dim(inputs.first().copied()))
+        }
         O::Vjp { of, wanted } => vjp(of, *wanted, inputs),
         O::ValueAndVjp { of, wanted } => flops(of, inputs, outputs) + vjp(of, *wanted, inputs),
     }

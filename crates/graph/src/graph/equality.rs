@@ -114,6 +114,9 @@ impl Operation {
             (O::MatmulSum { terms: a, scale: c }, O::MatmulSum { terms: b, scale: d }) => {
                 c.to_bits() == d.to_bits() && a == b
             }
+            (O::SharedMatmul { count: a, scale: c }, O::SharedMatmul { count: b, scale: d }) => {
+                a == b && c.to_bits() == d.to_bits()
+            }
             (O::Vjp { of: a, wanted: c }, O::Vjp { of: b, wanted: d })
             | (O::ValueAndVjp { of: a, wanted: c }, O::ValueAndVjp { of: b, wanted: d }) => c == d && a == b,
             (
@@ -183,6 +186,7 @@ impl Operation {
                 | O::CrossEntropy(_)
                 | O::AdamW(_)
                 | O::MatmulSum { .. }
+                | O::SharedMatmul { .. }
                 | O::ValueAndVjp { .. }
                 | O::Vjp { .. },
                 _,

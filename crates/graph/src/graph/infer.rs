@@ -204,6 +204,12 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             one(result.shape.dims().to_vec(), result.dtype)
         }
         O::MatmulSum { terms, .. } => matmul_sum(name, terms, inputs),
+        O::SharedMatmul { .. } => (1..inputs.len())
+            .map(|index| {
+                check_rank(name, 2, dims(index))?;
+                Ok(Meta::new(matmul(name, dims(0), dims(index))?, inputs[0].dtype))
+            })
+            .collect(),
         O::LoRA { .. } => {
             check_rank(name, 2, dims(1))?;
             check_rank(name, 2, dims(2))?;

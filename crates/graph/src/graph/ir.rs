@@ -169,6 +169,7 @@ pub(crate) fn hash_operation(operation: &Operation, state: &mut impl Hasher) {
             }
         }
         O::MatmulSum { terms, scale } => (terms, scale.to_bits()).hash(state),
+        O::SharedMatmul { count, scale } => (count, scale.to_bits()).hash(state),
         O::Vjp { of, wanted } | O::ValueAndVjp { of, wanted } => {
             wanted.hash(state);
             hash_operation(of, state);

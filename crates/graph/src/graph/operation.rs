@@ -268,6 +268,13 @@ pub enum Operation {
         /// Factor on the sum.
         scale: f32,
     },
+    /// See [`crate::fused::shared_matmul`].
+    SharedMatmul {
+        /// Factors on the right: outputs.
+        count: usize,
+        /// Factor on each product.
+        scale: f32,
+    },
     /// A fused operation together with its vector-Jacobian product. It is made by the pass `pair`, where a kernel that
     /// does both spares work; users never record one.
     ///
@@ -364,6 +371,7 @@ impl Operation {
         match self {
             Self::Attention(_) | Self::CrossEntropy(_) => 2,
             Self::AdamW(_) => 3,
+            Self::SharedMatmul { count, .. } => *count,
             Self::Vjp { wanted, .. } => wanted.count_ones() as usize,
             Self::ValueAndVjp { of, wanted } => of.output_count() + wanted.count_ones() as usize,
             _ => 1,
@@ -388,6 +396,7 @@ impl Operation {
                 | Self::AdamW(_)
                 | Self::Elementwise(_)
                 | Self::MatmulSum { .. }
+                | Self::SharedMatmul { .. }
                 | Self::ValueAndVjp { .. }
                 | Self::Vjp { .. }
         )

@@ -108,6 +108,7 @@ impl Operation {
             | O::GELU { .. }
             | O::LoRA { .. }
             | O::MatmulSum { .. }
+            | O::SharedMatmul { .. }
             | O::DequantMatmul { .. }
             | O::Attention(_)
             | O::AdamW(_) => input(0),

@@ -73,6 +73,7 @@ impl Operation {
             Self::AdamW(_) => "AdamW",
             Self::Elementwise(_) => "Elementwise",
             Self::MatmulSum { .. } => "MatmulSum",
+            Self::SharedMatmul { .. } => "SharedMatmul",
             Self::ValueAndVjp { .. } => "ValueAndVjp",
             Self::Vjp { .. } => "Vjp",
         }
@@ -123,6 +124,7 @@ impl fmt::Display for Operation {
                 " beta1={} beta2={} eps={} weight_decay={}",
                 o.beta1, o.beta2, o.eps, o.weight_decay
             ),
+            Self::SharedMatmul { count, scale } => write!(f, " count={count} scale={scale}"),
             Self::MatmulSum { terms, scale } => write!(f, " terms={terms:?} scale={scale}"),
             Self::Vjp { of, wanted } | Self::ValueAndVjp { of, wanted } => {
                 write!(f, " of=({of}) wanted={wanted:#b}")

@@ -156,6 +156,11 @@ fn signature(operation: &Operation) -> Signature {
                 repeat: false,
             }
         }
+        O::SharedMatmul { count, .. } => Signature {
+            required: (0..=*count).map(|i| if i == 0 { Float } else { Like(0) }).collect(),
+            optional: Classes::new(),
+            repeat: false,
+        },
         O::Vjp { .. } | O::ValueAndVjp { .. } => Signature {
             required: smallvec![Any],
             optional: smallvec![Any],

@@ -8,6 +8,7 @@ mod fuse;
 mod lower;
 mod pair;
 mod products;
+mod shared;
 #[cfg(test)]
 mod testing;
 
@@ -53,6 +54,10 @@ pub const FUSING: &[Pass] = &[
     Pass {
         name: "dce",
         run: dce::run,
+    },
+    Pass {
+        name: "shared",
+        run: shared::run,
     },
     Pass {
         name: "fuse",

@@ -10,7 +10,7 @@ use metal_candle_graph::{
     QuantFormat, Result, random,
 };
 
-pub const COUNT: usize = 65;
+pub const COUNT: usize = 66;
 
 /// A number below `COUNT` for each operation.
 pub fn position(operation: &Operation) -> usize {
@@ -81,6 +81,7 @@ pub fn position(operation: &Operation) -> usize {
         O::MatmulSum { .. } => 62,
         O::ValueAndVjp { .. } => 63,
         O::DequantMatmul { .. } => 64,
+        O::SharedMatmul { .. } => 65,
     }
 }
 
@@ -335,6 +336,11 @@ pub fn samples() -> Vec<Sample> {
             },
             vec![x(), floats(3, &[3, 4]), floats(4, &[4]), y(), floats(5, &[3, 4])],
             "MatmulSum terms=[Product, Addend, Product] scale=0.5",
+        ),
+        smooth(
+            O::SharedMatmul { count: 2, scale: 0.5 },
+            vec![x(), floats(3, &[3, 4]), floats(4, &[3, 1])],
+            "SharedMatmul count=2 scale=0.5",
         ),
         smooth(
             O::ValueAndVjp {

@@ -94,6 +94,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         | O::AdamW(_)
         | O::Elementwise(_)
         | O::MatmulSum { .. }
+        | O::SharedMatmul { .. }
         | O::ValueAndVjp { .. }
         | O::Vjp { .. } => Err(Error::shape(node.operation.name(), "is lowered as a fused operation")),
     }

@@ -67,22 +67,32 @@ impl View {
         })
     }
 
-    /// Only ones added or removed: the other dimensions keep their strides.
+    /// Dimensions may be split, and joined where they lie evenly apart.
     fn reshaped_strides(&self, dims: &[usize]) -> Option<Vec<usize>> {
-        let mut old = (0..self.dims.len()).filter(|&i| self.dims[i] != 1);
-        let mut strides = Vec::with_capacity(dims.len());
-        for &dim in dims {
-            if dim == 1 {
-                strides.push(0);
-                continue;
+        let mut old = self.dims.iter().zip(&self.strides).rev().filter(|(dim, _)| **dim != 1);
+        let mut strides = vec![0; dims.len()];
+        // What is left of the old dimension at hand, and the stride of the next new one in it.
+        let (mut left, mut step) = (1, 0);
+        for (&dim, stride) in dims.iter().zip(&mut strides).rev().filter(|(dim, _)| **dim != 1) {
+            let mut wanted = dim;
+            if left == 1 {
+                (left, step) = old.next().map(|(&dim, &stride)| (dim, stride))?;
             }
-            let i = old.next()?;
-            if self.dims[i] != dim {
-                return None;
+            *stride = step;
+            while !left.is_multiple_of(wanted) {
+                if !wanted.is_multiple_of(left) {
+                    return None;
+                }
+                (wanted, step) = (wanted / left, step * left);
+                let (&next, &next_stride) = old.next()?;
+                if next_stride != step {
+                    return None;
+                }
+                left = next;
             }
-            strides.push(self.strides[i]);
+            (left, step) = (left / wanted, step * wanted);
         }
-        old.next().is_none().then_some(strides)
+        (left == 1 && old.next().is_none()).then_some(strides)
     }
 
     pub fn permuted(&self, order: &[usize]) -> Self {
@@ -169,5 +179,55 @@ impl View {
         let len = if self.len() == 0 { 0 } else { reach + 1 };
         // SAFETY: the last element of the view is inside the buffer.
         unsafe { std::slice::from_raw_parts(self.pointer::<T>(memory), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the elements lie, in row-major order.
+    fn places(view: &View) -> Vec<usize> {
+        let of = |mut i: usize| {
+            let dims = view.dims.iter().zip(&view.strides).rev();
+            dims.fold(view.offset, |place, (dim, stride)| {
+                let at = i % dim;
+                i /= dim;
+                place + at * stride
+            })
+        };
+        (0..view.len()).map(of).collect()
+    }
+
+    #[test]
+    fn reshaped_views_look_at_the_same_elements() {
+        let whole = View::contiguous(0, &[4, 6, 10], DType::F32);
+        let columns = View {
+            dims: vec![4, 6, 5],
+            offset: 3,
+            ..whole.clone()
+        };
+        let cases: [(&View, &[usize], bool); 9] = [
+            (&columns, &[24, 5], true),
+            (&columns, &[2, 2, 1, 3, 2, 5, 1], true),
+            (&columns, &[2, 12, 5], true),
+            (&columns, &[4, 30], false),
+            (&columns, &[8, 15], false),
+            (&whole.permuted(&[2, 0, 1]), &[10, 24], true),
+            (&whole.permuted(&[2, 0, 1]), &[5, 2, 12, 2], true),
+            (&whole.permuted(&[1, 0, 2]), &[24, 10], false),
+            (
+                &View::contiguous(0, &[3], DType::F32).broadcast(&[2, 4, 3]),
+                &[8, 3],
+                true,
+            ),
+        ];
+        for (view, dims, possible) in cases {
+            let reshaped = view.reshaped(dims);
+            assert_eq!(reshaped.is_some(), possible, "{view:?} as {dims:?}");
+            if let Some(reshaped) = reshaped {
+                assert_eq!(places(&reshaped), places(view), "{view:?} as {dims:?}");
+            }
+        }
     }
 }

@@ -34,7 +34,8 @@ pub(crate) fn has_kernel(graph: &Graph, node: &GraphNode) -> bool {
         | O::Attention(_)
         | O::CrossEntropy(_)
         | O::AdamW(_)
-        | O::Elementwise(_) => true,
+        | O::Elementwise(_)
+        | O::SharedMatmul { .. } => true,
         // The kernel scales products, not what is added to them.
         O::MatmulSum { terms, scale } => scale.to_bits() == 1f32.to_bits() || !terms.contains(&SumTerm::Addend),
         O::LoRA { .. } => products::keeps_lora(graph, node),
@@ -59,6 +60,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::CrossEntropy(options) => training::loss(builder, node, *options),
         O::AdamW(options) => training::optimizer(builder, node, *options),
         O::MatmulSum { terms, scale } => products::matmul_sum_step(builder, node, terms, f64::from(*scale)),
+        O::SharedMatmul { scale, .. } => products::shared_matmul_steps(builder, node, f64::from(*scale)),
         O::ValueAndVjp { of, wanted } => match &**of {
             O::CrossEntropy(options) => training::loss_and_vjp(builder, node, *options, *wanted),
             other => Err(Error::shape(other.name(), "has no kernel together with its vjp")),

@@ -11,7 +11,7 @@ use super::super::with_float;
 use super::Views;
 use crate::error::Result;
 use crate::fused::matmul_sum::SumTerm;
-use crate::graph::{Graph, GraphNode, Operation};
+use crate::graph::{Graph, GraphNode, Meta, Operation};
 
 /// Whether the low-rank term stays one operation: where something else is added to it, it becomes part of that sum.
 pub(super) fn keeps_lora(graph: &Graph, node: &GraphNode) -> bool {
@@ -35,6 +35,55 @@ pub(super) fn lora_steps(builder: &mut Builder<'_>, node: &GraphNode, scale: f64
     product(builder, scale, [&inputs[0], &inputs[1]], &narrow)?;
     product(builder, 1.0, [&narrow, &inputs[2]], &out)?;
     Ok(smallvec![out])
+}
+
+/// The narrow factors side by side, then one product; each output is some of its columns.
+pub(super) fn shared_matmul_steps(builder: &mut Builder<'_>, node: &GraphNode, scale: f64) -> Result<Views> {
+    let x = rows(builder.view(node.inputs[0]).clone(), || {
+        builder.contiguous(node.inputs[0])
+    })?;
+    let factors: Vec<View> = node.inputs[1..].iter().map(|&b| builder.view(b).clone()).collect();
+    let columns: usize = factors.iter().map(|factor| factor.dims[1]).sum();
+    let joined = builder.fresh(&[x.dims[1], columns], x.dtype);
+    let out = builder.fresh(&[x.dims[0], columns], x.dtype);
+    side_by_side(builder, &factors, &joined)?;
+    product(builder, scale, [&x, &joined], &out)?;
+    let mut first = 0;
+    let columns_of = |meta: &Meta| {
+        let mut dims = meta.shape.dims().to_vec();
+        let last = dims.len() - 1;
+        dims[last] = columns;
+        let mut view = View::contiguous(out.buffer, &dims, meta.dtype);
+        (view.offset, view.dims) = (first, meta.shape.dims().to_vec());
+        first += view.dims[last];
+        view
+    };
+    Ok(node.outputs.iter().map(columns_of).collect())
+}
+
+/// Copies matrices `(k, n_i)` into the columns of `(k, n_0 + n_1 + ..)`.
+fn side_by_side(builder: &mut Builder<'_>, matrices: &[View], to: &View) -> Result<()> {
+    let columns = to.dims[1];
+    let (from, into) = (matrices.to_vec(), to.clone());
+    with_float!(to.dtype, T => {
+        builder.step(&matrices.iter().collect::<Vec<_>>(), &[to], move |memory| {
+            // SAFETY: the matrices are read only; the result is this step's to write.
+            let into = unsafe { into.slice_mut::<T>(memory) };
+            let mut first = 0;
+            for view in &from {
+                // SAFETY: as above.
+                let matrix = unsafe { view.span::<T>(memory) };
+                for (row, into) in into.chunks_exact_mut(columns.max(1)).enumerate() {
+                    for (column, to) in into[first..first + view.dims[1]].iter_mut().enumerate() {
+                        *to = matrix[row * view.strides[0] + column * view.strides[1]];
+                    }
+                }
+                first += view.dims[1];
+            }
+            Ok(())
+        });
+        Ok(())
+    })
 }
 
 /// The operands of a sum: pairs of matrices, and addends with the elements from one of their rows to the next.
@@ -89,6 +138,13 @@ impl Operands {
 fn rows(view: View, contiguous: impl FnOnce() -> Result<View>) -> Result<View> {
     if view.dims.len() == 2 && !view.is_contiguous() {
         return Ok(view);
+    }
+    let dims = [
+        view.dims[..view.dims.len() - 1].iter().product(),
+        view.dims[view.dims.len() - 1],
+    ];
+    if let Some(matrix) = view.reshaped(&dims).filter(|_| !view.is_contiguous()) {
+        return Ok(matrix);
     }
     let mut view = if view.is_contiguous() { view } else { contiguous()? };
     let k = view.dims[view.dims.len() - 1];

@@ -1,0 +1,22 @@
+//! Products that share their left factor: `y_i = x b_i * scale`, `x (.., m, k)`, `b_i (k, n_i)`. It is made by the pass
+//! `shared`; users never record one. The low-rank factors of layers with a common input (queries, keys and values; gate
+//! and up) are such products, and so are the gradients of those factors. Kernels lay the narrow factors side by side and
+//! read `x` once.
+
+use crate::error::Result;
+use crate::lazy_tensor::LazyTensor;
+
+/// The definition in primitives: one product after the other.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn fallback(x: &LazyTensor, factors: &[LazyTensor], scale: f32) -> Result<Vec<LazyTensor>> {
+    let product = |factor: &LazyTensor| {
+        let product = x.matmul(factor)?;
+        if scale.to_bits() == 1f32.to_bits() {
+            return Ok(product);
+        }
+        product.mul_scalar(scale)
+    };
+    factors.iter().map(product).collect()
+}
