@@ -234,7 +234,9 @@ fn lora_vjp(g: &LazyTensor, inputs: &[LazyTensor], scale: f32, wanted: &[bool]) 
         gradients[1] = Some(x.t()?.matmul(narrow)?);
     }
     if wanted[2] {
-        gradients[2] = Some(x.matmul(a)?.mul_scalar(scale)?.t()?.matmul(&g2)?);
+        // As the fallback records it, so that the forward pass's product is this one.
+        let forward = inputs[0].matmul(a)?.mul_scalar(scale)?;
+        gradients[2] = Some(rows(&forward)?.t()?.matmul(&g2)?);
     }
     Ok(gradients)
 }

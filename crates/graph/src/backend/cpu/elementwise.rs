@@ -1,6 +1,8 @@
 //! Loops over strided operands: one output element from the elements at the same place of the inputs. Dimensions that are
 //! adjacent in every operand are merged, so that most calls are one flat loop; broadcasts are strides of zero.
 
+use std::ops::Range;
+
 use smallvec::SmallVec;
 
 use super::Memory;
@@ -55,30 +57,73 @@ impl Nest {
     pub fn for_pieces(&self, f: impl Fn(&[usize], usize, usize) + Sync) {
         let rows: usize = self.outer.iter().map(|(size, _)| size).product();
         let pieces = self.inner.div_ceil(PIECE);
-        let run = |item: usize| {
-            let (row, start) = (item / pieces, item % pieces * PIECE);
-            let mut offsets: PerInput = self.steps.iter().map(|step| start * step).collect();
-            let mut rest = row;
-            for (size, strides) in self.outer.iter().rev() {
-                let index = rest % size;
-                rest /= size;
-                offsets
-                    .iter_mut()
-                    .zip(strides)
-                    .for_each(|(offset, stride)| *offset += index * stride);
+        let run = |items: Range<usize>| {
+            let mut row = self.row(items.start / pieces.max(1));
+            for item in items {
+                let start = item % pieces * PIECE;
+                let len = PIECE.min(self.inner - start);
+                let out = item / pieces * self.inner + start;
+                if start == 0 {
+                    f(&row.offsets, out, len);
+                } else {
+                    let along = row.offsets.iter().zip(&self.steps);
+                    f(
+                        &along.map(|(offset, step)| offset + start * step).collect::<PerInput>(),
+                        out,
+                        len,
+                    );
+                }
+                if start + len == self.inner {
+                    self.next(&mut row);
+                }
             }
-            f(&offsets, row * self.inner + start, PIECE.min(self.inner - start));
         };
         let items = rows * pieces;
         if rows * self.inner < 4 * PIECE {
-            (0..items).for_each(run);
+            run(0..items);
         } else {
             let each = (PIECE / self.inner.clamp(1, PIECE)).max(1);
             pool::run(items.div_ceil(each), true, &|piece| {
-                (piece * each..items.min(piece * each + each)).for_each(run);
+                run(piece * each..items.min(piece * each + each));
             });
         }
     }
+
+    /// Where row `number` begins.
+    fn row(&self, number: usize) -> Row {
+        let mut row = Row {
+            index: SmallVec::from_elem(0, self.outer.len()),
+            offsets: PerInput::from_elem(0, self.steps.len()),
+        };
+        let mut rest = number;
+        for ((size, strides), index) in self.outer.iter().zip(&mut row.index).rev() {
+            *index = rest % size;
+            rest /= size;
+            let offsets = row.offsets.iter_mut().zip(strides);
+            offsets.for_each(|(offset, stride)| *offset += *index * stride);
+        }
+        row
+    }
+
+    /// On to the next row; divisions would cost more than a short row.
+    fn next(&self, row: &mut Row) {
+        for ((size, strides), index) in self.outer.iter().zip(&mut row.index).rev() {
+            *index += 1;
+            let offsets = row.offsets.iter_mut().zip(strides);
+            if *index < *size {
+                offsets.for_each(|(offset, stride)| *offset += stride);
+                return;
+            }
+            *index = 0;
+            offsets.for_each(|(offset, stride)| *offset -= (size - 1) * stride);
+        }
+    }
+}
+
+/// A row of the innermost loop: its place in the outer dimensions, and where the inputs' elements begin.
+struct Row {
+    index: SmallVec<[usize; 4]>,
+    offsets: PerInput,
 }
 
 /// Addresses that tasks share: each writes a part of the output that no other touches.

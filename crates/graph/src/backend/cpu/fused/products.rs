@@ -3,6 +3,7 @@
 use smallvec::{SmallVec, smallvec};
 
 use super::super::build::Builder;
+use super::super::elementwise::copy_strided;
 use super::super::kernels::matmul::{Factors, PARALLEL_MACS, sum_of_products};
 use super::super::kernels::{Float, Mat, Real};
 use super::super::primitives::product;
@@ -11,7 +12,7 @@ use super::super::with_float;
 use super::Views;
 use crate::error::Result;
 use crate::fused::matmul_sum::SumTerm;
-use crate::graph::{Graph, GraphNode, Meta, Operation};
+use crate::graph::{Graph, GraphNode, Operation};
 
 /// Whether the low-rank term stays one operation: where something else is added to it, it becomes part of that sum.
 pub(super) fn keeps_lora(graph: &Graph, node: &GraphNode) -> bool {
@@ -46,43 +47,31 @@ pub(super) fn shared_matmul_steps(builder: &mut Builder<'_>, node: &GraphNode, s
     let columns: usize = factors.iter().map(|factor| factor.dims[1]).sum();
     let joined = builder.fresh(&[x.dims[1], columns], x.dtype);
     let out = builder.fresh(&[x.dims[0], columns], x.dtype);
-    side_by_side(builder, &factors, &joined)?;
-    product(builder, scale, [&x, &joined], &out)?;
-    let mut first = 0;
-    let columns_of = |meta: &Meta| {
-        let mut dims = meta.shape.dims().to_vec();
-        let last = dims.len() - 1;
-        dims[last] = columns;
-        let mut view = View::contiguous(out.buffer, &dims, meta.dtype);
-        (view.offset, view.dims) = (first, meta.shape.dims().to_vec());
-        first += view.dims[last];
-        view
-    };
-    Ok(node.outputs.iter().map(columns_of).collect())
-}
-
-/// Copies matrices `(k, n_i)` into the columns of `(k, n_0 + n_1 + ..)`.
-fn side_by_side(builder: &mut Builder<'_>, matrices: &[View], to: &View) -> Result<()> {
-    let columns = to.dims[1];
-    let (from, into) = (matrices.to_vec(), to.clone());
-    with_float!(to.dtype, T => {
-        builder.step(&matrices.iter().collect::<Vec<_>>(), &[to], move |memory| {
-            // SAFETY: the matrices are read only; the result is this step's to write.
-            let into = unsafe { into.slice_mut::<T>(memory) };
-            let mut first = 0;
-            for view in &from {
-                // SAFETY: as above.
-                let matrix = unsafe { view.span::<T>(memory) };
-                for (row, into) in into.chunks_exact_mut(columns.max(1)).enumerate() {
-                    for (column, to) in into[first..first + view.dims[1]].iter_mut().enumerate() {
-                        *to = matrix[row * view.strides[0] + column * view.strides[1]];
-                    }
-                }
-                first += view.dims[1];
-            }
+    let places = columns_of(&joined, factors.iter().map(|factor| factor.dims.as_slice()));
+    let all: Vec<&View> = factors.iter().collect();
+    let pairs: Vec<(View, View)> = factors.iter().cloned().zip(places).collect();
+    with_float!(x.dtype, T => {
+        builder.step(&all, &[&joined], move |memory| {
+            pairs.iter().for_each(|(from, to)| copy_strided::<T>(memory, from, to));
             Ok(())
         });
         Ok(())
+    })?;
+    product(builder, scale, [&x, &joined], &out)?;
+    Ok(columns_of(&out, node.outputs.iter().map(|meta| meta.shape.dims())).collect())
+}
+
+/// Tensors of these dimensions that lie side by side, in the columns of a matrix.
+fn columns_of<'a>(matrix: &View, dims: impl Iterator<Item = &'a [usize]>) -> impl Iterator<Item = View> {
+    let mut first = 0;
+    dims.map(move |dims| {
+        let last = dims.len() - 1;
+        let mut whole = dims.to_vec();
+        whole[last] = matrix.dims[1];
+        let mut view = View::contiguous(matrix.buffer, &whole, matrix.dtype);
+        (view.offset, view.dims[last]) = (first, dims[last]);
+        first += dims[last];
+        view
     })
 }
 
