@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 
 use super::float::Float;
 
@@ -53,6 +54,9 @@ pub(crate) fn with_scratch<A: Float, R>(len: usize, f: impl FnOnce(&mut [A]) -> 
 
 /// Lends `f` room for `len` values, from the start of a cache line. Calls may nest.
 pub(crate) fn with_space<P, R>(len: usize, f: impl FnOnce(*mut P) -> R) -> R {
+    if len == 0 {
+        return f(NonNull::<Line>::dangling().as_ptr().cast());
+    }
     let mut buffer = take::<P>(len);
     let result = f(buffer.as_mut_ptr().cast());
     give_back(buffer);

@@ -2,6 +2,7 @@
 //! The cut follows from the sizes alone.
 
 use std::any::TypeId;
+use std::mem::MaybeUninit;
 
 use half::bf16;
 use smallvec::SmallVec;
@@ -124,6 +125,11 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         factors.b.cols == 1 && (self.dims.0 <= FEW_ROWS || factors.k <= FEW_TERMS)
     }
 
+    /// True where the kernel reads B where it is.
+    fn lies_ready<P: Entry<S>>(&self, factors: &Factors<S>) -> bool {
+        P::TERMS == 1 && self.suits_rows(factors)
+    }
+
     /// True where entries of two terms are the better ones: but for few rows of A, and for dot products of an odd length,
     /// whose last term would need a copy.
     pub fn suits_pairs(&self) -> bool {
@@ -234,11 +240,17 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         (j, cols): (usize, usize),
     ) {
         let stride = cols.next_multiple_of(kernel.lanes);
-        let entries = self.factors.iter().map(|f| f.k.div_ceil(P::TERMS) * stride);
+        let packed = self.factors.iter().filter(|f| !self.lies_ready::<P>(f));
+        let entries = packed.map(|f| f.k.div_ceil(P::TERMS) * stride);
         with_space(entries.sum(), |space: *mut P| {
+            let mut panels = SmallVec::<[Panel<P>; FACTORS]>::new();
             // SAFETY: column j is inside each B, and the space holds a panel of each.
-            let panels = unsafe { self.panels(kernel, space, (j, cols, stride)) };
-            let mut sums = [S::Acc::ZERO; TILE];
+            unsafe { self.panels(kernel, space, (j, cols, stride), &mut panels) };
+            let mut room = [const { MaybeUninit::<S::Acc>::uninit() }; TILE];
+            let used = &mut room[..kernel.rows.min(rows) * stride];
+            used.fill(MaybeUninit::new(S::Acc::ZERO));
+            // SAFETY: filled.
+            let sums = unsafe { std::slice::from_raw_parts_mut(used.as_mut_ptr().cast::<S::Acc>(), used.len()) };
             let direct = cols == stride && self.sums_in_place();
             for i in (start..start + rows).step_by(kernel.rows) {
                 let count = kernel.rows.min(start + rows - i);
@@ -267,7 +279,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                 }
                 if !direct {
                     // SAFETY: the place is inside C.
-                    unsafe { self.write(kernel, &mut sums, stride, (first + i, j), (count, cols)) };
+                    unsafe { self.write(kernel, sums, stride, (first + i, j), (count, cols)) };
                 }
             }
         });
@@ -279,7 +291,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         is::<C, S::Acc>() && self.alpha == S::Acc::ONE && self.addends.len() <= 1 && self.addends.iter().all(itself)
     }
 
-    /// Columns from `j` on of each B, as they lie or packed into the space.
+    /// Adds the columns from `j` on of each B to the panels, as they lie or packed into the space.
     ///
     /// # Safety
     /// The columns are inside each B; the space has room for `stride` columns of each.
@@ -288,11 +300,12 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         kernel: &Kernel<P, S::Acc>,
         mut space: *mut P,
         (j, cols, stride): (usize, usize, usize),
-    ) -> SmallVec<[Panel<P>; FACTORS]> {
+        panels: &mut SmallVec<[Panel<P>; FACTORS]>,
+    ) {
         let panel = |factors: &Factors<S>| {
             let steps = factors.k.div_ceil(P::TERMS);
             let from = factors.b.at(0, j);
-            if P::TERMS == 1 && self.suits_rows(factors) {
+            if self.lies_ready::<P>(factors) {
                 let (ptr, step) = (from.ptr.cast(), from.rows as usize);
                 return Panel { ptr, step, steps, cols };
             }
@@ -313,7 +326,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
             let (step, cols) = (stride, stride);
             Panel { ptr, step, steps, cols }
         };
-        self.factors.iter().map(panel).collect()
+        panels.extend(self.factors.iter().map(panel));
     }
 
     /// The addends alone, scaled by nothing.

@@ -99,7 +99,19 @@ unsafe fn tile<W: Words, const R: usize, const V: usize>(t: &Tile<W::Panel, W::A
     let last = t.cols - (V - 1) * W::LANES;
     // SAFETY: the caller's promise.
     unsafe {
-        if last == W::LANES {
+        if R == 1 && last == W::LANES {
+            row_tile::<W, V>(
+                t,
+                #[inline(always)]
+                |from| W::load(from),
+            );
+        } else if R == 1 {
+            row_tile::<W, V>(
+                t,
+                #[inline(always)]
+                |from| W::load_part(from, last),
+            );
+        } else if last == W::LANES {
             tile_with::<W, R, V>(
                 t,
                 #[inline(always)]
@@ -154,6 +166,49 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
             for (v, &sums) in sums.iter().enumerate() {
                 W::store(sums, t.out.add(r * t.out_row + v * W::LANES));
             }
+        }
+    }
+}
+
+/// Sums of a single row that are kept apart: each waits for the one before it, and a row gives few to do meanwhile.
+const APART: usize = 4;
+
+/// A tile of one row.
+///
+/// # Safety
+/// As [`Kernel::tile`].
+#[inline(always)]
+unsafe fn row_tile<W: Words, const V: usize>(
+    t: &Tile<W::Panel, W::Acc>,
+    load_last: impl Fn(*const W::Panel) -> W::Vector,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let step = |sums: &mut [W::Sums; V], at: usize| {
+            let (left, b) = (W::splat(t.a.add(at * t.a_step)), t.b.wrapping_add(at * t.b_step));
+            for (v, sum) in sums.iter_mut().enumerate().take(V - 1) {
+                *sum = W::fma(*sum, left, W::load(b.add(v * W::LANES)));
+            }
+            sums[V - 1] = W::fma(sums[V - 1], left, load_last(b.wrapping_add((V - 1) * W::LANES)));
+        };
+        let mut sums: [[W::Sums; V]; APART] = from_fn(|_| from_fn(|_| W::zero()));
+        let whole = t.steps - t.steps % APART;
+        for at in (0..whole).step_by(APART) {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                step(sums, at + i);
+            }
+        }
+        for at in whole..t.steps {
+            step(&mut sums[0], at);
+        }
+        let [a, b, c, d] = sums;
+        for v in 0..V {
+            let mut sum = W::join(W::join(a[v], b[v]), W::join(c[v], d[v]));
+            let to = t.out.add(v * W::LANES);
+            if t.add {
+                sum = W::join(W::fetch(to), sum);
+            }
+            W::store(sum, to);
         }
     }
 }

@@ -34,6 +34,11 @@ impl Words for Neon32 {
         unsafe { vdupq_n_f32(*from) }
     }
     #[inline(always)]
+    unsafe fn join(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: NEON is always there.
+        unsafe { vaddq_f32(a, b) }
+    }
+    #[inline(always)]
     unsafe fn zero() -> float32x4_t {
         // SAFETY: NEON is always there.
         unsafe { vdupq_n_f32(0.0) }
@@ -85,6 +90,11 @@ impl Words for NeonBrain {
     unsafe fn splat(from: *const bf16) -> float32x4_t {
         // SAFETY: the caller's promise.
         unsafe { vdupq_n_f32(f32::from_bits(u32::from((*from).to_bits()) << 16)) }
+    }
+    #[inline(always)]
+    unsafe fn join(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: NEON is always there.
+        unsafe { Neon32::join(a, b) }
     }
     #[inline(always)]
     unsafe fn zero() -> float32x4_t {

@@ -34,6 +34,8 @@ pub(super) trait Words: Copy + 'static {
     /// `sums + a * b`, lane by lane.
     unsafe fn fma(sums: Self::Sums, a: Self::Vector, b: Self::Vector) -> Self::Sums;
     unsafe fn store(sums: Self::Sums, to: *mut Self::Acc);
+    /// `a + b`, lane by lane.
+    unsafe fn join(a: Self::Sums, b: Self::Sums) -> Self::Sums;
     /// Asks for the cache line of an address that will be read soon; any address will do.
     #[inline(always)]
     fn prefetch(_: *const Self::Panel) {}
@@ -76,6 +78,11 @@ impl<S: Float> Words for Portable<S> {
     unsafe fn splat(from: *const S) -> Self::Vector {
         // SAFETY: the caller's promise.
         [unsafe { *from }.to_acc(); PORTABLE_LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn join(a: Self::Sums, b: Self::Sums) -> Self::Sums {
+        std::array::from_fn(|i| a[i] + b[i])
     }
 
     #[inline(always)]

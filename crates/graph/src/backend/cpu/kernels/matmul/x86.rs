@@ -16,7 +16,7 @@ macro_rules! words {
         load($from:ident) $load:expr;
         part($part_from:ident, $count:ident) $part:expr;
         splat($one:ident) $splat:expr;
-        zero $zero:ident; fetch $fetch:ident; fma($s:ident, $a:ident, $b:ident) $fma:expr; store $store:ident; totals $totals:ident
+        zero $zero:ident; fetch $fetch:ident; fma($s:ident, $a:ident, $b:ident) $fma:expr; store $store:ident; join $join:ident; totals $totals:ident
     ) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
@@ -65,6 +65,11 @@ macro_rules! words {
                 unsafe { $store(to, sums) }
             }
             #[inline(always)]
+            unsafe fn join(a: $sums, b: $sums) -> $sums {
+                // SAFETY: the caller's promise.
+                unsafe { $join(a, b) }
+            }
+            #[inline(always)]
             fn prefetch(at: *const $panel) {
                 super::super::par::prefetch(at);
             }
@@ -83,7 +88,7 @@ words! {
     load(from) _mm512_loadu_ps(from);
     part(from, count) _mm512_maskz_loadu_ps(first16(count), from);
     splat(one) _mm512_set1_ps(*one);
-    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
+    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; join _mm512_add_ps; totals totals_512
 }
 
 words! {
@@ -92,7 +97,7 @@ words! {
     load(from) _mm512_loadu_pd(from);
     part(from, count) _mm512_maskz_loadu_pd(first16(count) as __mmask8, from);
     splat(one) _mm512_set1_pd(*one);
-    zero _mm512_setzero_pd; fetch _mm512_loadu_pd; fma(s, a, b) _mm512_fmadd_pd(a, b, s); store _mm512_storeu_pd; totals totals_512d
+    zero _mm512_setzero_pd; fetch _mm512_loadu_pd; fma(s, a, b) _mm512_fmadd_pd(a, b, s); store _mm512_storeu_pd; join _mm512_add_pd; totals totals_512d
 }
 
 words! {
@@ -101,7 +106,7 @@ words! {
     load(from) pairs(_mm512_loadu_si512(from.cast()));
     part(from, count) pairs(_mm512_maskz_loadu_epi32(first16(count), from.cast()));
     splat(one) pairs(_mm512_set1_epi32(one.cast::<i32>().read_unaligned()));
-    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_dpbf16_ps(s, a, b); store _mm512_storeu_ps; totals totals_512
+    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_dpbf16_ps(s, a, b); store _mm512_storeu_ps; join _mm512_add_ps; totals totals_512
 }
 
 words! {
@@ -110,7 +115,7 @@ words! {
     load(from) brain_512(_mm256_loadu_si256(from.cast()));
     part(from, count) brain_512(_mm256_maskz_loadu_epi16(first16(count), from.cast()));
     splat(one) _mm512_set1_ps(f32::from_bits(u32::from((*one).to_bits()) << 16));
-    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
+    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; join _mm512_add_ps; totals totals_512
 }
 
 words! {
@@ -119,7 +124,7 @@ words! {
     load(from) _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()));
     part(from, count) _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(count), from.cast()));
     splat(one) _mm512_cvtph_ps(_mm256_set1_epi16((*one).to_bits() as i16));
-    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; totals totals_512
+    zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; join _mm512_add_ps; totals totals_512
 }
 
 words! {
@@ -128,7 +133,7 @@ words! {
     load(from) _mm256_loadu_ps(from);
     part(from, count) _mm256_maskload_ps(from, first8(count));
     splat(one) _mm256_set1_ps(*one);
-    zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
+    zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; join _mm256_add_ps; totals totals_256
 }
 
 words! {
@@ -137,7 +142,7 @@ words! {
     load(from) _mm256_loadu_pd(from);
     part(from, count) _mm256_maskload_pd(from, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(first8(count))));
     splat(one) _mm256_set1_pd(*one);
-    zero _mm256_setzero_pd; fetch _mm256_loadu_pd; fma(s, a, b) _mm256_fmadd_pd(a, b, s); store _mm256_storeu_pd; totals totals_256d
+    zero _mm256_setzero_pd; fetch _mm256_loadu_pd; fma(s, a, b) _mm256_fmadd_pd(a, b, s); store _mm256_storeu_pd; join _mm256_add_pd; totals totals_256d
 }
 
 words! {
@@ -146,7 +151,7 @@ words! {
     load(from) brain_256(_mm_loadu_si128(from.cast()));
     part(from, count) brain_256(first_of(from.cast(), count));
     splat(one) _mm256_set1_ps(f32::from_bits(u32::from((*one).to_bits()) << 16));
-    zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
+    zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; join _mm256_add_ps; totals totals_256
 }
 
 words! {
@@ -155,7 +160,7 @@ words! {
     load(from) _mm256_cvtph_ps(_mm_loadu_si128(from.cast()));
     part(from, count) _mm256_cvtph_ps(first_of(from.cast(), count));
     splat(one) _mm256_cvtph_ps(_mm_set1_epi16((*one).to_bits() as i16));
-    zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; totals totals_256
+    zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; join _mm256_add_ps; totals totals_256
 }
 
 /// The lowest `count` bits of sixteen.
