@@ -5,6 +5,7 @@
 use std::time::Instant;
 
 use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
+use smallvec::SmallVec;
 
 use super::{Bindings, Executable, Footprint, Value};
 use crate::error::{Error, Result};
@@ -197,7 +198,7 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
             }
             tensor
         }
-        O::Concat { dim } => Tensor::cat(inputs, *dim)?,
+        O::Concat { dim } => concat(inputs, *dim)?,
         O::Pad { before, after } => pad(x(), before, after)?,
         O::IndexSelect { dim } => match bounded("IndexSelect", y(), x().dims()[*dim])? {
             Err(error) => return Ok(Err(error)),
@@ -390,7 +391,13 @@ pub(super) fn in_box(operation: &'static str, position: usize, length: usize, si
 fn slice_update(x: &Tensor, update: &Tensor, dim: usize, position: usize) -> candle_core::Result<Tensor> {
     let end = position + update.dims()[dim];
     let (before, after) = (x.narrow(dim, 0, position)?, x.narrow(dim, end, x.dims()[dim] - end)?);
-    Tensor::cat(&[&before, update, &after], dim)
+    concat(&[&before, update, &after], dim)
+}
+
+/// Candle looks for the rows of an empty part behind the end of its memory, so empty parts are left out.
+fn concat(parts: &[&Tensor], dim: usize) -> candle_core::Result<Tensor> {
+    let full: SmallVec<[&Tensor; 4]> = parts.iter().copied().filter(|part| part.elem_count() > 0).collect();
+    Tensor::cat(if full.is_empty() { parts } else { &full }, dim)
 }
 
 /// Candle multiplies f16 and bf16 on the host in their own precision; the engine's rule is f32.
