@@ -269,7 +269,7 @@ fn independent_outputs_evaluated_together() {
     };
     let alone: Vec<u64> = (0..50).flat_map(|i| bits(&[output(i).eval().unwrap()])).collect();
     for threads in [1, 2, 5] {
-        let outputs: Vec<LazyTensor> = (0..50).map(|i| output(i)).collect();
+        let outputs: Vec<LazyTensor> = (0..50).map(&output).collect();
         let together = with_threads(threads, || eval_all(&outputs).unwrap());
         assert!(bits(&together) == alone, "{threads} threads");
     }

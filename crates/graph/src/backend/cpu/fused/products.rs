@@ -52,7 +52,9 @@ pub(super) fn shared_matmul_steps(builder: &mut Builder<'_>, node: &GraphNode, s
     let pairs: Vec<(View, View)> = factors.iter().cloned().zip(places).collect();
     with_float!(x.dtype, T => {
         builder.step(&all, &[&joined], move |memory| {
-            pairs.iter().for_each(|(from, to)| copy_strided::<T>(memory, from, to));
+            for (from, to) in &pairs {
+                copy_strided::<T>(memory, from, to);
+            }
             Ok(())
         });
         Ok(())
