@@ -294,11 +294,12 @@ fn indexing() {
             normal(1, &[3, 4, 2], dtype).slice_update(1, &normal(2, &[3, 2, 2], dtype), &at())
         });
     }
-    // Behind an update of the end is an empty part, here beyond the end of what is looked at.
     let at = |position| indices(&[position], &[1], DType::U32);
     let column = || normal(1, &[2, 1, 4], DType::F32).dynamic_slice(2, &at(3), 1);
     let one = || normal(2, &[1, 1, 1], DType::F32);
-    compare("the end", DType::F32, || column()?.slice_update(0, &one(), &at(1)));
+    compare("update of the end, an empty part behind it", DType::F32, || {
+        column()?.slice_update(0, &one(), &at(1))
+    });
 }
 
 #[test]
