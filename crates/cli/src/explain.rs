@@ -113,6 +113,7 @@ fn to_json(part: &str, explanation: &Explanation, judge: &Judge) -> Value {
     let texts = |metas: &[Meta]| metas.iter().map(Meta::to_string).collect::<Vec<_>>();
     let kernels = explanation.kernels.iter().map(|kernel| {
         json!({
+            "group": kernel.name,
             "operation": kernel.text,
             "inputs": texts(&kernel.inputs),
             "outputs": texts(&kernel.outputs),
@@ -120,6 +121,16 @@ fn to_json(part: &str, explanation: &Explanation, judge: &Judge) -> Value {
             "least_us": kernel.least_seconds(judge.limits()) * 1e6,
             "flop": kernel.flops,
             "bytes": kernel.bytes,
+        })
+    });
+    let groups = explanation.groups().into_iter().map(|group| {
+        json!({
+            "name": group.name,
+            "count": group.kernels.len(),
+            "us": group.seconds() * 1e6,
+            "least_us": group.least_seconds(judge.limits()) * 1e6,
+            "flop": group.flops(),
+            "bytes": group.bytes(),
         })
     });
     let passes = explanation.passes.iter();
@@ -133,6 +144,7 @@ fn to_json(part: &str, explanation: &Explanation, judge: &Judge) -> Value {
         "input_bytes": explanation.memory.inputs,
         "output_bytes": explanation.memory.outputs,
         "arena_bytes": explanation.memory.arena,
+        "groups": groups.collect::<Vec<_>>(),
         "kernels": kernels.collect::<Vec<_>>(),
         "machine": judge.to_json(),
     })

@@ -63,6 +63,15 @@ pub struct Kernel {
     pub seconds: f64,
 }
 
+/// Kernels of one name.
+#[derive(Debug, Clone)]
+pub struct KernelGroup<'a> {
+    /// The name of each.
+    pub name: &'a str,
+    /// The kernels in the order they run.
+    pub kernels: Vec<&'a Kernel>,
+}
+
 impl Explanation {
     /// Compiles a graph anew and measures it. The first of two runs warms caches up.
     pub(crate) fn of(graph: Graph, backend: Backend, inputs: &Bindings) -> Result<Self> {
@@ -114,6 +123,71 @@ impl Explanation {
     #[must_use]
     pub fn bytes(&self) -> f64 {
         self.kernels.iter().map(|kernel| kernel.bytes).sum()
+    }
+
+    /// The kernels by name, what takes most time first.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use metal_candle_graph::LazyTensor;
+    ///
+    /// let a = LazyTensor::full(0.5, &[64, 64], DType::F32, &Device::Cpu)?;
+    /// let explanation = a.matmul(&a)?.matmul(&a)?.explain()?;
+    /// let groups = explanation.groups();
+    /// assert_eq!((groups[0].name, groups[0].kernels.len()), ("Matmul", 2));
+    /// # Ok::<(), metal_candle_graph::Error>(())
+    /// ```
+    #[must_use]
+    pub fn groups(&self) -> Vec<KernelGroup<'_>> {
+        let mut groups = self.grouped(|kernel| &kernel.name);
+        groups.sort_by(|a, b| b.seconds().total_cmp(&a.seconds()));
+        groups
+    }
+
+    /// Kernels alike in something, in the order of their first ones.
+    fn grouped<'a>(&'a self, key: impl Fn(&'a Kernel) -> &'a String) -> Vec<KernelGroup<'a>> {
+        let mut groups: Vec<KernelGroup<'a>> = Vec::new();
+        for kernel in &self.kernels {
+            let name = key(kernel).as_str();
+            match groups.iter_mut().find(|group| group.name == name) {
+                Some(group) => group.kernels.push(kernel),
+                None => groups.push(KernelGroup {
+                    name,
+                    kernels: vec![kernel],
+                }),
+            }
+        }
+        groups
+    }
+}
+
+impl KernelGroup<'_> {
+    /// Measured time of all.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.sum(|kernel| kernel.seconds)
+    }
+
+    /// Floating-point operations of all.
+    #[must_use]
+    pub fn flops(&self) -> f64 {
+        self.sum(|kernel| kernel.flops)
+    }
+
+    /// Bytes that all move.
+    #[must_use]
+    pub fn bytes(&self) -> f64 {
+        self.sum(|kernel| kernel.bytes)
+    }
+
+    /// The shortest time in which a machine can do all, in seconds.
+    #[must_use]
+    pub fn least_seconds(&self, limits: &Limits) -> f64 {
+        self.sum(|kernel| kernel.least_seconds(limits))
+    }
+
+    fn sum(&self, of: impl Fn(&Kernel) -> f64) -> f64 {
+        self.kernels.iter().map(|kernel| of(kernel)).sum()
     }
 }
 

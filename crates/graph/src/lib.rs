@@ -35,7 +35,7 @@ pub use async_eval::{Evaluation, eval_all_async};
 pub use backend::{Backend, limits, release_memory, threads, with_backend, with_threads};
 pub use compile::{Compiled, compile};
 pub use error::{Error, Result};
-pub use explain::{Explanation, Kernel};
+pub use explain::{Explanation, Kernel, KernelGroup};
 pub use fused::dequant_matmul::{QuantFormat, Quantized};
 pub use grad::value_and_grad;
 pub use graph::{

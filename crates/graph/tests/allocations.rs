@@ -142,14 +142,14 @@ fn weights() -> Weights {
     }
 }
 
-/// Allocations of one call whose plan is there.
+/// Allocations of one call whose plan is there: the fewest of several calls, since a thread of the pool that gets its
+/// first task in one of them allocates its scratch then.
 fn of_a_call(f: impl Fn(&LazyTensor) -> Result<Vec<LazyTensor>>) -> usize {
     let compiled = compile(|arguments| f(&arguments[0]));
     let x = tensor(&[1, 16, 32]);
-    for _ in 0..2 {
-        compiled.call(vec![x.clone()]).unwrap();
-    }
-    count(|| compiled.call(vec![x.clone()]).unwrap())
+    let call = || count(|| compiled.call(vec![x.clone()]).unwrap());
+    (0..2).for_each(|_| _ = call());
+    (0..5).map(|_| call()).min().unwrap()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The CPU backend against the candle backend: every operation, all dtypes it takes, strided and broadcast inputs.
 #![allow(clippy::cloned_ref_to_slice_refs, clippy::items_after_statements)] // tables of cases read best so
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, WithDType};
 use metal_candle_graph::{
     AdamWOptions, Approximate, AttentionInputs, AttentionOptions, Backend, CrossEntropyOptions, Distribution,
     LazyTensor, Result, random, value_and_grad, with_backend,
@@ -9,14 +9,16 @@ use metal_candle_graph::{
 
 const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
+fn tensor<T: WithDType>(values: &[T], shape: &[usize], dtype: DType) -> LazyTensor {
+    let tensor = LazyTensor::from_data(values, shape, &Device::Cpu).unwrap();
+    tensor.cast(dtype).unwrap()
+}
+
 fn normal(seed: u32, shape: &[usize], dtype: DType) -> LazyTensor {
     let values: Vec<f64> = random::normal64([seed, 1], [0, 0])
         .take(shape.iter().product())
         .collect();
-    LazyTensor::from_data(&values, shape, &Device::Cpu)
-        .unwrap()
-        .cast(dtype)
-        .unwrap()
+    tensor(&values, shape, dtype)
 }
 
 fn positive(seed: u32, shape: &[usize], dtype: DType) -> LazyTensor {
@@ -24,17 +26,11 @@ fn positive(seed: u32, shape: &[usize], dtype: DType) -> LazyTensor {
         .take(shape.iter().product())
         .map(|u| u + 0.25)
         .collect();
-    LazyTensor::from_data(&values, shape, &Device::Cpu)
-        .unwrap()
-        .cast(dtype)
-        .unwrap()
+    tensor(&values, shape, dtype)
 }
 
 fn indices(values: &[u32], shape: &[usize], dtype: DType) -> LazyTensor {
-    LazyTensor::from_data(values, shape, &Device::Cpu)
-        .unwrap()
-        .cast(dtype)
-        .unwrap()
+    tensor(values, shape, dtype)
 }
 
 /// Normalised mean squared error that a dtype is allowed.

@@ -19,19 +19,6 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Kernels of one name.
-#[derive(Default)]
-struct Group<'a> {
-    name: &'a str,
-    kernels: Vec<&'a Kernel>,
-}
-
-impl Group<'_> {
-    fn sum(&self, of: impl Fn(&Kernel) -> f64) -> f64 {
-        self.kernels.iter().map(|kernel| of(kernel)).sum()
-    }
-}
-
 impl Explanation {
     fn write_totals(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Passes: recorded {}", self.recorded)?;
@@ -69,7 +56,7 @@ impl Explanation {
     }
 
     fn write_fused(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let expressions = self.groups(|kernel| &kernel.text);
+        let expressions = self.grouped(|kernel| &kernel.text);
         let mut fused: Vec<_> = expressions
             .into_iter()
             .filter(|group| group.kernels[0].name == "Elementwise")
@@ -90,16 +77,14 @@ impl Explanation {
     }
 
     fn write_groups(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut groups = self.groups(|kernel| &kernel.name);
-        groups.sort_by(|a, b| b.sum(|k| k.seconds).total_cmp(&a.sum(|k| k.seconds)));
         let of_limit = if self.limits().is_some() { "  of limit" } else { "" };
         writeln!(
             f,
             "\n{:<24}{:>6}{:>12}{:>8}{:>10}{:>9}{of_limit}",
             "operation", "count", "time", "share", "GFLOP/s", "GB/s"
         )?;
-        for group in &groups {
-            let seconds = group.sum(|k| k.seconds);
+        for group in self.groups() {
+            let seconds = group.seconds();
             write!(
                 f,
                 "{:<24}{:>6}{:>12}{:>6.1} %{:>10.1}{:>9.1}",
@@ -107,11 +92,11 @@ impl Explanation {
                 group.kernels.len(),
                 time(seconds),
                 100.0 * ratio(seconds, self.seconds()),
-                rate(group.sum(|k| k.flops), seconds),
-                rate(group.sum(|k| k.bytes), seconds)
+                rate(group.flops(), seconds),
+                rate(group.bytes(), seconds)
             )?;
             if let Some(limits) = self.limits() {
-                let least = group.sum(|k| k.least_seconds(limits));
+                let least = group.least_seconds(limits);
                 write!(f, "{:>8.0} %", 100.0 * ratio(least, seconds))?;
             }
             writeln!(f)?;
@@ -135,22 +120,6 @@ impl Explanation {
             )?;
         }
         Ok(())
-    }
-
-    /// Kernels alike in something, in the order of their first ones.
-    fn groups<'a>(&'a self, key: impl Fn(&'a Kernel) -> &'a String) -> Vec<Group<'a>> {
-        let mut groups: Vec<Group<'a>> = Vec::new();
-        for kernel in &self.kernels {
-            let name = key(kernel).as_str();
-            match groups.iter_mut().find(|group| group.name == name) {
-                Some(group) => group.kernels.push(kernel),
-                None => groups.push(Group {
-                    name,
-                    kernels: vec![kernel],
-                }),
-            }
-        }
-        groups
     }
 }
 

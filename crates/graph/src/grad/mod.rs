@@ -4,6 +4,7 @@
 
 mod rules;
 
+use rules::Gradients;
 use smallvec::{SmallVec, smallvec};
 
 use crate::error::{Error, Result};
@@ -152,10 +153,10 @@ fn step(node: &Visited, incoming: &[Option<LazyTensor>], needs: &[bool], cotange
         return Ok(());
     }
     let (recorded, operation) = (node.tensor.node(), &node.tensor.kind().operation);
-    let outputs: Vec<LazyTensor> = (0..incoming.len() as u32)
+    let outputs: SmallVec<[LazyTensor; 1]> = (0..incoming.len() as u32)
         .map(|output| LazyTensor::of(recorded.clone(), output))
         .collect();
-    let wanted: Vec<bool> = node.positions.iter().map(|&input| needs[input as usize]).collect();
+    let wanted: SmallVec<[bool; 8]> = node.positions.iter().map(|&input| needs[input as usize]).collect();
     let shares = rules::vjp(operation, &node.inputs, &outputs, incoming, &wanted)?;
     for ((input, &position), (share, wanted)) in node
         .inputs
@@ -197,7 +198,7 @@ pub(crate) fn differentiate_fallback(
     inputs: &[LazyTensor],
     cotangents: &[Option<LazyTensor>],
     wanted: &[bool],
-) -> Result<Vec<Option<LazyTensor>>> {
+) -> Result<Gradients> {
     let wrapped: Vec<LazyTensor> = inputs.iter().map(|x| x.reshape(x.dims())).collect::<Result<_>>()?;
     let outputs = fused::fallback(operation, &wrapped)?;
     let pairs: Vec<(LazyTensor, LazyTensor)> = outputs

@@ -1,12 +1,15 @@
 //! The gradient of every operation: one exhaustive match, most rules a line. Rules need not undo broadcasting.
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::error::Result;
 use crate::fused;
 use crate::graph::Operation;
 use crate::graph::verify::is_float;
 use crate::lazy_tensor::LazyTensor;
 
-type Gradients = Vec<Option<LazyTensor>>;
+/// The gradients of a node's inputs. Few nodes have more than three, and recording is where small vectors count.
+pub(crate) type Gradients = SmallVec<[Option<LazyTensor>; 3]>;
 
 /// Whether a gradient passes through the operation at all.
 pub(super) fn is_differentiable(operation: &Operation) -> bool {
@@ -42,8 +45,8 @@ pub(super) fn vjp(
     };
     let (x, y) = (inputs.first(), &outputs[0]);
     // Every operation below that names `x` has an input; sources are not differentiable and never arrive here.
-    let Some(x) = x else { return Ok(Vec::new()) };
-    let one = |gradient: Result<LazyTensor>| gradient.map(|g| vec![Some(g)]);
+    let Some(x) = x else { return Ok(Gradients::new()) };
+    let one = |gradient: Result<LazyTensor>| gradient.map(|g| smallvec![Some(g)]);
     let pick = |i: usize, f: &dyn Fn() -> Result<LazyTensor>| if wanted[i] { f().map(Some) } else { Ok(None) };
     match operation {
         O::Input
@@ -56,7 +59,7 @@ pub(super) fn vjp(
         | O::Less
         | O::LessEqual
         | O::ArgMax { .. }
-        | O::StopGradient => Ok(vec![None; inputs.len()]),
+        | O::StopGradient => Ok(smallvec![None; inputs.len()]),
         O::Neg => one(g.neg()),
         O::Abs => one(g.mul(&x.sign()?)),
         O::Exp => one(g.mul(y)),
@@ -74,22 +77,22 @@ pub(super) fn vjp(
         O::MulScalar { value } => one(g.mul_scalar(*value)),
         O::AddScalar { .. } | O::Broadcast { .. } => one(Ok(g.clone())),
         O::Cast { .. } => one(g.cast(x.dtype())),
-        O::Add => Ok(vec![Some(g.clone()), Some(g.clone())]),
-        O::Sub => Ok(vec![Some(g.clone()), pick(1, &|| g.neg())?]),
-        O::Mul => Ok(vec![pick(0, &|| g.mul(&inputs[1]))?, pick(1, &|| g.mul(x))?]),
-        O::Div => Ok(vec![
+        O::Add => Ok(smallvec![Some(g.clone()), Some(g.clone())]),
+        O::Sub => Ok(smallvec![Some(g.clone()), pick(1, &|| g.neg())?]),
+        O::Mul => Ok(smallvec![pick(0, &|| g.mul(&inputs[1]))?, pick(1, &|| g.mul(x))?]),
+        O::Div => Ok(smallvec![
             pick(0, &|| g.div(&inputs[1]))?,
             pick(1, &|| g.neg()?.mul(y)?.div(&inputs[1]))?,
         ]),
         O::Pow => {
             let base = || g.mul(&inputs[1])?.mul(&x.pow(&inputs[1].add_scalar(-1.0)?)?);
-            Ok(vec![pick(0, &base)?, pick(1, &|| g.mul(y)?.mul(&x.log()?))?])
+            Ok(smallvec![pick(0, &base)?, pick(1, &|| g.mul(y)?.mul(&x.log()?))?])
         }
         O::Maximum => Ok(share_at_ties(g, &inputs[1].less(x)?, &inputs[1].less_equal(x)?)?),
         O::Minimum => Ok(share_at_ties(g, &x.less(&inputs[1])?, &x.less_equal(&inputs[1])?)?),
         O::Where => {
             let zero = g.scalar_like(0.0)?;
-            Ok(vec![
+            Ok(smallvec![
                 None,
                 pick(1, &|| x.where_cond(g, &zero))?,
                 pick(2, &|| x.where_cond(&zero, g))?,
@@ -121,26 +124,33 @@ pub(super) fn vjp(
                 &[g],
             ))
         }
-        O::IndexSelect { dim } => Ok(vec![Some(x.zeros_like()?.index_add(*dim, &inputs[1], g)?), None]),
-        O::Gather { dim } => Ok(vec![Some(x.zeros_like()?.scatter_add(*dim, &inputs[1], g)?), None]),
-        O::IndexAdd { dim } => Ok(vec![
+        O::IndexSelect { dim } => Ok(smallvec![Some(x.zeros_like()?.index_add(*dim, &inputs[1], g)?), None]),
+        O::Gather { dim } => Ok(smallvec![Some(x.zeros_like()?.scatter_add(*dim, &inputs[1], g)?), None]),
+        O::IndexAdd { dim } => Ok(smallvec![
             Some(g.clone()),
             None,
             pick(2, &|| g.index_select(*dim, &inputs[1]))?,
         ]),
-        O::ScatterAdd { dim } => Ok(vec![Some(g.clone()), None, pick(2, &|| g.gather(*dim, &inputs[1]))?]),
-        O::DynamicSlice { dim, .. } => Ok(vec![Some(x.zeros_like()?.slice_update(*dim, g, &inputs[1])?), None]),
+        O::ScatterAdd { dim } => Ok(smallvec![
+            Some(g.clone()),
+            None,
+            pick(2, &|| g.gather(*dim, &inputs[1]))?
+        ]),
+        O::DynamicSlice { dim, .. } => Ok(smallvec![
+            Some(x.zeros_like()?.slice_update(*dim, g, &inputs[1])?),
+            None
+        ]),
         O::SliceUpdate { dim } => {
             let length = inputs[1].dims()[*dim];
             let base = || g.slice_update(*dim, &inputs[1].zeros_like()?, &inputs[2]);
-            Ok(vec![
+            Ok(smallvec![
                 pick(0, &base)?,
                 pick(1, &|| g.dynamic_slice(*dim, &inputs[2], length))?,
                 None,
             ])
         }
         O::Matmul => matmul_vjp(g, x, &inputs[1], wanted),
-        O::Rope { interleaved } if !wanted[1] && !wanted[2] => Ok(vec![
+        O::Rope { interleaved } if !wanted[1] && !wanted[2] => Ok(smallvec![
             Some(g.rope(&inputs[1], &inputs[2].neg()?, *interleaved)?),
             None,
             None,
@@ -153,7 +163,7 @@ pub(super) fn vjp(
             let dx = pick(0, &|| {
                 LazyTensor::record_one(other.clone(), &[g, &inputs[1], &inputs[2]])
             })?;
-            Ok(vec![dx, None, None])
+            Ok(smallvec![dx, None, None])
         }
         O::Softmax { .. }
         | O::RMSNorm { .. }
@@ -180,7 +190,7 @@ fn share_at_ties(g: &LazyTensor, ahead: &LazyTensor, ahead_or_tied: &LazyTensor)
         .mul_scalar(0.5)?;
     let first = g.mul(&weight)?;
     let second = g.sub(&first)?;
-    Ok(vec![Some(first), Some(second)])
+    Ok(smallvec![Some(first), Some(second)])
 }
 
 fn concat_vjp(g: &LazyTensor, inputs: &[LazyTensor], dim: usize) -> Result<Gradients> {
@@ -203,7 +213,7 @@ fn matmul_vjp(g: &LazyTensor, a: &LazyTensor, b: &LazyTensor, wanted: &[bool]) -
         (true, true) => Some(rows(a)?.t()?.matmul(&rows(g)?)?),
         (true, false) => Some(a.t()?.matmul(g)?),
     };
-    Ok(vec![left, right])
+    Ok(smallvec![left, right])
 }
 
 /// `(.., n) -> (rows, n)`
@@ -222,7 +232,7 @@ fn lora_vjp(g: &LazyTensor, inputs: &[LazyTensor], scale: f32, wanted: &[bool]) 
     } else {
         None
     };
-    let mut gradients = vec![None; 3];
+    let mut gradients: Gradients = smallvec![None; 3];
     if let (true, Some(narrow)) = (wanted[0], &narrow) {
         // In the shape of x before it is wide, so that the product can be added to others where it is made.
         let mut dims = inputs[0].dims().to_vec();
@@ -260,12 +270,10 @@ fn fused_vjp(
         .iter()
         .enumerate()
         .fold(0, |mask, (i, &wanted)| mask | u32::from(wanted) << i);
-    let zeros: Vec<LazyTensor> = outputs.iter().map(LazyTensor::zeros_like).collect::<Result<_>>()?;
-    let given = cotangents
-        .iter()
-        .zip(&zeros)
-        .map(|(c, zero)| c.as_ref().unwrap_or(zero));
-    let all: Vec<&LazyTensor> = inputs.iter().chain(outputs).chain(given).collect();
+    let given = cotangents.iter().zip(outputs);
+    let given = given.map(|(given, output)| given.clone().map_or_else(|| output.zeros_like(), Ok));
+    let given: SmallVec<[LazyTensor; 1]> = given.collect::<Result<_>>()?;
+    let all: SmallVec<[&LazyTensor; 8]> = inputs.iter().chain(outputs).chain(&given).collect();
     let mut gradients = LazyTensor::record(
         Operation::Vjp {
             of: Box::new(operation.clone()),
