@@ -50,7 +50,10 @@ fn programs_get_each_kernel_of_a_decoding_step() {
     assert!(row["recorded"].as_u64() > Some(kernels.len() as u64), "{row}");
     let groups = row["groups"].as_array().expect("a list");
     let count = |name: &Value| kernels.iter().filter(|kernel| kernel["group"] == *name).count();
-    assert!(groups.iter().all(|group| group["count"] == count(&group["name"])), "{row}");
+    assert!(
+        groups.iter().all(|group| group["count"] == count(&group["name"])),
+        "{row}"
+    );
     let flops: f64 = groups.iter().filter_map(|group| group["flop"].as_f64()).sum();
     assert!((flops - sum).abs() < 1.0, "{row}");
 }
