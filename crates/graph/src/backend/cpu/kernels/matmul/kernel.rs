@@ -214,18 +214,18 @@ unsafe fn row_tile<W: Words, const V: usize>(
 }
 
 /// # Safety
-/// As [`Kernel::tile`]; at most `R` rows and three vectors.
+/// As [`Kernel::tile`]; at most `R` rows and `V` vectors.
 #[inline(always)]
-pub(super) unsafe fn any_tile<W: Words, const R: usize>(t: &Tile<W::Panel, W::Acc>) {
+pub(super) unsafe fn any_tile<W: Words, const R: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
     // SAFETY: the caller's promise.
     unsafe {
         match (t.rows == 1, t.cols.div_ceil(W::LANES)) {
             (true, 1) => tile::<W, 1, 1>(t),
             (true, 2) => tile::<W, 1, 2>(t),
-            (true, _) => tile::<W, 1, 3>(t),
+            (true, _) => tile::<W, 1, V>(t),
             (false, 1) => tile::<W, R, 1>(t),
             (false, 2) => tile::<W, R, 2>(t),
-            (false, _) => tile::<W, R, 3>(t),
+            (false, _) => tile::<W, R, V>(t),
         }
     }
 }

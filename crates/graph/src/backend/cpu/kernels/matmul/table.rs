@@ -20,12 +20,12 @@ pub(super) type Pair = [bf16; 2];
 
 /// Statics of words, compiled with the instructions they need.
 macro_rules! kernels {
-    ($($name:ident: $words:ty, $rows:literal, $round:expr, $weave:expr, $transpose:expr, [$(#[$attribute:meta])*];)*) => { $(
+    ($($name:ident: $words:ty, $rows:literal x $vectors:literal, $round:expr, $weave:expr, $transpose:expr, [$(#[$attribute:meta])*];)*) => { $(
         static $name: Kernel<<$words as Words>::Panel, <$words as Words>::Acc> = {
             $(#[$attribute])*
             unsafe fn tile(t: &Tile<<$words as Words>::Panel, <$words as Words>::Acc>) {
                 // SAFETY: the caller's promise.
-                unsafe { any_tile::<$words, $rows>(t) }
+                unsafe { any_tile::<$words, $rows, $vectors>(t) }
             }
             $(#[$attribute])*
             unsafe fn dots(d: &Dots<<$words as Words>::Panel, <$words as Words>::Acc>) {
@@ -34,7 +34,7 @@ macro_rules! kernels {
             }
             Kernel {
                 lanes: <$words as Words>::LANES,
-                vectors: 3,
+                vectors: $vectors,
                 rows: $rows,
                 tile,
                 dots,
@@ -47,29 +47,29 @@ macro_rules! kernels {
 }
 
 kernels! {
-    PORTABLE_32: Portable<f32>, 4, None, None, None, [];
-    PORTABLE_64: Portable<f64>, 4, None, None, None, [];
-    PORTABLE_BRAIN: Portable<bf16>, 4, None, None, None, [];
-    PORTABLE_HALF: Portable<f16>, 4, None, None, None, [];
+    PORTABLE_32: Portable<f32>, 4 x 3, None, None, None, [];
+    PORTABLE_64: Portable<f64>, 4 x 3, None, None, None, [];
+    PORTABLE_BRAIN: Portable<bf16>, 4 x 3, None, None, None, [];
+    PORTABLE_HALF: Portable<f16>, 4 x 3, None, None, None, [];
 }
 
 #[cfg(target_arch = "x86_64")]
 kernels! {
-    NARROW_32: Narrow32, 4, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_64: Narrow64, 4, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_BRAIN: NarrowBrain, 4, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_HALF: NarrowHalf, 4, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    WIDE_32: Wide32, 8, None, None, Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_64: Wide64, 8, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_BRAIN: WideBrain, 8, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_HALF: WideHalf, 8, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_PAIRS: WidePairs, 8, Some(round_pairs), Some(weave_pairs), Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
+    NARROW_32: Narrow32, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_64: Narrow64, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_BRAIN: NarrowBrain, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_HALF: NarrowHalf, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    WIDE_32: Wide32, 8 x 3, None, None, Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_64: Wide64, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_BRAIN: WideBrain, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_HALF: WideHalf, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_PAIRS: WidePairs, 8 x 3, Some(round_pairs), Some(weave_pairs), Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
 }
 
 #[cfg(target_arch = "aarch64")]
 kernels! {
-    NEON_32: Neon32, 8, None, None, None, [];
-    NEON_BRAIN: NeonBrain, 8, None, None, None, [];
+    NEON_32: Neon32, 8 x 3, None, None, None, [];
+    NEON_BRAIN: NeonBrain, 8 x 3, None, None, None, [];
 }
 
 /// What a machine has; each level has all before it.
