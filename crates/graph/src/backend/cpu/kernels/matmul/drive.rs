@@ -8,8 +8,9 @@ use half::bf16;
 use smallvec::SmallVec;
 
 use super::super::float::{Float, Mat, Real, transposed};
-use super::super::par::{Shared, for_pieces, rows_of_task, simd, store, with_space};
+use super::super::par::{for_pieces, rows_of_task, simd, store, with_space};
 use super::kernel::{DOTS, Dots, Kernel, Round, TILE, Tile};
+use super::lines::{Lines, as_they_lie, pack_rows};
 use super::pack::{Block, Entry};
 
 /// Up to so many rows of A, a B that lies row by row is read as it lies.
@@ -18,8 +19,9 @@ const FEW_ROWS: usize = 48;
 const FEW_TERMS: usize = 32;
 /// Up to so many rows (or columns), contiguous operands are multiplied as dot products.
 const DOT_ROWS: usize = 12;
-/// Rows of A that are packed at a time.
+/// Rows of A that are packed at a time, at most, and about how many bytes of them.
 const CHUNK: usize = 1024;
+const CHUNK_BYTES: usize = 8 << 20;
 /// A product has at least about so many tasks, if its rows give them.
 const TASKS: usize = 24;
 /// Rows of a task, about, at least: each packs its panel of B.
@@ -31,7 +33,7 @@ const ADDENDS: usize = 2;
 /// Dot products of a single row of A that are written together: whole vectors.
 const RUN: usize = 64;
 /// Bytes of B that a task of dot products reads, about: memory gives long runs faster.
-const TASK_BYTES: usize = 1 << 18;
+pub(super) const TASK_BYTES: usize = 1 << 18;
 
 /// What a sum of products adds: A (m, k) @ B (k, n).
 #[derive(Clone, Copy, Debug)]
@@ -58,40 +60,6 @@ pub(crate) struct Product<'p, S, C: Float> {
 
 // SAFETY: operands are only read, C is written in disjoint pieces, by the task that reads the same piece of an addend.
 unsafe impl<S: Sync, C: Float> Sync for Product<'_, S, C> {}
-
-/// An operand in panels or as it lies: entry `p` of line `i` is `step * p` entries after `line * i` bytes. Packed lines
-/// lie in groups.
-#[derive(Clone, Copy)]
-struct Lines<P> {
-    ptr: *const P,
-    line: isize,
-    step: usize,
-    /// Lines of a group, and its entries; none where lines are evenly apart.
-    group: Option<(usize, usize)>,
-}
-
-// SAFETY: only read.
-unsafe impl<P> Sync for Lines<P> {}
-
-impl<P> Lines<P> {
-    /// The address of a line; the first of its group where there are groups.
-    fn at(&self, i: usize) -> *const P {
-        match self.group {
-            None => self.ptr.wrapping_byte_offset(i as isize * self.line),
-            Some((lines, entries)) => self.ptr.wrapping_add(i / lines * entries),
-        }
-    }
-}
-
-/// Lines of `mat` along its columns as they lie, if the kernel can read them so.
-fn as_they_lie<S: Float, P: Entry<S>>(mat: Mat<*const S>, terms: usize) -> Option<Lines<P>> {
-    (mat.cols == 1 && terms.is_multiple_of(P::TERMS)).then(|| Lines {
-        ptr: mat.ptr.cast(),
-        line: mat.rows * size_of::<S>() as isize,
-        step: 1,
-        group: None,
-    })
-}
 
 /// Columns of a B as a kernel reads them; see [`Tile`].
 struct Panel<P> {
@@ -127,15 +95,24 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
 
     /// True where the kernel reads B where it is.
     fn lies_ready<P: Entry<S>>(&self, factors: &Factors<S>) -> bool {
-        P::TERMS == 1 && self.suits_rows(factors)
+        P::LIES && P::TERMS == 1 && self.suits_rows(factors)
     }
 
     /// True where entries of two terms are the better ones: but for few rows of A, and for dot products of an odd length,
     /// whose last term would need a copy.
     pub fn suits_pairs(&self) -> bool {
-        let few = |f: &Factors<S>| f.b.cols == 1 && self.dims.0 <= FEW_ROWS;
         let odd = |f: &Factors<S>| self.suits_dots() && !f.k.is_multiple_of(2);
-        !self.factors.iter().any(|f| few(f) || odd(f))
+        !self.reads_rows() && !self.factors.iter().any(odd)
+    }
+
+    /// True where both operands had better be packed, and widened by it.
+    pub fn suits_panels(&self) -> bool {
+        !self.reads_rows() && !self.suits_dots()
+    }
+
+    /// True where a B is read as it lies, for few rows of A.
+    fn reads_rows(&self) -> bool {
+        self.dims.0 <= FEW_ROWS && self.factors.iter().any(|f| f.b.cols == 1)
     }
 
     /// Runs the product; no size is 0.
@@ -156,47 +133,34 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                     self.tiles(kernel, a, (0, self.dims.0), parallel);
                 }
                 (Some(a), _) => self.tiles(kernel, a, (0, self.dims.0), parallel),
-                (None, factors) => {
-                    debug_assert_eq!(factors.len(), 1, "matmul: several products, not as they lie");
-                    self.packed(kernel, &factors[0], parallel);
-                }
+                (None, _) => self.packed(kernel, parallel),
             }
         }
     }
 
-    /// Packs A a chunk of rows at a time.
+    /// Packs each A a chunk of rows at a time.
     ///
     /// # Safety
     /// As [`run`](Self::run).
-    unsafe fn packed<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, factors: &Factors<S>, parallel: bool) {
-        let (m, terms) = (self.dims.0, factors.k);
-        let steps = terms.div_ceil(P::TERMS);
-        for first in (0..m).step_by(CHUNK) {
-            let rows = CHUNK.min(m - first);
-            let groups = rows.div_ceil(kernel.rows);
-            with_space(groups * kernel.rows * steps, |panels: *mut P| {
-                let to = Shared::raw(panels);
-                let piece = (TASK_BYTES / (kernel.rows * steps * size_of::<P>())).max(1);
-                for_pieces(groups, piece, parallel, |_, range| {
-                    for group in range {
-                        let i = first + group * kernel.rows;
-                        let block = Block {
-                            from: transposed(factors.a.at(i, 0)),
-                            terms,
-                            cols: kernel.rows.min(m - i),
-                        };
-                        // SAFETY: the rows are inside A, the group inside the panels and this task's.
-                        unsafe { block.pack(kernel, kernel.rows, to.at(group * kernel.rows * steps)) };
-                    }
-                });
-                let lines = Lines {
-                    ptr: panels.cast_const(),
-                    line: size_of::<P>() as isize,
-                    step: kernel.rows,
-                    group: Some((kernel.rows, kernel.rows * steps)),
+    unsafe fn packed<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
+        let m = self.dims.0;
+        let steps = |factors: &Factors<S>| factors.k.div_ceil(P::TERMS);
+        let row: usize = self.factors.iter().map(steps).sum();
+        let chunk = (CHUNK_BYTES / (row * size_of::<P>())).clamp(TASK_ROWS, CHUNK);
+        let chunk = chunk.next_multiple_of(kernel.rows);
+        for first in (0..m).step_by(chunk) {
+            let rows = chunk.min(m - first);
+            let padded = rows.next_multiple_of(kernel.rows);
+            with_space(padded * row, |mut space: *mut P| {
+                let pack = |factors: &Factors<S>| {
+                    let to = space;
+                    space = space.wrapping_add(padded * steps(factors));
+                    // SAFETY: the rows are inside A, and the space has room for them.
+                    unsafe { pack_rows(kernel, factors, (first, rows), to, parallel) }
                 };
-                // SAFETY: handed on; the panels hold these rows.
-                unsafe { self.tiles(kernel, &[lines], (first, rows), parallel) };
+                let lines: SmallVec<[Lines<P>; FACTORS]> = self.factors.iter().map(pack).collect();
+                // SAFETY: handed on; the lines hold these rows.
+                unsafe { self.tiles(kernel, &lines, (first, rows), parallel) };
             });
         }
     }

@@ -88,8 +88,18 @@ pub(super) struct Kernel<P: 'static, A: 'static> {
     /// # Safety
     /// As `tile`.
     pub weave: Option<Weave>,
-    /// Turns 16 runs of 16 entries: from so many bytes apart to so many entries apart.
-    pub transpose: Option<unsafe fn(*const u8, usize, *mut u32, usize)>,
+    pub turn: Option<Turn>,
+}
+
+/// Turns runs of elements into runs of entries across them.
+pub(super) struct Turn {
+    /// So many runs of so many entries.
+    pub edge: usize,
+    /// From runs so many bytes apart to runs so many entries (of four bytes) apart.
+    ///
+    /// # Safety
+    /// As [`Kernel::tile`]; the elements are those of the kernel's products.
+    pub run: unsafe fn(*const u8, usize, *mut u32, usize),
 }
 
 /// # Safety

@@ -1,7 +1,7 @@
 //! Copies of blocks of a matrix as the kernels read them: panels of a fixed number of columns, entries of all columns
 //! for one step next to each other.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::super::float::{Float, Mat};
 use super::super::par::simd;
@@ -13,6 +13,8 @@ use super::table::Pair;
 pub(super) trait Entry<S: Copy>: Copy + Send + Sync + 'static {
     /// Terms of a sum in one entry.
     const TERMS: usize;
+    /// Whether an entry is its elements as they lie, so that a kernel can read them unpacked.
+    const LIES: bool = true;
     /// An entry of `terms` elements, `step` apart; zeros for those that are not there.
     ///
     /// # Safety
@@ -32,7 +34,23 @@ macro_rules! single {
         }
     )* };
 }
-single!(f32, f64, bf16, half::f16);
+single!(f32, f64, bf16, f16);
+
+/// Elements that are widened when they are packed, so that the loops need not do it at every use.
+macro_rules! widened {
+    ($($t:ty),*) => { $(
+        impl Entry<$t> for f32 {
+            const TERMS: usize = 1;
+            const LIES: bool = false;
+            #[inline(always)]
+            unsafe fn gather(first: *const $t, _: isize, _: usize) -> f32 {
+                // SAFETY: the caller's promise.
+                unsafe { *first }.to_acc()
+            }
+        }
+    )* };
+}
+widened!(bf16, f16);
 
 impl Entry<bf16> for Pair {
     const TERMS: usize = 2;
@@ -50,9 +68,6 @@ pub(super) struct Block<S> {
     pub terms: usize,
     pub cols: usize,
 }
-
-/// Edge of the blocks that a kernel turns.
-const TURN: usize = 16;
 
 impl<S: Float> Block<S> {
     /// Writes one panel: for each step `width` entries, of which the first `cols` are set.
@@ -117,16 +132,16 @@ impl<S: Float> Block<S> {
     /// # Safety
     /// As [`pack`](Self::pack); a column is contiguous.
     unsafe fn turn<P: Entry<S>, A>(&self, kernel: &Kernel<P, A>, width: usize, to: *mut P, whole: usize) {
-        let turned = match kernel.transpose {
-            Some(transpose) if size_of::<P>() == size_of::<u32>() && self.from.cols > 0 => {
-                let (steps, cols) = (whole - whole % TURN, self.cols - self.cols % TURN);
+        let turned = match &kernel.turn {
+            Some(turn) if self.from.cols > 0 => {
+                let (steps, cols) = (whole - whole % turn.edge, self.cols - self.cols % turn.edge);
                 let bytes = self.from.cols as usize * size_of::<S>();
-                for j in (0..cols).step_by(TURN) {
-                    for p in (0..steps).step_by(TURN) {
-                        // SAFETY: the block is inside this one; where there is a transposition the machine runs it.
+                for j in (0..cols).step_by(turn.edge) {
+                    for p in (0..steps).step_by(turn.edge) {
+                        // SAFETY: the block is inside this one; the kernel is for these elements and this machine.
                         unsafe {
                             let from = self.from.at(p * P::TERMS, j).ptr.cast::<u8>();
-                            transpose(from, bytes, to.add(p * width + j).cast(), width);
+                            (turn.run)(from, bytes, to.add(p * width + j).cast(), width);
                         }
                     }
                 }

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
+#[cfg(target_arch = "x86_64")]
+use super::kernel::Turn;
 use super::kernel::{Dots, Kernel, Tile, any_dots, any_tile};
 #[cfg(target_arch = "aarch64")]
 use super::neon::{Neon32, NeonBrain};
@@ -12,7 +14,7 @@ use super::words::{Portable, Words};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
     Narrow32, Narrow64, NarrowBrain, NarrowHalf, Wide32, Wide64, WideBrain, WideHalf, WidePairs, round_pairs,
-    transpose_16, weave_pairs,
+    transpose_16, turn_bf16, turn_f16, turn_f32, weave_pairs,
 };
 
 /// Two terms of a sum in one entry of a panel.
@@ -20,7 +22,7 @@ pub(super) type Pair = [bf16; 2];
 
 /// Statics of words, compiled with the instructions they need.
 macro_rules! kernels {
-    ($($name:ident: $words:ty, $rows:literal x $vectors:literal, $round:expr, $weave:expr, $transpose:expr, [$(#[$attribute:meta])*];)*) => { $(
+    ($($name:ident: $words:ty, $rows:literal x $vectors:literal, $round:expr, $weave:expr, $turn:expr, [$(#[$attribute:meta])*];)*) => { $(
         static $name: Kernel<<$words as Words>::Panel, <$words as Words>::Acc> = {
             $(#[$attribute])*
             unsafe fn tile(t: &Tile<<$words as Words>::Panel, <$words as Words>::Acc>) {
@@ -40,7 +42,7 @@ macro_rules! kernels {
                 dots,
                 round: $round,
                 weave: $weave,
-                transpose: $transpose,
+                turn: $turn,
             }
         };
     )* };
@@ -55,21 +57,30 @@ kernels! {
 
 #[cfg(target_arch = "x86_64")]
 kernels! {
-    NARROW_32: Narrow32, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_32: Narrow32, 6 x 2, None, None, turn_of(8, turn_f32), [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_32_OF_BRAIN: Narrow32, 6 x 2, None, None, turn_of(8, turn_bf16), [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_32_OF_HALF: Narrow32, 6 x 2, None, None, turn_of(8, turn_f16), [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_64: Narrow64, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_BRAIN: NarrowBrain, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_HALF: NarrowHalf, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    WIDE_32: Wide32, 8 x 3, None, None, Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_32: Wide32, 8 x 3, None, None, turn_of(16, transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_32_OF_BRAIN: Wide32, 8 x 3, None, None, turn_of(8, turn_bf16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_32_OF_HALF: Wide32, 8 x 3, None, None, turn_of(8, turn_f16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_64: Wide64, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_BRAIN: WideBrain, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_HALF: WideHalf, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_PAIRS: WidePairs, 8 x 3, Some(round_pairs), Some(weave_pairs), Some(transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
+    WIDE_PAIRS: WidePairs, 8 x 3, Some(round_pairs), Some(weave_pairs), turn_of(16, transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
 }
 
 #[cfg(target_arch = "aarch64")]
 kernels! {
     NEON_32: Neon32, 8 x 3, None, None, None, [];
     NEON_BRAIN: NeonBrain, 8 x 3, None, None, None, [];
+}
+
+#[cfg(target_arch = "x86_64")]
+const fn turn_of(edge: usize, run: unsafe fn(*const u8, usize, *mut u32, usize)) -> Option<Turn> {
+    Some(Turn { edge, run })
 }
 
 /// What a machine has; each level has all before it.
@@ -156,6 +167,8 @@ macro_rules! choice {
 choice!(for_f32, f32, f32, PORTABLE_32, x86: NARROW_32 WIDE_32, arm: NEON_32);
 choice!(for_f64, f64, f64, PORTABLE_64, x86: NARROW_64 WIDE_64, arm: );
 choice!(for_bf16, bf16, f32, PORTABLE_BRAIN, x86: NARROW_BRAIN WIDE_BRAIN, arm: NEON_BRAIN);
+choice!(for_widened_bf16, f32, f32, PORTABLE_32, x86: NARROW_32_OF_BRAIN WIDE_32_OF_BRAIN, arm: NEON_32);
+choice!(for_widened_f16, f32, f32, PORTABLE_32, x86: NARROW_32_OF_HALF WIDE_32_OF_HALF, arm: NEON_32);
 choice!(for_f16, f16, f32, PORTABLE_HALF, x86: NARROW_HALF WIDE_HALF, arm: );
 
 #[cfg(test)]

@@ -266,6 +266,59 @@ unsafe fn totals_256d([a, b, c, d]: [__m256d; 4], to: *mut f64) {
     }
 }
 
+/// Turns 8 runs of 8 elements, given as f32, into 8 runs `to_step` entries apart.
+///
+/// # Safety
+/// AVX2; everything named is writable.
+#[inline(always)]
+unsafe fn turn_8(row: impl Fn(usize) -> __m256, to: *mut f32, to_step: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // As below, with halves instead of quarters: half h of word 4 g + l holds column 4 h + l of rows 4 g to 4 g + 3.
+        let mut words = [_mm256_setzero_ps(); 8];
+        for g in 0..2 {
+            let (a, b, c, d) = (row(4 * g), row(4 * g + 1), row(4 * g + 2), row(4 * g + 3));
+            let (ab0, ab1) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (cd0, cd1) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            words[4 * g] = _mm256_shuffle_ps::<0x44>(ab0, cd0);
+            words[4 * g + 1] = _mm256_shuffle_ps::<0xee>(ab0, cd0);
+            words[4 * g + 2] = _mm256_shuffle_ps::<0x44>(ab1, cd1);
+            words[4 * g + 3] = _mm256_shuffle_ps::<0xee>(ab1, cd1);
+        }
+        for l in 0..4 {
+            let (a, b) = (words[l], words[4 + l]);
+            _mm256_storeu_ps(to.add(l * to_step), _mm256_permute2f128_ps::<0x20>(a, b));
+            _mm256_storeu_ps(to.add((4 + l) * to_step), _mm256_permute2f128_ps::<0x31>(a, b));
+        }
+    }
+}
+
+/// [`turn_8`] for each element type.
+macro_rules! turns {
+    ($($name:ident: $t:ty => $words:ty;)*) => { $(
+        /// # Safety
+        /// AVX2 and F16C; everything named is readable or writable.
+        #[target_feature(enable = "avx2,fma,f16c")]
+        pub(super) unsafe fn $name(from: *const u8, from_step: usize, to: *mut u32, to_step: usize) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                turn_8(
+                    #[inline(always)]
+                    |i| <$words>::load(from.add(i * from_step).cast::<$t>()),
+                    to.cast(),
+                    to_step,
+                );
+            }
+        }
+    )* };
+}
+
+turns! {
+    turn_f32: f32 => Narrow32;
+    turn_bf16: bf16 => NarrowBrain;
+    turn_f16: f16 => NarrowHalf;
+}
+
 /// Turns 16 runs of 16 entries of four bytes, `from_step` bytes apart, into 16 runs `to_step` entries apart.
 ///
 /// # Safety
