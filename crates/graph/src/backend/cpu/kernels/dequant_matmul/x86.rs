@@ -17,7 +17,7 @@ use super::dots::Dots;
 
 /// A kernel for each number of rows: more of these, fewer of weights at a time, as registers are few.
 macro_rules! kernels {
-    ($($name:ident: $of:ident::<$nibbles:literal>, $features:literal;)*) => { $(
+    ($($name:ident: $of:ident::<$nibbles:literal>, [$two:literal, $more:literal], $features:literal;)*) => { $(
         /// # Safety
         /// See [`Kernel`](super::dots::Kernel).
         #[target_feature(enable = $features)]
@@ -26,9 +26,9 @@ macro_rules! kernels {
             unsafe {
                 match d.rows {
                     1 => $of::<1, 4, $nibbles>(d),
-                    2 => $of::<2, 4, $nibbles>(d),
-                    3 => $of::<3, 2, $nibbles>(d),
-                    _ => $of::<4, 2, $nibbles>(d),
+                    2 => $of::<2, $two, $nibbles>(d),
+                    3 => $of::<3, $more, $nibbles>(d),
+                    _ => $of::<4, $more, $nibbles>(d),
                 }
             }
         }
@@ -36,16 +36,56 @@ macro_rules! kernels {
 }
 
 kernels! {
-    narrow_8: narrow::<false>, "avx2,fma,f16c";
-    narrow_4: narrow::<true>, "avx2,fma,f16c";
-    wide_8: wide::<false>, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni";
-    wide_4: wide::<true>, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni";
+    narrow_8: narrow::<false>, [2, 1], "avx2,fma,f16c";
+    narrow_4: narrow::<true>, [2, 1], "avx2,fma,f16c";
+    wide_8: wide::<false>, [4, 2], "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni";
+    wide_4: wide::<true>, [4, 2], "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni";
 }
 
 /// # Safety
 /// See [`Kernel`](super::dots::Kernel).
 #[inline(always)]
 unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
+    // SAFETY: handed on.
+    unsafe {
+        in_parts::<R, C, NIBBLES>(
+            d,
+            #[inline(always)]
+            |quants, scales| {
+                let sums = wide_rows::<R, C, NIBBLES>(d, quants, scales);
+                let fold = |sum: __m512| _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum));
+                sums.map(|sums| totals([0, 1, 2, 3].map(|c| fold(sums[c % C]))))
+            },
+        );
+    }
+}
+
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
+    // SAFETY: handed on.
+    unsafe {
+        in_parts::<R, C, NIBBLES>(
+            d,
+            #[inline(always)]
+            |quants, scales| {
+                let sums = narrow_rows::<R, C, NIBBLES>(d, quants, scales);
+                sums.map(|sums| totals([0, 1, 2, 3].map(|c| sums[c % C])))
+            },
+        );
+    }
+}
+
+/// `C` rows of weights at a time, one of each part. `dots` makes up to four sums for each row of activations.
+///
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn in_parts<const R: usize, const C: usize, const NIBBLES: bool>(
+    d: &Dots,
+    dots: impl Fn([*const u8; C], [*const f16; C]) -> [[f32; 4]; R],
+) {
     let row_bytes = d.blocks * if NIBBLES { 16 } else { 32 };
     let part = d.count.div_ceil(C);
     for i in 0..part {
@@ -54,12 +94,9 @@ unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
             let rows: [usize; C] = from_fn(|c| (c * part + i).min(d.count - 1));
             let quants = rows.map(|row| d.quants.add(row * row_bytes));
             let scales = rows.map(|row| d.scales.add(row * d.blocks));
-            let sums = wide_rows::<R, C, NIBBLES>(d, quants, scales);
-            for (r, &sums) in sums.iter().enumerate() {
-                let mut totals = [0.0; 4];
-                totals_512([sums[0], sums[1], sums[2 % C], sums[3 % C]], &mut totals);
-                for (&row, &total) in rows.iter().zip(&totals) {
-                    *d.out.add(r * d.count + row) = total;
+            for (r, sums) in dots(quants, scales).iter().enumerate() {
+                for (&row, &sum) in rows.iter().zip(sums) {
+                    *d.out.add(r * d.count + row) = sum;
                 }
             }
         }
@@ -197,96 +234,139 @@ unsafe fn wide_step<const R: usize, const C: usize, const NIBBLES: bool>(
     }
 }
 
-/// # Safety
-/// See [`Kernel`](super::dots::Kernel).
-#[inline(always)]
-unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
-    let row_bytes = d.blocks * if NIBBLES { 16 } else { 32 };
-    for c in 0..d.count {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (quants, scales) = (d.quants.add(c * row_bytes), d.scales.add(c * d.blocks));
-            let mut sums = [_mm256_setzero_ps(); R];
-            if NIBBLES {
-                narrow_row_4(d, quants, scales, &mut sums);
-            } else {
-                narrow_row_8(d, quants, scales, &mut sums);
-            }
-            for (r, &sum) in sums.iter().enumerate() {
-                *d.out.add(r * d.count + c) = total_256(sum);
-            }
-        }
-    }
-}
+/// Blocks whose scales fill a vector.
+const GROUP: usize = 8;
 
-/// Block by block. Bytes of both signs: magnitudes of weights against activations with the weights' signs.
+/// `C` rows of weights against `R` rows of activations.
 ///
 /// # Safety
 /// See [`Kernel`](super::dots::Kernel).
 #[inline(always)]
-unsafe fn narrow_row_8<const R: usize>(d: &Dots, quants: *const u8, scales: *const f16, sums: &mut [__m256; R]) {
+unsafe fn narrow_rows<const R: usize, const C: usize, const NIBBLES: bool>(
+    d: &Dots,
+    quants: [*const u8; C],
+    scales: [*const f16; C],
+) -> [[__m256; C]; R] {
+    // SAFETY: the caller's promise; activations are whole chunks of blocks, which are whole groups.
+    unsafe {
+        let mut sums = [short_zeros::<C>(); R];
+        let (vectors, block_bytes) = if NIBBLES { (GROUP / 2, 16) } else { (GROUP, 32) };
+        let whole = d.blocks / GROUP;
+        for group in 0..whole {
+            let mut wide = short_zeros::<C>();
+            for c in 0..C {
+                wide[c] = _mm256_cvtph_ps(_mm_loadu_si128(scales[c].add(group * GROUP).cast()));
+            }
+            let factors = narrow_factors::<R, C, NIBBLES>(d, &wide, group, &mut sums);
+            for v in 0..vectors {
+                let at = group * vectors + v;
+                let mut weights = short_zeros::<C>();
+                for c in 0..C {
+                    weights[c] = _mm256_loadu_ps(quants[c].add(at * 32).cast());
+                }
+                narrow_step::<R, C, NIBBLES>(d, &weights, (at, v), &factors, &mut sums);
+            }
+        }
+        let rest = d.blocks % GROUP;
+        if rest > 0 {
+            let mut wide = short_zeros::<C>();
+            for c in 0..C {
+                let mut some = [f16::ZERO; GROUP];
+                std::ptr::copy_nonoverlapping(scales[c].add(whole * GROUP), some.as_mut_ptr(), rest);
+                wide[c] = _mm256_cvtph_ps(_mm_loadu_si128(some.as_ptr().cast()));
+            }
+            let factors = narrow_factors::<R, C, NIBBLES>(d, &wide, whole, &mut sums);
+            let bytes = rest * block_bytes;
+            for v in 0..bytes.div_ceil(32) {
+                let at = whole * vectors + v;
+                let mut weights = short_zeros::<C>();
+                for c in 0..C {
+                    let from = quants[c].add(at * 32);
+                    weights[c] = if bytes - v * 32 < 32 {
+                        _mm256_zextps128_ps256(_mm_loadu_ps(from.cast()))
+                    } else {
+                        _mm256_loadu_ps(from.cast())
+                    };
+                }
+                narrow_step::<R, C, NIBBLES>(d, &weights, (at, v), &factors, &mut sums);
+            }
+        }
+        sums
+    }
+}
+
+/// The factor of each block of a group; takes off what the offset of nibbles adds too much.
+///
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn narrow_factors<const R: usize, const C: usize, const NIBBLES: bool>(
+    d: &Dots,
+    wide: &[__m256; C],
+    group: usize,
+    sums: &mut [[__m256; C]; R],
+) -> [[__m256; C]; R] {
     // SAFETY: the caller's promise.
     unsafe {
-        let (sign, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
-        for b in 0..d.blocks {
-            let from = quants.add(b * 32);
-            let weights = _mm256_xor_si256(_mm256_loadu_si256(from.cast()), sign);
-            let magnitudes = _mm256_abs_epi8(weights);
-            let scale = widened(*scales.add(b));
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let x = _mm256_loadu_si256(d.x.quants.add(r * d.x.quants_row + b * 32).cast());
-                let pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, weights));
+        let mut factors = [short_zeros::<C>(); R];
+        for r in 0..R {
+            let at = r * d.x.scales_row + group * GROUP;
+            let scales = _mm256_loadu_ps(d.x.scales.add(at));
+            for c in 0..C {
+                if NIBBLES {
+                    sums[r][c] = _mm256_fmadd_ps(wide[c], _mm256_loadu_ps(d.x.offsets.add(at)), sums[r][c]);
+                }
+                factors[r][c] = _mm256_mul_ps(wide[c], scales);
+            }
+        }
+        factors
+    }
+}
+
+/// One vector of each row of weights: number `at` of the row, `v` of its group. Bytes of both signs are multiplied as
+/// magnitudes, with activations that have the weights' signs.
+///
+/// # Safety
+/// See [`Kernel`](super::dots::Kernel).
+#[inline(always)]
+unsafe fn narrow_step<const R: usize, const C: usize, const NIBBLES: bool>(
+    d: &Dots,
+    weights: &[__m256; C],
+    (at, v): (usize, usize),
+    factors: &[[__m256; C]; R],
+    sums: &mut [[__m256; C]; R],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let lane = if NIBBLES {
+            let lanes = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+            _mm256_add_epi32(lanes, _mm256_set1_epi32(2 * v as i32))
+        } else {
+            _mm256_set1_epi32(v as i32)
+        };
+        let (low, sign, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi8(-128), _mm256_set1_epi16(1));
+        for c in 0..C {
+            let weights = _mm256_castps_si256(weights[c]);
+            for r in 0..R {
+                let row = d.x.quants.add(r * d.x.quants_row);
+                let pairs = if NIBBLES {
+                    // Halves of four blocks lie together.
+                    let x = row.add(at / 2 * 128 + at % 2 * 32);
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(weights), low);
+                    let first = _mm256_maddubs_epi16(_mm256_and_si256(weights, low), _mm256_loadu_si256(x.cast()));
+                    let last = _mm256_maddubs_epi16(high, _mm256_loadu_si256(x.add(64).cast()));
+                    _mm256_add_epi16(first, last)
+                } else {
+                    let x = _mm256_loadu_si256(row.add(at * 32).cast());
+                    let weights = _mm256_xor_si256(weights, sign);
+                    _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights))
+                };
                 let dots = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
-                let factor = _mm256_set1_ps(scale * *d.x.scales.add(r * d.x.scales_row + b));
-                *sum = _mm256_fmadd_ps(dots, factor, *sum);
+                let factor = _mm256_permutevar8x32_ps(factors[r][c], lane);
+                sums[r][c] = _mm256_fmadd_ps(dots, factor, sums[r][c]);
             }
         }
     }
-}
-
-/// Two blocks at a time.
-///
-/// # Safety
-/// See [`Kernel`](super::dots::Kernel).
-#[inline(always)]
-unsafe fn narrow_row_4<const R: usize>(d: &Dots, quants: *const u8, scales: *const f16, sums: &mut [__m256; R]) {
-    // SAFETY: the caller's promise; activations are whole chunks of blocks.
-    unsafe {
-        let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
-        for b in (0..d.blocks).step_by(2) {
-            let from = quants.add(b * 16);
-            let (weights, upper) = if b + 1 < d.blocks {
-                (_mm256_loadu_si256(from.cast()), widened(*scales.add(b + 1)))
-            } else {
-                (_mm256_zextsi128_si256(_mm_loadu_si128(from.cast())), 0.0)
-            };
-            let scale = _mm256_set_m128(_mm_set1_ps(upper), _mm_set1_ps(widened(*scales.add(b))));
-            let halves = [
-                _mm256_and_si256(weights, low),
-                _mm256_and_si256(_mm256_srli_epi16::<4>(weights), low),
-            ];
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let x = d.x.quants.add(r * d.x.quants_row + b / 4 * 128 + b % 4 * 16);
-                let first = _mm256_maddubs_epi16(halves[0], _mm256_loadu_si256(x.cast()));
-                let last = _mm256_maddubs_epi16(halves[1], _mm256_loadu_si256(x.add(64).cast()));
-                let pairs = _mm256_madd_epi16(_mm256_add_epi16(first, last), ones);
-                let at = r * d.x.scales_row + b;
-                let (x_scales, offsets) = (d.x.scales.add(at), d.x.offsets.add(at));
-                let x_scale = _mm256_set_m128(_mm_set1_ps(*x_scales.add(1)), _mm_set1_ps(*x_scales));
-                let factor = _mm256_mul_ps(scale, x_scale);
-                *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(pairs), factor, *sum);
-                // In one lane of each block.
-                let offset = _mm256_set_m128(_mm_load_ss(offsets.add(1)), _mm_load_ss(offsets));
-                *sum = _mm256_fmadd_ps(scale, offset, *sum);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn widened(scale: f16) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(scale.to_bits())))) }
 }
 
 /// Made entry by entry: a repeated array is filled in memory by a call.
@@ -299,25 +379,25 @@ unsafe fn zeros<const C: usize>() -> [__m512; C] {
     )
 }
 
+/// As [`zeros`].
+#[inline(always)]
+unsafe fn short_zeros<const C: usize>() -> [__m256; C] {
+    from_fn(
+        #[inline(always)]
+        // SAFETY: the caller's promise.
+        |_| unsafe { _mm256_setzero_ps() },
+    )
+}
+
 /// The total of each of four vectors.
 #[inline(always)]
-unsafe fn totals_512(sums: [__m512; 4], to: &mut [f32; 4]) {
+unsafe fn totals([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    let mut to = [0.0; 4];
     // SAFETY: the caller's promise.
     unsafe {
-        let fold = |sum: __m512| _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum));
-        let [a, b, c, d] = sums.map(fold);
         let quarters = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
         let halves = [_mm256_castps256_ps128(quarters), _mm256_extractf128_ps::<1>(quarters)];
         _mm_storeu_ps(to.as_mut_ptr(), _mm_add_ps(halves[0], halves[1]));
     }
-}
-
-#[inline(always)]
-unsafe fn total_256(sum: __m256) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let fours = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
-        let twos = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));
-        _mm_cvtss_f32(_mm_add_ss(twos, _mm_movehdup_ps(twos)))
-    }
+    to
 }
