@@ -271,9 +271,7 @@ unsafe fn narrow_rows<const R: usize, const C: usize, const NIBBLES: bool>(
         if rest > 0 {
             let mut wide = short_zeros::<C>();
             for c in 0..C {
-                let mut some = [f16::ZERO; GROUP];
-                std::ptr::copy_nonoverlapping(scales[c].add(whole * GROUP), some.as_mut_ptr(), rest);
-                wide[c] = _mm256_cvtph_ps(_mm_loadu_si128(some.as_ptr().cast()));
+                wide[c] = _mm256_cvtph_ps(some_scales(scales[c].add(whole * GROUP), rest));
             }
             let factors = narrow_factors::<R, C, NIBBLES>(d, &wide, whole, &mut sums);
             let bytes = rest * block_bytes;
@@ -292,6 +290,30 @@ unsafe fn narrow_rows<const R: usize, const C: usize, const NIBBLES: bool>(
             }
         }
         sums
+    }
+}
+
+/// Fewer scales than a group has, zeros behind, without a way through memory.
+///
+/// # Safety
+/// So many can be read.
+#[inline(always)]
+unsafe fn some_scales(from: *const f16, count: usize) -> __m128i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (mut bits, mut left) = (0u128, count);
+        if left % 2 == 1 {
+            left -= 1;
+            bits = u128::from(from.add(left).cast::<u16>().read_unaligned());
+        }
+        if left % 4 == 2 {
+            left -= 2;
+            bits = bits << 32 | u128::from(from.add(left).cast::<u32>().read_unaligned());
+        }
+        if left == 4 {
+            bits = bits << 64 | u128::from(from.cast::<u64>().read_unaligned());
+        }
+        _mm_set_epi64x((bits >> 64) as i64, bits as i64)
     }
 }
 
