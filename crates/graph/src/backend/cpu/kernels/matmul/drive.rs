@@ -3,12 +3,14 @@
 
 use std::any::TypeId;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use half::bf16;
 use smallvec::SmallVec;
 
 use super::super::float::{Float, Mat, Real, transposed};
-use super::super::par::{for_pieces, rows_of_task, simd, store, with_space};
+use super::super::par::{for_pieces, prefetch, rows_of_task, simd, store, with_space};
+use super::super::pool::threads;
 use super::kernel::{DOTS, Dots, Kernel, Round, TILE, Tile};
 use super::lines::{Lines, as_they_lie, pack_rows};
 use super::pack::{Block, Entry};
@@ -19,6 +21,8 @@ const FEW_ROWS: usize = 48;
 const FEW_TERMS: usize = 32;
 /// Up to so many rows (or columns), contiguous operands are multiplied as dot products.
 const DOT_ROWS: usize = 12;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Rows of A that are packed at a time, at most, and about how many bytes of them.
 const CHUNK: usize = 1024;
 const CHUNK_BYTES: usize = 8 << 20;
@@ -45,6 +49,24 @@ pub(crate) struct Factors<S> {
 
 // SAFETY: only read.
 unsafe impl<S: Sync> Sync for Factors<S> {}
+
+impl<S> Factors<S> {
+    /// Asks memory for part `part` of `parts` of some columns of B.
+    fn ask_for(&self, columns: &Range<usize>, part: usize, parts: usize) {
+        // Runs of elements next to each other: columns, or parts of rows.
+        let (runs, length, step) = if self.b.rows == 1 {
+            (columns.len(), self.k, self.b.cols)
+        } else {
+            (self.k, columns.len(), self.b.rows)
+        };
+        let bytes = length * size_of::<S>();
+        let first = self.b.at(0, columns.start).ptr;
+        for run in part * runs / parts..(part + 1) * runs / parts {
+            let run = first.wrapping_offset(run as isize * step).cast::<u8>();
+            (0..bytes).step_by(LINE).for_each(|at| prefetch(run.wrapping_add(at)));
+        }
+    }
+}
 
 /// `C = alpha * (A0 @ B0 + ..) + addends` with C (m, n), whose rows are `c_row` elements apart.
 #[derive(Clone, Copy)]
@@ -184,15 +206,19 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let down = TASKS.div_ceil(across).clamp(1, rows.div_ceil(TASK_ROWS));
         let task_rows = rows.div_ceil(down).next_multiple_of(kernel.rows);
         let down = rows.div_ceil(task_rows);
+        let threads = if parallel { threads() } else { 1 };
         for_pieces(across * down, 1, parallel, |task, _| {
             let (j, i) = (task / down * width, task % down * task_rows);
             let range = (first, i, task_rows.min(rows - i));
+            // As tasks are taken one by one, this thread's next one is likely so far ahead.
+            let next = (task + threads) / down * width;
+            let next = next..n.min(next + width);
             // SAFETY: the tile belongs to this task.
-            unsafe { self.column(kernel, a, range, (j, width.min(n - j))) };
+            unsafe { self.column(kernel, a, range, (j, width.min(n - j)), next) };
         });
     }
 
-    /// The tiles of one panel of each B.
+    /// The tiles of one panel of each B. Memory is asked for the columns `next` meanwhile.
     ///
     /// # Safety
     /// As [`run`](Self::run).
@@ -202,6 +228,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         a: &[Lines<P>],
         (first, start, rows): (usize, usize, usize),
         (j, cols): (usize, usize),
+        next: Range<usize>,
     ) {
         let stride = cols.next_multiple_of(kernel.lanes);
         let packed = self.factors.iter().filter(|f| !self.lies_ready::<P>(f));
@@ -216,8 +243,14 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
             // SAFETY: filled.
             let sums = unsafe { std::slice::from_raw_parts_mut(used.as_mut_ptr().cast::<S::Acc>(), used.len()) };
             let direct = cols == stride && self.sums_in_place();
-            for i in (start..start + rows).step_by(kernel.rows) {
+            let tiles = rows.div_ceil(kernel.rows);
+            for (tile, i) in (start..start + rows).step_by(kernel.rows).enumerate() {
                 let count = kernel.rows.min(start + rows - i);
+                if !next.is_empty() {
+                    self.factors
+                        .iter()
+                        .for_each(|factors| factors.ask_for(&next, tile, tiles));
+                }
                 let place = self.c.wrapping_add((first + i) * self.c_row + j);
                 let (out, out_row) = if direct {
                     (place.cast(), self.c_row)
