@@ -222,16 +222,25 @@ pub(crate) fn map_sum<X: Copy, A: Real>(x: &[X], into: &mut [A], f: impl Fn(X) -
     )
 }
 
-/// The largest `f(x)`: NaN if one is NaN, minus infinity of nothing.
+/// The largest `f(x)`; minus infinity of nothing. A NaN counts only where no other number is above minus infinity: whoever
+/// subtracts this from each x meets every NaN then.
 #[inline(always)]
 pub(crate) fn max1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
-    lanes1(
-        x,
-        A::NEG_INFINITY,
-        #[inline(always)]
-        |max, x| max_nan(max, f(x)),
-        max_nan,
-    )
+    // As many as stay in registers; a maximum is the same in any order.
+    let mut lanes = [A::NEG_INFINITY; 32];
+    let larger = |max: A, x: A| if x > max { x } else { max };
+    let mut chunks = x.chunks_exact(lanes.len());
+    for x in &mut chunks {
+        for (lane, &x) in lanes.iter_mut().zip(x) {
+            *lane = larger(*lane, f(x));
+        }
+    }
+    let rest = chunks.remainder().iter().map(|&x| f(x));
+    let top = lanes.into_iter().chain(rest).fold(A::NEG_INFINITY, larger);
+    if top == A::NEG_INFINITY {
+        return x.iter().fold(top, |max, &x| max_nan(max, f(x)));
+    }
+    top
 }
 
 /// The larger; NaN if either is NaN.

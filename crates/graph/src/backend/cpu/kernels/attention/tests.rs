@@ -144,6 +144,54 @@ fn forward_agrees_with_the_definition() {
     each_float!(forward);
 }
 
+/// With keys before and behind it hidden, or all of its scores NaN, or only one.
+#[test]
+fn a_nan_reaches_who_sees_it_and_nobody_else() {
+    let shape = shape(1, 70, 70, 2, 1, 8);
+    let AttentionShape {
+        queries, heads, dim, ..
+    } = shape;
+    let mask = Mask {
+        causal: true,
+        window: Some(3),
+        offset: 0,
+        kv_len: queries,
+        segments: None,
+    };
+    let (v, _) = noise_as::<f32>(3, queries * dim);
+    for (query, key) in [(Some(40), None), (None, Some(40)), (Some(69), Some(0))] {
+        let (mut q, _) = noise_as::<f32>(1, queries * heads * dim);
+        let (mut k, _) = noise_as::<f32>(2, queries * dim);
+        if let Some(query) = query {
+            q[query * heads * dim] = f32::NAN;
+        }
+        if let Some(key) = key {
+            k[key * dim] = f32::NAN;
+        }
+        let view = |data, heads| HeadsView::contiguous(data, queries, heads, dim);
+        let (mut o, mut lse) = (vec![0.0; q.len()], vec![0.0; queries * heads]);
+        attention(
+            shape,
+            view(&q, heads),
+            view(&k, 1),
+            view(&v, 1),
+            0.3,
+            mask,
+            &mut o,
+            &mut lse,
+        );
+        for (row, (o, lse)) in o.chunks_exact(dim).zip(&lse).enumerate() {
+            let (i, head) = (row / heads, row % heads);
+            let sees = key.is_some_and(|key| sees(&mask, shape, 0, i, key));
+            let nan = sees || query == Some(i) && head == 0;
+            assert!(
+                o.iter().chain([lse]).all(|x| x.is_nan() == nan),
+                "{query:?} {key:?}, row {row}: {o:?} {lse}"
+            );
+        }
+    }
+}
+
 #[test]
 fn heads_may_lie_before_positions_and_in_a_cache() {
     // (batch, heads, positions, dim) with room for more positions, against the same numbers laid out plainly.
