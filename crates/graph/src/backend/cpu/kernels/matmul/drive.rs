@@ -210,9 +210,10 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         for_pieces(across * down, 1, parallel, |task, _| {
             let (j, i) = (task / down * width, task % down * task_rows);
             let range = (first, i, task_rows.min(rows - i));
-            // As tasks are taken one by one, this thread's next one is likely so far ahead.
+            // As tasks are taken one by one, this thread's next one is likely so far ahead. Few rows have no time for it.
             let next = (task + threads) / down * width;
-            let next = next..n.min(next + width);
+            let asked = rows > FEW_ROWS && next > j;
+            let next = if asked { next..n.min(next + width) } else { 0..0 };
             // SAFETY: the tile belongs to this task.
             unsafe { self.column(kernel, a, range, (j, width.min(n - j)), next) };
         });
