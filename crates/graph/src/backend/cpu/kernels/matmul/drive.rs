@@ -17,6 +17,8 @@ use super::pack::{Block, Entry};
 
 /// Up to so many rows of A, a B that lies row by row is read as it lies.
 const FEW_ROWS: usize = 48;
+/// Up to so many, if elements have to be widened wherever they are used.
+const VERY_FEW_ROWS: usize = 8;
 /// And so where the sums have at most so many terms.
 const FEW_TERMS: usize = 32;
 /// Up to so many rows (or columns), contiguous operands are multiplied as dot products.
@@ -124,17 +126,17 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     /// whose last term would need a copy.
     pub fn suits_pairs(&self) -> bool {
         let odd = |f: &Factors<S>| self.suits_dots() && !f.k.is_multiple_of(2);
-        !self.reads_rows() && !self.factors.iter().any(odd)
+        !self.reads_rows(FEW_ROWS) && !self.factors.iter().any(odd)
     }
 
     /// True where both operands had better be packed, and widened by it.
-    pub fn suits_panels(&self) -> bool {
-        !self.reads_rows() && !self.suits_dots()
+    pub fn suits_widening(&self) -> bool {
+        !self.reads_rows(VERY_FEW_ROWS) && !self.suits_dots()
     }
 
-    /// True where a B is read as it lies, for few rows of A.
-    fn reads_rows(&self) -> bool {
-        self.dims.0 <= FEW_ROWS && self.factors.iter().any(|f| f.b.cols == 1)
+    /// True where a B is read as it lies, because A has at most `few` rows.
+    fn reads_rows(&self, few: usize) -> bool {
+        self.dims.0 <= few && self.factors.iter().any(|f| f.b.cols == 1)
     }
 
     /// Runs the product; no size is 0.

@@ -40,8 +40,8 @@ pub(super) fn as_they_lie<S: Float, P: Entry<S>>(mat: Mat<*const S>, terms: usiz
     })
 }
 
-/// Packs rows of an A: one after the other where they lie so and only their elements change, else in groups of a tile's
-/// rows.
+/// Packs rows of an A: one after the other where a step is one term and rows can be written so, else in groups of a
+/// tile's rows.
 ///
 /// # Safety
 /// The rows are inside A; there is room for whole groups.
@@ -52,27 +52,37 @@ pub(super) unsafe fn pack_rows<S: Float, P: Entry<S>>(
     to: *mut P,
     parallel: bool,
 ) -> Lines<P> {
-    let (terms, steps) = (factors.k, factors.k.div_ceil(P::TERMS));
-    let alone = factors.a.cols == 1 && P::TERMS == 1;
-    let (height, width) = if alone { (1, terms) } else { (kernel.rows, kernel.rows) };
-    let block = |i: usize| {
-        let from = factors.a.at(first + i, 0);
-        if alone {
-            // A row's terms as columns of one step.
-            let from = Mat { rows: 0, ..from };
-            let (terms, cols) = (1, terms);
-            return Block { from, terms, cols };
-        }
-        let (from, cols) = (transposed(from), height.min(rows - i));
-        Block { from, terms, cols }
+    let (a, terms, steps) = (&factors.a, factors.k, factors.k.div_ceil(P::TERMS));
+    let turn = kernel
+        .turn
+        .as_ref()
+        .filter(|_| P::TERMS == 1 && a.rows == 1 && a.cols != 1);
+    let alone = turn.is_some() || P::TERMS == 1 && a.cols == 1;
+    let height = match turn {
+        Some(turn) => turn.edge,
+        None if alone => 1,
+        None => kernel.rows,
     };
+    let width = if alone { steps } else { height };
     let room = Shared::raw(to);
-    let piece = (TASK_BYTES / (height * steps * size_of::<P>())).max(1);
+    let piece = TASK_BYTES.div_ceil(height * steps * size_of::<P>());
     for_pieces(rows.div_ceil(height), piece, parallel, |_, range| {
-        for i in range.map(|group| group * height) {
-            // SAFETY: the rows are inside A, the group inside the room and this task's.
-            unsafe { block(i).pack(kernel, width, room.at(i * steps)) };
+        let pack = |i: usize, count: usize| {
+            let from = factors.a.at(first + i, 0);
+            let (from, terms, cols) = match (turn, alone) {
+                (Some(_), _) => (from, count, terms),
+                // A row's terms as columns of one step.
+                (None, true) => (Mat { rows: 0, ..from }, 1, terms),
+                (None, false) => (transposed(from), terms, count),
+            };
+            // SAFETY: the rows are inside A, their place inside the room and this task's.
+            unsafe { Block { from, terms, cols }.pack(kernel, width, room.at(i * steps)) };
+        };
+        let (start, end) = (range.start * height, rows.min(range.end * height));
+        if turn.is_some() {
+            return pack(start, end - start);
         }
+        (start..end).step_by(height).for_each(|i| pack(i, height.min(end - i)));
     });
     let entry = size_of::<P>() as isize;
     Lines {

@@ -228,7 +228,7 @@ pub(super) mod kernels_of {
     pub unsafe fn f16<C: Float<Acc = f32>>(product: &Product<'_, f16, C>, parallel: bool) {
         // SAFETY: as above.
         unsafe {
-            if product.suits_panels() {
+            if product.suits_widening() {
                 product.run(table::for_widened_f16(product.dims.1), parallel);
             } else {
                 product.run(table::for_f16(product.dims.1), parallel);
@@ -241,7 +241,7 @@ pub(super) mod kernels_of {
         unsafe {
             match table::pairs().filter(|_| product.suits_pairs()) {
                 Some(pairs) => product.run(pairs, parallel),
-                None if product.suits_panels() => product.run(table::for_widened_bf16(product.dims.1), parallel),
+                None if product.suits_widening() => product.run(table::for_widened_bf16(product.dims.1), parallel),
                 None => product.run(table::for_bf16(product.dims.1), parallel),
             }
         }

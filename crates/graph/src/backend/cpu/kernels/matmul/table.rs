@@ -57,19 +57,19 @@ kernels! {
 
 #[cfg(target_arch = "x86_64")]
 kernels! {
-    NARROW_32: Narrow32, 6 x 2, None, None, turn_of(8, turn_f32), [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_32_OF_BRAIN: Narrow32, 6 x 2, None, None, turn_of(8, turn_bf16), [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_32_OF_HALF: Narrow32, 6 x 2, None, None, turn_of(8, turn_f16), [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_32: Narrow32, 6 x 2, None, None, Some(turn(8, turn_f32)), [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_32_OF_BRAIN: Narrow32, 6 x 2, None, None, Some(turn(8, turn_bf16)), [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_32_OF_HALF: Narrow32, 6 x 2, None, None, Some(turn(8, turn_f16)), [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_64: Narrow64, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_BRAIN: NarrowBrain, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_HALF: NarrowHalf, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    WIDE_32: Wide32, 8 x 3, None, None, turn_of(16, transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_32_OF_BRAIN: Wide32, 8 x 3, None, None, turn_of(8, turn_bf16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_32_OF_HALF: Wide32, 8 x 3, None, None, turn_of(8, turn_f16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_32: Wide32, 8 x 3, None, None, Some(turn(16, transpose_16)), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_32_OF_BRAIN: Wide32, 8 x 3, None, None, Some(turn(8, turn_bf16)), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_32_OF_HALF: Wide32, 8 x 3, None, None, Some(turn(8, turn_f16)), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_64: Wide64, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_BRAIN: WideBrain, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_HALF: WideHalf, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_PAIRS: WidePairs, 8 x 3, Some(round_pairs), Some(weave_pairs), turn_of(16, transpose_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
+    WIDE_PAIRS: WidePairs, 8 x 3, Some(round_pairs), Some(weave_pairs), Some(turn(16, transpose_16)), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -79,8 +79,8 @@ kernels! {
 }
 
 #[cfg(target_arch = "x86_64")]
-const fn turn_of(edge: usize, run: unsafe fn(*const u8, usize, *mut u32, usize)) -> Option<Turn> {
-    Some(Turn { edge, run })
+const fn turn(edge: usize, run: unsafe fn(*const u8, usize, *mut u32, usize)) -> Turn {
+    Turn { edge, run }
 }
 
 /// What a machine has; each level has all before it.

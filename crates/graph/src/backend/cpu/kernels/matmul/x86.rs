@@ -298,6 +298,7 @@ macro_rules! turns {
     ($($name:ident: $t:ty => $words:ty;)*) => { $(
         /// # Safety
         /// AVX2 and F16C; everything named is readable or writable.
+        #[allow(clippy::cast_ptr_alignment)] // read as they lie
         #[target_feature(enable = "avx2,fma,f16c")]
         pub(super) unsafe fn $name(from: *const u8, from_step: usize, to: *mut u32, to_step: usize) {
             // SAFETY: the caller's promise.
