@@ -23,6 +23,9 @@ const MAX_NEW_TOKENS: usize = 256;
 /// Runs the command; returns the exit code.
 pub fn run(arguments: &GenerateArgs) -> Result<u8> {
     let device = arguments.device.device()?;
+    if arguments.prompt.is_empty() {
+        return Err(Failure::input("the prompt is empty: give a text with --prompt TEXT"));
+    }
     let sampling = |generation: &GenerationConfig| sampling(arguments, generation);
     sampling(&GenerationConfig::default())
         .validate()

@@ -20,15 +20,15 @@ pub struct Output {
 }
 
 impl Output {
-    /// Decides on the folder; nothing is made.
+    /// Decides on the folder; nothing is left behind.
     ///
     /// # Errors
-    /// A given folder that is not empty (unless `overwrite`), or is or cannot be a folder.
+    /// A given folder that is not empty (unless `overwrite`), or is or cannot be a folder, or that nothing can be written in.
     pub fn choose(given: Option<&Path>, overwrite: bool) -> Result<Self> {
         let Some(folder) = given else {
-            return Ok(Self {
-                folder: first_free(Path::new(DEFAULT)),
-            });
+            let folder = first_free(Path::new(DEFAULT));
+            try_out(&folder)?;
+            return Ok(Self { folder });
         };
         let name = folder.display();
         if folder.as_os_str().is_empty() || (folder.exists() && !folder.is_dir()) {
@@ -52,6 +52,7 @@ impl Output {
                 tip,
             ));
         }
+        try_out(folder)?;
         Ok(Self {
             folder: folder.to_owned(),
         })
@@ -62,9 +63,6 @@ impl Output {
     /// # Errors
     /// When the system refuses.
     pub fn create(&self, settings: &Settings) -> Result<File> {
-        let refused = |path: &Path, error: &std::io::Error| {
-            Failure::input(format!("{}: cannot be made: {error}", path.display()))
-        };
         fs::create_dir_all(&self.folder).map_err(|error| refused(&self.folder, &error))?;
         let text = describe(settings)?;
         write_atomically(&self.settings(), |out| out.write_all(text.as_bytes()))?;
@@ -105,6 +103,24 @@ fn describe(settings: &Settings) -> Result<String> {
     Ok(format!(
         "# The settings of this run of metal-candle {version}.\n# Again: metal-candle train --config training.toml\n\n{table}"
     ))
+}
+
+fn refused(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::input(format!("{}: cannot be made: {error}", path.display()))
+}
+
+/// Makes a file in the folder and takes back what was made: better now than after the model is loaded.
+fn try_out(folder: &Path) -> Result<()> {
+    let absent = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let missing: Vec<&Path> = folder.ancestors().take_while(absent).collect();
+    let file = folder.join(format!(".metal-candle-{}", std::process::id()));
+    let outcome = fs::create_dir_all(folder)
+        .and_then(|()| File::create_new(&file))
+        .and_then(|_| fs::remove_file(&file));
+    for made in missing {
+        let _ = fs::remove_dir(made);
+    }
+    outcome.map_err(|error| refused(folder, &error))
 }
 
 /// The folder, or the first of `folder-2`, `folder-3` ... that is absent or empty.
@@ -155,6 +171,16 @@ mod tests {
         assert!(
             below_a_file.to_string().contains("a/b` cannot be used"),
             "{below_a_file}"
+        );
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_folder_that_the_system_refuses_is_noticed_at_once() {
+        let refused = Output::choose(Some(Path::new("/proc/out/deep")), false).unwrap_err();
+        assert!(
+            refused.to_string().contains("/proc/out/deep: cannot be made"),
+            "{refused}"
         );
     }
 }

@@ -20,14 +20,15 @@ pub fn beginning(model: &str, adapter: &AdapterParameters, train: &Dataset, vali
     let (rank, layers) = (adapter.config().r, adapter.modules().len());
     say(&format!("  model    {name} ({model})"));
     say(&format!(
-        "  data     {} examples, {} tokens, {} of them learnt{held}",
-        count(stats.examples),
-        count(stats.tokens),
+        "  data     {}, {}, {} of them learnt{held}",
+        counted(stats.examples, "example"),
+        counted(stats.tokens, "token"),
         count(stats.supervised_tokens)
     ));
     say(&format!(
-        "  adapter  rank {rank} on {layers} layers, {} weights",
-        count(adapter.num_parameters())
+        "  adapter  rank {rank} on {}, {}",
+        counted(layers, "layer"),
+        counted(adapter.num_parameters(), "weight")
     ));
     say("");
     cuts(&stats);
@@ -37,14 +38,14 @@ pub fn beginning(model: &str, adapter: &AdapterParameters, train: &Dataset, vali
 fn cuts(stats: &DatasetStats) {
     if stats.truncated > 0 {
         warn(&format!(
-            "warning: {} examples are longer than --max-length and are cut",
-            count(stats.truncated)
+            "warning: {} longer than --max-length, cut",
+            counted(stats.truncated, "example")
         ));
     }
     if stats.dropped > 0 {
         warn(&format!(
-            "warning: {} rows have nothing to learn and are left out",
-            count(stats.dropped)
+            "warning: {} with nothing to learn, left out",
+            counted(stats.dropped, "row")
         ));
     }
 }
@@ -60,8 +61,8 @@ pub fn training(run: &Summary) {
         .evaluation_loss
         .map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
     say(&format!(
-        "Trained {} steps in {}, {} tokens/s: loss {:.4} to {:.4}{evaluation}",
-        count(run.steps),
+        "Trained {} in {}, {} tokens/s: loss {:.4} to {:.4}{evaluation}",
+        counted(run.steps, "step"),
         duration(run.seconds),
         count(speed as usize),
         run.first_loss,
@@ -120,6 +121,12 @@ pub fn ending(output: &Output, model: Option<&str>, prompt: Option<&str>, pictur
         say(&format!("  {program} train --model DIR --data FILE.jsonl"));
     }
     say(&format!("  {program} train --help"));
+}
+
+/// `1 step`, `2 steps`.
+fn counted(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", count(number))
 }
 
 /// A number with commas: `12,345`.
@@ -184,6 +191,10 @@ mod tests {
     #[test]
     fn numbers_are_readable() {
         assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(
+            [0, 1, 1200].map(|n| counted(n, "row")),
+            ["0 rows", "1 row", "1,200 rows"]
+        );
         assert_eq!(
             [0.4, 12.4, 65.0, 7621.0].map(duration),
             ["0.40 s", "12 s", "1 min 05 s", "2 h 07 min"]

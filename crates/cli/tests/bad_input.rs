@@ -249,6 +249,10 @@ fn generating_with_what_is_not_there() {
         &["absent: no such folder", "adapter_config.json"],
     );
     says(
+        &with(&["--model", &model, "--prompt", ""]),
+        &["prompt is empty", "--prompt"],
+    );
+    says(
         &with(&["--model", &model, "--adapter", ".", "--prompt", "a"]),
         &["adapter_config.json"],
     );
