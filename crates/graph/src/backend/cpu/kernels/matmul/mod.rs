@@ -1,7 +1,8 @@
 //! Batched matrix product with any strides: `C = alpha * A @ B (+ C)`.
 //!
-//! Sums are kept in f32 (f64 for f64) in registers from the first term to the last, and are rounded once. Where the
-//! machine multiplies pairs of bf16, bf16 is never widened. Few rows take paths that read each weight once, where it lies.
+//! Sums are kept in f32 (f64 for f64) in registers from the first term to the last, and are rounded once. bf16 is multiplied
+//! in pairs where the machine is fast at that; elsewhere elements of 16 bits are widened once, as they are packed. Few rows
+//! take paths that read each weight once, where it lies.
 
 mod drive;
 mod kernel;
