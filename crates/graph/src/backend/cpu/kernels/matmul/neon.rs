@@ -1,4 +1,4 @@
-//! The words of AArch64's NEON, which every such machine has. f16 goes the portable way.
+//! The words of Arm's NEON, which every 64-bit machine has. Products of few rows of f16 go the portable way.
 
 #[allow(clippy::wildcard_imports)] // dozens of instructions
 use std::arch::aarch64::*;
