@@ -109,9 +109,9 @@ pub(super) fn level() -> Level {
     })
 }
 
-/// Intel's processors multiply pairs at a quarter of the rate of f32 (171 against 345 GFLOP/s on two cores of a
-/// Xeon with AMX, by `limits`), AMD's at the same rate, which is twice the work. Not measured at run time: the choice decides how sums are
-/// rounded, and is to be the same in each run.
+/// Intel's processors multiply pairs at a quarter of the rate of f32 (171 against 345 GFLOP/s on two cores of a Xeon with
+/// AMX, by `limits`), AMD's at the same rate, which is twice the work. Not measured at run time: the choice decides how
+/// sums are rounded, and is to be the same in each run.
 fn pairs_are_slow() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
