@@ -9,7 +9,7 @@ use half::bf16;
 use smallvec::SmallVec;
 
 use super::super::float::{Float, Mat, Real, transposed};
-use super::super::par::{for_pieces, prefetch, rows_of_task, simd, store, with_space};
+use super::super::par::{for_pieces, prefetch, rows_of_task, simd, store, with_scratch, with_space};
 use super::super::pool::threads;
 use super::kernel::{DOTS, Dots, Kernel, Round, TILE, Tile};
 use super::lines::{Lines, as_they_lie, pack_rows};
@@ -36,7 +36,7 @@ const TASK_ROWS: usize = 128;
 const FACTORS: usize = 8;
 /// What is added to them, usually at most.
 const ADDENDS: usize = 2;
-/// Dot products of a single row of A that are written together: whole vectors.
+/// Dot products of a row of A that are written together: whole vectors.
 const RUN: usize = 64;
 /// Bytes of B that a task of dot products reads, about: memory gives long runs faster.
 pub(super) const TASK_BYTES: usize = 1 << 18;
@@ -350,8 +350,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     /// Scales sums, adds the addends and rounds into C from (i, j) on.
     ///
     /// # Safety
-    /// The place is inside C and the caller's; the sums are `stride` apart and whole vectors, or `rows` and `cols` are at
-    /// most [`DOTS`].
+    /// The place is inside C and the caller's; the rows of sums are `stride` apart, which is whole vectors.
     unsafe fn write<P>(
         &self,
         kernel: &Kernel<P, S::Acc>,
@@ -372,10 +371,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
             return;
         }
         let addends: SmallVec<[Mat<*const C>; ADDENDS]> = self.addends.iter().map(|from| from.at(i, j)).collect();
-        if let Some(round) = kernel
-            .round
-            .filter(|_| stride > DOTS && is::<C, bf16>() && is::<S::Acc, f32>())
-        {
+        if let Some(round) = kernel.round.filter(|_| is::<C, bf16>() && is::<S::Acc, f32>()) {
             let addends: SmallVec<[Mat<*const bf16>; ADDENDS]> = addends.iter().map(|from| from.cast()).collect();
             let all = Round {
                 sums: sums.as_ptr().cast(),
@@ -424,34 +420,49 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let (m, n) = self.dims;
         let steps = terms / P::TERMS;
         let rows_of_c = m > n;
-        let across = if m == 1 { RUN } else { DOTS };
-        let long = m.max(n);
-        let piece = rows_of_task(long, steps * size_of::<P>(), TASK_BYTES).next_multiple_of(DOTS);
-        for_pieces(long, piece, parallel, |_, range| {
+        let direct = self.addends.is_empty() && self.sums_in_place();
+        let piece = run_of_dots(m.max(n), steps * size_of::<P>());
+        for_pieces(m.max(n), piece, parallel, |_, range| {
             let (is, js) = if rows_of_c { (range, 0..n) } else { (0..m, range) };
-            for j in js.clone().step_by(across) {
-                for i in is.clone().step_by(DOTS) {
-                    let (rows, cols) = (DOTS.min(is.end - i), across.min(js.end - j));
-                    let mut sums = [S::Acc::ZERO; RUN];
-                    let block = Dots {
-                        steps,
-                        a: a.at(i),
-                        a_row: a.line,
-                        rows,
-                        b: b.at(j),
-                        b_col: b.line,
-                        cols,
-                        out: sums.as_mut_ptr(),
-                    };
-                    // SAFETY: rows and columns are inside A and B; this part of C belongs to this task.
-                    unsafe {
-                        (kernel.dots)(&block);
-                        self.write(kernel, &mut sums, across, (i, j), (rows, cols));
+            // A single row reads its columns in one go, others stay by a few while they are near.
+            let across = if m == 1 { js.len().next_multiple_of(RUN) } else { RUN };
+            with_scratch(if direct { 0 } else { DOTS.min(m) * across }, |sums: &mut [S::Acc]| {
+                for j in js.clone().step_by(across) {
+                    for i in is.clone().step_by(DOTS) {
+                        let (rows, cols) = (DOTS.min(is.end - i), across.min(js.end - j));
+                        let (out, out_row) = if direct {
+                            (self.c.wrapping_add(i * self.c_row + j).cast(), self.c_row)
+                        } else {
+                            (sums.as_mut_ptr(), across)
+                        };
+                        let block = Dots {
+                            steps,
+                            a: a.at(i),
+                            a_row: a.line,
+                            rows,
+                            b: b.at(j),
+                            b_col: b.line,
+                            cols,
+                            out,
+                            out_row,
+                        };
+                        // SAFETY: rows and columns are inside A and B; this part of C belongs to this task.
+                        unsafe {
+                            (kernel.dots)(&block);
+                            if !direct {
+                                self.write(kernel, sums, across, (i, j), (rows, cols));
+                            }
+                        }
                     }
                 }
-            }
+            });
         });
     }
+}
+
+/// Columns (or rows) of a task of dot products, each so many bytes long.
+pub(crate) fn run_of_dots(long: usize, bytes: usize) -> usize {
+    rows_of_task(long, bytes, TASK_BYTES).next_multiple_of(DOTS)
 }
 
 /// Whether two types are one.

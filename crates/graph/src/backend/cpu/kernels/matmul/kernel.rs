@@ -16,6 +16,8 @@ const AHEAD: usize = 4096;
 
 /// Rows and columns of a block of dot products.
 pub(super) const DOTS: usize = 4;
+/// Vectors of each column that are taken in one go where there is a single row.
+const UNROLLED: usize = 2;
 
 /// One tile: entry `p` of row `r` of A is `a_step * p` entries after `a_row * r` bytes, entry `p` of the panel of B is
 /// the `cols` entries from `b_step * p` on. The sums go to `out`, whole vectors, rows `out_row` sums apart; with `add`
@@ -34,8 +36,8 @@ pub(super) struct Tile<P, A> {
     pub out_row: usize,
 }
 
-/// Dot products of `rows` rows of A with `cols` columns of B, both contiguous and so many bytes apart; row r, column c
-/// goes to `out[r * DOTS + c]`. At most [`DOTS`] columns, but any number where there is a single row.
+/// Dot products of `rows` rows of A, at most [`DOTS`], with `cols` columns of B, both contiguous and so many bytes apart;
+/// row r, column c goes to `out[r * out_row + c]`.
 pub(super) struct Dots<P, A> {
     pub steps: usize,
     pub a: *const P,
@@ -45,6 +47,21 @@ pub(super) struct Dots<P, A> {
     pub b_col: isize,
     pub cols: usize,
     pub out: *mut A,
+    pub out_row: usize,
+}
+
+impl<P, A: Real> Dots<P, A> {
+    /// Where row `r`, column `c` goes.
+    #[inline(always)]
+    fn place(&self, r: usize, c: usize) -> *mut A {
+        self.out.wrapping_add(r * self.out_row + c)
+    }
+
+    /// The address of a column; the last one's for those that are not there.
+    #[inline(always)]
+    fn column(&self, c: usize) -> *const P {
+        self.b.wrapping_byte_offset(c.min(self.cols - 1) as isize * self.b_col)
+    }
 }
 
 /// `to = sums * alpha + addends` for `rows` rows of `cols` sums; rows are `stride` sums and `to_row` elements apart.
@@ -224,18 +241,21 @@ unsafe fn row_tile<W: Words, const V: usize>(
 }
 
 /// # Safety
-/// As [`Kernel::tile`]; at most `R` rows and `V` vectors.
+/// As [`Kernel::tile`]; at most `R` rows and `V` vectors. `H` is half of `R`.
 #[inline(always)]
-pub(super) unsafe fn any_tile<W: Words, const R: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
+pub(super) unsafe fn any_tile<W: Words, const R: usize, const H: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
     // SAFETY: the caller's promise.
     unsafe {
-        match (t.rows == 1, t.cols.div_ceil(W::LANES)) {
-            (true, 1) => tile::<W, 1, 1>(t),
-            (true, 2) => tile::<W, 1, 2>(t),
-            (true, _) => tile::<W, 1, V>(t),
-            (false, 1) => tile::<W, R, 1>(t),
-            (false, 2) => tile::<W, R, 2>(t),
-            (false, _) => tile::<W, R, V>(t),
+        match (t.rows, t.cols.div_ceil(W::LANES)) {
+            (1, 1) => tile::<W, 1, 1>(t),
+            (1, 2) => tile::<W, 1, 2>(t),
+            (1, _) => tile::<W, 1, V>(t),
+            (rows, 1) if rows <= H => tile::<W, H, 1>(t),
+            (rows, 2) if rows <= H => tile::<W, H, 2>(t),
+            (rows, _) if rows <= H => tile::<W, H, V>(t),
+            (_, 1) => tile::<W, R, 1>(t),
+            (_, 2) => tile::<W, R, 2>(t),
+            _ => tile::<W, R, V>(t),
         }
     }
 }
@@ -246,85 +266,110 @@ pub(super) unsafe fn any_tile<W: Words, const R: usize, const V: usize>(t: &Tile
 unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
     // SAFETY: the caller's promise. Rows and columns that are not there repeat the last one.
     unsafe {
-        let (mut rows, mut cols) = ([d.a; R], [d.b; DOTS]);
+        let mut rows = [d.a; R];
         for (r, row) in rows.iter_mut().enumerate() {
             *row = d.a.byte_offset(r.min(d.rows - 1) as isize * d.a_row);
         }
-        for (c, col) in cols.iter_mut().enumerate() {
-            *col = d.b.byte_offset(c.min(d.cols - 1) as isize * d.b_col);
-        }
-        let mut sums: [[W::Sums; DOTS]; R] = from_fn(|_| from_fn(|_| W::zero()));
-        let whole = d.steps - d.steps % W::LANES;
-        let mut at = 0;
-        while at < whole {
-            let mut right = [W::load(cols[0].add(at)); DOTS];
-            for c in 1..DOTS {
-                right[c] = W::load(cols[c].add(at));
+        for first in (0..d.cols).step_by(DOTS) {
+            let cols: [*const W::Panel; DOTS] = from_fn(|c| d.column(first + c));
+            let mut sums: [[W::Sums; DOTS]; R] = from_fn(|_| from_fn(|_| W::zero()));
+            let whole = d.steps - d.steps % W::LANES;
+            let mut at = 0;
+            while at < whole {
+                let mut right = [W::load(cols[0].add(at)); DOTS];
+                for c in 1..DOTS {
+                    right[c] = W::load(cols[c].add(at));
+                }
+                for r in 0..R {
+                    let left = W::load(rows[r].add(at));
+                    for c in 0..DOTS {
+                        sums[r][c] = W::fma(sums[r][c], left, right[c]);
+                    }
+                }
+                at += W::LANES;
             }
-            for r in 0..R {
-                let left = W::load(rows[r].add(at));
-                for c in 0..DOTS {
-                    sums[r][c] = W::fma(sums[r][c], left, right[c]);
+            if whole < d.steps {
+                let rest = d.steps - whole;
+                for r in 0..R {
+                    let left = W::load_part(rows[r].add(whole), rest);
+                    for c in 0..DOTS {
+                        sums[r][c] = W::fma(sums[r][c], left, W::load_part(cols[c].add(whole), rest));
+                    }
                 }
             }
-            at += W::LANES;
-        }
-        if whole < d.steps {
-            let rest = d.steps - whole;
-            for r in 0..R {
-                let left = W::load_part(rows[r].add(whole), rest);
-                for c in 0..DOTS {
-                    sums[r][c] = W::fma(sums[r][c], left, W::load_part(cols[c].add(whole), rest));
-                }
+            for (r, &sums) in sums.iter().enumerate().take(d.rows) {
+                some_totals::<W>(sums, d.place(r, first), d.cols - first);
             }
-        }
-        for (r, &sums) in sums.iter().enumerate().take(d.rows) {
-            W::totals(sums, d.out.add(r * DOTS));
         }
     }
 }
 
-/// One row: columns one after the other, as they lie, which is how memory is fastest.
+/// The totals of the first `count` sums, or of all.
+///
+/// # Safety
+/// As [`Kernel::dots`]; so many can be written.
+#[inline(always)]
+unsafe fn some_totals<W: Words>(sums: [W::Sums; DOTS], to: *mut W::Acc, count: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if count >= DOTS {
+            return W::totals(sums, to);
+        }
+        let mut totals = [W::Acc::ZERO; DOTS];
+        W::totals(sums, totals.as_mut_ptr());
+        for (i, &total) in totals.iter().enumerate().take(count) {
+            *to.add(i) = total;
+        }
+    }
+}
+
+/// One row. Memory gives long runs faster than short ones that lie close together, so the columns that go together are far
+/// apart: each begins a part of them, and the parts are read side by side.
 ///
 /// # Safety
 /// As [`Kernel::dots`].
 #[inline(always)]
 unsafe fn row_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise. Columns that are not there repeat the last one.
     unsafe {
-        for c in 0..d.cols {
-            let col = d.b.byte_offset(c as isize * d.b_col);
-            let mut sums: [W::Sums; DOTS] = from_fn(|_| W::zero());
+        let part = d.cols.div_ceil(DOTS);
+        for i in 0..part {
+            let cols: [*const W::Panel; DOTS] = from_fn(|c| d.column(c * part + i));
+            let mut sums: [[W::Sums; DOTS]; UNROLLED] = from_fn(|_| from_fn(|_| W::zero()));
             let mut at = 0;
-            while at + DOTS * W::LANES <= d.steps {
-                for (u, sum) in sums.iter_mut().enumerate() {
-                    let at = at + u * W::LANES;
+            while at + UNROLLED * W::LANES <= d.steps {
+                for col in cols {
                     W::prefetch(col.wrapping_add(at).wrapping_byte_add(AHEAD));
-                    *sum = W::fma(*sum, W::load(d.a.add(at)), W::load(col.add(at)));
                 }
-                at += DOTS * W::LANES;
+                for (u, sums) in sums.iter_mut().enumerate() {
+                    let at = at + u * W::LANES;
+                    let left = W::load(d.a.add(at));
+                    for (sum, col) in sums.iter_mut().zip(cols) {
+                        *sum = W::fma(*sum, left, W::load(col.add(at)));
+                    }
+                }
+                at += UNROLLED * W::LANES;
             }
-            while at + W::LANES <= d.steps {
-                sums[0] = W::fma(sums[0], W::load(d.a.add(at)), W::load(col.add(at)));
-                at += W::LANES;
+            while at < d.steps {
+                let rest = (d.steps - at).min(W::LANES);
+                let left = W::load_part(d.a.add(at), rest);
+                for (sum, col) in sums[0].iter_mut().zip(cols) {
+                    *sum = W::fma(*sum, left, W::load_part(col.add(at), rest));
+                }
+                at += rest;
             }
-            if at < d.steps {
-                let rest = d.steps - at;
-                sums[1] = W::fma(
-                    sums[1],
-                    W::load_part(d.a.add(at), rest),
-                    W::load_part(col.add(at), rest),
-                );
-            }
+            let [first, last] = sums;
             let mut totals = [W::Acc::ZERO; DOTS];
-            W::totals(sums, totals.as_mut_ptr());
-            *d.out.add(c) = (totals[0] + totals[1]) + (totals[2] + totals[3]);
+            W::totals(from_fn(|c| W::join(first[c], last[c])), totals.as_mut_ptr());
+            for (c, total) in totals.into_iter().enumerate() {
+                *d.place(0, (c * part + i).min(d.cols - 1)) = total;
+            }
         }
     }
 }
 
 /// # Safety
-/// As [`Kernel::dots`]; at most [`DOTS`] rows.
+/// As [`Kernel::dots`].
 #[inline(always)]
 pub(super) unsafe fn any_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
     // SAFETY: the caller's promise.

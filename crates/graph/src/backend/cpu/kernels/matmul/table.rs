@@ -27,7 +27,7 @@ macro_rules! kernels {
             $(#[$attribute])*
             unsafe fn tile(t: &Tile<<$words as Words>::Panel, <$words as Words>::Acc>) {
                 // SAFETY: the caller's promise.
-                unsafe { any_tile::<$words, $rows, $vectors>(t) }
+                unsafe { any_tile::<$words, $rows, { $rows / 2 }, $vectors>(t) }
             }
             $(#[$attribute])*
             unsafe fn dots(d: &Dots<<$words as Words>::Panel, <$words as Words>::Acc>) {
