@@ -4,15 +4,17 @@
 use std::ops::Range;
 
 use rustc_hash::FxHashMap;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use candle_core::DType;
 
 use super::memory::{Life, place};
+use super::steps::{Access, Pieces, Step, joined};
 use super::tasks::{StepCost, Tasks, tasks};
 use super::view::{BufferId, View};
-use super::{Memory, Outcome, Place, Program, Step, buffer, elementwise, fused, primitives, with_type};
+use super::{Memory, Outcome, Place, Program, buffer, elementwise, fused, primitives, with_type};
 use crate::error::Result;
+use crate::fused::dequant_matmul::QuantFormat;
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef, cost};
 
 /// A buffer while the program is being built.
@@ -24,6 +26,13 @@ struct Buffer {
     last: usize,
     /// The last node that needs what is in it.
     needed_until: usize,
+}
+
+impl Buffer {
+    fn touched_at(&mut self, step: usize) {
+        self.first = self.first.min(step);
+        self.last = self.last.max(step);
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,9 +49,10 @@ pub(super) struct Builder<'a> {
     views: Vec<SmallVec<[View; 1]>>,
     buffers: Vec<Buffer>,
     steps: Vec<Step>,
-    owners: Vec<usize>,
-    /// The buffers that each step reads and writes.
-    touched: Vec<SmallVec<[BufferId; 4]>>,
+    /// The nodes that each step computes for.
+    owners: Vec<SmallVec<[usize; 1]>>,
+    /// What each step touches.
+    accesses: Vec<Access>,
     constants: Vec<u64>,
     inputs: Vec<Meta>,
     written: Vec<bool>,
@@ -50,6 +60,8 @@ pub(super) struct Builder<'a> {
     needed: Vec<SmallVec<[usize; 1]>>,
     /// Contiguous copies of strided values.
     copies: FxHashMap<ValueRef, View>,
+    /// Values quantised against weights in a format.
+    pub quantized: FxHashMap<(ValueRef, QuantFormat), View>,
 }
 
 pub(super) fn build(graph: &Graph) -> Result<Program> {
@@ -60,12 +72,13 @@ pub(super) fn build(graph: &Graph) -> Result<Program> {
         buffers: Vec::new(),
         steps: Vec::new(),
         owners: Vec::new(),
-        touched: Vec::new(),
+        accesses: Vec::new(),
         constants: Vec::new(),
         inputs: Vec::new(),
         written: Vec::new(),
         needed: needed_until(graph),
         copies: FxHashMap::default(),
+        quantized: FxHashMap::default(),
     };
     for (index, node) in graph.nodes.iter().enumerate() {
         builder.node = index;
@@ -249,16 +262,33 @@ impl Builder<'_> {
         writes: &[&View],
         run: impl Fn(&Memory) -> Result<()> + Send + Sync + 'static,
     ) {
+        self.append(reads, writes, Step::Whole(Box::new(run)));
+    }
+
+    /// Appends a kernel call in so many pieces, of so many multiply-adds together, that run in any order and on any thread.
+    pub fn step_in_pieces(
+        &mut self,
+        reads: &[&View],
+        writes: &[&View],
+        (count, work): (usize, usize),
+        run: impl Fn(&Memory, usize) + Send + Sync + 'static,
+    ) {
+        let run = Box::new(run);
+        self.append(reads, writes, Step::Pieces(smallvec![Pieces { count, work, run }]));
+    }
+
+    fn append(&mut self, reads: &[&View], writes: &[&View], step: Step) {
         let now = self.steps.len();
-        let touched = reads.iter().chain(writes).map(|view| view.buffer).collect();
-        self.touched.push(touched);
         for view in reads.iter().chain(writes) {
-            let buffer = &mut self.buffers[view.buffer];
-            buffer.first = buffer.first.min(now);
-            buffer.last = buffer.last.max(now);
+            self.buffers[view.buffer].touched_at(now);
         }
-        self.steps.push(Box::new(run));
-        self.owners.push(self.node);
+        self.accesses.push(Access {
+            reads: reads.iter().map(|view| view.buffer).collect(),
+            writes: writes.iter().map(|view| view.buffer).collect(),
+            in_pieces: matches!(step, Step::Pieces(_)),
+        });
+        self.steps.push(step);
+        self.owners.push(smallvec![self.node]);
     }
 
     fn buffer(&mut self, bytes: usize, origin: Origin) -> BufferId {
@@ -327,40 +357,72 @@ impl Builder<'_> {
         })
     }
 
-    /// Puts the steps of each task next to each other; the places of each task.
+    /// Puts the steps of each task next to each other; the places of each task. Where there is one task, joins steps in
+    /// pieces instead.
     fn order_by_tasks(&mut self) -> Vec<Range<usize>> {
-        for touched in &mut self.touched {
-            touched.retain(|id| match self.buffers[*id].origin {
-                Origin::Computed => true,
-                Origin::Input(input) => self.written[input],
-                Origin::Constant(_) => false,
-            });
-        }
-        let steps: Vec<StepCost<'_>> = self
-            .touched
+        let written = |id: &BufferId| match self.buffers[*id].origin {
+            Origin::Computed => true,
+            Origin::Input(input) => self.written[input],
+            Origin::Constant(_) => false,
+        };
+        let touched: Vec<SmallVec<[BufferId; 4]>> = self
+            .accesses
+            .iter()
+            .map(|access| {
+                access
+                    .reads
+                    .iter()
+                    .chain(&access.writes)
+                    .copied()
+                    .filter(written)
+                    .collect()
+            })
+            .collect();
+        let steps: Vec<StepCost<'_>> = touched
             .iter()
             .zip(&self.owners)
-            .map(|(touches, &owner)| StepCost {
+            .map(|(touches, owners)| StepCost {
                 touches,
-                work: self.work(owner),
+                work: owners.iter().map(|&owner| self.work(owner)).sum(),
             })
             .collect();
         let Tasks { order, ranges } = tasks(&steps, self.buffers.len());
-        if ranges.len() < 2 {
+        if ranges.len() > 1 {
+            self.arrange(order.into_iter().map(|step| smallvec![step]).collect());
             return ranges;
         }
-        let mut place_of = vec![0; order.len()];
-        order
-            .iter()
-            .enumerate()
-            .for_each(|(place, &step)| place_of[step] = place);
-        for buffer in self.buffers.iter_mut().filter(|buffer| buffer.first <= buffer.last) {
-            (buffer.first, buffer.last) = (place_of[buffer.first], place_of[buffer.last]);
+        self.arrange(joined(&self.accesses));
+        std::iter::once(0..self.steps.len()).collect()
+    }
+
+    /// Puts the steps into another order, those of one place joined.
+    fn arrange(&mut self, places: Vec<SmallVec<[usize; 1]>>) {
+        for buffer in &mut self.buffers {
+            (buffer.first, buffer.last) = (usize::MAX, 0);
+        }
+        for (place, members) in places.iter().enumerate() {
+            for access in members.iter().map(|&step| &self.accesses[step]) {
+                for &id in access.reads.iter().chain(&access.writes) {
+                    self.buffers[id].touched_at(place);
+                }
+            }
         }
         let mut steps: Vec<Option<Step>> = std::mem::take(&mut self.steps).into_iter().map(Some).collect();
-        self.steps = order.iter().filter_map(|&step| steps[step].take()).collect();
-        self.owners = order.iter().map(|&step| self.owners[step]).collect();
-        ranges
+        let mut take = |members: &SmallVec<[usize; 1]>| {
+            let mut all = members.iter().filter_map(|&step| steps[step].take());
+            let mut first = all.next()?;
+            if let Step::Pieces(pieces) = &mut first {
+                pieces.extend(all.flat_map(|step| match step {
+                    Step::Pieces(pieces) => pieces,
+                    Step::Whole(_) => SmallVec::new(),
+                }));
+            }
+            Some(first)
+        };
+        self.steps = places.iter().filter_map(&mut take).collect();
+        let owners =
+            |members: &SmallVec<[usize; 1]>| members.iter().flat_map(|&step| self.owners[step].clone()).collect();
+        self.owners = places.iter().map(owners).collect();
     }
 
     /// Element operations of a node, about.

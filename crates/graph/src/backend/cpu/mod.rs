@@ -11,6 +11,8 @@ pub mod limits;
 mod memory;
 mod pointwise;
 mod primitives;
+mod products;
+mod steps;
 mod tape;
 mod tasks;
 mod view;
@@ -28,6 +30,7 @@ use crate::graph::{Graph, Meta};
 
 pub(super) use self::buffer::Buffer;
 pub(super) use self::fused::has_kernel;
+use self::steps::Step;
 
 /// Compiles an optimised graph.
 pub(super) fn compile(graph: &Graph) -> Result<Box<dyn Executable>> {
@@ -39,9 +42,6 @@ pub(super) fn release_memory() {
     memory::release();
     buffer::release();
 }
-
-/// One kernel call, with its operands bound.
-type Step = Box<dyn Fn(&Memory) -> Result<()> + Send + Sync>;
 
 /// The addresses of a run's buffers.
 struct Memory {
@@ -75,8 +75,8 @@ enum Outcome {
 
 struct Program {
     steps: Vec<Step>,
-    /// For each step, the node of the graph that it computes for.
-    owners: Vec<usize>,
+    /// For each call of a step, the node of the graph that it computes for.
+    owners: Vec<SmallVec<[usize; 1]>>,
     /// Steps of each task: tasks may run side by side.
     tasks: Vec<Range<usize>>,
     places: Vec<Place>,
@@ -100,17 +100,20 @@ type Rooms = SmallVec<[Option<Buffer>; 4]>;
 impl Executable for Program {
     fn run(&self, inputs: Bindings) -> Result<Bindings> {
         self.run_with(inputs, |memory| match self.tasks.len() {
-            0 | 1 => self.steps.iter().try_for_each(|step| step(memory)),
+            0 | 1 => self.steps.iter().try_for_each(|step| step.run(memory)),
             _ => self.run_tasks(memory),
         })
     }
 
     fn run_timed(&self, inputs: Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings> {
         self.run_with(inputs, |memory| {
-            for (step, &owner) in self.steps.iter().zip(&self.owners) {
+            for (step, owners) in self.steps.iter().zip(&self.owners) {
                 let start = Instant::now();
-                step(memory)?;
-                *seconds[owner].get_or_insert(0.0) += start.elapsed().as_secs_f64();
+                step.run(memory)?;
+                let elapsed = start.elapsed().as_secs_f64();
+                for (&owner, share) in owners.iter().zip(step.shares()) {
+                    *seconds[owner].get_or_insert(0.0) += elapsed * share;
+                }
             }
             Ok(())
         })
@@ -134,7 +137,7 @@ impl Program {
         let failed = Mutex::new(None);
         kernels::pool::run(self.tasks.len(), true, &|task| {
             let steps = &self.steps[self.tasks[task].clone()];
-            if let Err(error) = steps.iter().try_for_each(|step| step(memory)) {
+            if let Err(error) = steps.iter().try_for_each(|step| step.run(memory)) {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             }
         });

@@ -8,10 +8,10 @@ use super::boxes::{block_around, box_start, read_box, write_box};
 use super::build::Builder;
 use super::elementwise;
 use super::kernels::index::{IndexShape, gather, index_add, index_select, scatter_add};
-use super::kernels::matmul::{MatView, MatmulShape, matmul};
 use super::kernels::reduce::{self, ReduceShape};
-use super::kernels::{Float, KernelError, Real, random};
-use super::view::{View, row_major};
+use super::kernels::{KernelError, random};
+use super::products::product;
+use super::view::View;
 use super::{with_float, with_type};
 use crate::error::{Error, Result};
 use crate::graph::{Distribution, GraphNode, Meta, Operation};
@@ -395,65 +395,4 @@ fn matmul_step(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
     let out = builder.output(node, 0);
     product(builder, 1.0, [&inputs[0], &inputs[1]], &out)?;
     Ok(smallvec![out])
-}
-
-/// `out = alpha (.., m, k) x (.., k, n)` with any strides: transposes and broadcasts cost nothing.
-pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2], out: &View) -> Result<()> {
-    let rank = out.dims.len();
-    let (m, n) = (out.dims[rank - 2], out.dims[rank - 1]);
-    let k = inputs[0].dims[inputs[0].dims.len() - 1];
-    // A matrix on the right of a batch whose rows lie one after the other is one product of all rows.
-    let flat = inputs[1].dims.len() == 2 && inputs[0].is_contiguous();
-    let batch: usize = out.dims[..rank - 2].iter().product();
-    let (shape, left, right) = if flat {
-        (MatmulShape { m: m * batch, n, k }, vec![0], vec![0])
-    } else {
-        let offsets = |view: &View| batch_offsets(view, &out.dims[..rank - 2]);
-        (MatmulShape { m, n, k }, offsets(inputs[0]), offsets(inputs[1]))
-    };
-    let (mut a, b, to) = (inputs[0].clone(), inputs[1].clone(), out.clone());
-    if flat {
-        // A contiguous view may have any stride in a dimension of size 1, so the rows' is made afresh.
-        a.strides = row_major(&a.dims);
-    }
-    with_float!(out.dtype, T => {
-        let alpha = <T as Float>::Acc::of(alpha);
-        builder.step(&inputs, &[out], move |memory| {
-            // SAFETY: the inputs are read only; the output is this step's to write.
-            let (x, y, z) = unsafe { (a.span::<T>(memory), b.span::<T>(memory), to.slice_mut::<T>(memory)) };
-            matmul(shape, alpha, matrix(&a, x, &left), matrix(&b, y, &right), false, z);
-            Ok(())
-        });
-        Ok(())
-    })
-}
-
-/// The last two dimensions of a view as a kernel's operand.
-pub(super) fn matrix<'a, T>(view: &View, data: &'a [T], offsets: &'a [usize]) -> MatView<'a, T> {
-    let rank = view.dims.len();
-    MatView {
-        data,
-        offsets,
-        row_stride: view.strides[rank - 2],
-        col_stride: view.strides[rank - 1],
-    }
-}
-
-/// Where each matrix of a broadcast batch starts.
-fn batch_offsets(view: &View, batch: &[usize]) -> Vec<usize> {
-    let own = view.dims.len() - 2;
-    let leading = View {
-        dims: view.dims[..own].to_vec(),
-        strides: view.strides[..own].to_vec(),
-        ..view.clone()
-    };
-    let strides = leading.broadcast(batch).strides;
-    let mut offsets = vec![0];
-    for (&size, &stride) in batch.iter().zip(&strides) {
-        offsets = offsets
-            .iter()
-            .flat_map(|&at| (0..size).map(move |i| at + i * stride))
-            .collect();
-    }
-    offsets
 }

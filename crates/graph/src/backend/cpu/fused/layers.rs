@@ -1,19 +1,24 @@
 //! Softmax, layer norm, GELU and products with quantised weights.
 
+use candle_core::DType;
 use smallvec::smallvec;
 
 use super::super::build::Builder;
-use super::super::kernels::dequant_matmul::{Weights, dequant_matmul};
+use super::super::kernels::Float;
+use super::super::kernels::dequant_matmul::{
+    Activations, Weights, activation_bytes, dequant_matmul, is_in_bytes, piece_of_few_rows, quantize,
+};
 use super::super::kernels::gelu::{Gelu, gelu, gelu_vjp};
 use super::super::kernels::layer_norm::{ScaleGradients, layer_norm, layer_norm_vjp};
+use super::super::kernels::par::Shared;
 use super::super::kernels::reduce::ReduceShape;
 use super::super::kernels::softmax::{softmax, softmax_vjp};
 use super::super::view::View;
-use super::super::with_float;
+use super::super::{Memory, with_float};
 use super::{Views, collect, in_out, wanted_outputs};
 use crate::error::Result;
 use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
-use crate::graph::{Approximate, GraphNode};
+use crate::graph::{Approximate, GraphNode, ValueRef};
 
 fn shape_around(dims: &[usize], dim: usize) -> ReduceShape {
     ReduceShape {
@@ -150,19 +155,92 @@ pub(super) fn dequant_matmul_step(
 ) -> Result<Views> {
     let inputs = builder.contiguous_inputs(node)?;
     let out = builder.output(node, 0);
-    let (views, to) = (inputs.clone(), out.clone());
+    let made = out.dims[out.dims.len() - 1];
+    let (m, has_terms) = (out.len().checked_div(made).unwrap_or(0), !inputs[0].dims.contains(&0));
+    let quantized = Quantized {
+        format,
+        quants: inputs[1].clone(),
+        scales: inputs[2].clone(),
+    };
     with_float!(out.dtype, T => {
+        if m > 0 && has_terms && is_in_bytes::<T>(m, transposed) {
+            quantized.few_rows::<T>(builder, node.inputs[0], (&inputs[0], m), &out);
+            return Ok(smallvec![out]);
+        }
+        let (x, to) = (inputs[0].clone(), out.clone());
         builder.step(&inputs.iter().collect::<Vec<_>>(), &[&out], move |memory| {
             // SAFETY: inputs are read only; the output is this step's to write.
             unsafe {
-                let [rows, blocks] = [0, 1].map(|i| views[2].dims[i]);
-                let (quants, scales) = (views[1].slice(memory), views[2].slice(memory));
-                let weights = Weights { format, rows, cols: blocks * BLOCK, quants, scales };
-                dequant_matmul(views[0].slice::<T>(memory), &weights, transposed, to.slice_mut::<T>(memory));
+                let weights = quantized.weights(memory);
+                dequant_matmul(x.slice::<T>(memory), &weights, transposed, to.slice_mut::<T>(memory));
             }
             Ok(())
         });
         Ok(())
     })?;
     Ok(smallvec![out])
+}
+
+/// Quantised weights in a program.
+struct Quantized {
+    format: QuantFormat,
+    quants: View,
+    scales: View,
+}
+
+impl Quantized {
+    /// # Safety
+    /// Nobody writes them while they live.
+    unsafe fn weights<'a>(&self, memory: &'a Memory) -> Weights<'a> {
+        let [rows, blocks] = [0, 1].map(|i| self.scales.dims[i]);
+        // SAFETY: the caller's promise.
+        let (quants, scales) = unsafe { (self.quants.slice(memory), self.scales.slice(memory)) };
+        Weights {
+            format: self.format,
+            rows,
+            cols: blocks * BLOCK,
+            quants,
+            scales,
+        }
+    }
+
+    /// The product of `m` rows, quantised once for all products with them, in pieces.
+    fn few_rows<T: Float>(self, builder: &mut Builder<'_>, input: ValueRef, (x, m): (&View, usize), out: &View) {
+        let [rows, blocks] = [0, 1].map(|i| self.scales.dims[i]);
+        let (cols, format) = (blocks * BLOCK, self.format);
+        let activations = builder.quantized.get(&(input, format)).cloned().unwrap_or_else(|| {
+            let made = builder.fresh(&[activation_bytes(m, cols)], DType::U8);
+            let (from, to) = (x.clone(), made.clone());
+            builder.step(&[x], &[&made], move |memory| {
+                // SAFETY: the input is read only; the bytes are this step's to write.
+                unsafe { quantize(from.slice::<T>(memory), cols, format, to.pointer::<u8>(memory)) };
+                Ok(())
+            });
+            builder.quantized.insert((input, format), made.clone());
+            made
+        });
+        let work = m.saturating_mul(rows).saturating_mul(cols);
+        let piece = Weights::piece(rows, format.block_bytes() * blocks);
+        let reads = [activations.clone(), self.quants.clone(), self.scales.clone()];
+        let to = out.clone();
+        builder.step_in_pieces(
+            &reads.each_ref(),
+            &[out],
+            (rows.div_ceil(piece), work),
+            move |memory, i| {
+                let range = i * piece..rows.min((i + 1) * piece);
+                let x = Activations::of(activations.pointer::<u8>(memory), m, cols);
+                // SAFETY: the operands are read only, and these columns of the output are this piece's to write.
+                unsafe {
+                    piece_of_few_rows(
+                        &x,
+                        m,
+                        &self.weights(memory),
+                        range,
+                        Shared::raw(to.pointer::<T>(memory)),
+                    )
+                };
+            },
+        );
+    }
 }

@@ -6,7 +6,7 @@ use super::super::build::Builder;
 use super::super::elementwise::copy_strided;
 use super::super::kernels::matmul::{Factors, PARALLEL_MACS, sum_of_products};
 use super::super::kernels::{Float, Mat, Real};
-use super::super::primitives::product;
+use super::super::products::{product, row_of_sum};
 use super::super::view::{View, row_major};
 use super::super::with_float;
 use super::Views;
@@ -168,6 +168,10 @@ pub(super) fn matmul_sum_step(
     let n = out.dims[out.dims.len() - 1];
     let m = out.len().checked_div(n).unwrap_or(0);
     let reads: Vec<View> = operands.views().into_iter().cloned().collect();
+    let addends: Vec<View> = operands.addends.iter().map(|(view, _)| view.clone()).collect();
+    if row_of_sum(builder, scale, &operands.products, &addends, &out)? {
+        return Ok(smallvec![out]);
+    }
     let to = out.clone();
     with_float!(out.dtype, T => {
         builder.step(&reads.iter().collect::<Vec<_>>(), &[&out], move |memory| {

@@ -2,7 +2,7 @@
 //! meet them. A block with a value that is not finite has the scale NaN, so that every output is NaN too.
 
 use super::super::float::{Float, Real};
-use super::super::par::{simd, with_space};
+use super::super::par::simd;
 use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 
 /// Rows are filled up with zeros to so many blocks.
@@ -14,7 +14,7 @@ const MAGIC: f32 = 12_582_912.0;
 
 /// Quantised rows of one length.
 #[derive(Clone, Copy)]
-pub(super) struct Activations {
+pub(crate) struct Activations {
     /// The quants of each row: block by block, or woven for [`QuantFormat::Q4_0`].
     pub quants: *const i8,
     /// From row to row.
@@ -32,6 +32,20 @@ pub(super) struct Activations {
 unsafe impl Sync for Activations {}
 
 impl Activations {
+    /// What [`quantize`] wrote from `at` on: so many rows of so many values.
+    pub fn of(at: *const u8, rows: usize, cols: usize) -> Self {
+        let blocks = blocks(cols);
+        let quants_row = blocks * BLOCK;
+        let scales: *const f32 = at.wrapping_add(rows * quants_row).cast();
+        Self {
+            quants: at.cast(),
+            quants_row,
+            scales,
+            scales_row: blocks,
+            offsets: scales.wrapping_add(rows * blocks),
+        }
+    }
+
     /// Those of the rows from `row` on.
     pub fn at_row(&self, row: usize) -> Self {
         Self {
@@ -43,45 +57,46 @@ impl Activations {
     }
 }
 
-/// Lends `f` the rows of `x`, each `cols` long, against weights in `format`.
-pub(super) fn with_activations<T: Float>(x: &[T], cols: usize, format: QuantFormat, f: impl FnOnce(&Activations)) {
-    let rows = x.len() / cols;
-    let blocks = (cols / BLOCK).next_multiple_of(CHUNK);
-    let quants_row = blocks * BLOCK;
-    with_space(rows * quants_row, |quants: *mut i8| {
-        with_space(2 * rows * blocks, |scales: *mut f32| {
-            let offsets = scales.wrapping_add(rows * blocks);
-            for (r, x) in x.chunks_exact(cols).enumerate() {
-                // SAFETY: the space is this call's and has room for so many rows; all of it is written here before it is
-                // read, and any bits are valid.
-                let (quants, scales, offsets) = unsafe {
-                    quants.add(r * quants_row + cols).write_bytes(0, quants_row - cols);
-                    scales.add(r * blocks).write_bytes(0, blocks);
-                    offsets.add(r * blocks).write_bytes(0, blocks);
-                    if format == QuantFormat::Q4_0 {
-                        // Woven, the last blocks have gaps.
-                        quants.add(r * quants_row).write_bytes(0, cols);
-                    }
-                    (
-                        std::slice::from_raw_parts_mut(quants.add(r * quants_row), quants_row),
-                        std::slice::from_raw_parts_mut(scales.add(r * blocks), blocks),
-                        std::slice::from_raw_parts_mut(offsets.add(r * blocks), blocks),
-                    )
-                };
-                simd(
-                    #[inline(always)]
-                    || quantize_row(x, format, quants, scales, offsets),
-                );
+/// Blocks that a row of so many values is filled up to.
+fn blocks(cols: usize) -> usize {
+    (cols / BLOCK).next_multiple_of(CHUNK)
+}
+
+/// Bytes that so many rows of so many values take when they are quantised.
+pub(crate) fn activation_bytes(rows: usize, cols: usize) -> usize {
+    rows * blocks(cols) * (BLOCK + 2 * size_of::<f32>())
+}
+
+/// Quantises the rows of `x`, each `cols` long, against weights in `format`, into [`activation_bytes`] from `to` on.
+///
+/// # Safety
+/// The bytes are writable and aligned for f32; nobody else uses them meanwhile.
+pub(crate) unsafe fn quantize<T: Float>(x: &[T], cols: usize, format: QuantFormat, to: *mut u8) {
+    let rows = Activations::of(to, x.len() / cols, cols);
+    let (blocks, quants_row) = (rows.scales_row, rows.quants_row);
+    for (r, x) in x.chunks_exact(cols).enumerate() {
+        let row = rows.at_row(r);
+        let (quants, scales, offsets) = (row.quants.cast_mut(), row.scales.cast_mut(), row.offsets.cast_mut());
+        // SAFETY: the caller's promise; all of it is written here before it is read, and any bits are valid.
+        let (quants, scales, offsets) = unsafe {
+            quants.add(cols).write_bytes(0, quants_row - cols);
+            scales.write_bytes(0, blocks);
+            offsets.write_bytes(0, blocks);
+            if format == QuantFormat::Q4_0 {
+                // Woven, the last blocks have gaps.
+                quants.write_bytes(0, cols);
             }
-            f(&Activations {
-                quants,
-                quants_row,
-                scales,
-                scales_row: blocks,
-                offsets,
-            });
-        });
-    });
+            (
+                std::slice::from_raw_parts_mut(quants, quants_row),
+                std::slice::from_raw_parts_mut(scales, blocks),
+                std::slice::from_raw_parts_mut(offsets, blocks),
+            )
+        };
+        simd(
+            #[inline(always)]
+            || quantize_row(x, format, quants, scales, offsets),
+        );
+    }
 }
 
 #[inline(always)]

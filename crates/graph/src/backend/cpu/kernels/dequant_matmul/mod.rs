@@ -13,12 +13,14 @@ mod widen;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::ops::Range;
+
 use half::f16;
 
-use self::activations::with_activations;
+pub(crate) use self::activations::{Activations, activation_bytes, quantize};
 use self::dots::{Dots, ROWS};
 use super::float::{Float, Real};
-use super::par::{Shared, for_pieces, rows_of_task, with_scratch};
+use super::par::{Shared, for_pieces, rows_of_task, with_scratch, with_space};
 use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 
 /// Up to so many rows, `x` is quantised.
@@ -63,6 +65,11 @@ impl Weights<'_> {
         assert!(fits, "dequant_matmul: the weights have another size");
     }
 
+    /// Rows of a task, of so many of so many bytes, where `x` has few rows.
+    pub(crate) fn piece(rows: usize, row_bytes: usize) -> usize {
+        rows_of_task(rows, row_bytes, TASK_BYTES).next_multiple_of(GROUP)
+    }
+
     /// Whether a product with `m` rows is worth several threads.
     fn is_parallel(&self, m: usize) -> bool {
         m.saturating_mul(self.rows).saturating_mul(self.cols) >= PARALLEL_MACS
@@ -90,46 +97,67 @@ pub fn dequant_matmul<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool
     );
     if read == 0 {
         y.fill(T::default());
-    } else if transposed || m > FEW_ROWS || size_of::<T::Acc>() > size_of::<f32>() {
-        widen::product(x, weights, transposed, m, y);
-    } else {
+    } else if is_in_bytes::<T>(m, transposed) {
         few_rows(x, weights, m, y);
+    } else {
+        widen::product(x, weights, transposed, m, y);
     }
+}
+
+/// Whether a product of `m` rows of `T` is one of bytes.
+pub(crate) fn is_in_bytes<T: Float>(m: usize, transposed: bool) -> bool {
+    !transposed && m <= FEW_ROWS && size_of::<T::Acc>() == size_of::<f32>()
 }
 
 /// `x` in bytes against the weights in bytes.
 fn few_rows<T: Float>(x: &[T], weights: &Weights<'_>, m: usize, y: &mut [T]) {
-    let kernel = table::dots(weights.format);
-    let (n, row_bytes) = (weights.rows, weights.row_bytes());
-    let piece = rows_of_task(n, row_bytes, TASK_BYTES).next_multiple_of(GROUP);
     let to = Shared::new(y);
-    with_activations(x, weights.cols, weights.format, |activations| {
-        for_pieces(n, piece, weights.is_parallel(m), |_, range| {
-            let count = range.len();
-            with_scratch(ROWS * count, |sums: &mut [f32]| {
-                for first in (0..m).step_by(ROWS) {
-                    let rows = ROWS.min(m - first);
-                    let dots = Dots {
-                        blocks: weights.blocks(),
-                        x: activations.at_row(first),
-                        rows,
-                        quants: weights.quants[range.start * row_bytes..].as_ptr(),
-                        scales: weights.scales[range.start * weights.blocks()..].as_ptr(),
-                        count,
-                        out: sums.as_mut_ptr(),
-                    };
-                    // SAFETY: the weights hold these rows, `check` has seen; the sums have room for ROWS times the count; the
-                    // table holds what the machine has.
-                    unsafe { kernel(&dots) };
-                    for (r, sums) in sums.chunks_exact(count).enumerate().take(rows) {
-                        // SAFETY: this part of y belongs to this task.
-                        let to = unsafe { to.slice((first + r) * n + range.start, count) };
-                        for (to, &sum) in to.iter_mut().zip(sums) {
-                            *to = T::from_acc(T::Acc::of(f64::from(sum)));
-                        }
-                    }
-                }
-            });
+    with_space(activation_bytes(m, weights.cols), |space: *mut u8| {
+        // SAFETY: the space is this call's.
+        unsafe { quantize(x, weights.cols, weights.format, space) };
+        let x = Activations::of(space, m, weights.cols);
+        let piece = Weights::piece(weights.rows, weights.row_bytes());
+        for_pieces(weights.rows, piece, weights.is_parallel(m), |_, range| {
+            // SAFETY: this part of y belongs to this task.
+            unsafe { piece_of_few_rows(&x, m, weights, range, to) };
         });
+    });
+}
+
+/// Some columns of `y (m, rows) = x W^T`: those of these rows of W.
+///
+/// # Safety
+/// `x` holds `m` rows; `to` is all of y, and nobody else touches these columns meanwhile.
+pub(crate) unsafe fn piece_of_few_rows<T: Float>(
+    x: &Activations,
+    m: usize,
+    weights: &Weights<'_>,
+    range: Range<usize>,
+    to: Shared<T>,
+) {
+    let (n, row_bytes, count) = (weights.rows, weights.row_bytes(), range.len());
+    with_scratch(ROWS * count, |sums: &mut [f32]| {
+        for first in (0..m).step_by(ROWS) {
+            let rows = ROWS.min(m - first);
+            let dots = Dots {
+                blocks: weights.blocks(),
+                x: x.at_row(first),
+                rows,
+                quants: weights.quants[range.start * row_bytes..].as_ptr(),
+                scales: weights.scales[range.start * weights.blocks()..].as_ptr(),
+                count,
+                out: sums.as_mut_ptr(),
+            };
+            // SAFETY: the weights hold these rows; the sums have room for ROWS times the count; the table holds what the
+            // machine has.
+            unsafe { table::dots(weights.format)(&dots) };
+            for (r, sums) in sums.chunks_exact(count).enumerate().take(rows) {
+                // SAFETY: the caller's promise.
+                let to = unsafe { to.slice((first + r) * n + range.start, count) };
+                for (to, &sum) in to.iter_mut().zip(sums) {
+                    *to = T::from_acc(T::Acc::of(f64::from(sum)));
+                }
+            }
+        }
     });
 }

@@ -426,36 +426,39 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
             let (is, js) = if rows_of_c { (range, 0..n) } else { (0..m, range) };
             // A single row reads its columns in one go, others stay by a few while they are near.
             let across = if m == 1 { js.len().next_multiple_of(RUN) } else { RUN };
-            with_scratch(if direct { 0 } else { DOTS.min(m) * across }, |sums: &mut [S::Acc]| {
-                for j in js.clone().step_by(across) {
-                    for i in is.clone().step_by(DOTS) {
-                        let (rows, cols) = (DOTS.min(is.end - i), across.min(js.end - j));
-                        let (out, out_row) = if direct {
-                            (self.c.wrapping_add(i * self.c_row + j).cast(), self.c_row)
-                        } else {
-                            (sums.as_mut_ptr(), across)
-                        };
-                        let block = Dots {
-                            steps,
-                            a: a.at(i),
-                            a_row: a.line,
-                            rows,
-                            b: b.at(j),
-                            b_col: b.line,
-                            cols,
-                            out,
-                            out_row,
-                        };
-                        // SAFETY: rows and columns are inside A and B; this part of C belongs to this task.
-                        unsafe {
-                            (kernel.dots)(&block);
-                            if !direct {
-                                self.write(kernel, sums, across, (i, j), (rows, cols));
+            with_scratch(
+                if direct { 0 } else { DOTS.min(m) * across },
+                |sums: &mut [S::Acc]| {
+                    for j in js.clone().step_by(across) {
+                        for i in is.clone().step_by(DOTS) {
+                            let (rows, cols) = (DOTS.min(is.end - i), across.min(js.end - j));
+                            let (out, out_row) = if direct {
+                                (self.c.wrapping_add(i * self.c_row + j).cast(), self.c_row)
+                            } else {
+                                (sums.as_mut_ptr(), across)
+                            };
+                            let block = Dots {
+                                steps,
+                                a: a.at(i),
+                                a_row: a.line,
+                                rows,
+                                b: b.at(j),
+                                b_col: b.line,
+                                cols,
+                                out,
+                                out_row,
+                            };
+                            // SAFETY: rows and columns are inside A and B; this part of C belongs to this task.
+                            unsafe {
+                                (kernel.dots)(&block);
+                                if !direct {
+                                    self.write(kernel, sums, across, (i, j), (rows, cols));
+                                }
                             }
                         }
                     }
-                }
-            });
+                },
+            );
         });
     }
 }

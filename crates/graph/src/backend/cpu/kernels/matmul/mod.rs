@@ -17,7 +17,7 @@ mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use drive::{Factors, Product};
+pub(crate) use drive::{Factors, Product, run_of_dots};
 use half::{bf16, f16};
 
 use super::float::{Float, Mat};

@@ -1,0 +1,167 @@
+//! Lowers matrix products. A single row against columns that lie one after the other, as in decoding, is a call in pieces.
+
+use smallvec::SmallVec;
+
+use super::build::Builder;
+use super::kernels::matmul::{Factors, MatView, MatmulShape, matmul, run_of_dots, sum_of_products};
+use super::kernels::{Float, Mat, Real};
+use super::view::{View, row_major};
+use super::{Memory, with_float};
+use crate::error::Result;
+
+/// A row with fewer multiply-adds is one piece.
+const PIECE_MACS: usize = 1 << 15;
+
+/// `out = alpha (.., m, k) x (.., k, n)` with any strides: transposes and broadcasts cost nothing.
+pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2], out: &View) -> Result<()> {
+    let rank = out.dims.len();
+    let (m, n) = (out.dims[rank - 2], out.dims[rank - 1]);
+    let k = inputs[0].dims[inputs[0].dims.len() - 1];
+    // A matrix on the right of a batch whose rows lie one after the other is one product of all rows.
+    let flat = inputs[1].dims.len() == 2 && inputs[0].is_contiguous();
+    let batch: usize = out.dims[..rank - 2].iter().product();
+    if flat && m * batch == 1 && Row::suits(inputs[1]) {
+        return row(builder, alpha, inputs, &[], out);
+    }
+    let (shape, left, right) = if flat {
+        (MatmulShape { m: m * batch, n, k }, vec![0], vec![0])
+    } else {
+        let offsets = |view: &View| batch_offsets(view, &out.dims[..rank - 2]);
+        (MatmulShape { m, n, k }, offsets(inputs[0]), offsets(inputs[1]))
+    };
+    let (mut a, b, to) = (inputs[0].clone(), inputs[1].clone(), out.clone());
+    if flat {
+        // A contiguous view may have any stride in a dimension of size 1, so the rows' is made afresh.
+        a.strides = row_major(&a.dims);
+    }
+    with_float!(out.dtype, T => {
+        let alpha = <T as Float>::Acc::of(alpha);
+        builder.step(&inputs, &[out], move |memory| {
+            // SAFETY: the inputs are read only; the output is this step's to write.
+            let (x, y, z) = unsafe { (a.span::<T>(memory), b.span::<T>(memory), to.slice_mut::<T>(memory)) };
+            matmul(shape, alpha, matrix(&a, x, &left), matrix(&b, y, &right), false, z);
+            Ok(())
+        });
+        Ok(())
+    })
+}
+
+/// The last two dimensions of a view as a kernel's operand.
+fn matrix<'a, T>(view: &View, data: &'a [T], offsets: &'a [usize]) -> MatView<'a, T> {
+    let rank = view.dims.len();
+    MatView {
+        data,
+        offsets,
+        row_stride: view.strides[rank - 2],
+        col_stride: view.strides[rank - 1],
+    }
+}
+
+/// Where each matrix of a broadcast batch starts.
+fn batch_offsets(view: &View, batch: &[usize]) -> Vec<usize> {
+    let own = view.dims.len() - 2;
+    let leading = View {
+        dims: view.dims[..own].to_vec(),
+        strides: view.strides[..own].to_vec(),
+        ..view.clone()
+    };
+    let strides = leading.broadcast(batch).strides;
+    let mut offsets = vec![0];
+    for (&size, &stride) in batch.iter().zip(&strides) {
+        offsets = offsets
+            .iter()
+            .flat_map(|&at| (0..size).map(move |i| at + i * stride))
+            .collect();
+    }
+    offsets
+}
+
+/// One row of a product, with addends; see [`row`].
+struct Row {
+    a: View,
+    b: View,
+    addends: Vec<View>,
+    alpha: f64,
+    out: View,
+    /// Columns of a piece.
+    piece: usize,
+}
+
+impl Row {
+    /// Whether a single row times `b` can be cut into pieces.
+    fn suits(b: &View) -> bool {
+        let (k, n) = (b.dims[0], b.dims[1]);
+        k > 1 && n > 0 && b.strides[0] == 1
+    }
+
+    /// # Safety
+    /// Nobody writes the operands meanwhile, or touches these columns of the result.
+    unsafe fn run<T: Float>(&self, memory: &Memory, i: usize) {
+        let start = i * self.piece;
+        let n = self.piece.min(self.b.dims[1] - start);
+        let mat = |view: &View, cols: usize| Mat {
+            ptr: view.pointer::<T>(memory).cast_const(),
+            rows: 1,
+            cols: cols as isize,
+        };
+        let factors = Factors {
+            a: mat(&self.a, 1),
+            b: mat(&self.b, self.b.strides[1]).at(0, start),
+            k: self.b.dims[0],
+        };
+        let addends: SmallVec<[_; 2]> = self.addends.iter().map(|view| mat(view, 1).at(0, start)).collect();
+        let c = Mat {
+            ptr: self.out.pointer::<T>(memory).wrapping_add(start),
+            rows: n as isize,
+            cols: 1,
+        };
+        let alpha = T::Acc::of(self.alpha);
+        // SAFETY: inference gave the operands these sizes; the rest is the caller's promise.
+        unsafe { sum_of_products((1, n), &[factors], alpha, &addends, c, false) };
+    }
+}
+
+/// `out = alpha a b + addends`: `a` is one row, in `b` columns lie one after the other, and the addends are contiguous
+/// rows, over one of which the result may lie.
+fn row(builder: &mut Builder<'_>, alpha: f64, [a, b]: [&View; 2], addends: &[View], out: &View) -> Result<()> {
+    let (k, n) = (b.dims[0], b.dims[1]);
+    let work = k.saturating_mul(n);
+    let piece = if work < PIECE_MACS {
+        n
+    } else {
+        run_of_dots(n, k * b.dtype.size_in_bytes())
+    };
+    let row = Row {
+        a: a.clone(),
+        b: b.clone(),
+        addends: addends.to_vec(),
+        alpha,
+        out: out.clone(),
+        piece,
+    };
+    let reads: Vec<&View> = [a, b].into_iter().chain(addends).collect();
+    with_float!(out.dtype, T => {
+        builder.step_in_pieces(&reads, &[out], (n.div_ceil(piece), work), move |memory, i| {
+            // SAFETY: the operands are read only but where the result lies over them, and each piece writes its own
+            // columns after it has read them.
+            unsafe { row.run::<T>(memory, i) };
+        });
+        Ok(())
+    })
+}
+
+/// A single row of a sum with one product, in pieces; `false` where it cannot be cut so.
+pub(super) fn row_of_sum(
+    builder: &mut Builder<'_>,
+    alpha: f64,
+    products: &[(View, View)],
+    addends: &[View],
+    out: &View,
+) -> Result<bool> {
+    let [(a, b)] = products else { return Ok(false) };
+    let is_row = a.dims[0] == 1 && a.is_contiguous() && Row::suits(b);
+    if is_row {
+        row(builder, alpha, [a, b], addends, out)?;
+    }
+    Ok(is_row)
+}
