@@ -388,15 +388,15 @@ impl Builder<'_> {
             .collect();
         let Tasks { order, ranges } = tasks(&steps, self.buffers.len());
         if ranges.len() > 1 {
-            self.arrange(order.into_iter().map(|step| smallvec![step]).collect());
+            self.arrange(&order.into_iter().map(|step| smallvec![step]).collect::<Vec<_>>());
             return ranges;
         }
-        self.arrange(joined(&self.accesses));
+        self.arrange(&joined(&self.accesses));
         std::iter::once(0..self.steps.len()).collect()
     }
 
     /// Puts the steps into another order, those of one place joined.
-    fn arrange(&mut self, places: Vec<SmallVec<[usize; 1]>>) {
+    fn arrange(&mut self, places: &[SmallVec<[usize; 1]>]) {
         for buffer in &mut self.buffers {
             (buffer.first, buffer.last) = (usize::MAX, 0);
         }

@@ -14,13 +14,15 @@ const NEAR: usize = 16;
 
 /// A whole call.
 pub(super) type Call = Box<dyn Fn(&Memory) -> Result<()> + Send + Sync>;
+/// A piece of a call, by its number.
+pub(super) type Piece = Box<dyn Fn(&Memory, usize) + Send + Sync>;
 
 /// A call in pieces, in any order and on any thread.
 pub(super) struct Pieces {
     pub count: usize,
     /// Multiply-adds of all of them.
     pub work: usize,
-    pub run: Box<dyn Fn(&Memory, usize) + Send + Sync>,
+    pub run: Piece,
 }
 
 /// One kernel call, or several side by side, with their operands bound.

@@ -238,7 +238,7 @@ impl Quantized {
                         &self.weights(memory),
                         range,
                         Shared::raw(to.pointer::<T>(memory)),
-                    )
+                    );
                 };
             },
         );

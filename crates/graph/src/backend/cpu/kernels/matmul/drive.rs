@@ -1,39 +1,27 @@
-//! How a product is cut: which operands are read as they lie and which are packed first, and the tiles that tasks take.
-//! The cut follows from the sizes alone.
+//! What a product is made of and which of the loops run it: tiles, or dot products of what lies next to each other. The
+//! choice follows from the sizes and the strides alone.
 
 use std::any::TypeId;
-use std::mem::MaybeUninit;
-use std::ops::Range;
 
 use half::bf16;
 use smallvec::SmallVec;
 
 use super::super::float::{Float, Mat, Real, transposed};
-use super::super::par::{for_pieces, prefetch, rows_of_task, simd, store, with_scratch, with_space};
-use super::super::pool::threads;
-use super::kernel::{DOTS, Dots, Kernel, Round, TILE, Tile};
-use super::lines::{Lines, as_they_lie, pack_rows};
-use super::pack::{Block, Entry};
+use super::super::par::{for_pieces, rows_of_task, simd, store, with_scratch};
+use super::kernel::{DOTS, Dots, Kernel, Round};
+use super::lines::{Lines, as_they_lie};
+use super::pack::Entry;
 
 /// Up to so many rows of A, a B that lies row by row is read as it lies.
-const FEW_ROWS: usize = 48;
+pub(super) const FEW_ROWS: usize = 48;
 /// Up to so many, if elements have to be widened wherever they are used.
 const VERY_FEW_ROWS: usize = 8;
 /// And so where the sums have at most so many terms.
 const FEW_TERMS: usize = 32;
 /// Up to so many rows (or columns), contiguous operands are multiplied as dot products.
 const DOT_ROWS: usize = 12;
-/// Bytes of a cache line.
-const LINE: usize = 64;
-/// Rows of A that are packed at a time, at most, and about how many bytes of them.
-const CHUNK: usize = 1024;
-const CHUNK_BYTES: usize = 8 << 20;
-/// A product has at least about so many tasks, if its rows give them.
-const TASKS: usize = 24;
-/// Rows of a task, about, at least: each packs its panel of B.
-const TASK_ROWS: usize = 128;
 /// Products that are added up in registers, at most.
-const FACTORS: usize = 8;
+pub(super) const FACTORS: usize = 8;
 /// What is added to them, usually at most.
 const ADDENDS: usize = 2;
 /// Dot products of a row of A that are written together: whole vectors.
@@ -52,24 +40,6 @@ pub(crate) struct Factors<S> {
 // SAFETY: only read.
 unsafe impl<S: Sync> Sync for Factors<S> {}
 
-impl<S> Factors<S> {
-    /// Asks memory for part `part` of `parts` of some columns of B.
-    fn ask_for(&self, columns: &Range<usize>, part: usize, parts: usize) {
-        // Runs of elements next to each other: columns, or parts of rows.
-        let (runs, length, step) = if self.b.rows == 1 {
-            (columns.len(), self.k, self.b.cols)
-        } else {
-            (self.k, columns.len(), self.b.rows)
-        };
-        let bytes = length * size_of::<S>();
-        let first = self.b.at(0, columns.start).ptr;
-        for run in part * runs / parts..(part + 1) * runs / parts {
-            let run = first.wrapping_offset(run as isize * step).cast::<u8>();
-            (0..bytes).step_by(LINE).for_each(|at| prefetch(run.wrapping_add(at)));
-        }
-    }
-}
-
 /// `C = alpha * (A0 @ B0 + ..) + addends` with C (m, n), whose rows are `c_row` elements apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Product<'p, S, C: Float> {
@@ -84,14 +54,6 @@ pub(crate) struct Product<'p, S, C: Float> {
 
 // SAFETY: operands are only read, C is written in disjoint pieces, by the task that reads the same piece of an addend.
 unsafe impl<S: Sync, C: Float> Sync for Product<'_, S, C> {}
-
-/// Columns of a B as a kernel reads them; see [`Tile`].
-struct Panel<P> {
-    ptr: *const P,
-    step: usize,
-    steps: usize,
-    cols: usize,
-}
 
 impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     /// How many of the factors, from the first on, are added up in registers: those whose A lies row by row, if C has
@@ -118,7 +80,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     }
 
     /// True where the kernel reads B where it is.
-    fn lies_ready<P: Entry<S>>(&self, factors: &Factors<S>) -> bool {
+    pub(super) fn lies_ready<P: Entry<S>>(&self, factors: &Factors<S>) -> bool {
         P::LIES && P::TERMS == 1 && self.suits_rows(factors)
     }
 
@@ -162,171 +124,10 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         }
     }
 
-    /// Packs each A a chunk of rows at a time.
-    ///
-    /// # Safety
-    /// As [`run`](Self::run).
-    unsafe fn packed<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
-        let m = self.dims.0;
-        let steps = |factors: &Factors<S>| factors.k.div_ceil(P::TERMS);
-        let row: usize = self.factors.iter().map(steps).sum();
-        let chunk = (CHUNK_BYTES / (row * size_of::<P>())).clamp(TASK_ROWS, CHUNK);
-        let chunk = chunk.next_multiple_of(kernel.rows);
-        for first in (0..m).step_by(chunk) {
-            let rows = chunk.min(m - first);
-            let padded = rows.next_multiple_of(kernel.rows);
-            with_space(padded * row, |mut space: *mut P| {
-                let pack = |factors: &Factors<S>| {
-                    let to = space;
-                    space = space.wrapping_add(padded * steps(factors));
-                    // SAFETY: the rows are inside A, and the space has room for them.
-                    unsafe { pack_rows(kernel, factors, (first, rows), to, parallel) }
-                };
-                let lines: SmallVec<[Lines<P>; FACTORS]> = self.factors.iter().map(pack).collect();
-                // SAFETY: handed on; the lines hold these rows.
-                unsafe { self.tiles(kernel, &lines, (first, rows), parallel) };
-            });
-        }
-    }
-
-    /// Tile by tile; `a` holds the rows from `first` on, of each product.
-    ///
-    /// # Safety
-    /// As [`run`](Self::run).
-    unsafe fn tiles<P: Entry<S>>(
-        &self,
-        kernel: &Kernel<P, S::Acc>,
-        a: &[Lines<P>],
-        (first, rows): (usize, usize),
-        parallel: bool,
-    ) {
-        let n = self.dims.1;
-        // Panels of about one width: a narrow one left over is slow.
-        let across = n.div_ceil(kernel.vectors * kernel.lanes);
-        let width = n.div_ceil(across).next_multiple_of(kernel.lanes);
-        // Few columns: the rows are cut too.
-        let down = TASKS.div_ceil(across).clamp(1, rows.div_ceil(TASK_ROWS));
-        let task_rows = rows.div_ceil(down).next_multiple_of(kernel.rows);
-        let down = rows.div_ceil(task_rows);
-        let threads = if parallel { threads() } else { 1 };
-        for_pieces(across * down, 1, parallel, |task, _| {
-            let (j, i) = (task / down * width, task % down * task_rows);
-            let range = (first, i, task_rows.min(rows - i));
-            // As tasks are taken one by one, this thread's next one is likely so far ahead. Few rows have no time for it.
-            let next = (task + threads) / down * width;
-            let asked = rows > FEW_ROWS && next > j;
-            let next = if asked { next..n.min(next + width) } else { 0..0 };
-            // SAFETY: the tile belongs to this task.
-            unsafe { self.column(kernel, a, range, (j, width.min(n - j)), next) };
-        });
-    }
-
-    /// The tiles of one panel of each B. Memory is asked for the columns `next` meanwhile.
-    ///
-    /// # Safety
-    /// As [`run`](Self::run).
-    unsafe fn column<P: Entry<S>>(
-        &self,
-        kernel: &Kernel<P, S::Acc>,
-        a: &[Lines<P>],
-        (first, start, rows): (usize, usize, usize),
-        (j, cols): (usize, usize),
-        next: Range<usize>,
-    ) {
-        let stride = cols.next_multiple_of(kernel.lanes);
-        let packed = self.factors.iter().filter(|f| !self.lies_ready::<P>(f));
-        let entries = packed.map(|f| f.k.div_ceil(P::TERMS) * stride);
-        with_space(entries.sum(), |space: *mut P| {
-            let mut panels = SmallVec::<[Panel<P>; FACTORS]>::new();
-            // SAFETY: column j is inside each B, and the space holds a panel of each.
-            unsafe { self.panels(kernel, space, (j, cols, stride), &mut panels) };
-            let mut room = [const { MaybeUninit::<S::Acc>::uninit() }; TILE];
-            let used = &mut room[..kernel.rows.min(rows) * stride];
-            used.fill(MaybeUninit::new(S::Acc::ZERO));
-            // SAFETY: filled.
-            let sums = unsafe { std::slice::from_raw_parts_mut(used.as_mut_ptr().cast::<S::Acc>(), used.len()) };
-            let direct = cols == stride && self.sums_in_place();
-            let tiles = rows.div_ceil(kernel.rows);
-            for (tile, i) in (start..start + rows).step_by(kernel.rows).enumerate() {
-                let count = kernel.rows.min(start + rows - i);
-                if !next.is_empty() {
-                    self.factors
-                        .iter()
-                        .for_each(|factors| factors.ask_for(&next, tile, tiles));
-                }
-                let place = self.c.wrapping_add((first + i) * self.c_row + j);
-                let (out, out_row) = if direct {
-                    (place.cast(), self.c_row)
-                } else {
-                    (sums.as_mut_ptr(), stride)
-                };
-                for (number, (a, panel)) in a.iter().zip(&panels).enumerate() {
-                    let tile = Tile {
-                        steps: panel.steps,
-                        a: a.at(i),
-                        a_row: a.line,
-                        a_step: a.step,
-                        rows: count,
-                        b: panel.ptr,
-                        b_step: panel.step,
-                        cols: panel.cols,
-                        add: number > 0 || direct && !self.addends.is_empty(),
-                        out,
-                        out_row,
-                    };
-                    // SAFETY: the operands are inside what they lie in; a tile has at most TILE sums.
-                    unsafe { (kernel.tile)(&tile) };
-                }
-                if !direct {
-                    // SAFETY: the place is inside C.
-                    unsafe { self.write(kernel, sums, stride, (first + i, j), (count, cols)) };
-                }
-            }
-        });
-    }
-
     /// True where sums can be kept in C itself: it is of their type, and nothing but C is added to them.
-    fn sums_in_place(&self) -> bool {
+    pub(super) fn sums_in_place(&self) -> bool {
         let itself = |addend: &Mat<*const C>| addend.ptr == self.c.cast_const() && addend.rows == self.c_row as isize;
         is::<C, S::Acc>() && self.alpha == S::Acc::ONE && self.addends.len() <= 1 && self.addends.iter().all(itself)
-    }
-
-    /// Adds the columns from `j` on of each B to the panels, as they lie or packed into the space.
-    ///
-    /// # Safety
-    /// The columns are inside each B; the space has room for `stride` columns of each.
-    unsafe fn panels<P: Entry<S>>(
-        &self,
-        kernel: &Kernel<P, S::Acc>,
-        mut space: *mut P,
-        (j, cols, stride): (usize, usize, usize),
-        panels: &mut SmallVec<[Panel<P>; FACTORS]>,
-    ) {
-        let panel = |factors: &Factors<S>| {
-            let steps = factors.k.div_ceil(P::TERMS);
-            let from = factors.b.at(0, j);
-            if self.lies_ready::<P>(factors) {
-                let (ptr, step) = (from.ptr.cast(), from.rows as usize);
-                return Panel { ptr, step, steps, cols };
-            }
-            let ptr = space;
-            space = space.wrapping_add(steps * stride);
-            let block = Block {
-                from,
-                terms: factors.k,
-                cols,
-            };
-            // SAFETY: the caller's promise.
-            unsafe {
-                if cols < stride {
-                    std::ptr::write_bytes(ptr, 0, steps * stride);
-                }
-                block.pack(kernel, stride, ptr);
-            }
-            let (step, cols) = (stride, stride);
-            Panel { ptr, step, steps, cols }
-        };
-        panels.extend(self.factors.iter().map(panel));
     }
 
     /// The addends alone, scaled by nothing.
@@ -351,7 +152,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     ///
     /// # Safety
     /// The place is inside C and the caller's; the rows of sums are `stride` apart, which is whole vectors.
-    unsafe fn write<P>(
+    pub(super) unsafe fn write<P>(
         &self,
         kernel: &Kernel<P, S::Acc>,
         sums: &mut [S::Acc],

@@ -13,6 +13,7 @@ mod pack;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tiles;
 mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;

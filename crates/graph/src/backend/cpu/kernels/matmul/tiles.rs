@@ -1,0 +1,343 @@
+//! Products tile by tile: B is cut into panels of columns, which are packed unless they can be read as they lie, and so
+//! are the rows of A. The cut follows from the sizes alone; the order of the tasks suits the number of threads.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use smallvec::SmallVec;
+
+use super::super::float::{Float, Real};
+use super::super::par::{for_pieces, prefetch, with_space};
+use super::super::pool::threads;
+use super::drive::{FACTORS, FEW_ROWS, Factors, Product};
+use super::kernel::{Kernel, TILE, Tile};
+use super::lines::{Lines, pack_rows};
+use super::pack::{Block, Entry};
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Rows of A that are packed at a time, at most, and about how many bytes of them.
+const CHUNK: usize = 1024;
+const CHUNK_BYTES: usize = 8 << 20;
+/// A product has at least about so many tasks, if its rows give them.
+const TASKS: usize = 24;
+/// Rows of a task, about, at least: each packs its panel of B.
+const TASK_ROWS: usize = 128;
+/// Rows of a task, about, where there is a single panel.
+const NARROW_ROWS: usize = 64;
+
+/// Columns of a B as a kernel reads them; see [`Tile`].
+struct Panel<P> {
+    ptr: *const P,
+    step: usize,
+    steps: usize,
+    cols: usize,
+}
+
+impl<S> Factors<S> {
+    /// Asks memory for part `part` of `parts` of some columns of B.
+    fn ask_for(&self, columns: &Range<usize>, part: usize, parts: usize) {
+        // Runs of elements next to each other: columns, or parts of rows.
+        let (runs, length, step) = if self.b.rows == 1 {
+            (columns.len(), self.k, self.b.cols)
+        } else {
+            (self.k, columns.len(), self.b.rows)
+        };
+        let bytes = length * size_of::<S>();
+        let first = self.b.at(0, columns.start).ptr;
+        for run in part * runs / parts..(part + 1) * runs / parts {
+            let run = first.wrapping_offset(run as isize * step).cast::<u8>();
+            (0..bytes).step_by(LINE).for_each(|at| prefetch(run.wrapping_add(at)));
+        }
+    }
+}
+
+impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
+    /// Packs each A a chunk of rows at a time.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    pub(super) unsafe fn packed<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
+        let (m, n) = self.dims;
+        if n <= kernel.vectors * kernel.lanes {
+            // SAFETY: handed on.
+            return unsafe { self.narrow(kernel, parallel) };
+        }
+        let steps = |factors: &Factors<S>| factors.k.div_ceil(P::TERMS);
+        let row: usize = self.factors.iter().map(steps).sum();
+        let chunk = (CHUNK_BYTES / (row * size_of::<P>())).clamp(TASK_ROWS, CHUNK);
+        let chunk = chunk.next_multiple_of(kernel.rows);
+        for first in (0..m).step_by(chunk) {
+            let rows = chunk.min(m - first);
+            let padded = rows.next_multiple_of(kernel.rows);
+            with_space(padded * row, |mut space: *mut P| {
+                let pack = |factors: &Factors<S>| {
+                    let to = space;
+                    space = space.wrapping_add(padded * steps(factors));
+                    // SAFETY: the rows are inside A, and the space has room for them.
+                    unsafe { pack_rows(kernel, factors, (first, rows), to, parallel) }
+                };
+                let lines: SmallVec<[Lines<P>; FACTORS]> = self.factors.iter().map(pack).collect();
+                // SAFETY: handed on; the lines hold these rows.
+                unsafe { self.tiles(kernel, &lines, (first, rows), parallel) };
+            });
+        }
+    }
+
+    /// Tile by tile; `a` holds the rows from `first` on, of each product.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    pub(super) unsafe fn tiles<P: Entry<S>>(
+        &self,
+        kernel: &Kernel<P, S::Acc>,
+        a: &[Lines<P>],
+        (first, rows): (usize, usize),
+        parallel: bool,
+    ) {
+        let n = self.dims.1;
+        // Panels of about one width: a narrow one left over is slow.
+        let across = n.div_ceil(kernel.vectors * kernel.lanes);
+        let width = n.div_ceil(across).next_multiple_of(kernel.lanes);
+        // Panels that share the cache lines of a B that lies row by row are packed together.
+        let shares = |f: &Factors<S>| f.b.cols == 1 && !self.lies_ready::<P>(f);
+        let shared = if self.factors.iter().any(shares) {
+            LINE.div_ceil(width * size_of::<S>())
+        } else {
+            1
+        };
+        let (across, step) = (across.div_ceil(shared), shared * width);
+        // Few columns: the rows are cut too.
+        let down = TASKS.div_ceil(across).clamp(1, rows.div_ceil(TASK_ROWS));
+        let task_rows = rows.div_ceil(down).next_multiple_of(kernel.rows);
+        let count = across * rows.div_ceil(task_rows);
+        let threads = if parallel { threads() } else { 1 };
+        for_pieces(count, 1, parallel, |task, _| {
+            let task = in_turns(task, count, threads);
+            let (j, i) = (task % across * step, task / across * task_rows);
+            // Few rows have no time to ask for the next panels.
+            let ahead = if rows > FEW_ROWS { step } else { 0 };
+            let columns = Columns {
+                own: j..n.min(j + step),
+                width,
+                next: n.min(j + step)..n.min(j + step + ahead),
+            };
+            // SAFETY: the tile belongs to this task.
+            unsafe { self.columns(kernel, a, (first, i, task_rows.min(rows - i)), &columns) };
+        });
+    }
+
+    /// A single panel of columns: rows of each A are packed by the task that multiplies them, and stay in its cache.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    unsafe fn narrow<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
+        let (m, n) = self.dims;
+        let stride = n.next_multiple_of(kernel.lanes);
+        // Whole groups of packed rows and whole tiles.
+        let height = kernel.turn.as_ref().map_or(1, |turn| turn.edge).max(1);
+        let height = kernel.rows * (height / gcd(kernel.rows, height));
+        let down = TASKS.clamp(1, m.div_ceil(NARROW_ROWS));
+        let task_rows = m.div_ceil(down).next_multiple_of(height);
+        let steps: usize = self.factors.iter().map(|f| f.k.div_ceil(P::TERMS)).sum();
+        for_pieces(m, task_rows, parallel, |_, range| {
+            with_space(height * steps, |space: *mut P| {
+                // SAFETY: the columns are all there are; the rows belong to this task, and the space has room for them.
+                unsafe {
+                    let columns = Columns {
+                        own: 0..n,
+                        width: stride,
+                        next: 0..0,
+                    };
+                    self.with_panels(kernel, &columns, |panels| {
+                        for i in range.clone().step_by(height) {
+                            let rows = height.min(range.end - i);
+                            let mut space = space;
+                            let pack = |factors: &Factors<S>| {
+                                let to = space;
+                                space = space.wrapping_add(height * factors.k.div_ceil(P::TERMS));
+                                pack_rows(kernel, factors, (i, rows), to, false)
+                            };
+                            let lines: SmallVec<[Lines<P>; FACTORS]> = self.factors.iter().map(pack).collect();
+                            self.rows_of_tiles(kernel, (&lines, panels), (i, 0, rows), &columns);
+                        }
+                    });
+                }
+            });
+        });
+    }
+
+    /// The tiles of some columns.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    unsafe fn columns<P: Entry<S>>(
+        &self,
+        kernel: &Kernel<P, S::Acc>,
+        a: &[Lines<P>],
+        rows: (usize, usize, usize),
+        columns: &Columns,
+    ) {
+        // SAFETY: handed on.
+        unsafe {
+            self.with_panels(kernel, columns, |panels| {
+                self.rows_of_tiles(kernel, (a, panels), rows, columns);
+            });
+        }
+    }
+
+    /// Lends `f` the panels of each B, those of the same columns together.
+    ///
+    /// # Safety
+    /// The columns are inside each B.
+    unsafe fn with_panels<P: Entry<S>>(
+        &self,
+        kernel: &Kernel<P, S::Acc>,
+        columns: &Columns,
+        f: impl FnOnce(&[Panel<P>]),
+    ) {
+        let strides = columns.panels().map(|own| own.len().next_multiple_of(kernel.lanes));
+        let packed = self.factors.iter().filter(|f| !self.lies_ready::<P>(f));
+        let steps: usize = packed.map(|f| f.k.div_ceil(P::TERMS)).sum();
+        with_space(steps * strides.sum::<usize>(), |mut space: *mut P| {
+            let mut panels = SmallVec::<[Panel<P>; FACTORS]>::new();
+            for own in columns.panels() {
+                let stride = own.len().next_multiple_of(kernel.lanes);
+                // SAFETY: the caller's promise, and the space holds these panels.
+                unsafe { self.panels(kernel, space, (own.start, own.len(), stride), &mut panels) };
+                space = space.wrapping_add(steps * stride);
+            }
+            f(&panels);
+        });
+    }
+
+    /// The tiles of some columns in some rows: `rows` of them from line `start` of `a` on, line 0 being row `first`. Memory
+    /// is asked for the next columns meanwhile.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    unsafe fn rows_of_tiles<P: Entry<S>>(
+        &self,
+        kernel: &Kernel<P, S::Acc>,
+        (a, panels): (&[Lines<P>], &[Panel<P>]),
+        (first, start, rows): (usize, usize, usize),
+        columns: &Columns,
+    ) {
+        let tiles = rows.div_ceil(kernel.rows);
+        let parts = tiles * columns.panels().count();
+        for (number, (own, panels)) in columns
+            .panels()
+            .zip(panels.chunks_exact(self.factors.len()))
+            .enumerate()
+        {
+            let (j, cols, stride) = (own.start, own.len(), own.len().next_multiple_of(kernel.lanes));
+            let mut room = [const { MaybeUninit::<S::Acc>::uninit() }; TILE];
+            let used = &mut room[..kernel.rows.min(rows) * stride];
+            used.fill(MaybeUninit::new(S::Acc::ZERO));
+            // SAFETY: filled.
+            let sums = unsafe { std::slice::from_raw_parts_mut(used.as_mut_ptr().cast::<S::Acc>(), used.len()) };
+            let direct = cols == stride && self.sums_in_place();
+            for (tile, i) in (start..start + rows).step_by(kernel.rows).enumerate() {
+                let count = kernel.rows.min(start + rows - i);
+                if !columns.next.is_empty() {
+                    let ask = |factors: &Factors<S>| factors.ask_for(&columns.next, number * tiles + tile, parts);
+                    self.factors.iter().for_each(ask);
+                }
+                let place = self.c.wrapping_add((first + i) * self.c_row + j);
+                let (out, out_row) = if direct {
+                    (place.cast(), self.c_row)
+                } else {
+                    (sums.as_mut_ptr(), stride)
+                };
+                for (number, (a, panel)) in a.iter().zip(panels).enumerate() {
+                    let tile = Tile {
+                        steps: panel.steps,
+                        a: a.at(i),
+                        a_row: a.line,
+                        a_step: a.step,
+                        rows: count,
+                        b: panel.ptr,
+                        b_step: panel.step,
+                        cols: panel.cols,
+                        add: number > 0 || direct && !self.addends.is_empty(),
+                        out,
+                        out_row,
+                    };
+                    // SAFETY: the operands are inside what they lie in; a tile has at most TILE sums.
+                    unsafe { (kernel.tile)(&tile) };
+                }
+                if !direct {
+                    // SAFETY: the place is inside C.
+                    unsafe { self.write(kernel, sums, stride, (first + i, j), (count, cols)) };
+                }
+            }
+        }
+    }
+
+    /// Adds the columns from `j` on of each B to the panels, as they lie or packed into the space.
+    ///
+    /// # Safety
+    /// The columns are inside each B; the space has room for `stride` columns of each.
+    unsafe fn panels<P: Entry<S>>(
+        &self,
+        kernel: &Kernel<P, S::Acc>,
+        mut space: *mut P,
+        (j, cols, stride): (usize, usize, usize),
+        panels: &mut SmallVec<[Panel<P>; FACTORS]>,
+    ) {
+        let panel = |factors: &Factors<S>| {
+            let steps = factors.k.div_ceil(P::TERMS);
+            let from = factors.b.at(0, j);
+            if self.lies_ready::<P>(factors) {
+                let (ptr, step) = (from.ptr.cast(), from.rows as usize);
+                return Panel { ptr, step, steps, cols };
+            }
+            let ptr = space;
+            space = space.wrapping_add(steps * stride);
+            let block = Block {
+                from,
+                terms: factors.k,
+                cols,
+            };
+            // SAFETY: the caller's promise.
+            unsafe {
+                if cols < stride {
+                    std::ptr::write_bytes(ptr, 0, steps * stride);
+                }
+                block.pack(kernel, stride, ptr);
+            }
+            let (step, cols) = (stride, stride);
+            Panel { ptr, step, steps, cols }
+        };
+        panels.extend(self.factors.iter().map(panel));
+    }
+}
+
+/// What a task multiplies, panel after panel.
+struct Columns {
+    own: Range<usize>,
+    /// Of a panel.
+    width: usize,
+    /// What this thread likely multiplies next.
+    next: Range<usize>,
+}
+
+impl Columns {
+    fn panels(&self) -> impl Iterator<Item = Range<usize>> {
+        let end = self.own.end;
+        let starts = self.own.clone().step_by(self.width);
+        starts.map(move |start| start..end.min(start + self.width))
+    }
+}
+
+/// The place of a task in an order in which threads that take tasks in turns walk through neighbours.
+fn in_turns(task: usize, count: usize, threads: usize) -> usize {
+    let (turn, thread) = (task / threads, task % threads);
+    // The first so many threads have a task more.
+    let (each, more) = (count / threads, count % threads);
+    thread * each + thread.min(more) + turn
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
