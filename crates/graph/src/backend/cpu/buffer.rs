@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::graph::Meta;
 
 /// Bytes from which on a buffer waits; smaller ones are the allocator's business.
-const LARGE: usize = 1 << 20;
+const LARGE: usize = 1 << 17;
 
 /// Runs with large results that a buffer waits for.
 const PATIENCE: u64 = 16;

@@ -1,9 +1,10 @@
-//! Products with many rows: panels of the weights are dequantised to the dtype of `x` and multiplied as any others. A panel
-//! holds all terms of the sums that it takes part in, so that nothing is rounded between panels.
+//! Products with many rows: panels of the weights are dequantised to the dtype of `x`, or to f32 where the machine multiplies
+//! that faster, and multiplied as any others. A panel holds all terms of the sums that it takes part in, so that nothing is
+//! rounded between panels.
 
 use super::super::float::{Float, Mat, Real, dense, transposed as turned};
-use super::super::matmul::dense_product;
-use super::super::par::{Shared, for_pieces, simd, with_space};
+use super::super::matmul::{dense_product, is_multiplied_as_it_is};
+use super::super::par::{Shared, for_pieces, for_rows, simd, with_scratch, with_space};
 use super::Weights;
 use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 
@@ -12,15 +13,39 @@ const PANEL_ROWS: usize = 48;
 /// Blocks of each row in a panel of the transposed product: two tiles.
 const PANEL_BLOCKS: usize = 3;
 
+/// Elements of x that are widened together.
+const PIECE: usize = 1 << 10;
+
 /// See [`dequant_matmul`](super::dequant_matmul); no size is 0.
 pub(super) fn product<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool, m: usize, y: &mut [T]) {
+    if is_multiplied_as_it_is::<T>() {
+        return panels(x, weights, transposed, m, y);
+    }
+    // Once, not for each panel.
+    with_scratch(x.len(), |wide: &mut [T::Acc]| {
+        let to = Shared::new(wide);
+        for_rows(x.len().div_ceil(PIECE), PIECE, |pieces| {
+            let range = pieces.start * PIECE..x.len().min(pieces.end * PIECE);
+            // SAFETY: these elements belong to this task.
+            let to = unsafe { to.slice(range.start, range.len()) };
+            simd(
+                #[inline(always)]
+                || to.iter_mut().zip(&x[range]).for_each(|(to, x)| *to = x.to_acc()),
+            );
+        });
+        panels(wide, weights, transposed, m, y);
+    });
+}
+
+/// The product panel by panel, each in `S`.
+fn panels<S: Float<Acc = T::Acc>, T: Float>(x: &[S], weights: &Weights<'_>, transposed: bool, m: usize, y: &mut [T]) {
     let Weights { rows, cols, .. } = *weights;
     let (read, made) = if transposed { (rows, cols) } else { (cols, rows) };
     let to = Shared::new(y);
     let piece = if transposed { PANEL_BLOCKS * BLOCK } else { PANEL_ROWS };
     for_pieces(made, piece, weights.is_parallel(m), |_, range| {
         let width = range.len();
-        with_space(read * width, |panel: *mut T| {
+        with_space(read * width, |panel: *mut S| {
             let from = (range.start, range.start / BLOCK);
             let (b, wide) = if transposed {
                 (panel_of((0, rows), (from.1, width / BLOCK)), width)

@@ -210,6 +210,11 @@ pub(crate) unsafe fn sum_of_products<T: Float, C: Float<Acc = T::Acc>>(
     }
 }
 
+/// Whether many rows of an element type are multiplied without being widened first.
+pub(crate) fn is_multiplied_as_it_is<T: Float>() -> bool {
+    drive::is::<T, T::Acc>() || drive::is::<T, bf16>() && table::pairs().is_some()
+}
+
 /// The kernels of each element type.
 ///
 /// # Safety

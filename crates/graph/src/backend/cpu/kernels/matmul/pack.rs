@@ -4,10 +4,15 @@
 use half::{bf16, f16};
 
 use super::super::float::{Float, Mat};
-use super::super::par::simd;
+use super::super::par::{prefetch, simd};
 use super::drive::is;
 use super::kernel::Kernel;
 use super::table::Pair;
+
+/// Rows that memory is asked for before they are read.
+const AHEAD: usize = 16;
+/// Elements of a row that are copied together.
+const VECTOR: usize = 8;
 
 /// What a panel of elements `S` is made of.
 pub(super) trait Entry<S: Copy>: Copy + Send + Sync + 'static {
@@ -82,6 +87,7 @@ impl<S: Float> Block<S> {
                 self.turn(kernel, width, to, whole);
             } else if let Some(weave) = kernel.weave.filter(|_| self.from.cols == 1 && is::<S, bf16>()) {
                 for p in 0..whole {
+                    self.ask_for(p * P::TERMS + AHEAD, P::TERMS);
                     let even = self.from.at(p * P::TERMS, 0).ptr.cast();
                     let odd = self.from.at(p * P::TERMS + 1, 0).ptr.cast();
                     weave([even, odd], to.add(p * width).cast(), self.cols);
@@ -96,6 +102,12 @@ impl<S: Float> Block<S> {
                 self.weave(whole..whole + 1, 0..self.cols, width, to);
             }
         }
+    }
+
+    /// Asks memory for the beginnings of rows that will be read: far apart, they are not foreseen by the machine.
+    #[inline(always)]
+    fn ask_for(&self, row: usize, count: usize) {
+        (row..row + count).for_each(|row| prefetch(self.from.at(row, 0).ptr));
     }
 
     /// Entry by entry.
@@ -117,8 +129,15 @@ impl<S: Float> Block<S> {
             unsafe {
                 let (from, to) = (self.from.ptr.offset((p * P::TERMS) as isize * rows), to.add(p * width));
                 if across == 1 {
-                    cols.clone()
-                        .for_each(|j| *to.add(j) = P::gather(from.add(j), rows, terms));
+                    self.ask_for(p * P::TERMS + AHEAD, P::TERMS);
+                    // In blocks: a panel is narrower than what the compiler unrolls by itself.
+                    let blocks = if P::TERMS == 1 { cols.len() / VECTOR } else { 0 };
+                    let whole = cols.start + blocks * VECTOR;
+                    for j in (cols.start..whole).step_by(VECTOR) {
+                        let block: [S; VECTOR] = *from.add(j).cast();
+                        *to.add(j).cast::<[P; VECTOR]>() = block.map(|x| P::gather(&raw const x, rows, 1));
+                    }
+                    (whole..cols.end).for_each(|j| *to.add(j) = P::gather(from.add(j), rows, terms));
                 } else {
                     cols.clone()
                         .for_each(|j| *to.add(j) = P::gather(from.offset(j as isize * across), rows, terms));
