@@ -24,7 +24,7 @@ const TASKS: usize = 24;
 /// Rows of a task, about, at least: each packs its panel of B.
 const TASK_ROWS: usize = 128;
 /// Rows of a task, about, where there is a single panel.
-const NARROW_ROWS: usize = 64;
+const NARROW_ROWS: usize = 32;
 
 /// Columns of a B as a kernel reads them; see [`Tile`].
 struct Panel<P> {
@@ -99,9 +99,13 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         // Panels of about one width: a narrow one left over is slow.
         let across = n.div_ceil(kernel.vectors * kernel.lanes);
         let width = n.div_ceil(across).next_multiple_of(kernel.lanes);
-        // Panels that share the cache lines of a B that lies row by row are packed together.
+        let lies = self.factors.iter().all(|f| self.lies_ready::<P>(f));
         let shares = |f: &Factors<S>| f.b.cols == 1 && !self.lies_ready::<P>(f);
-        let shared = if self.factors.iter().any(shares) {
+        let shared = if lies && rows <= kernel.rows {
+            // Nothing to pack, and little to do with each.
+            FACTORS / self.factors.len()
+        } else if self.factors.iter().any(shares) {
+            // Panels that share the cache lines of a B that lies row by row are packed together.
             LINE.div_ceil(width * size_of::<S>())
         } else {
             1
@@ -134,9 +138,10 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     unsafe fn narrow<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
         let (m, n) = self.dims;
         let stride = n.next_multiple_of(kernel.lanes);
-        // Whole groups of packed rows and whole tiles.
-        let height = kernel.turn.as_ref().map_or(1, |turn| turn.edge).max(1);
-        let height = kernel.rows * (height / gcd(kernel.rows, height));
+        // Whole tiles, and whole groups of what is turned.
+        let is_turned = self.factors.iter().any(|f| f.a.rows == 1 && f.a.cols != 1);
+        let edge = kernel.turn.as_ref().filter(|_| is_turned).map_or(1, |turn| turn.edge);
+        let height = kernel.rows * (edge / gcd(kernel.rows, edge));
         let down = TASKS.clamp(1, m.div_ceil(NARROW_ROWS));
         let task_rows = m.div_ceil(down).next_multiple_of(height);
         let steps: usize = self.factors.iter().map(|f| f.k.div_ceil(P::TERMS)).sum();
@@ -190,6 +195,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     ///
     /// # Safety
     /// The columns are inside each B.
+    #[inline(always)]
     unsafe fn with_panels<P: Entry<S>>(
         &self,
         kernel: &Kernel<P, S::Acc>,
@@ -216,6 +222,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     ///
     /// # Safety
     /// As [`run`](Self::run).
+    #[inline(always)]
     unsafe fn rows_of_tiles<P: Entry<S>>(
         &self,
         kernel: &Kernel<P, S::Acc>,
@@ -223,6 +230,11 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         (first, start, rows): (usize, usize, usize),
         columns: &Columns,
     ) {
+        let mut room = [const { MaybeUninit::<S::Acc>::uninit() }; TILE];
+        let used = &mut room[..kernel.rows.min(rows) * columns.width.next_multiple_of(kernel.lanes)];
+        used.fill(MaybeUninit::new(S::Acc::ZERO));
+        // SAFETY: filled.
+        let room = unsafe { std::slice::from_raw_parts_mut(used.as_mut_ptr().cast::<S::Acc>(), used.len()) };
         let tiles = rows.div_ceil(kernel.rows);
         let parts = tiles * columns.panels().count();
         for (number, (own, panels)) in columns
@@ -231,11 +243,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
             .enumerate()
         {
             let (j, cols, stride) = (own.start, own.len(), own.len().next_multiple_of(kernel.lanes));
-            let mut room = [const { MaybeUninit::<S::Acc>::uninit() }; TILE];
-            let used = &mut room[..kernel.rows.min(rows) * stride];
-            used.fill(MaybeUninit::new(S::Acc::ZERO));
-            // SAFETY: filled.
-            let sums = unsafe { std::slice::from_raw_parts_mut(used.as_mut_ptr().cast::<S::Acc>(), used.len()) };
+            let sums = &mut room[..kernel.rows.min(rows) * stride];
             let direct = cols == stride && self.sums_in_place();
             for (tile, i) in (start..start + rows).step_by(kernel.rows).enumerate() {
                 let count = kernel.rows.min(start + rows - i);
