@@ -112,7 +112,8 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         };
         let (across, step) = (across.div_ceil(shared), shared * width);
         // Few columns: the rows are cut too.
-        let down = TASKS.div_ceil(across).clamp(1, rows.div_ceil(TASK_ROWS));
+        let least = if across == 1 { NARROW_ROWS } else { TASK_ROWS };
+        let down = TASKS.div_ceil(across).clamp(1, rows.div_ceil(least));
         let task_rows = rows.div_ceil(down).next_multiple_of(kernel.rows);
         let count = across * rows.div_ceil(task_rows);
         let threads = if parallel { threads() } else { 1 };
