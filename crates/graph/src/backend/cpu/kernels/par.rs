@@ -2,6 +2,7 @@
 //!
 //! Pieces are cut by sizes alone, never by the number of threads.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::float::{Float, Mat, Real};
@@ -317,4 +318,16 @@ pub(crate) unsafe fn widen<T: Float>(
         rows: row_step,
         cols: col_step,
     }
+}
+
+/// An array made entry by entry with the instructions of whoever calls: [`std::array::from_fn`] may be a call of its own,
+/// and a repeated array be filled in memory. Closures are to be `#[inline(always)]`.
+#[inline(always)]
+pub(super) fn each<T: Copy, const N: usize>(make: impl Fn(usize) -> T) -> [T; N] {
+    let mut entries = [MaybeUninit::uninit(); N];
+    for (i, entry) in entries.iter_mut().enumerate() {
+        entry.write(make(i));
+    }
+    // SAFETY: each entry was written.
+    unsafe { entries.as_ptr().cast::<[T; N]>().read() }
 }

@@ -8,10 +8,10 @@
 
 #[allow(clippy::wildcard_imports)] // dozens of instructions
 use std::arch::x86_64::*;
-use std::array::from_fn;
 
 use half::f16;
 
+use super::super::par::each;
 use super::activations::CHUNK;
 use super::dots::Dots;
 
@@ -91,7 +91,10 @@ unsafe fn in_parts<const R: usize, const C: usize, const NIBBLES: bool>(
     for i in 0..part {
         // SAFETY: the caller's promise. Rows that are not there repeat the last one.
         unsafe {
-            let rows: [usize; C] = from_fn(|c| (c * part + i).min(d.count - 1));
+            let rows: [usize; C] = each(
+                #[inline(always)]
+                |c| (c * part + i).min(d.count - 1),
+            );
             let quants = rows.map(|row| d.quants.add(row * row_bytes));
             let scales = rows.map(|row| d.scales.add(row * d.blocks));
             for (r, sums) in dots(quants, scales).iter().enumerate() {
@@ -115,7 +118,10 @@ unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
 ) -> [[__m512; C]; R] {
     // SAFETY: the caller's promise; activations are whole chunks of blocks.
     unsafe {
-        let mut sums = [zeros::<C>(); R];
+        let mut sums: [[__m512; C]; R] = each(
+            #[inline(always)]
+            |_| zeros::<C>(),
+        );
         let (vectors, block_bytes) = if NIBBLES { (CHUNK / 4, 16) } else { (CHUNK / 2, 32) };
         let whole = d.blocks / CHUNK;
         for chunk in 0..whole {
@@ -249,7 +255,10 @@ unsafe fn narrow_rows<const R: usize, const C: usize, const NIBBLES: bool>(
 ) -> [[__m256; C]; R] {
     // SAFETY: the caller's promise; activations are whole chunks of blocks, which are whole groups.
     unsafe {
-        let mut sums = [short_zeros::<C>(); R];
+        let mut sums: [[__m256; C]; R] = each(
+            #[inline(always)]
+            |_| short_zeros::<C>(),
+        );
         let (vectors, block_bytes) = if NIBBLES { (GROUP / 2, 16) } else { (GROUP, 32) };
         let whole = d.blocks / GROUP;
         for group in 0..whole {
@@ -391,10 +400,10 @@ unsafe fn narrow_step<const R: usize, const C: usize, const NIBBLES: bool>(
     }
 }
 
-/// Made entry by entry: a repeated array is filled in memory by a call.
+/// Sums of nothing.
 #[inline(always)]
 unsafe fn zeros<const C: usize>() -> [__m512; C] {
-    from_fn(
+    each(
         #[inline(always)]
         // SAFETY: the caller's promise.
         |_| unsafe { _mm512_setzero_ps() },
@@ -404,7 +413,7 @@ unsafe fn zeros<const C: usize>() -> [__m512; C] {
 /// As [`zeros`].
 #[inline(always)]
 unsafe fn short_zeros<const C: usize>() -> [__m256; C] {
-    from_fn(
+    each(
         #[inline(always)]
         // SAFETY: the caller's promise.
         |_| unsafe { _mm256_setzero_ps() },

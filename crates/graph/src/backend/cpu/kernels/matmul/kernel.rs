@@ -1,11 +1,10 @@
 //! The two loops that every product ends in, written once over the words of an instruction set: a tile of C from
 //! rows of A and a panel of B, and dot products of rows of A with columns of B.
 
-use std::array::from_fn;
-
 use half::bf16;
 
 use super::super::float::{Mat, Real};
+use super::super::par::each;
 use super::words::Words;
 
 /// Entries of the sums of a tile, at most.
@@ -119,6 +118,24 @@ pub(super) struct Turn {
     pub run: unsafe fn(*const u8, usize, *mut u32, usize),
 }
 
+/// Sums of nothing.
+///
+/// # Safety
+/// The machine has the instructions.
+#[inline(always)]
+unsafe fn zeros<W: Words, const C: usize, const R: usize>() -> [[W::Sums; C]; R] {
+    each(
+        #[inline(always)]
+        |_| {
+            each(
+                #[inline(always)]
+                // SAFETY: the caller's promise.
+                |_| unsafe { W::zero() },
+            )
+        },
+    )
+}
+
 /// # Safety
 /// As [`Kernel::tile`].
 #[inline(always)]
@@ -167,11 +184,13 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
         for (r, row) in rows.iter_mut().enumerate() {
             *row = t.a.byte_offset(r.min(t.rows - 1) as isize * t.a_row);
         }
-        // Made entry by entry: a repeated array is filled in memory by a call.
-        let mut sums: [[W::Sums; V]; R] = from_fn(|_| from_fn(|_| W::zero()));
-        if t.add {
-            for (r, sums) in sums.iter_mut().enumerate().take(t.rows) {
-                *sums = from_fn(|v| W::fetch(t.out.add(r * t.out_row + v * W::LANES)));
+        let mut sums: [[W::Sums; V]; R] = zeros::<W, V, R>();
+        // Each row is asked for whether it is there: a loop over those that are would keep sums in memory.
+        for r in 0..R {
+            if t.add && r < t.rows {
+                for v in 0..V {
+                    sums[r][v] = W::fetch(t.out.add(r * t.out_row + v * W::LANES));
+                }
             }
         }
         let (mut at, mut b) = (0, t.b);
@@ -189,9 +208,11 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
             at += t.a_step;
             b = b.wrapping_add(t.b_step);
         }
-        for (r, sums) in sums.iter().enumerate().take(t.rows) {
-            for (v, &sums) in sums.iter().enumerate() {
-                W::store(sums, t.out.add(r * t.out_row + v * W::LANES));
+        for r in 0..R {
+            if r < t.rows {
+                for v in 0..V {
+                    W::store(sums[r][v], t.out.add(r * t.out_row + v * W::LANES));
+                }
             }
         }
     }
@@ -218,7 +239,7 @@ unsafe fn row_tile<W: Words, const V: usize>(
             }
             sums[V - 1] = W::fma(sums[V - 1], left, load_last(b.wrapping_add((V - 1) * W::LANES)));
         };
-        let mut sums: [[W::Sums; V]; APART] = from_fn(|_| from_fn(|_| W::zero()));
+        let mut sums: [[W::Sums; V]; APART] = zeros::<W, V, APART>();
         let whole = t.steps - t.steps % APART;
         for at in (0..whole).step_by(APART) {
             for (i, sums) in sums.iter_mut().enumerate() {
@@ -271,8 +292,11 @@ unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
             *row = d.a.byte_offset(r.min(d.rows - 1) as isize * d.a_row);
         }
         for first in (0..d.cols).step_by(DOTS) {
-            let cols: [*const W::Panel; DOTS] = from_fn(|c| d.column(first + c));
-            let mut sums: [[W::Sums; DOTS]; R] = from_fn(|_| from_fn(|_| W::zero()));
+            let cols: [*const W::Panel; DOTS] = each(
+                #[inline(always)]
+                |c| d.column(first + c),
+            );
+            let mut sums: [[W::Sums; DOTS]; R] = zeros::<W, DOTS, R>();
             let whole = d.steps - d.steps % W::LANES;
             let mut at = 0;
             while at < whole {
@@ -297,8 +321,10 @@ unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
                     }
                 }
             }
-            for (r, &sums) in sums.iter().enumerate().take(d.rows) {
-                some_totals::<W>(sums, d.place(r, first), d.cols - first);
+            for r in 0..R {
+                if r < d.rows {
+                    some_totals::<W>(sums[r], d.place(r, first), d.cols - first);
+                }
             }
         }
     }
@@ -334,8 +360,11 @@ unsafe fn row_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
     unsafe {
         let part = d.cols.div_ceil(DOTS);
         for i in 0..part {
-            let cols: [*const W::Panel; DOTS] = from_fn(|c| d.column(c * part + i));
-            let mut sums: [[W::Sums; DOTS]; UNROLLED] = from_fn(|_| from_fn(|_| W::zero()));
+            let cols: [*const W::Panel; DOTS] = each(
+                #[inline(always)]
+                |c| d.column(c * part + i),
+            );
+            let mut sums: [[W::Sums; DOTS]; UNROLLED] = zeros::<W, DOTS, UNROLLED>();
             let mut at = 0;
             while at + UNROLLED * W::LANES <= d.steps {
                 for col in cols {
@@ -360,7 +389,11 @@ unsafe fn row_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
             }
             let [first, last] = sums;
             let mut totals = [W::Acc::ZERO; DOTS];
-            W::totals(from_fn(|c| W::join(first[c], last[c])), totals.as_mut_ptr());
+            let joined = each(
+                #[inline(always)]
+                |c| W::join(first[c], last[c]),
+            );
+            W::totals(joined, totals.as_mut_ptr());
             for (c, total) in totals.into_iter().enumerate() {
                 *d.place(0, (c * part + i).min(d.cols - 1)) = total;
             }

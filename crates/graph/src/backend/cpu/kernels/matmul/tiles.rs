@@ -25,6 +25,9 @@ const TASKS: usize = 24;
 const TASK_ROWS: usize = 128;
 /// Rows of a task, about, where there is a single panel.
 const NARROW_ROWS: usize = 32;
+/// Up to so many terms, and bytes of B, writing C takes longest, which memory takes row by row best.
+const ROW_TERMS: usize = 64;
+const ROW_BYTES: usize = 256 << 10;
 
 /// Columns of a B as a kernel reads them; see [`Tile`].
 struct Panel<P> {
@@ -101,7 +104,11 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let width = n.div_ceil(across).next_multiple_of(kernel.lanes);
         let lies = self.factors.iter().all(|f| self.lies_ready::<P>(f));
         let shares = |f: &Factors<S>| f.b.cols == 1 && !self.lies_ready::<P>(f);
-        let shared = if lies && rows <= kernel.rows {
+        let terms: usize = self.factors.iter().map(|f| f.k).sum();
+        let by_rows = terms <= ROW_TERMS && terms * n * size_of::<S>() <= ROW_BYTES;
+        let shared = if by_rows && rows > kernel.rows {
+            across
+        } else if lies && rows <= kernel.rows {
             // Nothing to pack, and little to do with each.
             FACTORS / self.factors.len()
         } else if self.factors.iter().any(shares) {
@@ -125,6 +132,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
             let columns = Columns {
                 own: j..n.min(j + step),
                 width,
+                by_rows,
                 next: n.min(j + step)..n.min(j + step + ahead),
             };
             // SAFETY: the tile belongs to this task.
@@ -153,6 +161,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                     let columns = Columns {
                         own: 0..n,
                         width: stride,
+                        by_rows: false,
                         next: 0..0,
                     };
                     self.with_panels(kernel, &columns, |panels| {
@@ -236,49 +245,49 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         used.fill(MaybeUninit::new(S::Acc::ZERO));
         // SAFETY: filled.
         let room = unsafe { std::slice::from_raw_parts_mut(used.as_mut_ptr().cast::<S::Acc>(), used.len()) };
-        let tiles = rows.div_ceil(kernel.rows);
-        let parts = tiles * columns.panels().count();
-        for (number, (own, panels)) in columns
-            .panels()
-            .zip(panels.chunks_exact(self.factors.len()))
-            .enumerate()
-        {
+        let (tiles, across) = (rows.div_ceil(kernel.rows), columns.panels().len());
+        for part in 0..tiles * across {
+            let (number, tile) = if columns.by_rows {
+                (part % across, part / across)
+            } else {
+                (part / tiles, part % tiles)
+            };
+            if !columns.next.is_empty() {
+                let ask = |factors: &Factors<S>| factors.ask_for(&columns.next, part, tiles * across);
+                self.factors.iter().for_each(ask);
+            }
+            let i = start + tile * kernel.rows;
+            let (own, count) = (columns.panel(number), kernel.rows.min(start + rows - i));
             let (j, cols, stride) = (own.start, own.len(), own.len().next_multiple_of(kernel.lanes));
             let sums = &mut room[..kernel.rows.min(rows) * stride];
             let direct = cols == stride && self.sums_in_place();
-            for (tile, i) in (start..start + rows).step_by(kernel.rows).enumerate() {
-                let count = kernel.rows.min(start + rows - i);
-                if !columns.next.is_empty() {
-                    let ask = |factors: &Factors<S>| factors.ask_for(&columns.next, number * tiles + tile, parts);
-                    self.factors.iter().for_each(ask);
-                }
-                let place = self.c.wrapping_add((first + i) * self.c_row + j);
-                let (out, out_row) = if direct {
-                    (place.cast(), self.c_row)
-                } else {
-                    (sums.as_mut_ptr(), stride)
+            let place = self.c.wrapping_add((first + i) * self.c_row + j);
+            let (out, out_row) = if direct {
+                (place.cast(), self.c_row)
+            } else {
+                (sums.as_mut_ptr(), stride)
+            };
+            let panels = panels[number * self.factors.len()..].iter();
+            for (number, (a, panel)) in a.iter().zip(panels).enumerate() {
+                let tile = Tile {
+                    steps: panel.steps,
+                    a: a.at(i),
+                    a_row: a.line,
+                    a_step: a.step,
+                    rows: count,
+                    b: panel.ptr,
+                    b_step: panel.step,
+                    cols: panel.cols,
+                    add: number > 0 || direct && !self.addends.is_empty(),
+                    out,
+                    out_row,
                 };
-                for (number, (a, panel)) in a.iter().zip(panels).enumerate() {
-                    let tile = Tile {
-                        steps: panel.steps,
-                        a: a.at(i),
-                        a_row: a.line,
-                        a_step: a.step,
-                        rows: count,
-                        b: panel.ptr,
-                        b_step: panel.step,
-                        cols: panel.cols,
-                        add: number > 0 || direct && !self.addends.is_empty(),
-                        out,
-                        out_row,
-                    };
-                    // SAFETY: the operands are inside what they lie in; a tile has at most TILE sums.
-                    unsafe { (kernel.tile)(&tile) };
-                }
-                if !direct {
-                    // SAFETY: the place is inside C.
-                    unsafe { self.write(kernel, sums, stride, (first + i, j), (count, cols)) };
-                }
+                // SAFETY: the operands are inside what they lie in; a tile has at most TILE sums.
+                unsafe { (kernel.tile)(&tile) };
+            }
+            if !direct {
+                // SAFETY: the place is inside C.
+                unsafe { self.write(kernel, sums, stride, (first + i, j), (count, cols)) };
             }
         }
     }
@@ -327,15 +336,20 @@ struct Columns {
     own: Range<usize>,
     /// Of a panel.
     width: usize,
+    /// Whether the rows of C are written one after the other, each group of them through all panels.
+    by_rows: bool,
     /// What this thread likely multiplies next.
     next: Range<usize>,
 }
 
 impl Columns {
-    fn panels(&self) -> impl Iterator<Item = Range<usize>> {
-        let end = self.own.end;
-        let starts = self.own.clone().step_by(self.width);
-        starts.map(move |start| start..end.min(start + self.width))
+    fn panels(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
+        (0..self.own.len().div_ceil(self.width)).map(|number| self.panel(number))
+    }
+
+    fn panel(&self, number: usize) -> Range<usize> {
+        let start = self.own.start + number * self.width;
+        start..self.own.end.min(start + self.width)
     }
 }
 
