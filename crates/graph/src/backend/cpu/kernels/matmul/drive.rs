@@ -88,7 +88,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     /// whose last term would need a copy.
     pub fn suits_pairs(&self) -> bool {
         let odd = |f: &Factors<S>| self.suits_dots() && !f.k.is_multiple_of(2);
-        !self.reads_rows(FEW_ROWS) && !self.factors.iter().any(odd)
+        !self.reads_rows(VERY_FEW_ROWS) && !self.factors.iter().any(odd)
     }
 
     /// True where both operands had better be packed, and widened by it.

@@ -1,5 +1,6 @@
 //! Products tile by tile: B is cut into panels of columns, which are packed unless they can be read as they lie, and so
-//! are the rows of A. The cut follows from the sizes alone; the order of the tasks suits the number of threads.
+//! are the rows of A. Which sums are made how follows from the sizes alone, how they are shared out from the number of
+//! threads too.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -19,8 +20,9 @@ const LINE: usize = 64;
 /// Rows of A that are packed at a time, at most, and about how many bytes of them.
 const CHUNK: usize = 1024;
 const CHUNK_BYTES: usize = 8 << 20;
-/// A product has at least about so many tasks, if its rows give them.
-const TASKS: usize = 24;
+/// A product has at least about so many tasks for each thread, if its rows give them. More would even out threads better,
+/// but each packs its panel of B. How rows are cut changes no bit: cuts are between tiles.
+const TASKS: usize = 4;
 /// Rows of a task, about, at least: each packs its panel of B.
 const TASK_ROWS: usize = 128;
 /// Rows of a task, about, where there is a single panel.
@@ -120,10 +122,10 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let (across, step) = (across.div_ceil(shared), shared * width);
         // Few columns: the rows are cut too.
         let least = if across == 1 { NARROW_ROWS } else { TASK_ROWS };
-        let down = TASKS.div_ceil(across).clamp(1, rows.div_ceil(least));
+        let threads = if parallel { threads() } else { 1 };
+        let down = (TASKS * threads).div_ceil(across).clamp(1, rows.div_ceil(least));
         let task_rows = rows.div_ceil(down).next_multiple_of(kernel.rows);
         let count = across * rows.div_ceil(task_rows);
-        let threads = if parallel { threads() } else { 1 };
         for_pieces(count, 1, parallel, |task, _| {
             let task = in_turns(task, count, threads);
             let (j, i) = (task % across * step, task / across * task_rows);
@@ -151,7 +153,8 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let is_turned = self.factors.iter().any(|f| f.a.rows == 1 && f.a.cols != 1);
         let edge = kernel.turn.as_ref().filter(|_| is_turned).map_or(1, |turn| turn.edge);
         let height = kernel.rows * (edge / gcd(kernel.rows, edge));
-        let down = TASKS.clamp(1, m.div_ceil(NARROW_ROWS));
+        let tasks = if parallel { TASKS * threads() } else { 1 };
+        let down = tasks.clamp(1, m.div_ceil(NARROW_ROWS));
         let task_rows = m.div_ceil(down).next_multiple_of(height);
         let steps: usize = self.factors.iter().map(|f| f.k.div_ceil(P::TERMS)).sum();
         for_pieces(m, task_rows, parallel, |_, range| {
