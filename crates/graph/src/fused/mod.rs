@@ -45,8 +45,12 @@ pub fn fallback(operation: &Operation, inputs: &[LazyTensor]) -> Result<Vec<Lazy
         }
         (Operation::AdamW(options), [p, g, m, v, rates]) => adamw::fallback(p, g, m, v, rates, options),
         (Operation::Elementwise(expression), inputs) => one(elementwise::fallback(inputs, expression)),
-        (Operation::MatmulSum { terms, scale }, inputs) => one(matmul_sum::fallback(inputs, terms, *scale)),
-        (Operation::SharedMatmul { scale, .. }, [x, factors @ ..]) => shared_matmul::fallback(x, factors, *scale),
+        (Operation::MatmulSum { terms, scale, dtype }, inputs) => {
+            one(matmul_sum::fallback(inputs, terms, *scale, *dtype))
+        }
+        (Operation::SharedMatmul { scale, dtype, .. }, [x, factors @ ..]) => {
+            shared_matmul::fallback(x, factors, *scale, *dtype)
+        }
         (Operation::Vjp { of, wanted }, inputs) => vjp_fallback(of, *wanted, inputs),
         (Operation::ValueAndVjp { of, wanted }, inputs) => value_and_vjp(of, *wanted, inputs),
         _ => Err(Error::shape(operation.name(), "has no fallback for these inputs")),

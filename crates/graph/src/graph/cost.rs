@@ -81,7 +81,7 @@ pub fn flops(operation: &Operation, inputs: &[&Meta], outputs: &[Meta]) -> f64 {
                 .map(|term| flops(&term.operation, &[], std::slice::from_ref(&term.meta)))
                 .sum()
         }
-        O::MatmulSum { terms, scale } => {
+        O::MatmulSum { terms, scale, .. } => {
             let scaled = if scale.to_bits() == 1f32.to_bits() { 0.0 } else { made };
             scaled + sum(terms, inputs, made)
         }

@@ -111,12 +111,30 @@ impl Operation {
             (O::CrossEntropy(a), O::CrossEntropy(b)) => a == b,
             (O::AdamW(a), O::AdamW(b)) => a == b,
             (O::Elementwise(a), O::Elementwise(b)) => a == b,
-            (O::MatmulSum { terms: a, scale: c }, O::MatmulSum { terms: b, scale: d }) => {
-                c.to_bits() == d.to_bits() && a == b
-            }
-            (O::SharedMatmul { count: a, scale: c }, O::SharedMatmul { count: b, scale: d }) => {
-                a == b && c.to_bits() == d.to_bits()
-            }
+            (
+                O::MatmulSum {
+                    terms: a,
+                    scale: c,
+                    dtype: e,
+                },
+                O::MatmulSum {
+                    terms: b,
+                    scale: d,
+                    dtype: f,
+                },
+            ) => c.to_bits() == d.to_bits() && e == f && a == b,
+            (
+                O::SharedMatmul {
+                    count: a,
+                    scale: c,
+                    dtype: e,
+                },
+                O::SharedMatmul {
+                    count: b,
+                    scale: d,
+                    dtype: f,
+                },
+            ) => c.to_bits() == d.to_bits() && (a, e) == (b, f),
             (O::Vjp { of: a, wanted: c }, O::Vjp { of: b, wanted: d })
             | (O::ValueAndVjp { of: a, wanted: c }, O::ValueAndVjp { of: b, wanted: d }) => c == d && a == b,
             (

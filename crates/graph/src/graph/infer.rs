@@ -6,7 +6,7 @@ mod fused;
 use candle_core::{DType, Shape};
 use smallvec::smallvec;
 
-use self::fused::{attention, check_rope, matmul_sum, vjp};
+use self::fused::{attention, check_rope, matmul_sum, sum_dtype, vjp};
 use super::node::{Meta, Outputs};
 use super::operation::{Distribution, Operation};
 use super::verify::{check_inputs, is_float, is_supported};
@@ -203,11 +203,12 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             }
             one(result.shape.dims().to_vec(), result.dtype)
         }
-        O::MatmulSum { terms, .. } => matmul_sum(name, terms, inputs),
-        O::SharedMatmul { .. } => (1..inputs.len())
+        O::MatmulSum { terms, dtype, .. } => matmul_sum(name, terms, *dtype, inputs),
+        O::SharedMatmul { dtype, .. } => (1..inputs.len())
             .map(|index| {
                 check_rank(name, 2, dims(index))?;
-                Ok(Meta::new(matmul(name, dims(0), dims(index))?, inputs[0].dtype))
+                let dtype = sum_dtype(name, inputs, *dtype)?;
+                Ok(Meta::new(matmul(name, dims(0), dims(index))?, dtype))
             })
             .collect(),
         O::LoRA { .. } => {

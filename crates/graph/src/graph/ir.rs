@@ -168,8 +168,8 @@ pub(crate) fn hash_operation(operation: &Operation, state: &mut impl Hasher) {
                 hash_dims(term.meta.shape.dims(), state);
             }
         }
-        O::MatmulSum { terms, scale } => (terms, scale.to_bits()).hash(state),
-        O::SharedMatmul { count, scale } => (count, scale.to_bits()).hash(state),
+        O::MatmulSum { terms, scale, dtype } => (terms, scale.to_bits(), dtype).hash(state),
+        O::SharedMatmul { count, scale, dtype } => (count, scale.to_bits(), dtype).hash(state),
         O::Vjp { of, wanted } | O::ValueAndVjp { of, wanted } => {
             wanted.hash(state);
             hash_operation(of, state);

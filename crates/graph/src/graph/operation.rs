@@ -267,6 +267,8 @@ pub enum Operation {
         terms: Vec<SumTerm>,
         /// Factor on the sum.
         scale: f32,
+        /// Of the result.
+        dtype: DType,
     },
     /// See [`crate::fused::shared_matmul`].
     SharedMatmul {
@@ -274,6 +276,8 @@ pub enum Operation {
         count: usize,
         /// Factor on each product.
         scale: f32,
+        /// Of the results.
+        dtype: DType,
     },
     /// A fused operation together with its vector-Jacobian product. It is made by the pass `pair`, where a kernel that
     /// does both spares work; users never record one.

@@ -124,8 +124,8 @@ impl fmt::Display for Operation {
                 " beta1={} beta2={} eps={} weight_decay={}",
                 o.beta1, o.beta2, o.eps, o.weight_decay
             ),
-            Self::SharedMatmul { count, scale } => write!(f, " count={count} scale={scale}"),
-            Self::MatmulSum { terms, scale } => write!(f, " terms={terms:?} scale={scale}"),
+            Self::SharedMatmul { count, scale, .. } => write!(f, " count={count} scale={scale}"),
+            Self::MatmulSum { terms, scale, .. } => write!(f, " terms={terms:?} scale={scale}"),
             Self::Vjp { of, wanted } | Self::ValueAndVjp { of, wanted } => {
                 write!(f, " of=({of}) wanted={wanted:#b}")
             }

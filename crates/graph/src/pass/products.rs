@@ -1,6 +1,8 @@
 //! Puts products and what is added to them into one operation: `x W + (x A) B + x` is one sum whose terms never reach
-//! memory. Additions keep their order. A term that anything else uses stays as it is.
+//! memory. Additions keep their order. A term that anything else uses stays as it is. A cast of products to the f32 that
+//! they were added up in is part of them.
 
+use candle_core::DType;
 use smallvec::SmallVec;
 
 use crate::fused::matmul_sum::SumTerm;
@@ -19,6 +21,7 @@ struct Sum {
     terms: Vec<SumTerm>,
     inputs: SmallVec<[ValueRef; 3]>,
     scale: f32,
+    dtype: DType,
 }
 
 impl Sum {
@@ -28,6 +31,11 @@ impl Sum {
 
     fn is_plain(&self) -> bool {
         self.scale.to_bits() == 1f32.to_bits()
+    }
+
+    /// What can be added to: the last steps are a scale and a cast.
+    fn is_open(&self, graph: &Graph) -> bool {
+        self.is_plain() && self.dtype == graph.meta(self.inputs[0]).dtype
     }
 
     /// Only a product.
@@ -45,10 +53,12 @@ pub(super) fn run(mut graph: Graph) -> Graph {
     }
     // What went into another's sum is left without users.
     for (node, sum) in graph.nodes.iter_mut().zip(sums) {
-        if let Some(sum) = sum.filter(|sum| sum.terms.len() > 1 || !sum.is_plain()) {
+        let more = |sum: &Sum| sum.terms.len() > 1 || !sum.is_plain() || !matches!(node.operation, Operation::Matmul);
+        if let Some(sum) = sum.filter(more) {
             node.operation = Operation::MatmulSum {
                 terms: sum.terms,
                 scale: sum.scale,
+                dtype: sum.dtype,
             };
             node.inputs = sum.inputs;
         }
@@ -67,9 +77,14 @@ fn alone(graph: &Graph) -> Vec<bool> {
 
 fn sum_of(graph: &Graph, node: &GraphNode, sums: &[Option<Sum>], alone: &[bool]) -> Option<Sum> {
     let made = &node.outputs[0];
+    let used_here = |value: ValueRef| {
+        sums[value.node as usize]
+            .as_ref()
+            .filter(|_| alone[value.node as usize])
+    };
     let free = |value: ValueRef| {
-        let same = graph.meta(value) == made && alone[value.node as usize];
-        sums[value.node as usize].as_ref().filter(|sum| same && sum.is_plain())
+        let same = graph.meta(value) == made;
+        used_here(value).filter(|sum| same && sum.is_open(graph))
     };
     match (&node.operation, &*node.inputs) {
         (Operation::Matmul, &[a, b]) if graph.meta(b).shape.rank() == 2 && graph.meta(a).shape.rank() >= 2 => {
@@ -77,12 +92,20 @@ fn sum_of(graph: &Graph, node: &GraphNode, sums: &[Option<Sum>], alone: &[bool])
                 terms: vec![SumTerm::Product],
                 inputs: SmallVec::from_slice(&[a, b]),
                 scale: 1.0,
+                dtype: made.dtype,
             })
         }
         (&Operation::MulScalar { value }, &[x]) => free(x).filter(|sum| sum.is_product()).map(|sum| Sum {
             scale: value,
             ..sum.clone()
         }),
+        (&Operation::Cast { dtype: DType::F32 }, &[x]) if is_narrow(graph.meta(x).dtype) => {
+            let sum = used_here(x).filter(|sum| sum.count(SumTerm::Addend) == 0)?;
+            Some(Sum {
+                dtype: DType::F32,
+                ..sum.clone()
+            })
+        }
         (Operation::Add, &[x, y]) if is_float(made.dtype) => {
             // Addition commutes, bit for bit: the longer sum goes first.
             let length = |value| free(value).map_or(0, |sum| sum.terms.len());
@@ -91,6 +114,11 @@ fn sum_of(graph: &Graph, node: &GraphNode, sums: &[Option<Sum>], alone: &[bool])
         }
         _ => None,
     }
+}
+
+/// Whether products of these numbers are added up in f32.
+fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::BF16 | DType::F16)
 }
 
 /// A sum with another value added to it.
@@ -116,8 +144,6 @@ fn extended(graph: &Graph, node: &GraphNode, sum: &Sum, value: ValueRef, other: 
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
-
     use super::super::testing::{input, of, operations};
     use super::*;
     use crate::{LazyTensor, Result};
@@ -226,6 +252,26 @@ return %6
         let text = left(|x, w, bias| Ok(vec![x.matmul(w)?.add(bias)?.mul_scalar(0.5)?]));
         assert!(text.contains("MatmulSum terms=[Product, Addend] scale=1("), "{text}");
         assert!(text.contains(" = MulScalar value=0.5("), "{text}");
+    }
+
+    #[test]
+    fn a_cast_to_f32_is_part_of_products_and_closes_the_sum() {
+        let bf16 = |dims: &[usize]| of(dims, DType::BF16);
+        let (x, w, bias) = (bf16(&[5, 4]), bf16(&[4, 4]), bf16(&[4]));
+        let text = |value: Result<LazyTensor>| operations(&[value.unwrap()], run);
+        let wide = |value: Result<LazyTensor>| value.and_then(|value| value.cast(DType::F32));
+        let expected = "%2 = MatmulSum terms=[Product] scale=0.5(%0, %1) : f32[5, 4]\nreturn %2\n";
+        assert_eq!(text(wide(x.matmul(&w).and_then(|y| y.mul_scalar(0.5)))), expected);
+        let sum = text(wide(x.matmul(&w).and_then(|y| y.add(&x.matmul(&w.t()?)?))));
+        assert!(sum.contains("MatmulSum terms=[Product, Product] scale=1("), "{sum}");
+        assert!(!sum.contains("Cast"), "{sum}");
+        // Addends are of the result's dtype, and so is what is added later.
+        let biased = text(wide(x.matmul(&w).and_then(|y| y.add(&bias))));
+        assert!(biased.contains(" = Cast to=f32("), "{biased}");
+        let later = wide(x.matmul(&w)).and_then(|y| y.add(&input(&[4])));
+        assert!(text(later).contains(" = Add("));
+        let narrower = x.matmul(&w).and_then(|y| y.cast(DType::F16));
+        assert!(text(narrower).contains(" = Cast to=f16("));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use candle_core::DType;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
@@ -25,8 +26,11 @@ pub(super) fn run(graph: Graph) -> Graph {
     joined(&graph, &groups).unwrap_or(graph)
 }
 
-/// A narrow product: the left factor, the right one, and the bits of the scale.
-fn narrow(graph: &Graph, node: &GraphNode) -> Option<(ValueRef, u32)> {
+/// What joined products have in common: the left factor, the bits of the scale, and what they are rounded to.
+type Key = (ValueRef, u32, DType);
+
+/// The key of a narrow product.
+fn narrow(graph: &Graph, node: &GraphNode) -> Option<Key> {
     let (&[a, b], scale) = (&node.inputs[..], scale_of(&node.operation)?) else {
         return None;
     };
@@ -34,20 +38,20 @@ fn narrow(graph: &Graph, node: &GraphNode) -> Option<(ValueRef, u32)> {
     let dims = made.shape.dims();
     let columns = *dims.last()?;
     let is_narrow = graph.meta(b).shape.rank() == 2 && columns <= NARROW && made.shape.elem_count() >= ROWS * columns;
-    (is_narrow && columns > 0 && is_float(made.dtype)).then_some((a, scale.to_bits()))
+    (is_narrow && columns > 0 && is_float(made.dtype)).then_some((a, scale.to_bits(), made.dtype))
 }
 
 fn scale_of(operation: &Operation) -> Option<f32> {
     match operation {
         Operation::Matmul => Some(1.0),
-        Operation::MatmulSum { terms, scale } if terms[..] == [SumTerm::Product] => Some(*scale),
+        Operation::MatmulSum { terms, scale, .. } if terms[..] == [SumTerm::Product] => Some(*scale),
         _ => None,
     }
 }
 
 /// Narrow products with one left factor and scale, two or more each.
 fn groups(graph: &Graph) -> Vec<Vec<usize>> {
-    let mut found: FxHashMap<(ValueRef, u32), Vec<usize>> = FxHashMap::default();
+    let mut found: FxHashMap<Key, Vec<usize>> = FxHashMap::default();
     for (index, node) in graph.nodes.iter().enumerate() {
         if let Some(key) = narrow(graph, node) {
             found.entry(key).or_default().push(index);
@@ -118,6 +122,7 @@ fn joined(graph: &Graph, groups: &[Vec<usize>]) -> Option<Graph> {
             operation: Operation::SharedMatmul {
                 count: all.len(),
                 scale: scale_of(&node.operation).unwrap_or(1.0),
+                dtype: node.outputs[0].dtype,
             },
             inputs: std::iter::once(moved(&node.inputs[0])).chain(factors).collect(),
             outputs: all

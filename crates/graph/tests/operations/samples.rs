@@ -333,12 +333,17 @@ pub fn samples() -> Vec<Sample> {
             O::MatmulSum {
                 terms: vec![SumTerm::Product, SumTerm::Addend, SumTerm::Product],
                 scale: 0.5,
+                dtype: f64s,
             },
             vec![x(), floats(3, &[3, 4]), floats(4, &[4]), y(), floats(5, &[3, 4])],
             "MatmulSum terms=[Product, Addend, Product] scale=0.5",
         ),
         smooth(
-            O::SharedMatmul { count: 2, scale: 0.5 },
+            O::SharedMatmul {
+                count: 2,
+                scale: 0.5,
+                dtype: f64s,
+            },
             vec![x(), floats(3, &[3, 4]), floats(4, &[3, 1])],
             "SharedMatmul count=2 scale=0.5",
         ),

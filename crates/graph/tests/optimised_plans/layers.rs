@@ -7,12 +7,14 @@ use metal_candle_graph::{Approximate, CrossEntropyOptions, LazyTensor, Result, r
 /// Which layer, on which earlier value, with which other one.
 pub type Layer = (u8, u8, u8);
 
-const KINDS: u8 = 12;
+const KINDS: u8 = 13;
 /// The layer that goes through the other dtype.
 const CAST: u8 = 10;
+/// The layer whose product of bf16 becomes f32.
+const WIDENED: u8 = 11;
 
 pub fn casts(layer: Layer) -> bool {
-    layer.0 % KINDS == CAST
+    [CAST, WIDENED].contains(&(layer.0 % KINDS))
 }
 
 /// Numbers in a program's values.
@@ -92,6 +94,11 @@ impl Weights {
             CAST => {
                 let other = if dtype == DType::F32 { DType::BF16 } else { DType::F32 };
                 x.cast(other)?.tanh()?.mul_scalar(1.5)?.cast(dtype)?.add(y)?.tanh()
+            }
+            WIDENED => {
+                let [x, a] = [x, a].map(|value| value.cast(DType::BF16));
+                let wide = x?.matmul(&a?)?.mul_scalar(0.5)?.cast(DType::F32)?.tanh()?;
+                wide.cast(dtype)?.matmul(b)?.add(y)?.tanh()
             }
             _ => x.mul(y)?.sin()?.add(row)?.sigmoid()?.mul_scalar(2.0)?.sub(x)?.tanh(),
         }

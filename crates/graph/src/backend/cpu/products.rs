@@ -12,7 +12,8 @@ use crate::error::Result;
 /// A row with fewer multiply-adds is one piece.
 const PIECE_MACS: usize = 1 << 15;
 
-/// `out = alpha (.., m, k) x (.., k, n)` with any strides: transposes and broadcasts cost nothing.
+/// `out = alpha (.., m, k) x (.., k, n)` with any strides: transposes and broadcasts cost nothing. The result is of the
+/// operands' type, or of the one that they are added up in.
 pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2], out: &View) -> Result<()> {
     let rank = out.dims.len();
     let (m, n) = (out.dims[rank - 2], out.dims[rank - 1]);
@@ -20,7 +21,8 @@ pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2],
     // A matrix on the right of a batch whose rows lie one after the other is one product of all rows.
     let flat = inputs[1].dims.len() == 2 && inputs[0].is_contiguous();
     let batch: usize = out.dims[..rank - 2].iter().product();
-    if flat && m * batch == 1 && Row::suits(inputs[1]) {
+    let cast = inputs[0].dtype != out.dtype;
+    if flat && m * batch == 1 && Row::suits(inputs[1]) && !cast {
         return row(builder, alpha, inputs, &[], out);
     }
     let (shape, left, right) = if flat {
@@ -34,12 +36,19 @@ pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2],
         // A contiguous view may have any stride in a dimension of size 1, so the rows' is made afresh.
         a.strides = row_major(&a.dims);
     }
-    with_float!(out.dtype, T => {
+    with_float!(inputs[0].dtype, T => {
         let alpha = <T as Float>::Acc::of(alpha);
         builder.step(&inputs, &[out], move |memory| {
-            // SAFETY: the inputs are read only; the output is this step's to write.
-            let (x, y, z) = unsafe { (a.span::<T>(memory), b.span::<T>(memory), to.slice_mut::<T>(memory)) };
-            matmul(shape, alpha, matrix(&a, x, &left), matrix(&b, y, &right), false, z);
+            // SAFETY: the inputs are read only; the output is this step's to write, and of one of these types.
+            unsafe {
+                let (x, y) = (a.span::<T>(memory), b.span::<T>(memory));
+                let (x, y) = (matrix(&a, x, &left), matrix(&b, y, &right));
+                if cast {
+                    matmul(shape, alpha, x, y, false, to.slice_mut::<<T as Float>::Acc>(memory));
+                } else {
+                    matmul(shape, alpha, x, y, false, to.slice_mut::<T>(memory));
+                }
+            }
             Ok(())
         });
         Ok(())

@@ -1,7 +1,10 @@
 //! Products and what is added to them: `y = (t0 + t1 + ..) * scale`, each term a product `a b`, `a (.., m, k)`,
 //! `b (k, n)`, or a tensor that broadcasts to the result. It is made by the pass `products`; users never record one. A
 //! linear layer, its low-rank term, its bias and the residual are one such sum, whose terms never reach memory. On paths
-//! with a kernel the products are rounded together, once.
+//! with a kernel the products are rounded together, once. A cast of the sum to f32 is part of it: what was added up in f32
+//! is then written as it is.
+
+use candle_core::DType;
 
 use crate::error::{Error, Result};
 use crate::lazy_tensor::LazyTensor;
@@ -26,11 +29,11 @@ impl SumTerm {
     }
 }
 
-/// The definition in primitives: terms are added from left to right.
+/// The definition in primitives: terms are added from left to right, the sum is scaled, then cast.
 ///
 /// # Errors
 /// When the shapes do not fit, or the inputs are not as many as the terms ask for.
-pub fn fallback(inputs: &[LazyTensor], terms: &[SumTerm], scale: f32) -> Result<LazyTensor> {
+pub fn fallback(inputs: &[LazyTensor], terms: &[SumTerm], scale: f32, dtype: DType) -> Result<LazyTensor> {
     let mut rest = inputs.iter();
     let mut sum: Option<LazyTensor> = None;
     for term in terms {
@@ -45,10 +48,23 @@ pub fn fallback(inputs: &[LazyTensor], terms: &[SumTerm], scale: f32) -> Result<
         });
     }
     let sum = sum.ok_or_else(too_few)?;
-    if scale.to_bits() == 1f32.to_bits() {
-        return Ok(sum);
+    finished(sum, scale, dtype)
+}
+
+/// A sum scaled and cast.
+///
+/// # Errors
+/// When the sum is not of floating-point numbers.
+pub(crate) fn finished(sum: LazyTensor, scale: f32, dtype: DType) -> Result<LazyTensor> {
+    let scaled = if scale.to_bits() == 1f32.to_bits() {
+        sum
+    } else {
+        sum.mul_scalar(scale)?
+    };
+    if scaled.dtype() == dtype {
+        return Ok(scaled);
     }
-    sum.mul_scalar(scale)
+    scaled.cast(dtype)
 }
 
 fn too_few() -> Error {

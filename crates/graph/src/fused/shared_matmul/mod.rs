@@ -3,6 +3,9 @@
 //! and up) are such products, and so are the gradients of those factors. Kernels lay the narrow factors side by side and
 //! read `x` once.
 
+use candle_core::DType;
+
+use super::matmul_sum::finished;
 use crate::error::Result;
 use crate::lazy_tensor::LazyTensor;
 
@@ -10,13 +13,7 @@ use crate::lazy_tensor::LazyTensor;
 ///
 /// # Errors
 /// When the shapes do not fit.
-pub fn fallback(x: &LazyTensor, factors: &[LazyTensor], scale: f32) -> Result<Vec<LazyTensor>> {
-    let product = |factor: &LazyTensor| {
-        let product = x.matmul(factor)?;
-        if scale.to_bits() == 1f32.to_bits() {
-            return Ok(product);
-        }
-        product.mul_scalar(scale)
-    };
+pub fn fallback(x: &LazyTensor, factors: &[LazyTensor], scale: f32, dtype: DType) -> Result<Vec<LazyTensor>> {
+    let product = |factor: &LazyTensor| finished(x.matmul(factor)?, scale, dtype);
     factors.iter().map(product).collect()
 }

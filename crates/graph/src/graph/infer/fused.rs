@@ -1,5 +1,6 @@
 //! Shapes of the fused operations that need more than a line.
 
+use candle_core::DType;
 use smallvec::smallvec;
 
 use super::{accumulator, broadcast, check_rank, infer, matmul, one, same};
@@ -9,7 +10,7 @@ use crate::graph::node::{Meta, Outputs};
 use crate::graph::operation::{AttentionOptions, Operation};
 
 /// One shape for all products, to which the addends broadcast.
-pub(super) fn matmul_sum(name: &'static str, terms: &[SumTerm], inputs: &[&Meta]) -> Result<Outputs> {
+pub(super) fn matmul_sum(name: &'static str, terms: &[SumTerm], dtype: DType, inputs: &[&Meta]) -> Result<Outputs> {
     let mut rest = inputs.iter();
     let mut next = || rest.next().map_or(&[][..], |meta| meta.shape.dims());
     let mut products: Option<Vec<usize>> = None;
@@ -36,7 +37,19 @@ pub(super) fn matmul_sum(name: &'static str, terms: &[SumTerm], inputs: &[&Meta]
             &shape,
         )?;
     }
-    one(shape, inputs[0].dtype)
+    one(shape, sum_dtype(name, inputs, dtype)?)
+}
+
+/// What sums of products may be written as: the inputs' dtype, or f32 where they are added up in that.
+pub(super) fn sum_dtype(name: &'static str, inputs: &[&Meta], dtype: DType) -> Result<DType> {
+    let own = inputs[0].dtype;
+    if dtype == own || dtype == accumulator(own) {
+        return Ok(dtype);
+    }
+    Err(Error::shape(
+        name,
+        format!("products of {own:?} are not written as {dtype:?}"),
+    ))
 }
 
 pub(super) fn check_rope(name: &'static str, x: &[usize], cos: &[usize], sin: &[usize]) -> Result<()> {

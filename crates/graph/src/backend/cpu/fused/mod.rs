@@ -37,7 +37,7 @@ pub(crate) fn has_kernel(graph: &Graph, node: &GraphNode) -> bool {
         | O::Elementwise(_)
         | O::SharedMatmul { .. } => true,
         // The kernel scales products, not what is added to them.
-        O::MatmulSum { terms, scale } => scale.to_bits() == 1f32.to_bits() || !terms.contains(&SumTerm::Addend),
+        O::MatmulSum { terms, scale, .. } => scale.to_bits() == 1f32.to_bits() || !terms.contains(&SumTerm::Addend),
         O::LoRA { .. } => products::keeps_lora(graph, node),
         O::ValueAndVjp { of, .. } => matches!(**of, O::CrossEntropy(_)),
         O::Vjp { of, .. } => crate::fused::has_vjp_kernel(of),
@@ -59,7 +59,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::Attention(options) => attention::forward(builder, node, *options),
         O::CrossEntropy(options) => training::loss(builder, node, *options),
         O::AdamW(options) => training::optimizer(builder, node, *options),
-        O::MatmulSum { terms, scale } => products::matmul_sum_step(builder, node, terms, f64::from(*scale)),
+        O::MatmulSum { terms, scale, .. } => products::matmul_sum_step(builder, node, terms, f64::from(*scale)),
         O::SharedMatmul { scale, .. } => products::shared_matmul_steps(builder, node, f64::from(*scale)),
         O::ValueAndVjp { of, wanted } => match &**of {
             O::CrossEntropy(options) => training::loss_and_vjp(builder, node, *options, *wanted),

@@ -8,7 +8,7 @@ use super::super::kernels::matmul::{Factors, PARALLEL_MACS, sum_of_products};
 use super::super::kernels::{Float, Mat, Real};
 use super::super::products::{product, row_of_sum};
 use super::super::view::{View, row_major};
-use super::super::with_float;
+use super::super::{Memory, with_float};
 use super::Views;
 use crate::error::Result;
 use crate::fused::matmul_sum::SumTerm;
@@ -46,7 +46,7 @@ pub(super) fn shared_matmul_steps(builder: &mut Builder<'_>, node: &GraphNode, s
     let factors: Vec<View> = node.inputs[1..].iter().map(|&b| builder.view(b).clone()).collect();
     let columns: usize = factors.iter().map(|factor| factor.dims[1]).sum();
     let joined = builder.fresh(&[x.dims[1], columns], x.dtype);
-    let out = builder.fresh(&[x.dims[0], columns], x.dtype);
+    let out = builder.fresh(&[x.dims[0], columns], node.outputs[0].dtype);
     let places = columns_of(&joined, factors.iter().map(|factor| factor.dims.as_slice()));
     let all: Vec<&View> = factors.iter().collect();
     let pairs: Vec<(View, View)> = factors.iter().cloned().zip(places).collect();
@@ -102,6 +102,46 @@ impl Operands {
             }
         }
         Ok(Self { products, addends })
+    }
+
+    /// The sum (m, n), scaled.
+    ///
+    /// # Safety
+    /// Operands and result have these sizes, the products are of `T`, addends and result of `C`; nobody else touches the
+    /// result, which may lie over an addend.
+    unsafe fn add_up<T: Float, C: Float<Acc = T::Acc>>(
+        &self,
+        memory: &Memory,
+        (m, n): (usize, usize),
+        scale: f64,
+        to: &View,
+    ) {
+        let matrix = |view: &View| Mat {
+            ptr: view.pointer::<T>(memory).cast_const(),
+            rows: view.strides[0] as isize,
+            cols: view.strides[1] as isize,
+        };
+        let factors = self.products.iter().map(|(a, b)| Factors {
+            a: matrix(a),
+            b: matrix(b),
+            k: a.dims[1],
+        });
+        let factors: SmallVec<[Factors<T>; 8]> = factors.collect();
+        let addends = self.addends.iter().map(|(view, step)| Mat {
+            ptr: view.pointer::<C>(memory).cast_const(),
+            rows: *step as isize,
+            cols: 1,
+        });
+        let addends: SmallVec<[Mat<*const C>; 2]> = addends.collect();
+        let c = Mat {
+            ptr: to.pointer::<C>(memory),
+            rows: n as isize,
+            cols: 1,
+        };
+        let terms: usize = factors.iter().map(|factors| factors.k).sum();
+        let parallel = m.saturating_mul(n).saturating_mul(terms) >= PARALLEL_MACS;
+        // SAFETY: the caller's promise.
+        unsafe { sum_of_products((m, n), &factors, T::Acc::of(scale), &addends, c, parallel) };
     }
 
     fn views(&self) -> Vec<&View> {
@@ -169,32 +209,22 @@ pub(super) fn matmul_sum_step(
     let m = out.len().checked_div(n).unwrap_or(0);
     let reads: Vec<View> = operands.views().into_iter().cloned().collect();
     let addends: Vec<View> = operands.addends.iter().map(|(view, _)| view.clone()).collect();
-    if row_of_sum(builder, scale, &operands.products, &addends, &out)? {
+    let dtype = operands.products[0].0.dtype;
+    if dtype == out.dtype && row_of_sum(builder, scale, &operands.products, &addends, &out)? {
         return Ok(smallvec![out]);
     }
-    let to = out.clone();
-    with_float!(out.dtype, T => {
+    let (to, cast) = (out.clone(), dtype != out.dtype);
+    with_float!(dtype, T => {
         builder.step(&reads.iter().collect::<Vec<_>>(), &[&out], move |memory| {
-            let matrix = |view: &View| Mat {
-                ptr: view.pointer::<T>(memory).cast_const(),
-                rows: view.strides[0] as isize,
-                cols: view.strides[1] as isize,
-            };
-            let factors = operands.products.iter().map(|(a, b)| Factors { a: matrix(a), b: matrix(b), k: a.dims[1] });
-            let factors: SmallVec<[Factors<T>; 8]> = factors.collect();
-            let addends = operands.addends.iter().map(|(view, step)| Mat {
-                ptr: view.pointer::<T>(memory).cast_const(),
-                rows: *step as isize,
-                cols: 1,
-            });
-            let addends: SmallVec<[Mat<*const T>; 2]> = addends.collect();
-            let c = Mat { ptr: to.pointer::<T>(memory), rows: n as isize, cols: 1 };
-            let terms: usize = factors.iter().map(|factors| factors.k).sum();
-            let parallel = m.saturating_mul(n).saturating_mul(terms) >= PARALLEL_MACS;
-            let scale = <T as Float>::Acc::of(scale);
-            // SAFETY: inference gave operands and result these sizes; the result is this step's to write, and lies over
-            // an addend only.
-            unsafe { sum_of_products((m, n), &factors, scale, &addends, c, parallel) };
+            // SAFETY: inference gave operands and result these sizes and types; the result is this step's to write, and
+            // lies over an addend only.
+            unsafe {
+                if cast {
+                    operands.add_up::<T, <T as Float>::Acc>(memory, (m, n), scale, &to);
+                } else {
+                    operands.add_up::<T, T>(memory, (m, n), scale, &to);
+                }
+            }
             Ok(())
         });
         Ok(())

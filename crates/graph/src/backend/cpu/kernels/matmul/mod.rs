@@ -80,13 +80,13 @@ pub struct MatmulShape {
 ///
 /// # Panics
 /// If the sizes do not fit the buffers.
-pub fn matmul<T: Float>(
+pub fn matmul<T: Float, C: Float<Acc = T::Acc>>(
     shape: MatmulShape,
     alpha: T::Acc,
     a: MatView<'_, T>,
     b: MatView<'_, T>,
     accumulate: bool,
-    c: &mut [T],
+    c: &mut [C],
 ) {
     let MatmulShape { m, n, k } = shape;
     let batch = a.offsets.len();
@@ -99,7 +99,7 @@ pub fn matmul<T: Float>(
     }
     if k == 0 {
         if !accumulate {
-            c.fill(T::default());
+            c.fill(C::default());
         }
         return;
     }
