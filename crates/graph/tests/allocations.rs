@@ -138,7 +138,7 @@ fn weights() -> Weights {
         angles: tensor(&[1, 16, 4]),
         indices: LazyTensor::from_data(&[3u32, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3], &[16], &device).unwrap(),
         classes: LazyTensor::from_data(&(0..16i64).collect::<Vec<_>>(), &[16], &device).unwrap(),
-        rates: LazyTensor::from_slice(&[0.1, 0.1, 0.01], &[3], &device).unwrap(),
+        rates: LazyTensor::from_slice(&[0.1, 0.1, 0.01, 0.5], &[4], &device).unwrap(),
     }
 }
 

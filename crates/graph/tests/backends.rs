@@ -442,7 +442,7 @@ fn fused_losses_and_optimizer() {
                 x[0].cross_entropy(&x[1], &targets, options)
             });
         }
-        let rates = LazyTensor::from_data(&[0.1f64, 0.1, 0.2], &[3], &Device::Cpu)
+        let rates = LazyTensor::from_data(&[0.1f64, 0.1, 0.2, 0.75], &[4], &Device::Cpu)
             .unwrap()
             .cast(dtype)
             .unwrap();

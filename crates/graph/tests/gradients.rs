@@ -366,7 +366,7 @@ fn losses_and_the_optimizer() {
         let loss = |x: &[LazyTensor]| x[0].cross_entropy(&x[1], &targets, options);
         check("cross_entropy", &loss, &[normal(1, &[3, 2]), normal(2, &[4, 2])]);
     }
-    let rates = LazyTensor::from_data(&[0.1, 0.1, 0.2], &[3], &Device::Cpu).unwrap();
+    let rates = LazyTensor::from_data(&[0.1, 0.1, 0.2, 0.75], &[4], &Device::Cpu).unwrap();
     let options = AdamWOptions {
         beta1: 0.9,
         beta2: 0.95,
@@ -440,7 +440,7 @@ fn parameters_that_were_computed_from_one_another() {
 /// A node with several outputs is a parameter by one of them; the others pass gradients on.
 #[test]
 fn a_parameter_that_is_one_of_several_outputs() {
-    let rates = LazyTensor::from_data(&[0.1, 0.1, 0.2], &[3], &Device::Cpu).unwrap();
+    let rates = LazyTensor::from_data(&[0.1, 0.1, 0.2, 0.75], &[4], &Device::Cpu).unwrap();
     let options = AdamWOptions {
         beta1: 0.9,
         beta2: 0.95,

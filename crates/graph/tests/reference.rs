@@ -288,9 +288,10 @@ fn adamw(case: &Case) -> Result<()> {
     for (step, rate) in rates.iter().enumerate() {
         let gradient = LazyTensor::from_tensor(case.tensor("gradients").get(step).unwrap())?;
         let t = step as i32 + 1;
-        let rates = [rate.as_f64().unwrap(), 1.0 - beta1.powi(t), 1.0 - beta2.powi(t)];
-        let rates = LazyTensor::from_data(&rates, &[3], &Device::Cpu)?.cast(case.dtype)?;
-        let next = parameter.adamw(&gradient, &first, &second, &rates, options)?;
+        // The gradient is halved before, and again made whole by the step.
+        let rates = [rate.as_f64().unwrap(), 1.0 - beta1.powi(t), 1.0 - beta2.powi(t), 2.0];
+        let rates = LazyTensor::from_data(&rates, &[4], &Device::Cpu)?.cast(case.dtype)?;
+        let next = parameter.adamw(&gradient.mul_scalar(0.5)?, &first, &second, &rates, options)?;
         (parameter, first, second) = (next.parameter, next.first, next.second);
         let found = eval_all(&[parameter.clone(), first.clone(), second.clone()])?;
         for (name, found) in ["parameter", "exp_avg", "exp_avg_sq"].into_iter().zip(&found) {

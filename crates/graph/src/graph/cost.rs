@@ -73,8 +73,8 @@ pub fn flops(operation: &Operation, inputs: &[&Meta], outputs: &[Meta]) -> f64 {
         O::LoRA { .. } => lora(inputs, 0b111, true),
         O::Attention(options) => 4.0 * attended(inputs, options),
         O::CrossEntropy(_) => cross_entropy(inputs),
-        // Two moments of three operations each, corrections, root, quotient, decay and update.
-        O::AdamW(_) => 14.0 * made,
+        // The factor, two moments of three operations each, corrections, root, quotient, decay and update.
+        O::AdamW(_) => 15.0 * made,
         O::Elementwise(expression) => {
             let terms = expression.terms.iter();
             terms

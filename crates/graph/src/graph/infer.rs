@@ -247,7 +247,7 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             for (i, what) in [(1, "gradient"), (2, "first moment"), (3, "second moment")] {
                 same(name, what, dims(i), dims(0))?;
             }
-            same(name, "rates (learning rate, corrections)", dims(4), &[3])?;
+            same(name, "rates (learning rate, corrections, factor)", dims(4), &[4])?;
             Ok(smallvec![inputs[0].clone(), inputs[0].clone(), inputs[0].clone()])
         }
         O::Vjp { of, wanted } => vjp(name, of, *wanted, inputs),

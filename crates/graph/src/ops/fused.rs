@@ -133,8 +133,8 @@ impl LazyTensor {
         Self::record_one(Operation::CrossEntropy(options), &[self, weight, targets])
     }
 
-    /// One `AdamW` step of this parameter. `rates` holds the learning rate and the corrections `1 - beta1^t` and
-    /// `1 - beta2^t`.
+    /// One `AdamW` step of this parameter. `rates (4)` holds the learning rate, the corrections `1 - beta1^t` and
+    /// `1 - beta2^t`, and a factor on the gradient: 1, or what clipping leaves of it.
     ///
     /// # Errors
     /// When the shapes or dtypes do not fit.

@@ -321,7 +321,7 @@ pub fn samples() -> Vec<Sample> {
         ),
         smooth(
             O::AdamW(adamw),
-            vec![x(), y(), floats(3, &[2, 3]), floats(4, &[2, 3]), floats(5, &[3])],
+            vec![x(), y(), floats(3, &[2, 3]), floats(4, &[2, 3]), floats(5, &[4])],
             "AdamW beta1=0.9 beta2=0.99 eps=0.00000001 weight_decay=0.1",
         ),
         smooth(

@@ -465,7 +465,7 @@ fn fused(x: &LazyTensor, y: &LazyTensor, c: u8) -> Result<Entry> {
                 eps: 0.125,
                 weight_decay: 0.25,
             };
-            let rates = LazyTensor::from_data(&[0.1, 0.5, 0.25], &[3], &Device::Cpu)?;
+            let rates = LazyTensor::from_data(&[0.1, 0.5, 0.25, 0.75], &[4], &Device::Cpu)?;
             let second = rows.mul(&rows)?.add_scalar(0.5)?;
             let state = rows.adamw(&fit(y, &[3, 4])?, &rows, &second, &rates, options)?;
             state.parameter.add(&state.first)?.add(&state.second)?.tanh()?

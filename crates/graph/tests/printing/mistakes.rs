@@ -232,12 +232,12 @@ fn wrong_shapes_of_fused_operations() {
         weight_decay: 0.0,
     };
     says(
-        x.adamw(&x, &x, &ones(&[3, 2]), &ones(&[3]), adamw),
+        x.adamw(&x, &x, &ones(&[3, 2]), &ones(&[4]), adamw),
         "AdamW: second moment has shape [3, 2], expected [2, 3]",
     );
     says(
-        x.adamw(&x, &x, &x, &ones(&[2]), adamw),
-        "AdamW: rates (learning rate, corrections) has shape [2], expected [3]",
+        x.adamw(&x, &x, &x, &ones(&[3]), adamw),
+        "AdamW: rates (learning rate, corrections, factor) has shape [3], expected [4]",
     );
     let vjp = |of: Operation, wanted: u32, inputs: &[&LazyTensor]| {
         LazyTensor::record(

@@ -161,8 +161,7 @@ impl<'f> Stepper<'f> {
         let norm = self.norm.explain(&gradients)?;
         let device = gradients.first().map_or(Device::Cpu, |g| g.device().clone());
         let mut arguments = [&self.parameters[..], &self.first, &self.second, &gradients].concat();
-        arguments.push(LazyTensor::from_slice(&[0.0, 1.0, 1.0], &[3], &device)?);
-        arguments.push(LazyTensor::from_slice(&[1.0], &[1], &device)?);
+        arguments.push(LazyTensor::from_slice(&[0.0, 1.0, 1.0, 1.0], &[4], &device)?);
         let update = self.update.explain(&arguments)?;
         Ok(vec![
             ("forward and backward", backward),
@@ -180,14 +179,14 @@ impl<'f> Stepper<'f> {
             learning_rate,
             correction(self.options.beta1),
             correction(self.options.beta2),
+            factor,
         ];
         let rates = rates.map(|rate| rate as f32);
         let mut arguments = std::mem::take(&mut self.parameters);
         arguments.append(&mut self.first);
         arguments.append(&mut self.second);
         arguments.extend(gradients);
-        arguments.push(LazyTensor::from_slice(&rates, &[3], &device)?);
-        arguments.push(LazyTensor::from_slice(&[factor as f32], &[1], &device)?);
+        arguments.push(LazyTensor::from_slice(&rates, &[4], &device)?);
         let mut results = self.update.call(arguments)?;
         self.second = results.split_off(2 * count);
         self.first = results.split_off(count);
@@ -216,16 +215,15 @@ fn global_norm(gradients: &[LazyTensor]) -> Result<LazyTensor> {
     squares.try_fold(first, |sum, square| sum.add(&square?))?.sqrt()
 }
 
-/// `(parameters, first, second, gradients, rates, factor)` to `(parameters, first, second)`.
+/// `(parameters, first, second, gradients, rates)` to `(parameters, first, second)`.
 fn updates(arguments: &[LazyTensor], count: usize, options: AdamWOptions) -> Result<Vec<LazyTensor>> {
     let part = |i: usize| &arguments[i * count..(i + 1) * count];
-    let (rates, factor) = (&arguments[4 * count], &arguments[4 * count + 1]);
+    let rates = &arguments[4 * count];
     let mut states = Vec::with_capacity(count);
     for i in 0..count {
         let parameter = &part(0)[i];
-        let gradient = part(3)[i].mul(&factor.cast(parameter.dtype())?)?;
         let rates = rates.cast(parameter.dtype())?;
-        states.push(parameter.adamw(&gradient, &part(1)[i], &part(2)[i], &rates, options)?);
+        states.push(parameter.adamw(&part(3)[i], &part(1)[i], &part(2)[i], &rates, options)?);
     }
     let parameters = states.iter().map(|state| state.parameter.clone());
     let first = states.iter().map(|state| state.first.clone());

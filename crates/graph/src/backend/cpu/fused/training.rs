@@ -127,8 +127,16 @@ pub(super) fn optimizer(builder: &mut Builder<'_>, node: &GraphNode, options: Ad
                 let rates = rates.slice::<T>(memory);
                 let rate = |i: usize| rates[i].to_acc().widen();
                 let AdamWOptions { beta1, beta2, eps, weight_decay } = options;
-                let step =
-                    AdamW { lr: rate(0), beta1, beta2, eps, weight_decay, correction1: rate(1), correction2: rate(2) };
+                let step = AdamW {
+                    lr: rate(0),
+                    beta1,
+                    beta2,
+                    eps,
+                    weight_decay,
+                    correction1: rate(1),
+                    correction2: rate(2),
+                    factor: rate(3),
+                };
                 let [p, m, v] = [&p, &m, &v].map(|view| in_out::<T>(memory, view, view));
                 adamw::<T, T>(&step, &p, &m, &v, gradient.slice::<T>(memory));
             }

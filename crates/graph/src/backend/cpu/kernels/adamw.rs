@@ -21,11 +21,13 @@ pub struct AdamW {
     pub correction1: f64,
     /// 1 - beta2^step
     pub correction2: f64,
+    /// On the gradient.
+    pub factor: f64,
 }
 
-/// Updates parameter and moments from the gradient `g`; each may be in place.
+/// Updates parameter and moments from the gradient; each may be in place.
 ///
-/// `m' = beta1 m + (1 - beta1) g`, `v' = beta2 v + (1 - beta2) g^2`,
+/// `g = factor * gradient`, `m' = beta1 m + (1 - beta1) g`, `v' = beta2 v + (1 - beta2) g^2`,
 /// `p' = p (1 - lr weight_decay) - lr / correction1 * m' / (sqrt(v') / sqrt(correction2) + eps)`.
 ///
 /// # Panics
@@ -78,6 +80,7 @@ struct Factors<A> {
     eps: A,
     root2: A,
     rate: A,
+    factor: A,
 }
 
 impl<A: Real> Factors<A> {
@@ -91,11 +94,13 @@ impl<A: Real> Factors<A> {
             eps: A::of(step.eps),
             root2: A::of(step.correction2.sqrt()),
             rate: A::of(step.lr / step.correction1),
+            factor: A::of(step.factor),
         }
     }
 
     #[inline(always)]
     fn update(&self, p: A, m: A, v: A, g: A) -> (A, A, A) {
+        let g = g * self.factor;
         let m = m * self.beta1 + g * self.rest1;
         let v = v * self.beta2 + g * g * self.rest2;
         let p = p * self.keep - self.rate * (m / (v.sqrt() / self.root2 + self.eps));
@@ -118,7 +123,8 @@ mod tests {
             let (mut m, mut v) = (vec![T::Acc::ZERO; n], vec![T::Acc::ZERO; n]);
             let (mut m64, mut v64) = (vec![0.0; n], vec![0.0; n]);
             for t in 1..=10 {
-                let (g, g64) = noise_as::<T>(t, n);
+                let (g, mut g64) = noise_as::<T>(t, n);
+                g64.iter_mut().for_each(|g| *g *= 0.5);
                 let [correction1, correction2] = [0.9f64, 0.999].map(|beta| 1.0 - beta.powi(t as i32));
                 let settings = (1e-2, 0.9, 0.999, 1e-8, 0.1);
                 let (lr, beta1, beta2, eps, weight_decay) = settings;
@@ -130,6 +136,7 @@ mod tests {
                     weight_decay,
                     correction1,
                     correction2,
+                    factor: 0.5,
                 };
                 adamw(
                     &step,
@@ -159,7 +166,7 @@ mod tests {
 
     #[test]
     fn out_of_place_leaves_the_inputs() {
-        let (p, m, v, g) = ([1.0f32], [0.5f32], [0.25f32], [2.0f32]);
+        let (p, m, v, g) = ([1.0f32], [0.5f32], [0.25f32], [1.0f32]);
         let (mut p1, mut m1, mut v1) = ([0.0], [0.0], [0.0]);
         let step = AdamW {
             lr: 0.1,
@@ -169,6 +176,7 @@ mod tests {
             weight_decay: 0.0,
             correction1: 0.5,
             correction2: 0.5,
+            factor: 2.0,
         };
         adamw(
             &step,
