@@ -163,6 +163,9 @@ pub(crate) fn lanes1<X: Copy, S: Copy>(x: &[X], identity: S, step: impl Fn(S, X)
 
 #[inline(always)]
 fn tree<S: Copy>(mut lanes: &mut [S], identity: S, join: impl Fn(S, S) -> S) -> S {
+    if let Ok(lanes) = <&[S; LANES]>::try_from(&*lanes) {
+        return whole_tree(lanes, join);
+    }
     while lanes.len() > 1 {
         let (left, right) = lanes.split_at_mut(lanes.len().div_ceil(2));
         for (left, right) in left.iter_mut().zip(right) {
@@ -171,6 +174,31 @@ fn tree<S: Copy>(mut lanes: &mut [S], identity: S, join: impl Fn(S, S) -> S) -> 
         lanes = left;
     }
     lanes.first().copied().unwrap_or(identity)
+}
+
+/// The same tree of all accumulators, by loops of known length: in vectors, without a look at what is left over.
+#[inline(always)]
+fn whole_tree<S: Copy>(lanes: &[S; LANES], join: impl Fn(S, S) -> S) -> S {
+    const LAST: usize = LANES / 8;
+    let mut sums = [lanes[0]; LAST];
+    for (i, sum) in sums.iter_mut().enumerate() {
+        let pair = |j: usize| join(lanes[i + j * LAST], lanes[i + (j + 4) * LAST]);
+        *sum = join(join(pair(0), pair(2)), join(pair(1), pair(3)));
+    }
+    halved(sums, join)
+}
+
+/// A tree of a few values.
+#[inline(always)]
+fn halved<S: Copy, const N: usize>(mut values: [S; N], join: impl Fn(S, S) -> S) -> S {
+    let mut half = N / 2;
+    while half > 0 {
+        for i in 0..half {
+            values[i] = join(values[i], values[i + half]);
+        }
+        half /= 2;
+    }
+    values[0]
 }
 
 /// Adds `f(x)` of each element.
@@ -237,7 +265,7 @@ pub(crate) fn max1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
         }
     }
     let rest = chunks.remainder().iter().map(|&x| f(x));
-    let top = lanes.into_iter().chain(rest).fold(A::NEG_INFINITY, larger);
+    let top = rest.fold(halved(lanes, larger), larger);
     if top == A::NEG_INFINITY {
         return x.iter().fold(top, |max, &x| max_nan(max, f(x)));
     }

@@ -213,7 +213,10 @@ impl<T: Float> Head<'_, '_, T> {
         let grads = self.grad.chunks_exact(dim).take(rows).enumerate();
         for (dot, (r, g)) in self.dot.iter_mut().zip(grads) {
             let o = o.at(self.b, queries.start + r / group, self.g * group + r % group);
-            *dot = sum2(&o[..dim], g, |o, g| o.to_acc() * g.to_acc());
+            *dot = simd(
+                #[inline(always)]
+                || sum2(&o[..dim], g, |o, g| o.to_acc() * g.to_acc()),
+            );
         }
         self.dq.fill(T::Acc::ZERO);
     }
@@ -312,10 +315,15 @@ impl<T: Float> Head<'_, '_, T> {
 
     unsafe fn store_queries(&self, queries: &Range<usize>, out: Shared<T>) {
         let dim = self.job.shape.dim;
-        for (r, row) in self.dq.chunks_exact(dim).take(self.row_count(queries)).enumerate() {
-            // SAFETY: the caller owns these rows of dq.
-            unsafe { store(row, out.at(self.place(queries, r) * dim)) };
-        }
+        simd(
+            #[inline(always)]
+            || {
+                for (r, row) in self.dq.chunks_exact(dim).take(self.row_count(queries)).enumerate() {
+                    // SAFETY: the caller owns these rows of dq.
+                    unsafe { store(row, out.at(self.place(queries, r) * dim)) };
+                }
+            },
+        );
     }
 }
 
@@ -330,16 +338,21 @@ impl<T: Float> Job<'_, T> {
         } = self.shape;
         let (dk_sums, dv_sums) = sums.split_at(sums.len() / 2);
         for (sums, out) in [(dk_sums, dk), (dv_sums, dv)] {
-            for j in 0..keys {
-                let at = ((pair / kv_heads * keys + j) * kv_heads + pair % kv_heads) * dim;
-                // SAFETY: the caller owns this head of dk and dv.
-                unsafe {
-                    match sums.get(j * dim..(j + 1) * dim) {
-                        Some(row) => store(row, out.at(at)),
-                        None => out.slice(at, dim).fill(T::default()),
+            simd(
+                #[inline(always)]
+                || {
+                    for j in 0..keys {
+                        let at = ((pair / kv_heads * keys + j) * kv_heads + pair % kv_heads) * dim;
+                        // SAFETY: the caller owns this head of dk and dv.
+                        unsafe {
+                            match sums.get(j * dim..(j + 1) * dim) {
+                                Some(row) => store(row, out.at(at)),
+                                None => out.slice(at, dim).fill(T::default()),
+                            }
+                        }
                     }
-                }
-            }
+                },
+            );
         }
     }
 }

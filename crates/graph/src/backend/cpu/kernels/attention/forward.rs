@@ -147,7 +147,12 @@ impl<T: Float> Block<'_, '_, T> {
                 p.fill(T::Factor::default());
                 continue;
             }
-            let shrink = (self.max[r] - max).exp();
+            // The first keys, and most of those that follow, take no function.
+            let shrink = match self.max[r] {
+                before if before == max => T::Acc::ONE,
+                before if before == T::Acc::NEG_INFINITY => T::Acc::ZERO,
+                before => (before - max).exp(),
+            };
             for (x, p) in row.iter_mut().zip(p) {
                 *x = (*x - max).exp_below();
                 *p = T::Factor::from_acc(*x);
@@ -198,12 +203,16 @@ impl<T: Float> Block<'_, '_, T> {
             } else {
                 T::Acc::ONE / self.sum[r]
             };
-            for x in row.iter_mut() {
-                *x = *x * factor;
-            }
+            simd(
+                #[inline(always)]
+                || {
+                    row.iter_mut().for_each(|x| *x = *x * factor);
+                    // SAFETY: the caller's promise.
+                    unsafe { store(row, o.at(at * dim)) };
+                },
+            );
             // SAFETY: the caller's promise.
             unsafe {
-                store(row, o.at(at * dim));
                 *lse.at(at) = if nothing {
                     self.max[r]
                 } else {

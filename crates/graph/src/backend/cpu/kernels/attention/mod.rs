@@ -194,8 +194,13 @@ impl<T: Float> Job<'_, T> {
     fn rows(&self, view: &HeadsView<'_, T>, b: usize, g: usize, queries: &Range<usize>, into: &mut [T::Factor]) {
         let (group, dim) = (self.shape.group(), self.shape.dim);
         for (r, row) in into.chunks_exact_mut(dim).enumerate() {
-            let from = view.at(b, queries.start + r / group, g * group + r % group);
-            for (to, x) in row.iter_mut().zip(&from[..dim]) {
+            let from = &view.at(b, queries.start + r / group, g * group + r % group)[..dim];
+            if T::IS_FACTOR {
+                // SAFETY: the types are one, and the row is this caller's.
+                unsafe { std::ptr::copy_nonoverlapping(from.as_ptr().cast(), row.as_mut_ptr(), dim) };
+                continue;
+            }
+            for (to, x) in row.iter_mut().zip(from) {
                 *to = T::Factor::from_acc(x.to_acc());
             }
         }
