@@ -20,6 +20,8 @@ const VERY_FEW_ROWS: usize = 8;
 const FEW_TERMS: usize = 32;
 /// Up to so many rows (or columns), contiguous operands are multiplied as dot products.
 const DOT_ROWS: usize = 12;
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
 /// Products that are added up in registers, at most.
 pub(super) const FACTORS: usize = 8;
 /// What is added to them, usually at most.

@@ -2,7 +2,7 @@
 
 use super::super::float::{Float, Mat, transposed};
 use super::super::par::{Shared, for_pieces};
-use super::drive::{Factors, TASK_BYTES};
+use super::drive::{Factors, LINE, TASK_BYTES};
 use super::kernel::Kernel;
 use super::pack::{Block, Entry};
 
@@ -21,11 +21,11 @@ pub(super) struct Lines<P> {
 unsafe impl<P> Sync for Lines<P> {}
 
 impl<P> Lines<P> {
-    /// The address of a line; the first of its group where there are groups.
+    /// The address of a line.
     pub fn at(&self, i: usize) -> *const P {
         match self.group {
             None => self.ptr.wrapping_byte_offset(i as isize * self.line),
-            Some((lines, entries)) => self.ptr.wrapping_add(i / lines * entries),
+            Some((lines, entries)) => self.ptr.wrapping_add(i / lines * entries + i % lines),
         }
     }
 }
@@ -38,6 +38,12 @@ pub(super) fn as_they_lie<S: Float, P: Entry<S>>(mat: Mat<*const S>, terms: usiz
         step: 1,
         group: None,
     })
+}
+
+/// Rows of an A that are packed together: those that share cache lines, where its columns lie contiguous.
+pub(super) fn group_height<S, P, A>(kernel: &Kernel<P, A>, factors: &Factors<S>) -> usize {
+    let shared = if factors.a.rows == 1 { LINE / size_of::<S>() } else { 1 };
+    shared.next_multiple_of(kernel.rows)
 }
 
 /// Packs rows of an A: one after the other where a step is one term and rows can be written so, else in groups of a
@@ -61,7 +67,7 @@ pub(super) unsafe fn pack_rows<S: Float, P: Entry<S>>(
     let height = match turn {
         Some(turn) => turn.edge,
         None if alone => 1,
-        None => kernel.rows,
+        None => group_height(kernel, factors),
     };
     let width = if alone { steps } else { height };
     let room = Shared::raw(to);

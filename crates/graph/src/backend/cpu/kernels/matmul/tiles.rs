@@ -10,13 +10,11 @@ use smallvec::SmallVec;
 use super::super::float::{Float, Real};
 use super::super::par::{for_pieces, prefetch, with_space};
 use super::super::pool::threads;
-use super::drive::{FACTORS, FEW_ROWS, Factors, Product};
+use super::drive::{FACTORS, FEW_ROWS, Factors, LINE, Product};
 use super::kernel::{Kernel, TILE, Tile};
-use super::lines::{Lines, pack_rows};
+use super::lines::{Lines, group_height, pack_rows};
 use super::pack::{Block, Entry};
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
 /// Rows of A that are packed at a time, at most, and about how many bytes of them.
 const CHUNK: usize = 1024;
 const CHUNK_BYTES: usize = 8 << 20;
@@ -71,10 +69,12 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let steps = |factors: &Factors<S>| factors.k.div_ceil(P::TERMS);
         let row: usize = self.factors.iter().map(steps).sum();
         let chunk = (CHUNK_BYTES / (row * size_of::<P>())).clamp(TASK_ROWS, CHUNK);
-        let chunk = chunk.next_multiple_of(kernel.rows);
+        let heights = self.factors.iter().map(|f| group_height(kernel, f));
+        let height = heights.max().unwrap_or(kernel.rows);
+        let chunk = chunk.next_multiple_of(height);
         for first in (0..m).step_by(chunk) {
             let rows = chunk.min(m - first);
-            let padded = rows.next_multiple_of(kernel.rows);
+            let padded = rows.next_multiple_of(height);
             with_space(padded * row, |mut space: *mut P| {
                 let pack = |factors: &Factors<S>| {
                     let to = space;
@@ -149,10 +149,12 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     unsafe fn narrow<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
         let (m, n) = self.dims;
         let stride = n.next_multiple_of(kernel.lanes);
-        // Whole tiles, and whole groups of what is turned.
+        // Whole tiles, groups, and blocks of what is turned.
+        let heights = self.factors.iter().map(|f| group_height(kernel, f));
+        let height = heights.max().unwrap_or(kernel.rows);
         let is_turned = self.factors.iter().any(|f| f.a.rows == 1 && f.a.cols != 1);
         let edge = kernel.turn.as_ref().filter(|_| is_turned).map_or(1, |turn| turn.edge);
-        let height = kernel.rows * (edge / gcd(kernel.rows, edge));
+        let height = height * (edge / gcd(height, edge));
         let tasks = if parallel { TASKS * threads() } else { 1 };
         let down = tasks.clamp(1, m.div_ceil(NARROW_ROWS));
         let task_rows = m.div_ceil(down).next_multiple_of(height);
