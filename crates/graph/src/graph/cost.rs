@@ -76,9 +76,16 @@ pub fn flops(operation: &Operation, inputs: &[&Meta], outputs: &[Meta]) -> f64 {
         // The factor, two moments of three operations each, corrections, root, quotient, decay and update.
         O::AdamW(_) => 15.0 * made,
         O::Elementwise(expression) => {
-            let terms = expression.terms.iter();
+            let terms = expression.terms.iter().enumerate();
             terms
-                .map(|term| flops(&term.operation, &[], std::slice::from_ref(&term.meta)))
+                .map(|(index, term)| {
+                    // Only a reduction counts what it reads: the term before it.
+                    let read: &[&Meta] = match index {
+                        0 => &[],
+                        _ => &[&expression.terms[index - 1].meta],
+                    };
+                    flops(&term.operation, read, std::slice::from_ref(&term.meta))
+                })
                 .sum()
         }
         O::MatmulSum { terms, scale, .. } => {

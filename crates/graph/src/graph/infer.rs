@@ -193,9 +193,9 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             like(0)
         }
         O::Elementwise(expression) => {
-            let result = expression.result()?;
+            let (result, shape) = (expression.result()?, expression.shape()?.dims());
             for (index, input) in inputs.iter().enumerate() {
-                let fits = broadcast(name, &[dims(index), result.shape.dims()])? == result.shape.dims();
+                let fits = broadcast(name, &[dims(index), shape])? == shape;
                 if !fits || **input != expression.inputs[index] {
                     let expected = &expression.inputs[index];
                     return Err(Error::shape(name, format!("input {index} is {input}, not {expected}")));

@@ -1,19 +1,23 @@
 //! Fuses elementwise operations into expressions: a value that only one expression uses, of the same shape, becomes part
-//! of it. Each expression has one result, so no cycle can arise and nothing is computed twice but constants.
+//! of it; so does a sum or maximum of whole rows of it, at the end. Each expression has one result, so no cycle can arise
+//! and nothing is computed twice but constants.
 
 use std::sync::Arc;
 
-use candle_core::DType;
+use candle_core::{DType, Shape};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use crate::fused::elementwise::{Expression, Operand, Term};
+use crate::fused::elementwise::{Expression, Operand, Reduction, Term};
 use crate::graph::verify::is_float;
 use crate::graph::{Graph, GraphNode, Operation, ValueRef};
 
 /// Operations of an expression, and its inputs, at most: what a loop keeps in the first-level cache.
 const TERMS: usize = 24;
 const INPUTS: usize = 12;
+
+/// Elements of a row that is reduced in an expression, at least: shorter ones cost more to begin than they spare.
+const ROW: usize = 32;
 
 /// What an expression computes in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,7 +65,10 @@ pub(super) fn run(graph: Graph) -> Graph {
 
 /// An elementwise node as an expression of one operation; `None` for one that is not computed in f32 or f64 throughout.
 pub(crate) fn expression_of(graph: &Graph, index: usize) -> Option<GraphNode> {
-    numbers(graph, &graph.nodes[index]).map(|_| express(graph, &[index]))
+    let node = &graph.nodes[index];
+    numbers(graph, node)
+        .filter(|_| node.operation.is_elementwise())
+        .map(|_| express(graph, &[index]))
 }
 
 /// For each elementwise node the last node of its expression.
@@ -81,6 +88,11 @@ fn groups(graph: &Graph) -> Vec<Option<usize>> {
     let mut sizes: FxHashMap<usize, (usize, usize)> = FxHashMap::default();
     for index in (0..count).rev() {
         let node = &graph.nodes[index];
+        if reduced(graph, node).is_some() {
+            groups[index] = Some(index);
+            sizes.insert(index, (1, 1));
+            continue;
+        }
         let Some(numbers) = numbers(graph, node).filter(|_| node.outputs[0].shape.elem_count() > 0) else {
             continue;
         };
@@ -89,7 +101,7 @@ fn groups(graph: &Graph) -> Vec<Option<usize>> {
             let (terms, inputs) = sizes[&root];
             !wanted[index]
                 && users[index].iter().all(|&user| groups[user as usize] == Some(root))
-                && graph.nodes[root].outputs[0].shape == node.outputs[0].shape
+                && loop_shape(graph, root) == &node.outputs[0].shape
                 && self::numbers(graph, &graph.nodes[root]) == Some(numbers)
                 && terms < TERMS
                 && inputs + node.inputs.len() <= INPUTS + 1
@@ -106,9 +118,25 @@ fn groups(graph: &Graph) -> Vec<Option<usize>> {
     groups
 }
 
-/// What an elementwise node computes in; `None` for one that is not fused: integers, and casts between f32 and f64.
+/// The input of a node that reduces rows of it, long ones of floating-point numbers.
+fn reduced(graph: &Graph, node: &GraphNode) -> Option<ValueRef> {
+    let &[input] = &node.inputs[..] else { return None };
+    let meta = graph.meta(input);
+    let Reduction { first, .. } = Reduction::of(&node.operation, &meta.shape)?;
+    let row: usize = meta.shape.dims()[first..].iter().product();
+    (row >= ROW && meta.shape.elem_count() > 0 && is_float(meta.dtype)).then_some(input)
+}
+
+/// The shape of the loop that a node ends.
+fn loop_shape(graph: &Graph, index: usize) -> &Shape {
+    let node = &graph.nodes[index];
+    reduced(graph, node).map_or(&node.outputs[0].shape, |input| &graph.meta(input).shape)
+}
+
+/// What an elementwise node, or a reduction of rows, computes in; `None` for one that is not fused: integers, and casts
+/// between f32 and f64.
 fn numbers(graph: &Graph, node: &GraphNode) -> Option<Numbers> {
-    if !node.operation.is_elementwise() {
+    if !node.operation.is_elementwise() && reduced(graph, node).is_none() {
         return None;
     }
     let mut found = None;
@@ -181,5 +209,60 @@ fn term(node: &GraphNode, operands: SmallVec<[Operand; 3]>) -> Term {
         operation: node.operation.clone(),
         operands,
         meta: node.outputs[0].clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{input, of, operations};
+    use super::*;
+    use crate::{LazyTensor, Result};
+
+    fn left(outputs: Result<Vec<LazyTensor>>) -> String {
+        operations(&outputs.unwrap(), run)
+    }
+
+    #[test]
+    fn a_sum_of_rows_ends_an_expression() {
+        let (x, y) = (input(&[5, 40]), input(&[40]));
+        let rows = left(
+            x.sub(&y)
+                .and_then(|d| d.mul(&d)?.sum_keepdim(&[1]))
+                .map(|sum| vec![sum]),
+        );
+        assert_eq!(
+            rows,
+            "%2 = Elementwise [t0 = Sub #0 #1; t1 = Mul t0 t0; t2 = Sum dims=[1] t1](%0, %1) : f32[5, 1]\nreturn %2\n"
+        );
+        let all = left(x.exp().and_then(|e| e.max_keepdim(&[0, 1])).map(|max| vec![max]));
+        assert!(all.contains("[t0 = Exp #0; t1 = Max dims=[0, 1] t0]"), "{all}");
+        // What comes after is another loop.
+        let scaled = left(
+            x.abs()
+                .and_then(|a| a.sum_keepdim(&[1])?.sqrt()?.neg())
+                .map(|y| vec![y]),
+        );
+        assert_eq!(scaled.matches("Elementwise").count(), 2, "{scaled}");
+    }
+
+    #[test]
+    fn other_sums_stay_apart() {
+        let x = input(&[40, 40]);
+        let columns = x.exp().and_then(|e| e.sum_keepdim(&[0])).map(|sum| vec![sum]);
+        let short = input(&[40, 4])
+            .exp()
+            .and_then(|e| e.sum_keepdim(&[1]))
+            .map(|sum| vec![sum]);
+        let read_twice = x.exp().and_then(|e| Ok(vec![e.sum_keepdim(&[1])?, e]));
+        let bare = x.sum_keepdim(&[1]).map(|sum| vec![sum]);
+        let integers = of(&[2, 40], DType::I64);
+        let integers = integers
+            .mul(&integers)
+            .and_then(|e| e.sum_keepdim(&[1]))
+            .map(|sum| vec![sum]);
+        for outputs in [columns, short, read_twice, bare, integers] {
+            let text = left(outputs);
+            assert!(text.contains(" = Sum ") && !text.contains("Elementwise"), "{text}");
+        }
     }
 }

@@ -11,7 +11,10 @@ use super::tape::INPUTS;
 use super::view::{View, row_major};
 
 /// Elements of one piece of an inner loop: large enough to be worth a task, small enough to balance.
-const PIECE: usize = 1 << 14;
+pub(super) const PIECE: usize = 1 << 14;
+
+/// Elements of a row that are reduced in one go: sums of many such parts, added in pairs, stay accurate.
+const CHUNK: usize = 4096;
 
 /// One number for each input. No run needs the heap for it.
 pub(super) type PerInput = SmallVec<[usize; INPUTS]>;
@@ -87,6 +90,46 @@ impl Nest {
                 run(piece * each..items.min(piece * each + each));
             });
         }
+    }
+
+    /// Calls `f(offsets of the inputs, number of the piece, length)` for some pieces, each of at most [`CHUNK`] elements
+    /// next to each other, from `start` (offsets of the inputs) on.
+    pub fn for_chunks(&self, start: &[usize], pieces: Range<usize>, mut f: impl FnMut(&[usize], usize, usize)) {
+        let along = self.chunks_of_row();
+        let mut row = self.row(pieces.start / along.max(1));
+        for piece in pieces {
+            let first = piece % along * CHUNK;
+            let len = CHUNK.min(self.inner - first);
+            let offsets = start.iter().zip(&row.offsets).zip(&self.steps);
+            let offsets: PerInput = offsets.map(|((start, row), step)| start + row + first * step).collect();
+            f(&offsets, piece, len);
+            if first + len == self.inner {
+                self.next(&mut row);
+            }
+        }
+    }
+
+    /// How many pieces [`for_chunks`](Self::for_chunks) knows.
+    pub fn chunks(&self) -> usize {
+        self.outer.iter().map(|(size, _)| size).product::<usize>() * self.chunks_of_row()
+    }
+
+    fn chunks_of_row(&self) -> usize {
+        self.inner.div_ceil(CHUNK)
+    }
+
+    /// How many elements the loops pass.
+    pub fn elements(&self) -> usize {
+        self.outer.iter().map(|(size, _)| size).product::<usize>() * self.inner
+    }
+
+    /// Where element `number` lies in the inputs.
+    pub fn offsets(&self, number: usize) -> PerInput {
+        let mut offsets = self.row(number / self.inner.max(1)).offsets;
+        let along = number % self.inner.max(1);
+        let steps = offsets.iter_mut().zip(&self.steps);
+        steps.for_each(|(offset, step)| *offset += along * step);
+        offsets
     }
 
     /// Where row `number` begins.

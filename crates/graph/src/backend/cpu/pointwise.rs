@@ -2,20 +2,22 @@
 //! to and from integers, to plain loops.
 
 use std::array;
+use std::ops::Range;
 
 use candle_core::DType;
 use half::{bf16, f16};
 use smallvec::{SmallVec, smallvec};
 
 use super::build::Builder;
-use super::elementwise::{Addresses, Nest, map1, map2, select};
+use super::elementwise::{Addresses, Nest, PIECE, map1, map2, select};
 use super::kernels::Float;
-use super::kernels::par::with_space;
-use super::tape::{BLOCK, INPUTS, Number, Tape};
+use super::kernels::par::{Shared, for_pieces, with_scratch, with_space};
+use super::kernels::reduce::pairs;
+use super::tape::{BLOCK, INPUTS, Number, Tape, identity, join};
 use super::view::View;
 use super::with_type;
 use crate::error::{Error, Result};
-use crate::fused::elementwise::Expression;
+use crate::fused::elementwise::{Expression, Reduction, ReductionKind};
 use crate::graph::{GraphNode, Operation};
 use crate::pass::expression_of;
 
@@ -28,6 +30,16 @@ pub(super) fn expression(builder: &mut Builder<'_>, node: &GraphNode, expression
     if all.len() > INPUTS {
         return Err(Error::shape(node.operation.name(), format!("{} inputs", all.len())));
     }
+    if let Some(reduction) = expression.reduction() {
+        let out = builder.output(node, 0);
+        let rows = Rows::new(&all, expression.shape()?.dims(), reduction);
+        if expression.is_double() {
+            rows.record(builder, &out, Tape::<f64>::new(expression)?);
+        } else {
+            rows.record(builder, &out, Tape::<f32>::new(expression)?);
+        }
+        return Ok(smallvec![out]);
+    }
     let out = builder.output_over(node, &all);
     if expression.is_double() {
         record(builder, &all, &out, Tape::<f64>::new(expression)?);
@@ -35,6 +47,92 @@ pub(super) fn expression(builder: &mut Builder<'_>, node: &GraphNode, expression
         record(builder, &all, &out, Tape::<f32>::new(expression)?);
     }
     Ok(smallvec![out])
+}
+
+/// The loops of an expression that ends in a reduction of rows: over rows, and along each of them in pieces.
+struct Rows {
+    inputs: Vec<View>,
+    across: Nest,
+    along: Nest,
+    kind: ReductionKind,
+    /// Elements of all rows.
+    elements: usize,
+}
+
+impl Rows {
+    fn new(inputs: &[&View], dims: &[usize], Reduction { kind, first }: Reduction) -> Self {
+        let nest = |part: Range<usize>| {
+            let cut = |view: &&View| {
+                let whole = view.broadcast(dims);
+                View {
+                    dims: whole.dims[part.clone()].to_vec(),
+                    strides: whole.strides[part.clone()].to_vec(),
+                    ..whole
+                }
+            };
+            let views: Vec<View> = inputs.iter().map(cut).collect();
+            Nest::new(&dims[part.clone()], &views.iter().collect::<Vec<_>>())
+        };
+        Self {
+            inputs: inputs.iter().map(|&view| view.clone()).collect(),
+            across: nest(0..first),
+            along: nest(first..dims.len()),
+            kind,
+            elements: dims.iter().product(),
+        }
+    }
+
+    fn record<A: Number>(self, builder: &mut Builder<'_>, out: &View, tape: Tape<A>) {
+        let (reads, to) = (self.inputs.clone(), out.clone());
+        builder.step(&reads.iter().collect::<Vec<_>>(), &[out], move |memory| {
+            let (rows, pieces) = (to.len(), self.along.chunks());
+            let addresses = Addresses::bytes(memory, &self.inputs, &to);
+            let size = to.dtype.size_in_bytes();
+            with_scratch(rows * pieces, |parts: &mut [A]| {
+                self.reduce_pieces(&tape, &addresses, Shared::new(parts));
+                for (row, parts) in parts.chunks_exact(pieces.max(1)).enumerate() {
+                    let value = pairs(parts, identity(self.kind), |a, b| join(self.kind, a, b));
+                    // SAFETY: the result has room for a value of each row.
+                    unsafe { tape.round(value, addresses.out(row * size)) };
+                }
+            });
+            Ok(())
+        });
+    }
+
+    /// What each piece of each row is reduced to.
+    fn reduce_pieces<A: Number>(&self, tape: &Tape<A>, addresses: &Addresses<u8, u8>, parts: Shared<A>) {
+        let pieces = self.along.chunks();
+        let items = self.elements.min(1) * self.rows() * pieces;
+        let each = (PIECE * items / self.elements.max(1)).max(1);
+        for_pieces(items, each, self.elements >= 4 * PIECE, |_, range| {
+            with_space(tape.slots * BLOCK, |scratch: *mut A| {
+                let mut item = range.start;
+                while item < range.end {
+                    let (row, first) = (item / pieces, item % pieces);
+                    let last = pieces.min(first + range.end - item);
+                    let start = self.across.offsets(row);
+                    self.along.for_chunks(&start, first..last, |offsets, piece, len| {
+                        let read: [*const u8; INPUTS] = array::from_fn(|i| match offsets.get(i) {
+                            Some(offset) => addresses.input(i, offset * self.inputs[i].dtype.size_in_bytes()),
+                            None => std::ptr::null(),
+                        });
+                        // SAFETY: the nests stay inside the views, and the plan gave their buffers room; the piece
+                        // belongs to this task.
+                        unsafe {
+                            *parts.at(row * pieces + piece) =
+                                tape.reduce(self.kind, &read, &self.along.steps, len, scratch);
+                        }
+                    });
+                    item += last - first;
+                }
+            });
+        });
+    }
+
+    fn rows(&self) -> usize {
+        self.across.elements()
+    }
 }
 
 fn record<A: Number>(builder: &mut Builder<'_>, inputs: &[&View], out: &View, tape: Tape<A>) {

@@ -6,10 +6,10 @@ use candle_core::DType;
 use half::{bf16, f16};
 use smallvec::SmallVec;
 
-use super::kernels::par::simd;
+use super::kernels::par::{lanes1, max_nan, simd, sum1};
 use super::kernels::{Float, Real};
 use crate::error::{Error, Result};
-use crate::fused::elementwise::{Expression, Operand};
+use crate::fused::elementwise::{Expression, Operand, ReductionKind};
 use crate::graph::Operation;
 
 /// Elements of a block.
@@ -100,9 +100,9 @@ impl Number for f64 {
 
 impl<A: Number> Tape<A> {
     pub fn new(expression: &Expression) -> Result<Self> {
-        let result = expression.result()?.dtype;
-        let mut last_use = vec![0; expression.terms.len()];
-        for (index, term) in expression.terms.iter().enumerate() {
+        let (result, terms) = (expression.result()?.dtype, expression.elementwise());
+        let mut last_use = vec![0; terms.len()];
+        for (index, term) in terms.iter().enumerate() {
             for operand in &term.operands {
                 if let Operand::Term(t) = *operand {
                     last_use[t] = index;
@@ -116,8 +116,8 @@ impl<A: Number> Tape<A> {
         });
         let loads = loads.collect();
         let (mut free, mut places): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
-        let mut instructions = Vec::with_capacity(expression.terms.len());
-        for (index, term) in expression.terms.iter().enumerate() {
+        let mut instructions = Vec::with_capacity(terms.len());
+        for (index, term) in terms.iter().enumerate() {
             // Never an operand's slot: loops whose memory overlaps are not vectorised.
             let slot = free.pop().unwrap_or_else(|| {
                 slots += 1;
@@ -159,6 +159,82 @@ impl<A: Number> Tape<A> {
     /// The inputs are readable and `out` writable for that; `out` is an input's elements or apart from it; `scratch` has
     /// room for [`BLOCK`] values a slot.
     pub unsafe fn run(&self, inputs: &[*const u8], steps: &[usize], out: *mut u8, len: usize, scratch: *mut A) {
+        let size = self.result.size_in_bytes();
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.for_blocks(
+                (inputs, steps),
+                len,
+                scratch,
+                #[inline(always)]
+                |start, values| {
+                    narrow(
+                        self.result,
+                        values.as_ptr(),
+                        out.wrapping_add(start * size),
+                        values.len(),
+                    )
+                },
+            );
+        }
+    }
+
+    /// Reduces `len` elements to one; as [`run`](Self::run), which is for expressions without a reduction.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    pub unsafe fn reduce(
+        &self,
+        kind: ReductionKind,
+        inputs: &[*const u8],
+        steps: &[usize],
+        len: usize,
+        scratch: *mut A,
+    ) -> A {
+        let mut total = identity(kind);
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.for_blocks(
+                (inputs, steps),
+                len,
+                scratch,
+                #[inline(always)]
+                |_, values| {
+                    let part = match kind {
+                        ReductionKind::Sum => sum1(
+                            values,
+                            #[inline(always)]
+                            |x| x,
+                        ),
+                        ReductionKind::Max => lanes1(values, A::NEG_INFINITY, max_nan, max_nan),
+                    };
+                    total = join(kind, total, part);
+                },
+            );
+        }
+        total
+    }
+
+    /// Rounds a value to the result's dtype.
+    ///
+    /// # Safety
+    /// `to` is writable for it.
+    pub unsafe fn round(&self, value: A, to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { narrow(self.result, &raw const value, to, 1) };
+    }
+
+    /// Lends `f` the values of each block, with the number of its first one.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    unsafe fn for_blocks(
+        &self,
+        (inputs, steps): (&[*const u8], &[usize]),
+        len: usize,
+        scratch: *mut A,
+        mut f: impl FnMut(usize, &[A]),
+    ) {
         simd(
             #[inline(always)]
             || {
@@ -192,12 +268,28 @@ impl<A: Number> Tape<A> {
                         unsafe { step(instruction.code, operands, slot(instruction.slot), count) };
                         last = slot(instruction.slot);
                     }
-                    let to = out.wrapping_add(start * self.result.size_in_bytes());
-                    // SAFETY: the caller's promise.
-                    unsafe { narrow(self.result, last, to, count) };
+                    // SAFETY: the last instruction wrote them.
+                    f(start, unsafe { std::slice::from_raw_parts(last, count) });
                 }
             },
         );
+    }
+}
+
+/// What nothing is reduced to.
+pub(super) fn identity<A: Number>(kind: ReductionKind) -> A {
+    match kind {
+        ReductionKind::Sum => A::ZERO,
+        ReductionKind::Max => A::NEG_INFINITY,
+    }
+}
+
+/// What two parts of a row are reduced to.
+#[inline(always)]
+pub(super) fn join<A: Number>(kind: ReductionKind, a: A, b: A) -> A {
+    match kind {
+        ReductionKind::Sum => a + b,
+        ReductionKind::Max => max_nan(a, b),
     }
 }
 

@@ -1,6 +1,7 @@
 //! An expression of elementwise operations, computed in one loop over its elements: intermediate values never reach
-//! memory. It is made by the pass `fuse` out of what was recorded; users never record one. On paths with a kernel,
-//! intermediate values of narrow dtypes stay in the accumulation type unless a cast asks for less.
+//! memory. Its last term may be a sum or maximum of rows: over all dimensions from some one on. It is made by the pass
+//! `fuse` out of what was recorded; users never record one. On paths with a kernel, intermediate values of narrow dtypes
+//! stay in the accumulation type unless a cast asks for less.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,10 +13,11 @@ use crate::error::{Error, Result};
 use crate::graph::{Meta, Operation};
 use crate::lazy_tensor::LazyTensor;
 
-/// Elementwise operations on inputs and on each other; the last one's value is the result.
+/// Elementwise operations on inputs and on each other, and perhaps a reduction of rows at the end; the last one's value is
+/// the result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Expression {
-    /// Shapes and dtypes of the inputs; each broadcasts to the result's shape.
+    /// Shapes and dtypes of the inputs; each broadcasts to the loop's shape.
     pub inputs: Vec<Meta>,
     /// In the order in which they are computed.
     pub terms: Vec<Term>,
@@ -24,7 +26,7 @@ pub struct Expression {
 /// One operation of an expression.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Term {
-    /// Elementwise, or a constant.
+    /// Elementwise, or a constant; of the last term also a sum or maximum.
     pub operation: Operation,
     /// Its inputs.
     pub operands: SmallVec<[Operand; 3]>,
@@ -41,14 +43,62 @@ pub enum Operand {
     Term(usize),
 }
 
+/// A reduction of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reduction {
+    /// What is left of a row.
+    pub kind: ReductionKind,
+    /// The first dimension of a row.
+    pub first: usize,
+}
+
+/// What is left of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReductionKind {
+    /// The sum of its elements.
+    Sum,
+    /// The largest of them; NaN where one is NaN.
+    Max,
+}
+
+impl Reduction {
+    /// An operation as a reduction of the rows of a shape: `None` unless it takes all dimensions from one on together.
+    #[must_use]
+    pub fn of(operation: &Operation, shape: &Shape) -> Option<Self> {
+        let (kind, dims) = match operation {
+            Operation::Sum { dims } => (ReductionKind::Sum, dims),
+            Operation::Max { dims } => (ReductionKind::Max, dims),
+            _ => return None,
+        };
+        let first = *dims.first()?;
+        let rest = shape.dims().iter().enumerate().skip(first);
+        let all = rest.into_iter().all(|(dim, &size)| size == 1 || dims.contains(&dim));
+        all.then_some(Self { kind, first })
+    }
+}
+
+impl Term {
+    /// What an operation on this term's value, its only input, does to rows.
+    fn rows_reduced_by(&self, operation: &Operation) -> Option<Reduction> {
+        Reduction::of(operation, &self.meta.shape)
+    }
+}
+
 impl Expression {
     /// Shape and dtype of the result, checked against what each term says of itself.
     ///
     /// # Errors
-    /// When an operand is missing or comes later, or an operation is not elementwise.
+    /// When an operand is missing or comes later, an operation is not elementwise, or a reduction is not one of rows.
     pub fn result(&self) -> Result<&Meta> {
         let wrong = |message: String| Error::shape("Elementwise", message);
         for (index, term) in self.terms.iter().enumerate() {
+            if index > 0
+                && index + 1 == self.terms.len()
+                && self.terms[index - 1].rows_reduced_by(&term.operation).is_some()
+                && term.operands[..] == [Operand::Term(index - 1)]
+            {
+                break;
+            }
             let exists = |operand: &Operand| match *operand {
                 Operand::Input(i) => i < self.inputs.len(),
                 Operand::Term(t) => t < index,
@@ -64,12 +114,28 @@ impl Expression {
         last.map(|term| &term.meta).ok_or_else(|| wrong("has no term".into()))
     }
 
+    /// The terms that are computed element by element.
+    #[must_use]
+    pub fn elementwise(&self) -> &[Term] {
+        &self.terms[..self.terms.len() - usize::from(self.reduction().is_some())]
+    }
+
+    /// The reduction at the end, if there is one.
+    #[must_use]
+    pub fn reduction(&self) -> Option<Reduction> {
+        let [.., before, last] = &self.terms[..] else {
+            return None;
+        };
+        before.rows_reduced_by(&last.operation)
+    }
+
     /// The shape of the loop.
     ///
     /// # Errors
     /// As [`result`](Self::result).
     pub fn shape(&self) -> Result<&Shape> {
-        self.result().map(|meta| &meta.shape)
+        let last = self.result()?;
+        Ok(self.elementwise().last().map_or(&last.shape, |term| &term.meta.shape))
     }
 
     /// Whether every number is computed in f64.

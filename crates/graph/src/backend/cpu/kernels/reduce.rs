@@ -168,7 +168,7 @@ fn lanes<T: Element>(x: &[T], identity: T::Sum, f: impl Fn(T::Sum, T::Sum) -> T:
 }
 
 /// Reduces neighbours, then neighbours of those.
-fn pairs<S: Copy>(values: &[S], identity: S, f: impl Fn(S, S) -> S + Copy) -> S {
+pub(crate) fn pairs<S: Copy>(values: &[S], identity: S, f: impl Fn(S, S) -> S + Copy) -> S {
     match values {
         [] => identity,
         [one] => *one,
