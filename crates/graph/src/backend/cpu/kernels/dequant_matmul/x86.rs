@@ -53,8 +53,18 @@ unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
             #[inline(always)]
             |quants, scales| {
                 let sums = wide_rows::<R, C, NIBBLES>(d, quants, scales);
-                let fold = |sum: __m512| _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum));
-                sums.map(|sums| totals([0, 1, 2, 3].map(|c| fold(sums[c % C]))))
+                each(
+                    #[inline(always)]
+                    |r| {
+                        totals(each(
+                            #[inline(always)]
+                            |c| {
+                                let sum: __m512 = sums[r][c % C];
+                                _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum))
+                            },
+                        ))
+                    },
+                )
             },
         );
     }
@@ -71,7 +81,15 @@ unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) 
             #[inline(always)]
             |quants, scales| {
                 let sums = narrow_rows::<R, C, NIBBLES>(d, quants, scales);
-                sums.map(|sums| totals([0, 1, 2, 3].map(|c| sums[c % C])))
+                each(
+                    #[inline(always)]
+                    |r| {
+                        totals(each(
+                            #[inline(always)]
+                            |c| sums[r][c % C],
+                        ))
+                    },
+                )
             },
         );
     }
@@ -95,8 +113,14 @@ unsafe fn in_parts<const R: usize, const C: usize, const NIBBLES: bool>(
                 #[inline(always)]
                 |c| (c * part + i).min(d.count - 1),
             );
-            let quants = rows.map(|row| d.quants.add(row * row_bytes));
-            let scales = rows.map(|row| d.scales.add(row * d.blocks));
+            let quants = each(
+                #[inline(always)]
+                |c| d.quants.add(rows[c] * row_bytes),
+            );
+            let scales = each(
+                #[inline(always)]
+                |c| d.scales.add(rows[c] * d.blocks),
+            );
             for (r, sums) in dots(quants, scales).iter().enumerate() {
                 for (&row, &sum) in rows.iter().zip(sums) {
                     *d.out.add(r * d.count + row) = sum;
@@ -178,7 +202,10 @@ unsafe fn factors<const R: usize, const C: usize>(
 ) -> [[__m512; C]; R] {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut factors = [zeros::<C>(); R];
+        let mut factors: [[__m512; C]; R] = each(
+            #[inline(always)]
+            |_| zeros::<C>(),
+        );
         for r in 0..R {
             let at = r * d.x.scales_row + chunk * CHUNK;
             let (scales, offsets) = (
@@ -339,7 +366,10 @@ unsafe fn narrow_factors<const R: usize, const C: usize, const NIBBLES: bool>(
 ) -> [[__m256; C]; R] {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut factors = [short_zeros::<C>(); R];
+        let mut factors: [[__m256; C]; R] = each(
+            #[inline(always)]
+            |_| short_zeros::<C>(),
+        );
         for r in 0..R {
             let at = r * d.x.scales_row + group * GROUP;
             let scales = _mm256_loadu_ps(d.x.scales.add(at));

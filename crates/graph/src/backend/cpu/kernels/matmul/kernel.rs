@@ -232,22 +232,15 @@ unsafe fn row_tile<W: Words, const V: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let step = |sums: &mut [W::Sums; V], at: usize| {
-            let (left, b) = (W::splat(t.a.add(at * t.a_step)), t.b.wrapping_add(at * t.b_step));
-            for (v, sum) in sums.iter_mut().enumerate().take(V - 1) {
-                *sum = W::fma(*sum, left, W::load(b.add(v * W::LANES)));
-            }
-            sums[V - 1] = W::fma(sums[V - 1], left, load_last(b.wrapping_add((V - 1) * W::LANES)));
-        };
         let mut sums: [[W::Sums; V]; APART] = zeros::<W, V, APART>();
         let whole = t.steps - t.steps % APART;
         for at in (0..whole).step_by(APART) {
             for (i, sums) in sums.iter_mut().enumerate() {
-                step(sums, at + i);
+                row_step::<W, V>(t, &load_last, at + i, sums);
             }
         }
         for at in whole..t.steps {
-            step(&mut sums[0], at);
+            row_step::<W, V>(t, &load_last, at, &mut sums[0]);
         }
         let [a, b, c, d] = sums;
         for v in 0..V {
@@ -258,6 +251,27 @@ unsafe fn row_tile<W: Words, const V: usize>(
             }
             W::store(sum, to);
         }
+    }
+}
+
+/// Adds what one step of a row gives.
+///
+/// # Safety
+/// As [`Kernel::tile`].
+#[inline(always)]
+unsafe fn row_step<W: Words, const V: usize>(
+    t: &Tile<W::Panel, W::Acc>,
+    load_last: &impl Fn(*const W::Panel) -> W::Vector,
+    at: usize,
+    sums: &mut [W::Sums; V],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (left, b) = (W::splat(t.a.add(at * t.a_step)), t.b.wrapping_add(at * t.b_step));
+        for v in 0..V - 1 {
+            sums[v] = W::fma(sums[v], left, W::load(b.add(v * W::LANES)));
+        }
+        sums[V - 1] = W::fma(sums[V - 1], left, load_last(b.wrapping_add((V - 1) * W::LANES)));
     }
 }
 
