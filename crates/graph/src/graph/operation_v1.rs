@@ -250,7 +250,7 @@ mod tests {
             weight_decay: 0.0,
         };
         let p = (&[2, 3][..], f64s);
-        check(&O::AdamW(options), &[p, p, p, p, (&[3], f64s)], &[2, 3]);
+        check(&O::AdamW(options), &[p, p, p, p, (&[4], f64s)], &[2, 3]);
     }
 
     #[test]

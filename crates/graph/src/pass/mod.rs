@@ -5,9 +5,12 @@ mod cse;
 mod dce;
 mod fold;
 mod fuse;
+mod lives;
 mod lower;
 mod pair;
 mod products;
+mod recompute;
+mod schedule;
 mod shared;
 #[cfg(test)]
 mod testing;
@@ -66,6 +69,14 @@ pub const FUSING: &[Pass] = &[
     Pass {
         name: "dce",
         run: dce::run,
+    },
+    Pass {
+        name: "schedule",
+        run: schedule::run,
+    },
+    Pass {
+        name: "recompute",
+        run: recompute::run,
     },
 ];
 

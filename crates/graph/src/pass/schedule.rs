@@ -1,0 +1,220 @@
+//! Last-use scheduling: a value is made right before its first use, unless making it frees more memory than it takes; then
+//! as soon as it can be made. The old order stays where this spares too little, and where nodes write over their inputs.
+
+use smallvec::SmallVec;
+
+use super::lives::{Lives, is_given, updates_in_place};
+use crate::graph::{Graph, GraphNode, ValueRef};
+
+/// The share of the peak that a new order has to spare: neighbours that are called together stay so otherwise.
+const WORTH: f64 = 0.01;
+
+pub(super) fn run(graph: Graph) -> Graph {
+    if graph.nodes.iter().any(|node| updates_in_place(&node.operation)) {
+        return graph;
+    }
+    let lives = Lives::of(&graph);
+    let before = lives.peak().0;
+    let reordered = reordered(&graph, &Order::of(&graph, &lives).nodes);
+    let after = Lives::of(&reordered).peak().0;
+    if (after as f64) > before as f64 * (1.0 - WORTH) {
+        return graph;
+    }
+    tracing::debug!(before, after, "bytes held at once");
+    reordered
+}
+
+/// An order in the making.
+struct Order<'a> {
+    graph: &'a Graph,
+    lives: &'a Lives,
+    /// The readers of each node's value.
+    users: Vec<SmallVec<[u32; 2]>>,
+    /// Inputs of each node that are still to be made.
+    missing: Vec<usize>,
+    /// Readers of each owner's memory that are still to be made.
+    readers: Vec<usize>,
+    is_made: Vec<bool>,
+    nodes: Vec<usize>,
+}
+
+impl<'a> Order<'a> {
+    fn of(graph: &'a Graph, lives: &'a Lives) -> Self {
+        let count = graph.nodes.len();
+        let mut order = Self {
+            graph,
+            lives,
+            users: vec![SmallVec::new(); count],
+            missing: graph.nodes.iter().map(|node| node.inputs.len()).collect(),
+            readers: vec![0; count],
+            is_made: vec![false; count],
+            nodes: Vec::with_capacity(count),
+        };
+        for (index, node) in graph.nodes.iter().enumerate() {
+            for input in &node.inputs {
+                order.users[input.node as usize].push(index as u32);
+                order.readers[lives.owners[input.node as usize]] += 1;
+            }
+        }
+        // Inputs are bound by their order.
+        let given = |index: &usize| is_given(&graph.nodes[*index].operation);
+        (0..count).filter(given).for_each(|index| order.make(index));
+        for index in 0..count {
+            if !order.is_made[index] && !order.waits(index) {
+                order.make_with_inputs(index);
+            }
+        }
+        // Results that nothing reads.
+        for index in 0..count {
+            if !order.is_made[index] {
+                order.make_with_inputs(index);
+            }
+        }
+        order
+    }
+
+    /// Whether a node takes more memory than it frees, so that it had better wait for its first user.
+    fn waits(&self, index: usize) -> bool {
+        let is_result = self.lives.last[self.lives.owners[index]] == self.graph.nodes.len();
+        !is_result && !self.users[index].is_empty() && !self.pays(index)
+    }
+
+    /// Bytes that a node helps to free: of what it reads its share among all that still have to read it.
+    fn freed(&self, index: usize) -> usize {
+        let inputs = &self.graph.nodes[index].inputs;
+        let owners = inputs.iter().map(|input| self.lives.owners[input.node as usize]);
+        let share = |owner: usize| match self.lives.last[owner] < self.graph.nodes.len() {
+            true => self.lives.bytes[owner] / self.readers[owner].max(1),
+            false => 0,
+        };
+        owners.map(share).sum()
+    }
+
+    /// Whether a node frees more than it takes. A view takes nothing, once what it looks at is there.
+    fn pays(&self, index: usize) -> bool {
+        if self.graph.nodes[index].operation.is_view() {
+            return self.missing[index] == 0;
+        }
+        self.freed(index) > self.lives.bytes[index]
+    }
+
+    /// Makes a node after what it needs, and then whatever frees memory by it.
+    fn make_with_inputs(&mut self, index: usize) {
+        let mut pending = vec![index];
+        while let Some(&next) = pending.last() {
+            if self.is_made[next] {
+                pending.pop();
+                continue;
+            }
+            let inputs = self.graph.nodes[next].inputs.iter().map(|input| input.node as usize);
+            let needed: SmallVec<[usize; 4]> = inputs.filter(|&input| !self.is_made[input]).collect();
+            if needed.is_empty() {
+                pending.pop();
+                self.make(next);
+                let users = self.users[next].iter().map(|&user| user as usize);
+                let frees = |&user: &usize| self.missing[user] == 0 && !self.is_made[user] && self.pays(user);
+                let early: SmallVec<[usize; 4]> = users.filter(frees).collect();
+                pending.extend(early.into_iter().rev());
+            } else {
+                pending.extend(needed.into_iter().rev());
+            }
+        }
+    }
+
+    fn make(&mut self, index: usize) {
+        self.is_made[index] = true;
+        self.nodes.push(index);
+        for input in &self.graph.nodes[index].inputs {
+            self.readers[self.lives.owners[input.node as usize]] -= 1;
+        }
+        for &user in &self.users[index] {
+            self.missing[user as usize] -= 1;
+        }
+    }
+}
+
+/// The graph with its nodes in another order, in which inputs come first too.
+fn reordered(graph: &Graph, order: &[usize]) -> Graph {
+    let mut places = vec![0u32; order.len()];
+    order.iter().zip(0..).for_each(|(&index, place)| places[index] = place);
+    let moved = |value: &ValueRef| ValueRef {
+        node: places[value.node as usize],
+        ..*value
+    };
+    let node = |&index: &usize| {
+        let node = &graph.nodes[index];
+        GraphNode {
+            inputs: node.inputs.iter().map(moved).collect(),
+            ..node.clone()
+        }
+    };
+    Graph {
+        nodes: order.iter().map(node).collect(),
+        outputs: graph.outputs.iter().map(moved).collect(),
+        device: graph.device.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::super::testing::{input, of, operations};
+    use super::*;
+    use crate::graph::numbered;
+    use crate::{LazyTensor, Result};
+
+    /// The peak where the nodes of some operation come as early as they can, and what the pass makes of it.
+    fn peaks(output: &LazyTensor, early: &str) -> (usize, usize) {
+        let graph = numbered::flatten(std::slice::from_ref(output)).unwrap().graph;
+        let rank = |index: usize| match &graph.nodes[index].operation {
+            operation if is_given(operation) || operation.is_view() => 0,
+            operation if operation.name() == early => 1,
+            _ => 2,
+        };
+        let mut order: Vec<usize> = (0..graph.nodes.len()).collect();
+        order.sort_by_key(|&index| rank(index));
+        let graph = super::reordered(&graph, &order);
+        let before = Lives::of(&graph).peak().0;
+        (before, Lives::of(&run(graph)).peak().0)
+    }
+
+    #[test]
+    fn what_takes_memory_waits_for_its_use() -> Result<()> {
+        let mut total = input(&[1, 1]);
+        for _ in 0..3 {
+            let wide = input(&[100, 1]).broadcast_to(&[100, 100])?.exp()?;
+            total = total.add(&wide.sum_keepdim(&[0, 1])?)?;
+        }
+        // Three wide values and a sum, or one and two sums.
+        assert_eq!(peaks(&total, "Exp"), (120_004, 40_008));
+        Ok(())
+    }
+
+    #[test]
+    fn what_frees_memory_is_made_at_once() -> Result<()> {
+        let x = input(&[100, 100]);
+        let sums = [x.exp()?, x.sin()?, x.abs()?].map(|wide| wide.sum_keepdim(&[0, 1]));
+        let [a, b, c] = sums;
+        let total = a?.add(&b?.add(&c?)?)?;
+        let (before, after) = peaks(&total, "Exp");
+        assert!(after < 40_100 && before >= after, "{before} became {after}");
+        assert_eq!(peaks(&total, "Sin").1, after);
+        Ok(())
+    }
+
+    #[test]
+    fn a_chain_and_updates_in_place_keep_their_order() -> Result<()> {
+        let x = input(&[8, 8]);
+        let chain = x.exp()?.sin()?.abs()?;
+        assert_eq!(operations(&[chain.clone()], run), operations(&[chain], |graph| graph));
+        let zeros = input(&[1, 8]).exp()?;
+        let at = of(&[1], DType::U32);
+        let updated = x.exp()?.slice_update(0, &zeros, &at)?;
+        assert_eq!(
+            operations(&[updated.clone()], run),
+            operations(&[updated], |graph| graph)
+        );
+        Ok(())
+    }
+}
