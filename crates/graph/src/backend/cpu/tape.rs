@@ -173,7 +173,7 @@ impl<A: Number> Tape<A> {
                         values.as_ptr(),
                         out.wrapping_add(start * size),
                         values.len(),
-                    )
+                    );
                 },
             );
         }

@@ -124,7 +124,9 @@ mod tests {
             let (mut m64, mut v64) = (vec![0.0; n], vec![0.0; n]);
             for t in 1..=10 {
                 let (g, mut g64) = noise_as::<T>(t, n);
-                g64.iter_mut().for_each(|g| *g *= 0.5);
+                for g in &mut g64 {
+                    *g *= 0.5;
+                }
                 let [correction1, correction2] = [0.9f64, 0.999].map(|beta| 1.0 - beta.powi(t as i32));
                 let settings = (1e-2, 0.9, 0.999, 1e-8, 0.1);
                 let (lr, beta1, beta2, eps, weight_decay) = settings;

@@ -206,7 +206,9 @@ impl<T: Float> Block<'_, '_, T> {
             simd(
                 #[inline(always)]
                 || {
-                    row.iter_mut().for_each(|x| *x = *x * factor);
+                    for x in row.iter_mut() {
+                        *x = *x * factor;
+                    }
                     // SAFETY: the caller's promise.
                     unsafe { store(row, o.at(at * dim)) };
                 },

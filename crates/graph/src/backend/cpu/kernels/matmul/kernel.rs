@@ -186,10 +186,10 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
         }
         let mut sums: [[W::Sums; V]; R] = zeros::<W, V, R>();
         // Each row is asked for whether it is there: a loop over those that are would keep sums in memory.
-        for r in 0..R {
+        for (r, sums) in sums.iter_mut().enumerate() {
             if t.add && r < t.rows {
-                for v in 0..V {
-                    sums[r][v] = W::fetch(t.out.add(r * t.out_row + v * W::LANES));
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    *sum = W::fetch(t.out.add(r * t.out_row + v * W::LANES));
                 }
             }
         }
@@ -208,10 +208,10 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
             at += t.a_step;
             b = b.wrapping_add(t.b_step);
         }
-        for r in 0..R {
+        for (r, sums) in sums.iter().enumerate() {
             if r < t.rows {
-                for v in 0..V {
-                    W::store(sums[r][v], t.out.add(r * t.out_row + v * W::LANES));
+                for (v, &sum) in sums.iter().enumerate() {
+                    W::store(sum, t.out.add(r * t.out_row + v * W::LANES));
                 }
             }
         }
@@ -268,8 +268,8 @@ unsafe fn row_step<W: Words, const V: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let (left, b) = (W::splat(t.a.add(at * t.a_step)), t.b.wrapping_add(at * t.b_step));
-        for v in 0..V - 1 {
-            sums[v] = W::fma(sums[v], left, W::load(b.add(v * W::LANES)));
+        for (v, sum) in sums.iter_mut().enumerate().take(V - 1) {
+            *sum = W::fma(*sum, left, W::load(b.add(v * W::LANES)));
         }
         sums[V - 1] = W::fma(sums[V - 1], left, load_last(b.wrapping_add((V - 1) * W::LANES)));
     }
@@ -335,9 +335,9 @@ unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
                     }
                 }
             }
-            for r in 0..R {
+            for (r, &sums) in sums.iter().enumerate() {
                 if r < d.rows {
-                    some_totals::<W>(sums[r], d.place(r, first), d.cols - first);
+                    some_totals::<W>(sums, d.place(r, first), d.cols - first);
                 }
             }
         }
