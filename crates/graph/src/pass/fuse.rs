@@ -17,7 +17,7 @@ const TERMS: usize = 24;
 const INPUTS: usize = 12;
 
 /// Elements of a row that is reduced in an expression, at least: shorter ones cost more to begin than they spare.
-const ROW: usize = 32;
+const ROW: usize = 1024;
 
 /// What an expression computes in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_sum_of_rows_ends_an_expression() {
-        let (x, y) = (input(&[5, 40]), input(&[40]));
+        let (x, y) = (input(&[5, 1024]), input(&[1024]));
         let rows = left(
             x.sub(&y)
                 .and_then(|d| d.mul(&d)?.sum_keepdim(&[1]))
@@ -247,15 +247,15 @@ mod tests {
 
     #[test]
     fn other_sums_stay_apart() {
-        let x = input(&[40, 40]);
+        let x = input(&[1024, 1024]);
         let columns = x.exp().and_then(|e| e.sum_keepdim(&[0])).map(|sum| vec![sum]);
-        let short = input(&[40, 4])
+        let short = input(&[1024, 4])
             .exp()
             .and_then(|e| e.sum_keepdim(&[1]))
             .map(|sum| vec![sum]);
         let read_twice = x.exp().and_then(|e| Ok(vec![e.sum_keepdim(&[1])?, e]));
         let bare = x.sum_keepdim(&[1]).map(|sum| vec![sum]);
-        let integers = of(&[2, 40], DType::I64);
+        let integers = of(&[2, 1024], DType::I64);
         let integers = integers
             .mul(&integers)
             .and_then(|e| e.sum_keepdim(&[1]))
