@@ -65,10 +65,7 @@ pub(super) fn run(graph: Graph) -> Graph {
 
 /// An elementwise node as an expression of one operation; `None` for one that is not computed in f32 or f64 throughout.
 pub(crate) fn expression_of(graph: &Graph, index: usize) -> Option<GraphNode> {
-    let node = &graph.nodes[index];
-    numbers(graph, node)
-        .filter(|_| node.operation.is_elementwise())
-        .map(|_| express(graph, &[index]))
+    numbers(graph, &graph.nodes[index]).map(|_| express(graph, &[index]))
 }
 
 /// For each elementwise node the last node of its expression.

@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 
 use smallvec::SmallVec;
 
+use super::dce;
 use super::lives::{Lives, is_given, updates_in_place};
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef, cost};
 
@@ -28,7 +29,8 @@ pub(super) fn run(graph: Graph) -> Graph {
     if again.is_empty() {
         return graph;
     }
-    let repeated = repeated(&graph, &again, peak);
+    // A view whose readers all look at the second value would keep the first.
+    let repeated = dce::run(repeated(&graph, &again, peak));
     let after = Lives::of(&repeated).peak().0;
     if after >= before {
         return graph;
@@ -204,13 +206,10 @@ impl Copy<'_> {
         }
         for &at in path.iter().rev() {
             let node = &self.graph.nodes[at];
-            let of_view = node.operation.is_view();
             let inputs = node.inputs.iter().map(|input| {
-                // Of a node the inputs may themselves be there only the second time.
                 let index = input.node as usize;
-                let second = self.second[index].filter(|_| of_view || self.is_again[index]);
                 ValueRef {
-                    node: second.unwrap_or(self.first[index]),
+                    node: self.second[index].unwrap_or(self.first[index]),
                     ..*input
                 }
             });

@@ -17,7 +17,7 @@ pub(super) fn run(graph: Graph) -> Graph {
     let before = lives.peak().0;
     let reordered = reordered(&graph, &Order::of(&graph, &lives).nodes);
     let after = Lives::of(&reordered).peak().0;
-    if (after as f64) > before as f64 * (1.0 - WORTH) {
+    if (after as f64) >= before as f64 * (1.0 - WORTH) {
         return graph;
     }
     tracing::debug!(before, after, "bytes held at once");

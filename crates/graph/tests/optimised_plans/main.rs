@@ -325,3 +325,76 @@ fn updates_in_place_leave_other_looks_alone() {
         ])
     });
 }
+
+/// Long rows that are summed up, or their largest sought, in the loop that makes them: `dims`, of which those from `first`
+/// on are reduced. Row 0 of the last two outputs saw a NaN.
+fn long_rows(dims: &[usize], first: usize, dtype: DType) -> Result<Vec<LazyTensor>> {
+    let x = leaf(3, dims).cast(dtype)?;
+    let row = leaf(4, &dims[dims.len() - 1..]).cast(dtype)?;
+    let over: Vec<usize> = (first..dims.len()).collect();
+    // Of the same dimensions, but lying the other way round.
+    let backwards: Vec<usize> = (0..dims.len()).rev().collect();
+    let turned_dims: Vec<usize> = dims.iter().rev().copied().collect();
+    let turned = leaf(5, &turned_dims).cast(dtype)?.permute(&backwards)?.abs()?;
+    let count: usize = dims.iter().product();
+    let holed: Vec<f64> = (0..count).map(|i| if i == 700 { f64::NAN } else { 0.5 }).collect();
+    let holed = LazyTensor::from_data(&holed, dims, &Device::Cpu)?.cast(dtype)?;
+    Ok(vec![
+        x.sub(&row)?.mul(&x)?.sum_keepdim(&over)?,
+        x.mul(&row)?.max_keepdim(&over)?,
+        turned.sum_keepdim(&over)?,
+        holed.neg()?.max_keepdim(&over)?,
+        holed.neg()?.sum_keepdim(&over)?,
+    ])
+}
+
+#[test]
+fn reductions_of_long_rows_agree() {
+    let cases: [(&[usize], usize); 5] = [
+        (&[5, 1024], 1),
+        (&[3, 5000], 1),
+        (&[100_003], 0),
+        (&[2, 3, 40, 40], 2),
+        (&[70, 1, 2048], 1),
+    ];
+    for (dims, first) in cases {
+        let explained = long_rows(dims, first, DType::F64).unwrap()[0].explain().unwrap();
+        assert!(
+            explained.kernels.iter().any(|kernel| kernel.text.ends_with("+ Sum]")),
+            "{dims:?}: {explained}"
+        );
+        for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
+            let on = |backend| -> Vec<Vec<f64>> {
+                let tensors = with_backend(backend, || eval_all(&long_rows(dims, first, dtype).unwrap()));
+                tensors.unwrap().iter().map(list).collect()
+            };
+            let (plain, ours) = (on(Backend::Unoptimised), on(Backend::Cpu));
+            let same = |a: &[Vec<f64>], b: &[Vec<f64>]| a.iter().zip(b).all(|(a, b)| bits(a) == bits(b));
+            assert!(same(&plain, &on(Backend::Candle)), "{dims:?} {dtype:?}");
+            for threads in [1, 2, 5] {
+                let again = with_threads(threads, || on(Backend::Cpu));
+                assert!(same(&ours, &again), "{dims:?} {dtype:?} on {threads} threads");
+            }
+            // Candle's maximum passes over NaN; ours, like PyTorch's, does not.
+            for (plain, ours) in plain
+                .iter()
+                .zip(&ours)
+                .enumerate()
+                .filter(|(i, _)| *i != 3)
+                .map(|(_, pair)| pair)
+            {
+                let scale = plain.iter().filter(|x| !x.is_nan()).fold(1.0f64, |m, x| m.max(x.abs()));
+                assert_eq!(plain.len(), ours.len());
+                for (a, b) in plain.iter().zip(ours) {
+                    let close = (a - b).abs() <= tolerance * scale || a.is_nan() && b.is_nan();
+                    assert!(close, "{dims:?} {dtype:?}: {b}, not {a}");
+                }
+            }
+            assert!(
+                ours[3..]
+                    .iter()
+                    .all(|row| row[0].is_nan() && row[1..].iter().all(|x| !x.is_nan()))
+            );
+        }
+    }
+}

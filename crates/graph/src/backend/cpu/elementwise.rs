@@ -58,7 +58,7 @@ impl Nest {
 
     /// Calls `f(offsets of the inputs, offset of the output, length)` for every piece, in parallel where it is much.
     pub fn for_pieces(&self, f: impl Fn(&[usize], usize, usize) + Sync) {
-        let rows: usize = self.outer.iter().map(|(size, _)| size).product();
+        let rows = self.rows();
         let pieces = self.inner.div_ceil(PIECE);
         let run = |items: Range<usize>| {
             let mut row = self.row(items.start / pieces.max(1));
@@ -111,7 +111,7 @@ impl Nest {
 
     /// How many pieces [`for_chunks`](Self::for_chunks) knows.
     pub fn chunks(&self) -> usize {
-        self.outer.iter().map(|(size, _)| size).product::<usize>() * self.chunks_of_row()
+        self.rows() * self.chunks_of_row()
     }
 
     fn chunks_of_row(&self) -> usize {
@@ -120,7 +120,11 @@ impl Nest {
 
     /// How many elements the loops pass.
     pub fn elements(&self) -> usize {
-        self.outer.iter().map(|(size, _)| size).product::<usize>() * self.inner
+        self.rows() * self.inner
+    }
+
+    fn rows(&self) -> usize {
+        self.outer.iter().map(|(size, _)| size).product()
     }
 
     /// Where element `number` lies in the inputs.

@@ -90,7 +90,8 @@ impl Rows {
             let size = to.dtype.size_in_bytes();
             with_scratch(rows * pieces, |parts: &mut [A]| {
                 self.reduce_pieces(&tape, &addresses, Shared::new(parts));
-                for (row, parts) in parts.chunks_exact(pieces.max(1)).enumerate() {
+                for row in 0..rows {
+                    let parts = &parts[row * pieces..][..pieces];
                     let value = pairs(parts, identity(self.kind), |a, b| join(self.kind, a, b));
                     // SAFETY: the result has room for a value of each row.
                     unsafe { tape.round(value, addresses.out(row * size)) };
@@ -103,7 +104,7 @@ impl Rows {
     /// What each piece of each row is reduced to.
     fn reduce_pieces<A: Number>(&self, tape: &Tape<A>, addresses: &Addresses<u8, u8>, parts: Shared<A>) {
         let pieces = self.along.chunks();
-        let items = self.elements.min(1) * self.rows() * pieces;
+        let items = self.across.elements() * pieces;
         let each = (PIECE * items / self.elements.max(1)).max(1);
         for_pieces(items, each, self.elements >= 4 * PIECE, |_, range| {
             with_space(tape.slots * BLOCK, |scratch: *mut A| {
@@ -113,10 +114,7 @@ impl Rows {
                     let last = pieces.min(first + range.end - item);
                     let start = self.across.offsets(row);
                     self.along.for_chunks(&start, first..last, |offsets, piece, len| {
-                        let read: [*const u8; INPUTS] = array::from_fn(|i| match offsets.get(i) {
-                            Some(offset) => addresses.input(i, offset * self.inputs[i].dtype.size_in_bytes()),
-                            None => std::ptr::null(),
-                        });
+                        let read = starts(addresses, &self.inputs, offsets);
                         // SAFETY: the nests stay inside the views, and the plan gave their buffers room; the piece
                         // belongs to this task.
                         unsafe {
@@ -129,24 +127,24 @@ impl Rows {
             });
         });
     }
+}
 
-    fn rows(&self) -> usize {
-        self.across.elements()
-    }
+/// Where a loop over the inputs begins.
+fn starts(addresses: &Addresses<u8, u8>, inputs: &[View], offsets: &[usize]) -> [*const u8; INPUTS] {
+    array::from_fn(|i| match offsets.get(i) {
+        Some(offset) => addresses.input(i, offset * inputs[i].dtype.size_in_bytes()),
+        None => std::ptr::null(),
+    })
 }
 
 fn record<A: Number>(builder: &mut Builder<'_>, inputs: &[&View], out: &View, tape: Tape<A>) {
     let nest = Nest::new(&out.dims, inputs);
-    let sizes: SmallVec<[usize; 4]> = inputs.iter().map(|view| view.dtype.size_in_bytes()).collect();
     let (views, to): (Vec<View>, View) = (inputs.iter().map(|&view| view.clone()).collect(), out.clone());
     builder.step(inputs, &[out], move |memory| {
         let addresses = Addresses::bytes(memory, &views, &to);
         let size = to.dtype.size_in_bytes();
         nest.for_pieces(|offsets, out, len| {
-            let read: [*const u8; INPUTS] = array::from_fn(|i| match offsets.get(i) {
-                Some(offset) => addresses.input(i, offset * sizes[i]),
-                None => std::ptr::null(),
-            });
+            let read = starts(&addresses, &views, offsets);
             with_space(tape.slots * BLOCK, |scratch: *mut A| {
                 // SAFETY: the nest stays inside the views, and the plan gave their buffers room; the result is over an
                 // input only where both are the same elements.

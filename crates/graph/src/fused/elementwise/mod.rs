@@ -71,16 +71,8 @@ impl Reduction {
             _ => return None,
         };
         let first = *dims.first()?;
-        let rest = shape.dims().iter().enumerate().skip(first);
-        let all = rest.into_iter().all(|(dim, &size)| size == 1 || dims.contains(&dim));
-        all.then_some(Self { kind, first })
-    }
-}
-
-impl Term {
-    /// What an operation on this term's value, its only input, does to rows.
-    fn rows_reduced_by(&self, operation: &Operation) -> Option<Reduction> {
-        Reduction::of(operation, &self.meta.shape)
+        let is_whole = (first..shape.rank()).all(|dim| shape.dims()[dim] == 1 || dims.contains(&dim));
+        is_whole.then_some(Self { kind, first })
     }
 }
 
@@ -91,14 +83,13 @@ impl Expression {
     /// When an operand is missing or comes later, an operation is not elementwise, or a reduction is not one of rows.
     pub fn result(&self) -> Result<&Meta> {
         let wrong = |message: String| Error::shape("Elementwise", message);
-        for (index, term) in self.terms.iter().enumerate() {
-            if index > 0
-                && index + 1 == self.terms.len()
-                && self.terms[index - 1].rows_reduced_by(&term.operation).is_some()
-                && term.operands[..] == [Operand::Term(index - 1)]
-            {
-                break;
-            }
+        let elementwise = self.elementwise().len();
+        if let Some(reduction) = self.terms.get(elementwise)
+            && reduction.operands[..] != [Operand::Term(elementwise - 1)]
+        {
+            return Err(wrong("reduces something else than the term before".to_owned()));
+        }
+        for (index, term) in self.elementwise().iter().enumerate() {
             let exists = |operand: &Operand| match *operand {
                 Operand::Input(i) => i < self.inputs.len(),
                 Operand::Term(t) => t < index,
@@ -126,7 +117,7 @@ impl Expression {
         let [.., before, last] = &self.terms[..] else {
             return None;
         };
-        before.rows_reduced_by(&last.operation)
+        Reduction::of(&last.operation, &before.meta.shape)
     }
 
     /// The shape of the loop.

@@ -1,6 +1,7 @@
 //! How work is cut over threads and how loops reach the widest vector instructions of the machine.
 //!
-//! Pieces are cut by sizes alone, never by the number of threads.
+//! Loops here are cut by sizes alone, never by the number of threads; where a caller's cut follows from that number, its
+//! results do not.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;

@@ -14,7 +14,7 @@ use super::pack::Entry;
 
 /// Up to so many rows of A, a B that lies row by row is read as it lies.
 pub(super) const FEW_ROWS: usize = 48;
-/// Up to so many, if elements have to be widened wherever they are used.
+/// Up to so many, if elements of 16 bits could be multiplied in pairs, or widened once, instead.
 const VERY_FEW_ROWS: usize = 8;
 /// And so where the sums have at most so many terms.
 const FEW_TERMS: usize = 32;
