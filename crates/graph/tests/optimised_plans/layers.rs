@@ -101,9 +101,14 @@ impl Weights {
                 wide.cast(dtype)?.matmul(b)?.add(y)?.tanh()
             }
             12 => x
-                .mul(&x.mul(y)?.sum_keepdim(&[1])?.abs()?.add_scalar(1.0)?.rsqrt()?)?
+                .mul(&x.mul(x)?.sum_keepdim(&[1])?.add_scalar(1.0)?.rsqrt()?)?
+                .add(y)?
                 .tanh(),
-            13 => x.div(&x.sub(row)?.abs()?.max_keepdim(&[0, 1])?.add_scalar(0.5)?),
+            // The gradient of a maximum jumps from one element to another where rounding makes them equal.
+            13 => {
+                let most = x.sub(row)?.abs()?.max_keepdim(&[0, 1])?.stop_gradient()?;
+                x.div(&most.add_scalar(0.5)?)
+            }
             _ => x.mul(y)?.sin()?.add(row)?.sigmoid()?.mul_scalar(2.0)?.sub(x)?.tanh(),
         }
     }
