@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::float::{Float, Real};
-use super::par::{BLOCK, PARALLEL_WORK, Shared, copied, for_pieces, simd};
+use super::par::{BLOCK, PARALLEL_WORK, Shared, for_pieces, simd};
 use super::scratch::Filled;
 
 /// Rows that share one partial sum at least, and partial sums at most.
@@ -37,10 +37,19 @@ pub(crate) unsafe fn map_row<T: Float, const N: usize>(
     for start in (0..n).step_by(BLOCK) {
         let len = BLOCK.min(n - start);
         let sides = sides.map(|side| &side[start..][..len]);
-        // SAFETY: the block is inside both.
-        let part = unsafe { copied(src.add(start), dst.add(start), len) };
-        for i in 0..len {
-            part[i] = T::from_acc(f(part[i].to_acc(), sides.map(|side| side[i])));
+        // SAFETY: the block is inside both, and where they are two nothing else is `to`.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(dst.add(start), len);
+            if std::ptr::eq(src, dst) {
+                for i in 0..len {
+                    to[i] = T::from_acc(f(to[i].to_acc(), sides.map(|side| side[i])));
+                }
+            } else {
+                let from = std::slice::from_raw_parts(src.add(start), len);
+                for i in 0..len {
+                    to[i] = T::from_acc(f(from[i].to_acc(), sides.map(|side| side[i])));
+                }
+            }
         }
     }
 }

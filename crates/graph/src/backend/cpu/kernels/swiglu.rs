@@ -1,7 +1,7 @@
 //! `SwiGLU`: `silu(gate) * up` with `silu(x) = x * sigmoid(x)`, and its gradient.
 
 use super::float::{Float, Real};
-use super::par::{BLOCK, Shared, copied, for_blocks, simd};
+use super::par::{BLOCK, Shared, for_blocks, simd};
 
 /// `out = silu(gate) * up`, element by element.
 ///
@@ -15,22 +15,31 @@ pub unsafe fn swiglu<T: Float>(gate: *const T, up: *const T, out: *mut T, n: usi
         let (gate, up, out) = (gate.at(start), up.at(start), out.at(start));
         simd(
             #[inline(always)]
-            // SAFETY: the block is inside all three, and the other input is not `out`.
+            // SAFETY: the block is inside all three, and an input that is not `out` is apart from it.
             || unsafe {
+                let slice = |from: *mut T| std::slice::from_raw_parts(from.cast_const(), len);
+                let to = std::slice::from_raw_parts_mut(out, len);
                 if std::ptr::eq(up, out) {
-                    let gate = std::slice::from_raw_parts(gate, len);
-                    for (out, gate) in std::slice::from_raw_parts_mut(out, len).iter_mut().zip(gate) {
-                        *out = T::from_acc(silu(gate.to_acc()) * out.to_acc());
+                    for (to, gate) in to.iter_mut().zip(slice(gate)) {
+                        *to = product(*gate, *to);
+                    }
+                } else if std::ptr::eq(gate, out) {
+                    for (to, up) in to.iter_mut().zip(slice(up)) {
+                        *to = product(*to, *up);
                     }
                 } else {
-                    let up = std::slice::from_raw_parts(up, len);
-                    for (out, up) in copied(gate, out, len).iter_mut().zip(up) {
-                        *out = T::from_acc(silu(out.to_acc()) * up.to_acc());
+                    for (to, (gate, up)) in to.iter_mut().zip(slice(gate).iter().zip(slice(up))) {
+                        *to = product(*gate, *up);
                     }
                 }
             },
         );
     });
+}
+
+#[inline(always)]
+fn product<T: Float>(gate: T, up: T) -> T {
+    T::from_acc(silu(gate.to_acc()) * up.to_acc())
 }
 
 #[inline(always)]

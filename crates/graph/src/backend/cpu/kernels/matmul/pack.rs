@@ -10,7 +10,7 @@ use super::kernel::Kernel;
 use super::table::Pair;
 
 /// Rows that memory is asked for before they are read.
-const AHEAD: usize = 16;
+const AHEAD: usize = 32;
 /// Elements of a row that are copied together.
 const VECTOR: usize = 8;
 
@@ -104,10 +104,14 @@ impl<S: Float> Block<S> {
         }
     }
 
-    /// Asks memory for the beginnings of rows that will be read: far apart, they are not foreseen by the machine.
+    /// Asks memory for both ends of rows that will be read: short and far apart, they are not foreseen by the machine.
     #[inline(always)]
     fn ask_for(&self, row: usize, count: usize) {
-        (row..row + count).for_each(|row| prefetch(self.from.at(row, 0).ptr));
+        for row in row..row + count {
+            let row = self.from.at(row, 0).ptr;
+            prefetch(row);
+            prefetch(row.wrapping_add(self.cols - 1));
+        }
     }
 
     /// Entry by entry.

@@ -36,9 +36,6 @@ pub(super) trait Words: Copy + 'static {
     unsafe fn store(sums: Self::Sums, to: *mut Self::Acc);
     /// `a + b`, lane by lane.
     unsafe fn join(a: Self::Sums, b: Self::Sums) -> Self::Sums;
-    /// Asks for the cache line of an address that will be read soon; any address will do.
-    #[inline(always)]
-    fn prefetch(_: *const Self::Panel) {}
     /// The total of each of four vectors.
     unsafe fn totals(sums: [Self::Sums; 4], to: *mut Self::Acc);
 }

@@ -70,10 +70,6 @@ macro_rules! words {
                 unsafe { $join(a, b) }
             }
             #[inline(always)]
-            fn prefetch(at: *const $panel) {
-                super::super::par::prefetch(at);
-            }
-            #[inline(always)]
             unsafe fn totals(sums: [$sums; 4], to: *mut $acc) {
                 // SAFETY: the caller's promise.
                 unsafe { $totals(sums, to) }
