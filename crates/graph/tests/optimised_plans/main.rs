@@ -357,7 +357,8 @@ fn reductions_of_long_rows_agree() {
         (&[2, 3, 40, 40], 2),
         (&[70, 1, 2048], 1),
     ];
-    for (dims, first) in cases {
+    // Miri has time for one.
+    for (dims, first) in cases.into_iter().take(if cfg!(miri) { 1 } else { cases.len() }) {
         let explained = long_rows(dims, first, DType::F64).unwrap()[0].explain().unwrap();
         assert!(
             explained.kernels.iter().any(|kernel| kernel.text.ends_with("+ Sum]")),
