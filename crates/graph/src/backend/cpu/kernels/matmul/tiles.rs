@@ -119,23 +119,29 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         } else {
             1
         };
-        let (across, step) = (across.div_ceil(shared), shared * width);
+        let threads = if parallel { threads() } else { 1 };
+        let (mut across, mut unit) = (across.div_ceil(shared), shared * width);
+        if shared == 1 && across >= TASKS * threads {
+            // Each thread gets as many columns, but for a vector.
+            unit = kernel.lanes;
+            across = across.next_multiple_of(threads).min(n.div_ceil(unit));
+        }
+        let edge = |task: usize| n.min(task * n.div_ceil(unit) / across * unit);
         // Few columns: the rows are cut too.
         let least = if across == 1 { NARROW_ROWS } else { TASK_ROWS };
-        let threads = if parallel { threads() } else { 1 };
         let down = (TASKS * threads).div_ceil(across).clamp(1, rows.div_ceil(least));
         let task_rows = rows.div_ceil(down).next_multiple_of(kernel.rows);
         let count = across * rows.div_ceil(task_rows);
         for_pieces(count, 1, parallel, |task, _| {
             let task = in_turns(task, count, threads);
-            let (j, i) = (task % across * step, task / across * task_rows);
+            let (column, i) = (task % across, task / across * task_rows);
             // Few rows have no time to ask for the next panels.
-            let ahead = if rows > FEW_ROWS { step } else { 0 };
+            let ahead = usize::from(rows > FEW_ROWS);
             let columns = Columns {
-                own: j..n.min(j + step),
+                own: edge(column)..edge(column + 1),
                 width,
                 by_rows,
-                next: n.min(j + step)..n.min(j + step + ahead),
+                next: edge(column + 1)..edge(column + 1 + ahead),
             };
             // SAFETY: the tile belongs to this task.
             unsafe { self.columns(kernel, a, (first, i, task_rows.min(rows - i)), &columns) };
