@@ -17,6 +17,8 @@ const DEFAULT: &str = "metal-candle-output";
 pub struct Output {
     /// Where.
     pub folder: PathBuf,
+    /// The folders on the way that were not there, the innermost first.
+    missing: Vec<PathBuf>,
 }
 
 impl Output {
@@ -26,9 +28,7 @@ impl Output {
     /// A given folder that is not empty (unless `overwrite`), or is or cannot be a folder, or that nothing can be written in.
     pub fn choose(given: Option<&Path>, overwrite: bool) -> Result<Self> {
         let Some(folder) = given else {
-            let folder = first_free(Path::new(DEFAULT));
-            try_out(&folder)?;
-            return Ok(Self { folder });
+            return Self::try_out(first_free(Path::new(DEFAULT)));
         };
         let name = folder.display();
         if folder.as_os_str().is_empty() || (folder.exists() && !folder.is_dir()) {
@@ -52,10 +52,28 @@ impl Output {
                 tip,
             ));
         }
-        try_out(folder)?;
-        Ok(Self {
-            folder: folder.to_owned(),
-        })
+        Self::try_out(folder.to_owned())
+    }
+
+    /// Makes a file in the folder and takes back what was made: better now than after the model is loaded.
+    fn try_out(folder: PathBuf) -> Result<Self> {
+        let absent = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+        let missing = folder.ancestors().take_while(absent).map(Path::to_owned).collect();
+        let output = Self { folder, missing };
+        let file = output.folder.join(format!(".metal-candle-{}", std::process::id()));
+        let outcome = fs::create_dir_all(&output.folder)
+            .and_then(|()| File::create_new(&file))
+            .and_then(|_| fs::remove_file(&file));
+        output.remove_folders();
+        outcome.map_err(|error| refused(&output.folder, &error))?;
+        Ok(output)
+    }
+
+    /// Takes back the folders that were made, but for those in which there is something.
+    fn remove_folders(&self) {
+        for made in &self.missing {
+            let _ = fs::remove_dir(made);
+        }
     }
 
     /// Makes the folder, with the settings in it, and the file for the metrics.
@@ -74,8 +92,7 @@ impl Output {
         for file in [self.settings(), self.metrics()] {
             let _ = fs::remove_file(file);
         }
-        // Refused where there is anything else in it.
-        let _ = fs::remove_dir(&self.folder);
+        self.remove_folders();
     }
 
     /// The settings of the run.
@@ -109,20 +126,6 @@ fn refused(path: &Path, error: &std::io::Error) -> Failure {
     Failure::input(format!("{}: cannot be made: {error}", path.display()))
 }
 
-/// Makes a file in the folder and takes back what was made: better now than after the model is loaded.
-fn try_out(folder: &Path) -> Result<()> {
-    let absent = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
-    let missing: Vec<&Path> = folder.ancestors().take_while(absent).collect();
-    let file = folder.join(format!(".metal-candle-{}", std::process::id()));
-    let outcome = fs::create_dir_all(folder)
-        .and_then(|()| File::create_new(&file))
-        .and_then(|_| fs::remove_file(&file));
-    for made in missing {
-        let _ = fs::remove_dir(made);
-    }
-    outcome.map_err(|error| refused(folder, &error))
-}
-
 /// The folder, or the first of `folder-2`, `folder-3` ... that is absent or empty.
 fn first_free(folder: &Path) -> PathBuf {
     let numbered = (2..).map(|number| PathBuf::from(format!("{}-{number}", folder.display())));
@@ -142,6 +145,8 @@ fn is_free(folder: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use clap::{Args, FromArgMatches};
+
     use super::*;
 
     #[test]
@@ -172,6 +177,22 @@ mod tests {
             below_a_file.to_string().contains("a/b` cannot be used"),
             "{below_a_file}"
         );
+    }
+
+    #[test]
+    fn a_run_that_never_began_leaves_what_was_there_before() {
+        let home = tempfile::tempdir().unwrap();
+        let command = Settings::augment_args(clap::Command::new("train"));
+        let settings = Settings::from_arg_matches(&command.get_matches_from(["train"])).unwrap();
+        for (name, stays) in [("new/deep", false), ("old", true)] {
+            fs::create_dir_all(home.path().join("old")).unwrap();
+            let output = Output::choose(Some(&home.path().join(name)), false).unwrap();
+            output.create(&settings).unwrap();
+            assert!(output.settings().exists() && output.metrics().exists());
+            output.discard();
+            assert_eq!(output.folder.exists(), stays);
+        }
+        assert!(!home.path().join("new").exists() && is_free(&home.path().join("old")));
     }
 
     #[test]
