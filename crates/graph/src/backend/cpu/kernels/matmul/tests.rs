@@ -201,7 +201,16 @@ fn broadcast_strides_and_gaps() {
 }
 
 fn same_bits_on_any_pool<T: Float>() {
-    let (m, n, k) = if cfg!(miri) { (20, 40, 7) } else { (150, 310, 530) };
+    // The last ones have so many panels that threads are given as many each.
+    let sizes = if cfg!(miri) {
+        [(20, 40, 7), (4, 500, 2)]
+    } else {
+        [(150, 310, 530), (60, 1210, 90)]
+    };
+    sizes.into_iter().for_each(same_bits_of_size::<T>);
+}
+
+fn same_bits_of_size<T: Float>((m, n, k): (usize, usize, usize)) {
     let (a, _) = noise_as::<T>(7, m * k);
     let (b, _) = noise_as::<T>(8, k * n);
     let run = |threads: usize, m: usize| {
