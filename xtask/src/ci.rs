@@ -29,16 +29,51 @@ struct Step {
 const FORMAT: Step = step("format", &["fmt", "--all", "--check"]);
 const CLIPPY: Step = step(
     "clippy",
-    &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    &[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--all-features",
+        "--",
+        "-D",
+        "warnings",
+    ],
 );
 const TESTS: Step = step("tests", &["test", "--workspace"]);
 const EAGER: Step = step(
     "eager-only build",
     &["test", "--package", "metal-candle", "--no-default-features"],
 );
+/// What the other tests leave out: they run with the default features.
+const ASYNC: Step = step(
+    "asynchronous evaluation",
+    &[
+        "test",
+        "--package",
+        "metal-candle-graph",
+        "--package",
+        "metal-candle",
+        "--features",
+        "async-exec",
+        "--lib",
+        "--test",
+        "lazy_execution",
+    ],
+);
+const ASYNC_EXAMPLES: Step = step(
+    "its examples",
+    &[
+        "test",
+        "--package",
+        "metal-candle-graph",
+        "--features",
+        "async-exec",
+        "--doc",
+    ],
+);
 const DOCS: Step = Step {
     name: "documentation",
-    arguments: &["doc", "--no-deps", "--workspace"],
+    arguments: &["doc", "--no-deps", "--workspace", "--all-features"],
     environment: &[("RUSTDOCFLAGS", "-D warnings")],
 };
 const LICENCES: Step = step(
@@ -76,8 +111,9 @@ pub fn run(root: &Path, arguments: &Arguments) -> Result<()> {
         run_step(root, &TESTS)?
     };
     report.push((TESTS.name, tests));
-    report.push((EAGER.name, run_step(root, &EAGER)?));
-    report.push((DOCS.name, run_step(root, &DOCS)?));
+    for step in [&EAGER, &ASYNC, &ASYNC_EXAMPLES, &DOCS] {
+        report.push((step.name, run_step(root, step)?));
+    }
     report.extend(run_deny(root)?);
     print_report(&report);
     Ok(())
