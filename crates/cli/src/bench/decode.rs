@@ -28,14 +28,12 @@ pub fn run(arguments: &DecodeArgs) -> Result<()> {
     for _ in 0..arguments.warmup {
         generate(&decoder, &prompts, new)?;
     }
-    let fastest = |new| {
-        let times = (0..arguments.steps).map(|_| generate(&decoder, &prompts, new));
-        times
-            .collect::<Result<Vec<f64>>>()
-            .map(|times| times.into_iter().fold(f64::INFINITY, f64::min))
-    };
-    let (first, whole) = (fastest(1)?, fastest(new)?);
-    let step = (whole - first) / (new - 1) as f64;
+    let (mut first, mut more) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..arguments.steps {
+        let times = generate(&decoder, &prompts, new)?;
+        (first, more) = (first.min(times.0), more.min(times.1));
+    }
+    let step = more / (new - 1) as f64;
 
     let reading = work::prefill(&config, batch, prompt, options);
     // Of the decoding steps the first sees one token more than the prompt, the last all but the one it makes.
@@ -72,21 +70,25 @@ fn check_length(prompt: usize, new: usize, limit: usize) -> Result<()> {
     ))
 }
 
-/// Generates `new` tokens for each prompt with an empty cache; returns the seconds it took.
-fn generate(decoder: &Decoder<'_>, prompts: &[Vec<u32>], new: usize) -> Result<f64> {
+/// Generates `new` tokens for each prompt with an empty cache; returns the seconds that the first ones took, and all others.
+fn generate(decoder: &Decoder<'_>, prompts: &[Vec<u32>], new: usize) -> Result<(f64, f64)> {
     let start = Instant::now();
     let mut sampler = Sampler::new(SamplingConfig::default()).map_err(GenerateError::from)?;
     let mut cache = decoder.cache(prompts.len()).map_err(engine)?;
     let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let mut logits = decoder.read(&mut cache, &rows).map_err(engine)?;
+    let mut first = 0.0;
     for made in 1..=new {
         let width = logits.len() / prompts.len();
         let tokens = logits.chunks_mut(width).map(|row| sampler.sample(row, &[]));
         let tokens = tokens.collect::<std::result::Result<Vec<u32>, _>>();
         let tokens = tokens.map_err(GenerateError::from)?;
+        if made == 1 {
+            first = start.elapsed().as_secs_f64();
+        }
         if made < new {
             logits = decoder.next(&mut cache, &tokens).map_err(engine)?;
         }
     }
-    Ok(start.elapsed().as_secs_f64())
+    Ok((first, start.elapsed().as_secs_f64() - first))
 }
