@@ -61,7 +61,7 @@ const ASYNC: Step = step(
     ],
 );
 const ASYNC_EXAMPLES: Step = step(
-    "its examples",
+    "examples of asynchronous evaluation",
     &[
         "test",
         "--package",

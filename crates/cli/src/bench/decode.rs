@@ -70,7 +70,8 @@ fn check_length(prompt: usize, new: usize, limit: usize) -> Result<()> {
     ))
 }
 
-/// Generates `new` tokens for each prompt with an empty cache; returns the seconds that the first ones took, and all others.
+/// Generates `new` tokens for each prompt with an empty cache; returns the seconds until each has its first one, and from
+/// then on.
 fn generate(decoder: &Decoder<'_>, prompts: &[Vec<u32>], new: usize) -> Result<(f64, f64)> {
     let start = Instant::now();
     let mut sampler = Sampler::new(SamplingConfig::default()).map_err(GenerateError::from)?;

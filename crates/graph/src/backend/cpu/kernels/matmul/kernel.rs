@@ -361,8 +361,8 @@ unsafe fn some_totals<W: Words>(sums: [W::Sums; DOTS], to: *mut W::Acc, count: u
 }
 
 /// One row. Memory gives long runs faster than short ones that lie close together, so the columns that go together are far
-/// apart: each begins a part of them, and the parts are read side by side. Such runs the machine foresees; asking for what
-/// comes cost a fifth of the rate.
+/// apart: each begins a part of them, and the parts are read side by side. Such runs the machine foresees without being
+/// asked.
 ///
 /// # Safety
 /// As [`Kernel::dots`].
