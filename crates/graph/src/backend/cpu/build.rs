@@ -12,7 +12,11 @@ use super::memory::{Life, place};
 use super::steps::{Access, Pieces, Step, joined};
 use super::tasks::{StepCost, Tasks, tasks};
 use super::view::{BufferId, View};
+use super::thread_choice::ThreadChoice;
 use super::{Memory, Outcome, Place, Program, buffer, elementwise, fused, primitives, with_type};
+
+/// Element operations of a program that takes about a millisecond.
+const LONG_WORK: f64 = (1u32 << 25) as f64;
 use crate::error::Result;
 use crate::fused::dequant_matmul::QuantFormat;
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef, cost};
@@ -343,6 +347,7 @@ impl Builder<'_> {
         let (places, arena_bytes) = self.place_rest(&places, &tasks);
         let own = outputs.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Own));
         let has_large_results = own.map(|(meta, _)| meta).any(buffer::is_large_result);
+        let work: f64 = (0..self.graph.nodes.len()).map(|node| self.work(node)).sum();
         Ok(Program {
             steps: self.steps,
             owners: self.owners,
@@ -354,6 +359,7 @@ impl Builder<'_> {
             written: self.written,
             outputs,
             has_large_results,
+            thread_choice: (work >= LONG_WORK).then(ThreadChoice::new),
         })
     }
 

@@ -86,7 +86,7 @@ impl Nest {
             run(0..items);
         } else {
             let each = (PIECE / self.inner.clamp(1, PIECE)).max(1);
-            pool::run(items.div_ceil(each), true, &|piece| {
+            pool::run(items.div_ceil(each), &|piece| {
                 run(piece * each..items.min(piece * each + each));
             });
         }

@@ -15,6 +15,7 @@ mod products;
 mod steps;
 mod tape;
 mod tasks;
+mod thread_choice;
 mod view;
 
 use std::ops::Range;
@@ -31,6 +32,7 @@ use crate::graph::{Graph, Meta};
 pub(super) use self::buffer::Buffer;
 pub(super) use self::fused::has_kernel;
 use self::steps::Step;
+use self::thread_choice::ThreadChoice;
 
 /// Compiles an optimised graph.
 pub(super) fn compile(graph: &Graph) -> Result<Box<dyn Executable>> {
@@ -89,6 +91,8 @@ struct Program {
     outputs: Vec<(Meta, Outcome)>,
     /// Whether a result has large memory of its own.
     has_large_results: bool,
+    /// Of a program that works long enough for the number of threads to matter.
+    thread_choice: Option<ThreadChoice>,
 }
 
 /// Few enough for the stack in most plans.
@@ -99,9 +103,13 @@ type Rooms = SmallVec<[Option<Buffer>; 4]>;
 
 impl Executable for Program {
     fn run(&self, inputs: Bindings) -> Result<Bindings> {
-        self.run_with(inputs, |memory| match self.tasks.len() {
+        let run = |memory: &Memory| match self.tasks.len() {
             0 | 1 => self.steps.iter().try_for_each(|step| step.run(memory)),
             _ => self.run_tasks(memory),
+        };
+        self.run_with(inputs, |memory| match &self.thread_choice {
+            Some(choice) => choice.run(|| run(memory)),
+            None => run(memory),
         })
     }
 
@@ -135,7 +143,7 @@ impl Program {
     /// Takes the steps, the tasks spread over threads.
     fn run_tasks(&self, memory: &Memory) -> Result<()> {
         let failed = Mutex::new(None);
-        kernels::pool::run(self.tasks.len(), true, &|task| {
+        kernels::pool::run(self.tasks.len(), &|task| {
             let steps = &self.steps[self.tasks[task].clone()];
             if let Err(error) = steps.iter().try_for_each(|step| step.run(memory)) {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);

@@ -48,7 +48,7 @@ impl Step {
         let count = all.iter().map(|pieces| pieces.count).sum();
         let work = all.iter().map(|pieces| pieces.work).fold(0, usize::saturating_add);
         if work >= PARALLEL_MACS {
-            pool::run(count, true, &piece);
+            pool::run(count, &piece);
         } else {
             (0..count).for_each(piece);
         }

@@ -51,7 +51,7 @@ pub(crate) fn for_pieces(rows: usize, piece: usize, parallel: bool, f: impl Fn(u
     let run = |i: usize| f(i, i * piece..(i * piece + piece).min(rows));
     let count = rows.div_ceil(piece);
     if parallel && count > 1 {
-        pool::run(count, true, &run);
+        pool::run(count, &run);
     } else {
         (0..count).for_each(run);
     }

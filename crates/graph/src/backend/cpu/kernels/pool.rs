@@ -1,5 +1,6 @@
 //! The threads that kernels share. Starting a parallel loop costs about a microsecond while the workers are awake: they
-//! watch for work a moment before they sleep, and a loop never waits for a worker that has not begun.
+//! watch for work a moment before they sleep. Whoever is free takes the next piece, and a loop never waits for a worker that
+//! has not begun.
 //!
 //! One loop runs at a time. A loop started from inside another, or while another thread's loop runs, stays on its own
 //! thread; so does everything under [`with_threads`]`(1, ..)`. How work is cut never depends on any of this.
@@ -9,14 +10,21 @@ use std::cell::Cell;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// How long a worker watches for the next loop before it sleeps.
 const WATCH: Duration = Duration::from_micros(200);
+/// How long the end of a loop is watched for before it is only looked at now and then. A worker's core may be taken for
+/// some milliseconds; whoever sleeps meanwhile, or yields, gives its own away too and waits as long for it again.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// Between two looks then.
+const NAP: Duration = Duration::from_micros(100);
 /// Looks at the state between two looks at the clock.
 const LOOKS: u32 = 64;
+/// Workers at most.
+const MAX_WORKERS: usize = 255;
 
 thread_local! {
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
@@ -40,27 +48,36 @@ pub fn with_threads<R>(threads: usize, f: impl FnOnce() -> R) -> R {
 /// Threads of a loop that this thread starts: what [`with_threads`] says, else the environment, else one per core.
 #[must_use]
 pub fn threads() -> usize {
-    static DEFAULT: OnceLock<usize> = OnceLock::new();
-    let default = || {
-        let asked = std::env::var("METAL_CANDLE_THREADS").ok().and_then(|n| n.parse().ok());
-        asked
-            .filter(|&n| n > 0)
-            .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
-    };
     match LIMIT.get() {
-        usize::MAX => *DEFAULT.get_or_init(default),
+        usize::MAX => asked().unwrap_or_else(cores),
         limit => limit,
     }
 }
 
-/// Calls `f(0)` to `f(count - 1)`, each once, in any order, spread over the threads. `wake`: whether the work is worth
-/// waking workers that sleep.
+/// As [`threads`], where nobody has set a number.
+pub(crate) fn default_threads() -> Option<usize> {
+    (LIMIT.get() == usize::MAX && asked().is_none()).then(cores)
+}
+
+/// The number that the environment sets.
+fn asked() -> Option<usize> {
+    static ASKED: OnceLock<Option<usize>> = OnceLock::new();
+    let read = || std::env::var("METAL_CANDLE_THREADS").ok()?.parse().ok();
+    *ASKED.get_or_init(|| read().filter(|&threads| threads > 0))
+}
+
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Calls `f(0)` to `f(count - 1)`, each once, in any order, spread over the threads.
 ///
 /// # Panics
 /// When `f` does.
-pub(crate) fn run(count: usize, wake: bool, f: &(dyn Fn(usize) + Sync)) {
-    let workers = threads().min(count).saturating_sub(1);
-    if workers == 0 || !POOL.try_run(workers, count, wake, f) {
+pub(crate) fn run(count: usize, f: &(dyn Fn(usize) + Sync)) {
+    let workers = threads().min(count).saturating_sub(1).min(MAX_WORKERS);
+    if workers == 0 || !POOL.try_run(workers, count, f) {
         (0..count).for_each(f);
     }
 }
@@ -71,32 +88,39 @@ struct Pool {
     busy: AtomicBool,
     /// The number of the loop above; below whether it is open, and how many workers are in it.
     state: AtomicU64,
-    /// Workers that may still join.
-    places: AtomicUsize,
+    /// The first so many workers may join: always the same ones, so that others sleep and leave their cores free.
+    admitted: AtomicUsize,
     /// The loop's function; valid while the loop is open or a worker is in it.
     function: FunctionCell,
     count: AtomicUsize,
     next: AtomicUsize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    sleepers: AtomicUsize,
-    sleep: Mutex<()>,
-    bell: Condvar,
-    /// Workers started so far.
-    started: Mutex<usize>,
+    /// Workers started so far; changed by the thread that made the pool busy.
+    started: AtomicUsize,
+    workers: [Worker; MAX_WORKERS],
+}
+
+/// What others know of a worker.
+struct Worker {
+    asleep: AtomicBool,
+    thread: OnceLock<Thread>,
 }
 
 static POOL: Pool = Pool {
     busy: AtomicBool::new(false),
     state: AtomicU64::new(0),
-    places: AtomicUsize::new(0),
+    admitted: AtomicUsize::new(0),
     function: FunctionCell(Cell::new(None)),
     count: AtomicUsize::new(0),
     next: AtomicUsize::new(0),
     panic: Mutex::new(None),
-    sleepers: AtomicUsize::new(0),
-    sleep: Mutex::new(()),
-    bell: Condvar::new(),
-    started: Mutex::new(0),
+    started: AtomicUsize::new(0),
+    workers: [const {
+        Worker {
+            asleep: AtomicBool::new(false),
+            thread: OnceLock::new(),
+        }
+    }; MAX_WORKERS],
 };
 
 type Function = *const (dyn Fn(usize) + Sync);
@@ -117,7 +141,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Pool {
     /// False where another loop runs.
-    fn try_run(&'static self, workers: usize, count: usize, wake: bool, f: &(dyn Fn(usize) + Sync)) -> bool {
+    fn try_run(&'static self, workers: usize, count: usize, f: &(dyn Fn(usize) + Sync)) -> bool {
         if self
             .busy
             .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
@@ -127,9 +151,7 @@ impl Pool {
         }
         self.start_workers(workers);
         self.open(workers, count, f);
-        if wake {
-            self.wake();
-        }
+        self.wake(workers);
         self.work(f, count);
         self.close();
         let panic = lock(&self.panic).take();
@@ -146,9 +168,20 @@ impl Pool {
         self.function.0.set(Some(function));
         self.count.store(count, Ordering::Relaxed);
         self.next.store(0, Ordering::Relaxed);
-        self.places.store(workers, Ordering::Relaxed);
+        self.admitted.store(workers, Ordering::Relaxed);
         let number = (self.state.load(Ordering::Relaxed) >> 32) + 1;
         self.state.store(number << 32 | OPEN, Ordering::Release);
+    }
+
+    /// Wakes those who may join and sleep.
+    fn wake(&self, workers: usize) {
+        // Either the sleeper sees the open loop, or this sees the sleeper.
+        fence(Ordering::SeqCst);
+        for worker in &self.workers[..workers.min(self.started.load(Ordering::Relaxed))] {
+            if worker.asleep.load(Ordering::Relaxed) {
+                worker.thread.get().into_iter().for_each(Thread::unpark);
+            }
+        }
     }
 
     /// Takes pieces until there are none. A panic is kept for the thread that started the loop, and ends it.
@@ -170,44 +203,31 @@ impl Pool {
 
     /// Lets nobody in any more and waits for those who are.
     fn close(&self) {
-        let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut looks = 0u32;
-        while state & INSIDE != 0 {
-            looks += 1;
-            if looks.is_multiple_of(1 << 12) {
-                thread::yield_now();
-            }
-            spin_loop();
-            state = self.state.load(Ordering::Acquire);
-        }
-    }
-
-    fn wake(&self) {
-        // Either the sleeper sees the open loop, or this sees the sleeper.
-        fence(Ordering::SeqCst);
-        if self.sleepers.load(Ordering::Relaxed) > 0 {
-            drop(lock(&self.sleep));
-            self.bell.notify_all();
+        self.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let empty = || (self.state.load(Ordering::Acquire) & INSIDE == 0).then_some(());
+        while watch(PATIENCE, empty).is_none() {
+            thread::sleep(NAP);
         }
     }
 
     fn start_workers(&'static self, workers: usize) {
-        let mut started = lock(&self.started);
-        while *started < workers {
-            let worker = thread::Builder::new().name(format!("metal-candle-{}", *started));
-            if worker.spawn(move || self.serve()).is_err() {
+        for number in self.started.load(Ordering::Relaxed)..workers {
+            let builder = thread::Builder::new().name(format!("metal-candle-{number}"));
+            let Ok(handle) = builder.spawn(move || self.serve(number)) else {
                 // Fewer threads do the same work.
                 break;
-            }
-            *started += 1;
+            };
+            // Set once: nobody else starts this worker.
+            let _ = self.workers[number].thread.set(handle.thread().clone());
+            self.started.store(number + 1, Ordering::Relaxed);
         }
     }
 
     /// A worker's life.
-    fn serve(&self) {
+    fn serve(&self, number: usize) {
         let mut done = 0;
         loop {
-            let state = self.wait(done);
+            let state = self.wait(number, done);
             done = state >> 32;
             if !self.join(state) {
                 continue;
@@ -220,31 +240,29 @@ impl Pool {
         }
     }
 
-    /// Waits for a loop that is open and not number `done`.
-    fn wait(&self, done: u64) -> u64 {
-        let news = |state: u64| state & OPEN != 0 && state >> 32 != done;
+    /// Waits for a loop that is open, not number `done`, and for this worker.
+    fn wait(&self, number: usize, done: u64) -> u64 {
+        let news = || {
+            let state = self.state.load(Ordering::Acquire);
+            let is_new = state & OPEN != 0 && state >> 32 != done;
+            (is_new && number < self.admitted.load(Ordering::Relaxed)).then_some(state)
+        };
+        if let Some(state) = watch(WATCH, news) {
+            return state;
+        }
+        let asleep = &self.workers[number].asleep;
+        asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         loop {
-            let start = Instant::now();
-            while start.elapsed() < WATCH {
-                for _ in 0..LOOKS {
-                    let state = self.state.load(Ordering::Acquire);
-                    if news(state) {
-                        return state;
-                    }
-                    spin_loop();
-                }
+            if let Some(state) = news() {
+                asleep.store(false, Ordering::Relaxed);
+                return state;
             }
-            let mut guard = lock(&self.sleep);
-            self.sleepers.fetch_add(1, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            while !news(self.state.load(Ordering::Acquire)) {
-                guard = self.bell.wait(guard).unwrap_or_else(PoisonError::into_inner);
-            }
-            self.sleepers.fetch_sub(1, Ordering::Relaxed);
+            thread::park();
         }
     }
 
-    /// Enters the loop of `state`; false where it is over or full.
+    /// Enters the loop of `state`; false where it is over.
     fn join(&self, mut state: u64) -> bool {
         let number = state >> 32;
         while state & OPEN != 0 && state >> 32 == number {
@@ -252,18 +270,27 @@ impl Pool {
                 .state
                 .compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Acquire)
             {
-                Ok(_) => {
-                    let place = |n: usize| n.checked_sub(1);
-                    let admitted = self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, place);
-                    if admitted.is_err() {
-                        self.state.fetch_sub(1, Ordering::Release);
-                    }
-                    return admitted.is_ok();
-                }
+                Ok(_) => return true,
                 Err(now) => state = now,
             }
         }
         false
+    }
+}
+
+/// Looks again and again for so long.
+fn watch<R>(time: Duration, look: impl Fn() -> Option<R>) -> Option<R> {
+    let mut start = None;
+    loop {
+        for _ in 0..LOOKS {
+            if let Some(found) = look() {
+                return Some(found);
+            }
+            spin_loop();
+        }
+        if start.get_or_insert_with(Instant::now).elapsed() >= time {
+            return None;
+        }
     }
 }
 
@@ -274,7 +301,7 @@ mod tests {
     fn counts(threads: usize, count: usize) -> Vec<usize> {
         let counts: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
         with_threads(threads, || {
-            run(count, true, &|i| {
+            run(count, &|i| {
                 counts[i].fetch_add(1, Ordering::Relaxed);
             });
         });
@@ -297,8 +324,8 @@ mod tests {
             for _ in 0..3 {
                 scope.spawn(|| {
                     for _ in 0..rounds {
-                        run(8, true, &|_| {
-                            run(5, true, &|_| {
+                        run(8, &|_| {
+                            run(5, &|_| {
                                 total.fetch_add(1, Ordering::Relaxed);
                             });
                         });
@@ -312,7 +339,7 @@ mod tests {
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let caught = catch_unwind(|| {
-            with_threads(3, || run(100, true, &|i| assert_ne!(i, 57, "piece 57")));
+            with_threads(3, || run(100, &|i| assert_ne!(i, 57, "piece 57")));
         });
         assert!(caught.is_err());
         assert_eq!(counts(3, 20), vec![1; 20]);

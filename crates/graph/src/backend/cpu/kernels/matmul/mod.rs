@@ -10,6 +10,8 @@ mod lines;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod rates;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,8 @@ use super::kernel::Turn;
 use super::kernel::{Dots, Kernel, Tile, any_dots, any_tile};
 #[cfg(target_arch = "aarch64")]
 use super::neon::{Neon32, NeonBrain};
+#[cfg(target_arch = "x86_64")]
+use super::rates::{self, Rates};
 use super::words::{Portable, Words};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
@@ -104,23 +106,48 @@ pub(super) fn level() -> Level {
         return level;
     }
     *LEVEL.get_or_init(|| match detect() {
-        Level::Pairs if pairs_are_slow() => Level::Wide,
+        Level::Pairs if !pairs_are_fast() => Level::Wide,
         level => level,
     })
 }
 
-/// Intel's processors multiply pairs at a quarter of the rate of f32 (171 against 345 GFLOP/s on two cores of a Xeon with
-/// AMX, by `limits`), AMD's at the same rate, which is twice the work. Not measured at run time: the choice decides how
-/// sums are rounded, and is to be the same in each run.
-fn pairs_are_slow() -> bool {
+/// Whether pairs of bf16 are multiplied faster than f32. AMD's processors take pairs at the rate of f32, which is twice the
+/// work; Intel's take them at a quarter of it.
+fn pairs_are_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        let vendor = std::arch::x86_64::__cpuid(0);
-        let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
-        name.as_flattened() == b"GenuineIntel"
+        // SAFETY: asked only where the machine has the instructions of both.
+        let measure = || unsafe {
+            Rates {
+                f32: rates::measure(&WIDE_32, 1.0, 1),
+                bf16_pairs: rates::measure(&WIDE_PAIRS, [bf16::ONE; 2], 2),
+            }
+        };
+        let rates = rates::of_this_machine(&processor(), measure);
+        tracing::debug!(?rates, "rates of products");
+        rates.favour_pairs()
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
+}
+
+/// The processor's maker, name and signature (family, model, stepping), as it tells them itself.
+#[cfg(target_arch = "x86_64")]
+fn processor() -> String {
+    use std::arch::x86_64::__cpuid;
+    let vendor = __cpuid(0);
+    let vendor = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+    let signature = __cpuid(1).eax;
+    let has_name = __cpuid(0x8000_0000).eax >= 0x8000_0004;
+    let leaves = if has_name { 0x8000_0002..0x8000_0005 } else { 0..0 };
+    let name: Vec<u8> = leaves
+        .map(__cpuid)
+        .flat_map(|part| [part.eax, part.ebx, part.ecx, part.edx])
+        .flat_map(u32::to_le_bytes)
+        .take_while(|&byte| byte != 0)
+        .collect();
+    let [vendor, name] = [vendor.as_flattened(), &name].map(String::from_utf8_lossy);
+    format!("{} {} {signature:08x}", vendor.trim(), name.trim())
 }
 
 #[cfg(target_arch = "x86_64")]
