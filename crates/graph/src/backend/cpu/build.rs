@@ -8,15 +8,14 @@ use smallvec::{SmallVec, smallvec};
 
 use candle_core::DType;
 
+use super::kernels::tuning::programs::LONG_WORK;
 use super::memory::{Life, place};
 use super::steps::{Access, Pieces, Step, joined};
 use super::tasks::{StepCost, Tasks, tasks};
-use super::view::{BufferId, View};
 use super::thread_choice::ThreadChoice;
+use super::view::{BufferId, View};
 use super::{Memory, Outcome, Place, Program, buffer, elementwise, fused, primitives, with_type};
 
-/// Element operations of a program that takes about a millisecond.
-const LONG_WORK: f64 = (1u32 << 25) as f64;
 use crate::error::Result;
 use crate::fused::dequant_matmul::QuantFormat;
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef, cost};

@@ -7,11 +7,9 @@ use smallvec::SmallVec;
 
 use super::Memory;
 use super::kernels::pool;
+use super::kernels::tuning::loops::PIECE;
 use super::tape::INPUTS;
 use super::view::{View, row_major};
-
-/// Elements of one piece of an inner loop: large enough to be worth a task, small enough to balance.
-pub(super) const PIECE: usize = 1 << 14;
 
 /// Elements of a row that are reduced in one go: sums of many such parts, added in pairs, stay accurate.
 const CHUNK: usize = 4096;

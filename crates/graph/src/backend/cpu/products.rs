@@ -4,13 +4,11 @@ use smallvec::SmallVec;
 
 use super::build::Builder;
 use super::kernels::matmul::{Factors, MatView, MatmulShape, matmul, run_of_dots, sum_of_products};
+use super::kernels::tuning::matmul::PIECE_MACS;
 use super::kernels::{Float, Mat, Real};
 use super::view::{View, row_major};
 use super::{Memory, with_float};
 use crate::error::Result;
-
-/// A row with fewer multiply-adds is one piece.
-const PIECE_MACS: usize = 1 << 15;
 
 /// `out = alpha (.., m, k) x (.., k, n)` with any strides: transposes and broadcasts cost nothing. The result is of the
 /// operands' type, or of the one that they are added up in.

@@ -4,7 +4,7 @@
 use smallvec::SmallVec;
 
 use super::Memory;
-use super::kernels::matmul::PARALLEL_MACS;
+use super::kernels::tuning::matmul::PARALLEL_MACS;
 use super::kernels::pool;
 use super::view::BufferId;
 use crate::error::Result;

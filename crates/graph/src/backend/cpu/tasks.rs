@@ -4,14 +4,8 @@
 
 use std::ops::Range;
 
+use super::kernels::tuning::programs::{LARGE_STEP, TASKS, WORTH_THREADS};
 use super::view::BufferId;
-
-/// A step of this much work is spread over threads by its kernel.
-const LARGE: f64 = (1u32 << 18) as f64;
-/// Work that is worth several threads.
-const WORTH: f64 = (1u32 << 16) as f64;
-/// Groups are bundled into about so many tasks, at most.
-const TASKS: f64 = 32.0;
 
 /// What one step touches and costs.
 #[derive(Debug, Clone)]
@@ -34,7 +28,7 @@ pub(super) struct Tasks {
 /// Cuts a program whose steps touch `buffers` buffers.
 pub(super) fn tasks(steps: &[StepCost<'_>], buffers: usize) -> Tasks {
     let total: f64 = steps.iter().map(|step| step.work).sum();
-    if total < WORTH || steps.iter().any(|step| step.work >= LARGE) {
+    if total < WORTH_THREADS || steps.iter().any(|step| step.work >= LARGE_STEP) {
         return one(steps.len());
     }
     let groups = groups(steps, buffers);
@@ -128,7 +122,7 @@ mod tests {
     #[test]
     fn steps_that_meet_stay_together_in_order() {
         // Two chains, woven, and a step that joins nothing.
-        let work = WORTH / 2.0;
+        let work = WORTH_THREADS / 2.0;
         let found = cut(&[
             (&[0], work),
             (&[1], work),
@@ -146,8 +140,8 @@ mod tests {
     #[test]
     fn one_task_where_steps_meet_are_large_or_tiny() {
         let cases: [[(&[BufferId], f64); 2]; 3] = [
-            [(&[0, 1], WORTH), (&[1, 2], WORTH)],
-            [(&[0], LARGE), (&[1], WORTH)],
+            [(&[0, 1], WORTH_THREADS), (&[1, 2], WORTH_THREADS)],
+            [(&[0], LARGE_STEP), (&[1], WORTH_THREADS)],
             [(&[0], 10.0), (&[1], 10.0)],
         ];
         for case in cases {

@@ -140,7 +140,11 @@ impl Search {
             self.expected = Some(seconds);
         } else {
             // The first runs are slow for other reasons; later ones are averaged.
-            self.expected = Some(if seconds < expected { 0.5 * (seconds + expected) } else { 0.8 * expected + 0.2 * seconds });
+            self.expected = Some(if seconds < expected {
+                0.5 * (seconds + expected)
+            } else {
+                0.8 * expected + 0.2 * seconds
+            });
         }
     }
 }
@@ -170,10 +174,19 @@ mod tests {
 
     #[test]
     fn the_fastest_is_found_from_anywhere() {
-        let shapes = [[1.0, 1.3, 1.9, 3.5], [2.0, 1.5, 1.0, 1.8], [4.0, 3.0, 2.0, 1.0], [2.0, 1.0, 1.5, 2.5]];
+        let shapes = [
+            [1.0, 1.3, 1.9, 3.5],
+            [2.0, 1.5, 1.0, 1.8],
+            [4.0, 3.0, 2.0, 1.0],
+            [2.0, 1.0, 1.5, 2.5],
+        ];
         for (seconds, best) in shapes.iter().zip([0, 2, 3, 1]) {
             for start in 0..4 {
-                assert_eq!(walk(&mut Search::from(start), seconds, 40).0, best, "{seconds:?} from {start}");
+                assert_eq!(
+                    walk(&mut Search::from(start), seconds, 40).0,
+                    best,
+                    "{seconds:?} from {start}"
+                );
             }
         }
     }
@@ -197,7 +210,11 @@ mod tests {
     #[test]
     fn a_fixed_number_stays() {
         let choice = ThreadChoice::new();
-        let seen = with_threads(3, || (0..20).map(|_| choice.run(super::super::kernels::pool::threads)).collect::<Vec<_>>());
+        let seen = with_threads(3, || {
+            (0..20)
+                .map(|_| choice.run(super::super::kernels::pool::threads))
+                .collect::<Vec<_>>()
+        });
         assert_eq!(seen, [3; 20]);
     }
 }

@@ -28,6 +28,7 @@ mod row;
 mod scratch;
 pub mod softmax;
 pub mod swiglu;
+pub(crate) mod tuning;
 
 pub use error::KernelError;
 pub use float::{Float, Mat, Real};

@@ -9,13 +9,8 @@ use std::ops::Range;
 use super::float::{Float, Mat, Real};
 use super::pool;
 pub(crate) use super::scratch::{with_scratch, with_space};
+use super::tuning::loops::{MAX_PIECES, PARALLEL_WORK, PIECE_WORK};
 
-/// Below this many element operations a call stays on the caller's thread.
-pub(crate) const PARALLEL_WORK: usize = if cfg!(miri) { 1 << 8 } else { 1 << 16 };
-/// A piece of work is at least this many element operations.
-const PIECE_WORK: usize = if cfg!(miri) { 1 << 6 } else { 1 << 14 };
-/// And there are at most this many pieces.
-const MAX_PIECES: usize = 64;
 /// Elements of a loop's stack buffer.
 pub(crate) const BLOCK: usize = 256;
 

@@ -5,6 +5,7 @@
 //! One loop runs at a time. A loop started from inside another, or while another thread's loop runs, stays on its own
 //! thread; so does everything under [`with_threads`]`(1, ..)`. How work is cut never depends on any of this.
 
+use super::tuning::programs::{NAP, PATIENCE, WATCH};
 use std::any::Any;
 use std::cell::Cell;
 use std::hint::spin_loop;
@@ -14,13 +15,6 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How long a worker watches for the next loop before it sleeps.
-const WATCH: Duration = Duration::from_micros(200);
-/// How long the end of a loop is watched for before it is only looked at now and then. A worker's core may be taken for
-/// some milliseconds; whoever sleeps meanwhile, or yields, gives its own away too and waits as long for it again.
-const PATIENCE: Duration = Duration::from_millis(10);
-/// Between two looks then.
-const NAP: Duration = Duration::from_micros(100);
 /// Looks at the state between two looks at the clock.
 const LOOKS: u32 = 64;
 /// Workers at most.

@@ -20,6 +20,7 @@ pub use forward::attention;
 
 use super::float::{Float, Mat};
 use super::par::{prefetch, widen, with_scratch};
+use super::tuning::attention::{FEW_ROWS, TASKS};
 
 /// Rows (query, head of the group) of a block, at most, where a group is not larger.
 const BLOCK_ROWS: usize = 112;
@@ -27,11 +28,6 @@ const BLOCK_ROWS: usize = 112;
 const QUERIES: usize = 8;
 /// Keys of a block.
 const BLOCK_KEYS: usize = 256;
-
-/// Up to so many rows, keys and values are waited for more than computed with, and tasks are cut along them.
-const FEW_ROWS: usize = 16;
-/// The gradient has at least about so many tasks, if its queries give them.
-const TASKS: usize = 12;
 
 /// Sizes of an attention: q is (batch, queries, heads, dim), k and v are (batch, keys, `kv_heads`, dim).
 #[derive(Clone, Copy, Debug)]

@@ -17,13 +17,12 @@ use super::float::{dense_mut, transposed};
 use super::matmul::dense_product;
 use super::par::{PARALLEL_WORK, Shared, for_rows, max_nan, max1, simd, store, sum1, with_scratch, with_space};
 use super::scratch::Filled;
+use super::tuning::cross_entropy::EXP_WORK;
 
 /// Rows of a block.
 const BLOCK_ROWS: usize = 256;
 /// Classes of a block: its logits fit the second-level cache.
 const BLOCK_CLASSES: usize = 768;
-/// What an exponential costs, in plain operations.
-const EXP_WORK: usize = 16;
 
 /// The inputs of a cross-entropy: row i is `hidden[i]` (of (n, d)) against class `targets[i]` (of n), with `weight`
 /// (vocab, d), all contiguous.

@@ -4,13 +4,9 @@ use super::super::error::KernelError;
 use super::super::float::{Float, Real};
 use super::super::par::{Shared, with_scratch, with_space};
 use super::super::scratch::Filled;
+use super::super::tuning::cross_entropy::{KEPT_BYTES, LEAST_ROWS};
 use super::backward::Job;
 use super::{BLOCK_ROWS, CrossEntropy, Kept, Partial, conclude, scan};
-
-/// Bytes that are kept of a block, about, at most. Tests see several blocks.
-const KEPT_BYTES: usize = if cfg!(test) { 1 << 18 } else { 48 << 20 };
-/// Rows of a block, at least: fewer would read the weight too often.
-const LEAST_ROWS: usize = 32;
 
 /// [`cross_entropy`](super::cross_entropy) and [`cross_entropy_vjp`](super::cross_entropy_vjp) together.
 ///

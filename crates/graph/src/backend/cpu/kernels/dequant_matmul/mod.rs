@@ -21,14 +21,9 @@ pub(crate) use self::activations::{Activations, activation_bytes, quantize};
 use self::dots::{Dots, ROWS};
 use super::float::{Float, Real};
 use super::par::{Shared, for_pieces, rows_of_task, with_scratch, with_space};
+use super::tuning::matmul::{PARALLEL_MACS, QUANTISED_ROWS, TASK_BYTES};
 use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 
-/// Up to so many rows, `x` is quantised.
-const FEW_ROWS: usize = 8;
-/// From this many multiply-adds on, a product is spread over threads.
-const PARALLEL_MACS: usize = 1 << 18;
-/// Bytes of weights that a task reads, about: memory gives long runs faster.
-const TASK_BYTES: usize = 1 << 18;
 /// Outputs are made in groups of so many.
 const GROUP: usize = 4;
 
@@ -106,7 +101,7 @@ pub fn dequant_matmul<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool
 
 /// Whether a product of `m` rows of `T` is one of bytes.
 pub(crate) fn is_in_bytes<T: Float>(m: usize, transposed: bool) -> bool {
-    !transposed && m <= FEW_ROWS && size_of::<T::Acc>() == size_of::<f32>()
+    !transposed && m <= QUANTISED_ROWS && size_of::<T::Acc>() == size_of::<f32>()
 }
 
 /// `x` in bytes against the weights in bytes.

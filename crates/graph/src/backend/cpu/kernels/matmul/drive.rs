@@ -8,18 +8,11 @@ use smallvec::SmallVec;
 
 use super::super::float::{Float, Mat, Real, transposed};
 use super::super::par::{for_pieces, rows_of_task, simd, store, with_scratch};
+use super::super::tuning::matmul::{DOT_ROWS, FEW_ROWS, FEW_TERMS, TASK_BYTES, VERY_FEW_ROWS};
 use super::kernel::{DOTS, Dots, Kernel, Round};
 use super::lines::{Lines, as_they_lie};
 use super::pack::Entry;
 
-/// Up to so many rows of A, a B that lies row by row is read as it lies.
-pub(super) const FEW_ROWS: usize = 48;
-/// Up to so many, if elements of 16 bits could be multiplied in pairs, or widened once, instead.
-const VERY_FEW_ROWS: usize = 8;
-/// And so where the sums have at most so many terms.
-const FEW_TERMS: usize = 32;
-/// Up to so many rows (or columns), contiguous operands are multiplied as dot products.
-const DOT_ROWS: usize = 12;
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
 /// Products that are added up in registers, at most.
@@ -28,8 +21,6 @@ pub(super) const FACTORS: usize = 8;
 const ADDENDS: usize = 2;
 /// Dot products of a row of A that are written together: whole vectors.
 const RUN: usize = 64;
-/// Bytes of B that a task of dot products reads, about: memory gives long runs faster.
-pub(super) const TASK_BYTES: usize = 1 << 18;
 
 /// What a sum of products adds: A (m, k) @ B (k, n).
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,8 @@
 
 use super::super::float::{Float, Mat, transposed};
 use super::super::par::{Shared, for_pieces};
-use super::drive::{Factors, LINE, TASK_BYTES};
+use super::super::tuning::matmul::TASK_BYTES;
+use super::drive::{Factors, LINE};
 use super::kernel::Kernel;
 use super::pack::{Block, Entry};
 

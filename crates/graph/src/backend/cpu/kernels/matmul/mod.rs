@@ -25,9 +25,7 @@ use half::{bf16, f16};
 
 use super::float::{Float, Mat};
 use super::par::{Shared, for_pieces};
-
-/// From this many multiply-adds on, a product is spread over threads.
-pub(crate) const PARALLEL_MACS: usize = if cfg!(miri) { 1 << 9 } else { 1 << 18 };
+use super::tuning::matmul::PARALLEL_MACS;
 
 /// Matrices of one size in one buffer: element (i, j) of matrix `t` is
 /// `data[offsets[t] + i * row_stride + j * col_stride]`. Strides may be 0.

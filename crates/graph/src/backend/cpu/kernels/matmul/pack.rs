@@ -5,12 +5,11 @@ use half::{bf16, f16};
 
 use super::super::float::{Float, Mat};
 use super::super::par::{prefetch, simd};
+use super::super::tuning::matmul::AHEAD;
 use super::drive::is;
 use super::kernel::Kernel;
 use super::table::Pair;
 
-/// Rows that memory is asked for before they are read.
-const AHEAD: usize = 32;
 /// Elements of a row that are copied together.
 const VECTOR: usize = 8;
 

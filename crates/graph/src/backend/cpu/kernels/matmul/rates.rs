@@ -35,7 +35,9 @@ impl Rates {
     }
 
     fn are_plausible(&self) -> bool {
-        [self.f32, self.bf16_pairs].iter().all(|rate| rate.is_finite() && *rate > 0.0)
+        [self.f32, self.bf16_pairs]
+            .iter()
+            .all(|rate| rate.is_finite() && *rate > 0.0)
     }
 }
 
@@ -116,8 +118,14 @@ pub(super) unsafe fn measure<P: Copy>(kernel: &Kernel<P, f32>, entry: P, terms: 
 mod tests {
     use super::*;
 
-    const SLOW: Rates = Rates { f32: 2.0, bf16_pairs: 1.0 };
-    const FAST: Rates = Rates { f32: 1.0, bf16_pairs: 2.0 };
+    const SLOW: Rates = Rates {
+        f32: 2.0,
+        bf16_pairs: 1.0,
+    };
+    const FAST: Rates = Rates {
+        f32: 1.0,
+        bf16_pairs: 2.0,
+    };
 
     #[test]
     fn what_is_measured_once_stays() -> Result<(), Box<dyn std::error::Error>> {

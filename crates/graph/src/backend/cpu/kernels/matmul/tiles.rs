@@ -10,24 +10,11 @@ use smallvec::SmallVec;
 use super::super::float::{Float, Real};
 use super::super::par::{for_pieces, prefetch, with_space};
 use super::super::pool::threads;
-use super::drive::{FACTORS, FEW_ROWS, Factors, LINE, Product};
+use super::super::tuning::matmul::{FEW_ROWS, CHUNK, CHUNK_BYTES, NARROW_ROWS, ROW_BYTES, ROW_TERMS, TASK_ROWS, TASKS};
+use super::drive::{FACTORS, Factors, LINE, Product};
 use super::kernel::{Kernel, TILE, Tile};
 use super::lines::{Lines, group_height, pack_rows};
 use super::pack::{Block, Entry};
-
-/// Rows of A that are packed at a time, at most, and about how many bytes of them.
-const CHUNK: usize = 1024;
-const CHUNK_BYTES: usize = 8 << 20;
-/// A product has at least about so many tasks for each thread, if its rows give them. More would even out threads better,
-/// but each packs its panel of B. How rows are cut changes no bit: cuts are between tiles.
-const TASKS: usize = 4;
-/// Rows of a task, about, at least: each packs its panel of B.
-const TASK_ROWS: usize = 128;
-/// Rows of a task, about, where there is a single panel.
-const NARROW_ROWS: usize = 32;
-/// Up to so many terms, and bytes of B, writing C takes longest, which memory takes row by row best.
-const ROW_TERMS: usize = 64;
-const ROW_BYTES: usize = 256 << 10;
 
 /// Columns of a B as a kernel reads them; see [`Tile`].
 struct Panel<P> {
