@@ -9,10 +9,11 @@ use half::{bf16, f16};
 use smallvec::{SmallVec, smallvec};
 
 use super::build::Builder;
-use super::elementwise::{Addresses, Nest, PIECE, map1, map2, select};
+use super::elementwise::{Addresses, Nest, map1, map2, select};
 use super::kernels::Float;
 use super::kernels::par::{Shared, for_pieces, with_scratch, with_space};
 use super::kernels::reduce::pairs;
+use super::kernels::tuning::loops::PIECE;
 use super::tape::{BLOCK, INPUTS, Number, Tape, identity, join};
 use super::view::View;
 use super::with_type;

@@ -4,8 +4,8 @@
 use smallvec::SmallVec;
 
 use super::Memory;
-use super::kernels::tuning::matmul::PARALLEL_MACS;
 use super::kernels::pool;
+use super::kernels::tuning::matmul::PARALLEL_MACS;
 use super::view::BufferId;
 use crate::error::Result;
 

@@ -4,7 +4,8 @@ use smallvec::{SmallVec, smallvec};
 
 use super::super::build::Builder;
 use super::super::elementwise::copy_strided;
-use super::super::kernels::matmul::{Factors, PARALLEL_MACS, sum_of_products};
+use super::super::kernels::matmul::{Factors, sum_of_products};
+use super::super::kernels::tuning::matmul::PARALLEL_MACS;
 use super::super::kernels::{Float, Mat, Real};
 use super::super::products::{product, row_of_sum};
 use super::super::view::{View, row_major};

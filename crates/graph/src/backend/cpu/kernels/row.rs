@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::float::{Float, Real};
-use super::par::{BLOCK, PARALLEL_WORK, Shared, for_pieces, simd};
+use super::par::{BLOCK, Shared, for_pieces, simd};
 use super::scratch::Filled;
+use super::tuning::loops::PARALLEL_WORK;
 
 /// Rows that share one partial sum at least, and partial sums at most.
 const MIN_PIECE: usize = 16;

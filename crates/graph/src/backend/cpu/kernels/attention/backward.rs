@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use super::super::float::{Float, Mat, Real, dense, dense_mut, transposed};
 use super::super::matmul::dense_product;
-use super::super::par::{PARALLEL_WORK, Shared, for_pieces, simd, store, sum2, with_scratch};
+use super::super::par::{Shared, for_pieces, simd, store, sum2, with_scratch};
+use super::super::tuning::loops::PARALLEL_WORK;
 use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, key_blocks, with_both};
 
 /// The gradients of [`attention`](super::attention) from those of its results, `g` and (0 if missing) `g_lse`.

@@ -2,7 +2,8 @@
 //! that a cache is read as it lies. What the parts give is joined afterwards.
 
 use super::super::float::{Float, Real};
-use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, rows_of_task, with_scratch};
+use super::super::par::{Shared, for_pieces, max_nan, rows_of_task, with_scratch};
+use super::super::tuning::loops::PARALLEL_WORK;
 use super::forward::Block;
 use super::{BLOCK_KEYS, Job, cut, with_both};
 

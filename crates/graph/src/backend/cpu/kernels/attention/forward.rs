@@ -4,9 +4,11 @@ use std::ops::Range;
 
 use super::super::float::{Float, Mat, Real, dense, dense_mut, transposed};
 use super::super::matmul::dense_product;
-use super::super::par::{PARALLEL_WORK, Shared, for_pieces, max_nan, max1, simd, store, sum1};
+use super::super::par::{Shared, for_pieces, max_nan, max1, simd, store, sum1};
+use super::super::tuning::attention::FEW_ROWS;
+use super::super::tuning::loops::PARALLEL_WORK;
 use super::decode::few_queries;
-use super::{AttentionShape, BLOCK_KEYS, FEW_ROWS, HeadsView, Job, Mask, key_blocks, with_both};
+use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, key_blocks, with_both};
 
 /// Writes o (batch, queries, heads, dim) and the log-sum-exp of the masked scores, lse (batch, queries, heads), both
 /// contiguous; 0 and minus infinity where a query sees no key.

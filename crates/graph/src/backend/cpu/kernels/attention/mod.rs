@@ -20,7 +20,7 @@ pub use forward::attention;
 
 use super::float::{Float, Mat};
 use super::par::{prefetch, widen, with_scratch};
-use super::tuning::attention::{FEW_ROWS, TASKS};
+use super::tuning::attention::TASKS;
 
 /// Rows (query, head of the group) of a block, at most, where a group is not larger.
 const BLOCK_ROWS: usize = 112;

@@ -15,9 +15,10 @@ use super::error::KernelError;
 use super::float::{Float, Mat, Real};
 use super::float::{dense_mut, transposed};
 use super::matmul::dense_product;
-use super::par::{PARALLEL_WORK, Shared, for_rows, max_nan, max1, simd, store, sum1, with_scratch, with_space};
+use super::par::{Shared, for_rows, max_nan, max1, simd, store, sum1, with_scratch, with_space};
 use super::scratch::Filled;
 use super::tuning::cross_entropy::EXP_WORK;
+use super::tuning::loops::PARALLEL_WORK;
 
 /// Rows of a block.
 const BLOCK_ROWS: usize = 256;

@@ -108,7 +108,7 @@ fn few_rows_are_exact_on_bytes<T: Float>() {
     for format in FORMATS {
         for (rows, cols) in SIZES {
             let case = Case::new(format, rows, cols);
-            for m in 1..=FEW_ROWS {
+            for m in 1..=QUANTISED_ROWS {
                 let (x, wide) = noise_as::<T>(100 + m as u64, m * cols);
                 let found = widen(&run(&case, &x, false));
                 let exact = case.product(&wide, false);
@@ -135,7 +135,13 @@ fn many_rows<T: Float>() {
     for format in FORMATS {
         for (rows, cols) in SIZES {
             let case = Case::new(format, rows, cols);
-            for (m, transposed) in [(FEW_ROWS + 1, false), (50, false), (1, true), (9, true), (50, true)] {
+            for (m, transposed) in [
+                (QUANTISED_ROWS + 1, false),
+                (50, false),
+                (1, true),
+                (9, true),
+                (50, true),
+            ] {
                 let (x, wide) = noise_as::<T>(3, m * if transposed { rows } else { cols });
                 let found = widen(&run(&case, &x, transposed));
                 let error = nmse(&found, &case.product(&wide, transposed));

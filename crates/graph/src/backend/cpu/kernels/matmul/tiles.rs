@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::super::float::{Float, Real};
 use super::super::par::{for_pieces, prefetch, with_space};
 use super::super::pool::threads;
-use super::super::tuning::matmul::{FEW_ROWS, CHUNK, CHUNK_BYTES, NARROW_ROWS, ROW_BYTES, ROW_TERMS, TASK_ROWS, TASKS};
+use super::super::tuning::matmul::{CHUNK, CHUNK_BYTES, FEW_ROWS, NARROW_ROWS, ROW_BYTES, ROW_TERMS, TASK_ROWS, TASKS};
 use super::drive::{FACTORS, Factors, LINE, Product};
 use super::kernel::{Kernel, TILE, Tile};
 use super::lines::{Lines, group_height, pack_rows};
