@@ -44,7 +44,10 @@ impl LazyTensor {
     pub fn from_tensor(tensor: Tensor) -> Result<Self> {
         let dtype = tensor.dtype();
         if !is_supported(dtype) {
-            return Err(Error::shape("from_tensor", format!("dtype {dtype:?} is not supported")));
+            return Err(Error::UnsupportedDType {
+                operation: "from_tensor",
+                found: dtype,
+            });
         }
         let kind = Kind::input(tensor.shape(), dtype, tensor.device());
         // Candle's autograd must not follow into the graph, which has its own gradients. The memory stays shared.

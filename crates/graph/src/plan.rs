@@ -322,7 +322,7 @@ pub(crate) fn evaluate(tensors: &[LazyTensor]) -> Result<()> {
         let count = tensor.kind().outputs.len();
         let values: Values = results.by_ref().take(count).collect();
         if values.len() != count {
-            return Err(Error::Placeholder);
+            return Err(Error::internal("a plan gave fewer results than were asked for"));
         }
         tensor.node().set_values(values);
     }

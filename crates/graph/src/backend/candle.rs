@@ -96,11 +96,11 @@ impl Interpreter {
         let mut values: Vec<Option<Tensor>> = vec![None; self.graph.nodes.len()];
         for (index, node) in self.graph.nodes.iter().enumerate() {
             let value = if node.operation == Operation::Input {
-                leaves.next().ok_or(Error::Placeholder)?.into_tensor(&node.outputs[0])?
+                leaves.next().ok_or_else(missing)?.into_tensor(&node.outputs[0])?
             } else {
                 let inputs: Option<Vec<&Tensor>> =
                     node.inputs.iter().map(|i| values[i.node as usize].as_ref()).collect();
-                run(index, node, &inputs.ok_or(Error::Placeholder)?)?
+                run(index, node, &inputs.ok_or_else(missing)?)?
             };
             values[index] = Some(value);
             self.dead_after[index]
@@ -111,9 +111,14 @@ impl Interpreter {
         self.graph
             .outputs
             .iter()
-            .map(|o| output(o).ok_or(Error::Placeholder))
+            .map(|o| output(o).ok_or_else(missing))
             .collect()
     }
+}
+
+/// A value that the graph says is there.
+fn missing() -> Error {
+    Error::internal("a value of the graph is missing where it is read")
 }
 
 /// One operation. The inputs have been checked when it was recorded.
@@ -253,9 +258,9 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         | O::SharedMatmul { .. }
         | O::ValueAndVjp { .. }
         | O::Vjp { .. } => {
-            return Ok(Err(Error::shape(
+            return Ok(Err(Error::no_kernel(
                 node.operation.name(),
-                "was not lowered to its fallback",
+                "it: it was not replaced by its fallback",
             )));
         }
     };
@@ -318,7 +323,7 @@ fn random(
 ) -> candle_core::Result<Result<Tensor>> {
     let key = key.to_vec1::<u32>()?;
     let [k0, k1, c2, c3] = key[..] else {
-        return Ok(Err(Error::shape("Random", "the key must have four words")));
+        return Ok(Err(Error::internal("Random: the key has not four words")));
     };
     let count = meta.shape.elem_count();
     let storage = match (distribution, meta.dtype) {
@@ -382,10 +387,12 @@ pub(super) fn in_box(operation: &'static str, position: usize, length: usize, si
     if position + length <= size {
         return Ok(());
     }
-    Err(Error::shape(
+    Err(Error::Range {
         operation,
-        format!("{position}..{} is not inside a dimension of {size}", position + length),
-    ))
+        start: position,
+        end: position + length,
+        size,
+    })
 }
 
 fn slice_update(x: &Tensor, update: &Tensor, dim: usize, position: usize) -> candle_core::Result<Tensor> {

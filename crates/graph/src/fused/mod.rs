@@ -53,7 +53,11 @@ pub fn fallback(operation: &Operation, inputs: &[LazyTensor]) -> Result<Vec<Lazy
         }
         (Operation::Vjp { of, wanted }, inputs) => vjp_fallback(of, *wanted, inputs),
         (Operation::ValueAndVjp { of, wanted }, inputs) => value_and_vjp(of, *wanted, inputs),
-        _ => Err(Error::shape(operation.name(), "has no fallback for these inputs")),
+        _ => Err(Error::internal(format!(
+            "{} has no fallback for {} inputs",
+            operation.name(),
+            inputs.len()
+        ))),
     }
 }
 

@@ -279,10 +279,10 @@ fn one(dims: Vec<usize>, dtype: DType) -> Result<Outputs> {
 
 fn source(name: &'static str, shape: &Shape, dtype: DType) -> Result<Outputs> {
     if !is_supported(dtype) {
-        return Err(Error::shape(
-            name,
-            format!("dtype {dtype:?} is not one of f32, f64, f16, bf16, u8, u32, i64"),
-        ));
+        return Err(Error::UnsupportedDType {
+            operation: name,
+            found: dtype,
+        });
     }
     Ok(smallvec![Meta::new(shape.clone(), dtype)])
 }

@@ -209,9 +209,17 @@ fn gradients(
     Ok(std::iter::once(loss).chain(gradients).collect())
 }
 
+fn nothing_to_train() -> Error {
+    Error::Arity {
+        operation: "step",
+        expected: "at least 1 parameter".into(),
+        found: 0,
+    }
+}
+
 fn global_norm(gradients: &[LazyTensor]) -> Result<LazyTensor> {
     let mut squares = gradients.iter().map(|g| g.mul(g)?.sum_all());
-    let first = squares.next().ok_or(Error::Placeholder)??;
+    let first = squares.next().ok_or_else(nothing_to_train)??;
     squares.try_fold(first, |sum, square| sum.add(&square?))?.sqrt()
 }
 

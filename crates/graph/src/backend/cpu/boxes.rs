@@ -25,10 +25,12 @@ pub(super) fn box_start(operation: &'static str, position: u32, length: usize, s
     if position + length <= size {
         return Ok(position);
     }
-    Err(Error::shape(
+    Err(Error::Range {
         operation,
-        format!("{position}..{} is not inside a dimension of {size}", position + length),
-    ))
+        start: position,
+        end: position + length,
+        size,
+    })
 }
 
 /// `out (outer, length, inner)` from `x (outer, size, inner)` at `start`.

@@ -179,7 +179,7 @@ impl Program {
                 // SAFETY: the steps have written every element.
                 (Outcome::Own, Some(buffer)) => unsafe { filled(buffer, meta.shape.elem_count()) },
                 (Outcome::Over(input), _) => bound[*input].take()?,
-                (Outcome::Own, None) => return Err(Error::Placeholder),
+                (Outcome::Own, None) => return Err(Error::internal("a result has no memory of its own")),
             };
             values.push(Value::Host(Arc::new(buffer)));
         }
@@ -228,7 +228,7 @@ impl Bound {
     fn take(&mut self) -> Result<Buffer> {
         match self {
             Self::Owned(buffer) => Ok(buffer.take()),
-            Self::Tensor(_) | Self::Shared(_) => Err(Error::Placeholder),
+            Self::Tensor(_) | Self::Shared(_) => Err(Error::internal("a result was written over a shared input")),
         }
     }
 }
@@ -238,7 +238,11 @@ impl Program {
     /// nobody else holds it, a copy otherwise.
     fn bind(&self, inputs: Bindings) -> Result<SmallVec<[Bound; 4]>> {
         if inputs.len() != self.inputs.len() {
-            return Err(Error::Placeholder);
+            return Err(Error::internal(format!(
+                "a plan of {} inputs got {}",
+                self.inputs.len(),
+                inputs.len()
+            )));
         }
         let mut bound = SmallVec::with_capacity(inputs.len());
         for ((value, meta), &written) in inputs.into_iter().zip(&self.inputs).zip(&self.written) {
@@ -246,7 +250,7 @@ impl Program {
                 Value::Host(buffer) if written => Bound::Owned(Arc::unwrap_or_clone(buffer)),
                 Value::Host(buffer) => Bound::Shared(buffer),
                 Value::Tensor(tensor) => bind_tensor(tensor, meta, written)?,
-                Value::Gone => return Err(Error::Placeholder),
+                Value::Gone => return Err(Error::internal("an input was taken away")),
             });
         }
         Ok(bound)
@@ -260,10 +264,11 @@ fn bind_tensor(tensor: Tensor, meta: &Meta, written: bool) -> Result<Bound> {
         tensor.contiguous().context(|| "contiguous input".into())?
     };
     if !matches!(tensor.device(), Device::Cpu) || tensor.shape() != &meta.shape || tensor.dtype() != meta.dtype {
-        return Err(Error::shape(
-            "Input",
-            format!("a plan for {meta} got a {:?} {:?}", tensor.dtype(), tensor.dims()),
-        ));
+        return Err(Error::internal(format!(
+            "a plan for {meta} got {:?}{:?}",
+            tensor.dtype(),
+            tensor.dims()
+        )));
     }
     if !written {
         return Ok(Bound::Tensor(tensor));
@@ -272,7 +277,7 @@ fn bind_tensor(tensor: Tensor, meta: &Meta, written: bool) -> Result<Bound> {
     let (start, len) = (layout.start_offset(), meta.shape.elem_count());
     match &*storage {
         Storage::Cpu(storage) => copy_range(storage, start, len).map(|copy| Bound::Owned(Buffer::new(copy))),
-        _ => Err(Error::Placeholder),
+        _ => Err(Error::internal("an input is not in the memory of the host")),
     }
 }
 
@@ -308,10 +313,10 @@ macro_rules! with_type {
                 type $t = i64;
                 $body
             }
-            other => Err($crate::error::Error::shape(
-                "plan",
-                format!("dtype {other:?} on the host"),
-            )),
+            found => Err($crate::error::Error::UnsupportedDType {
+                operation: "plan",
+                found,
+            }),
         }
     };
 }
@@ -336,10 +341,9 @@ macro_rules! with_float {
                 type $t = half::bf16;
                 $body
             }
-            other => Err($crate::error::Error::shape(
-                "plan",
-                format!("dtype {other:?} is not a float"),
-            )),
+            other => Err($crate::error::Error::internal(format!(
+                "a kernel of floats got {other:?}"
+            ))),
         }
     };
 }
@@ -384,7 +388,7 @@ fn copy_range(storage: &CpuStorage, start: usize, len: usize) -> Result<CpuStora
         CpuStorage::U8(data) => CpuStorage::U8(data[range].to_vec()),
         CpuStorage::U32(data) => CpuStorage::U32(data[range].to_vec()),
         CpuStorage::I64(data) => CpuStorage::I64(data[range].to_vec()),
-        _ => return Err(Error::shape("plan", "unsupported storage on the host")),
+        _ => return Err(Error::internal("an input has a storage that is not supported")),
     })
 }
 

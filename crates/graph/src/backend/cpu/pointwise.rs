@@ -28,7 +28,7 @@ pub(super) fn expression(builder: &mut Builder<'_>, node: &GraphNode, expression
     let inputs = builder.input_views(node);
     let all: Vec<&View> = inputs.iter().collect();
     if all.len() > INPUTS {
-        return Err(Error::shape(node.operation.name(), format!("{} inputs", all.len())));
+        return Err(Error::no_kernel(node.operation.name(), format!("{} inputs", all.len())));
     }
     if let Some(reduction) = expression.reduction() {
         let out = builder.output(node, 0);
@@ -201,7 +201,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
             }
             Ok(smallvec![out])
         }
-        _ => Err(Error::shape(node.operation.name(), "is not elementwise")),
+        _ => Err(Error::no_kernel(node.operation.name(), format!("{} inputs", all.len()))),
     }
 }
 
@@ -245,7 +245,7 @@ fn signed(builder: &mut Builder<'_>, node: &GraphNode, x: &View, out: &View) -> 
         Operation::Neg => step1::<i64, i64>(builder, x, out, i64::wrapping_neg),
         Operation::Abs => step1::<i64, i64>(builder, x, out, i64::wrapping_abs),
         Operation::Sign => step1::<i64, i64>(builder, x, out, i64::signum),
-        other => return Err(Error::shape(other.name(), "is not elementwise of one integer")),
+        other => return Err(Error::no_kernel(other.name(), "one integer")),
     }
     Ok(())
 }
@@ -278,7 +278,7 @@ fn integer2<T: Integer>(builder: &mut Builder<'_>, node: &GraphNode, views: [&Vi
         Operation::Div => step2::<T, T>(builder, views, out, T::over),
         Operation::Maximum => step2::<T, T>(builder, views, out, Ord::max),
         Operation::Minimum => step2::<T, T>(builder, views, out, Ord::min),
-        other => return Err(Error::shape(other.name(), "is not elementwise of two integers")),
+        other => return Err(Error::no_kernel(other.name(), "two integers")),
     }
     Ok(())
 }
@@ -293,7 +293,7 @@ fn compare<T: PartialOrd + Copy + Send + Sync + 'static>(
         Operation::Equal => step2::<T, u8>(builder, views, out, |a, b| u8::from(a == b)),
         Operation::Less => step2::<T, u8>(builder, views, out, |a, b| u8::from(a < b)),
         Operation::LessEqual => step2::<T, u8>(builder, views, out, |a, b| u8::from(a <= b)),
-        other => return Err(Error::shape(other.name(), "is not a comparison")),
+        other => return Err(Error::no_kernel(other.name(), "a comparison of integers")),
     }
     Ok(())
 }

@@ -36,7 +36,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
                 let whole = builder.contiguous(input(0))?;
                 whole
                     .reshaped(shape.dims())
-                    .map_or(Err(Error::shape("Reshape", "strides")), one)
+                    .map_or(Err(Error::internal("a contiguous view cannot be reshaped")), one)
             }
         }
         O::Permute { dims } => one(builder.view(input(0)).permuted(dims)),
@@ -96,7 +96,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         | O::MatmulSum { .. }
         | O::SharedMatmul { .. }
         | O::ValueAndVjp { .. }
-        | O::Vjp { .. } => Err(Error::shape(node.operation.name(), "is lowered as a fused operation")),
+        | O::Vjp { .. } => Err(Error::no_kernel(node.operation.name(), "it as a primitive")),
     }
 }
 
@@ -113,7 +113,12 @@ fn element_bytes(value: f64, dtype: DType) -> Result<[u8; 8]> {
         DType::U8 => padded(&(value as u8).to_ne_bytes()),
         DType::U32 => padded(&(value as u32).to_ne_bytes()),
         DType::I64 => padded(&(value as i64).to_ne_bytes()),
-        other => return Err(Error::shape("Constant", format!("dtype {other:?} on the host"))),
+        found => {
+            return Err(Error::UnsupportedDType {
+                operation: "Constant",
+                found,
+            });
+        }
     })
 }
 

@@ -327,7 +327,7 @@ fn code<A: Number>(operation: &Operation) -> Result<Code<A>> {
         O::Less => Code::Less,
         O::LessEqual => Code::LessEqual,
         O::Where => Code::Where,
-        other => return Err(Error::shape(other.name(), "is not elementwise")),
+        other => return Err(Error::no_kernel(other.name(), "it inside an expression")),
     })
 }
 

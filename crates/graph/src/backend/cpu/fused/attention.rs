@@ -82,10 +82,12 @@ impl Operands {
         let keys = self.shape.keys;
         let end = offset + self.shape.queries;
         if self.options.offset && end > keys {
-            return Err(Error::shape(
-                "Attention",
-                format!("queries {offset}..{end} do not fit {keys} keys"),
-            ));
+            return Err(Error::Range {
+                operation: "Attention",
+                start: offset,
+                end,
+                size: keys,
+            });
         }
         // SAFETY: the caller's promise.
         let segments = self

@@ -63,7 +63,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::SharedMatmul { scale, .. } => products::shared_matmul_steps(builder, node, f64::from(*scale)),
         O::ValueAndVjp { of, wanted } => match &**of {
             O::CrossEntropy(options) => training::loss_and_vjp(builder, node, *options, *wanted),
-            other => Err(Error::shape(other.name(), "has no kernel together with its vjp")),
+            other => Err(Error::no_kernel(other.name(), "it together with its gradient")),
         },
         O::Elementwise(expression) => super::pointwise::expression(builder, node, expression),
         O::Vjp { of, wanted } => match &**of {
@@ -74,9 +74,9 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
             O::SwiGLU => swiglu_vjp_step(builder, node, *wanted),
             O::Attention(options) => attention::backward(builder, node, *options, *wanted),
             O::CrossEntropy(options) => training::loss_vjp(builder, node, *options, *wanted),
-            other => Err(Error::shape(other.name(), "has no vjp kernel")),
+            other => Err(Error::no_kernel(other.name(), "its gradient")),
         },
-        other => Err(Error::shape(other.name(), "has no kernel")),
+        other => Err(Error::no_kernel(other.name(), "it")),
     }
 }
 
