@@ -19,11 +19,11 @@ pub(super) fn block_around(dims: &[usize], dim: usize) -> Block {
     }
 }
 
-/// Where `position..position + length` begins, if it lies in a dimension of `size`.
-pub(super) fn box_start(operation: &'static str, position: u32, length: usize, size: usize) -> Result<usize> {
+/// Whether `position..position + length` lies in a dimension of `size`.
+pub(super) fn check_box(operation: &'static str, position: u32, length: usize, size: usize) -> Result<()> {
     let position = position as usize;
     if position + length <= size {
-        return Ok(position);
+        return Ok(());
     }
     Err(Error::Range {
         operation,
