@@ -233,7 +233,9 @@ fn threads_trace_side_by_side() {
         Ok(vec![x[0].mul_scalar(2.0)?])
     });
     thread::scope(|scope| {
-        let calls = [2, 3].map(|count| scope.spawn(|| double.call(vec![numbers(count)]).unwrap()[0].dims().to_vec()));
+        let double = &double;
+        let dims = |count| double.call(vec![numbers(count)]).unwrap()[0].dims().to_vec();
+        let calls = [2, 3].map(|count| scope.spawn(move || dims(count)));
         let dims: Vec<Vec<usize>> = calls.into_iter().map(|call| call.join().unwrap()).collect();
         assert_eq!(dims, [[2], [3]]);
     });

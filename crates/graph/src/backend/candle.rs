@@ -7,7 +7,7 @@ mod integers;
 
 use std::time::Instant;
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 use smallvec::SmallVec;
 
 use self::checks::check_data;
@@ -187,7 +187,7 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         O::Sub => x().broadcast_sub(y())?,
         O::Mul => x().broadcast_mul(y())?,
         O::Div => x().broadcast_div(y())?,
-        O::Pow => x().broadcast_pow(y())?,
+        O::Pow => pow(x(), y(), &meta.shape)?,
         O::Maximum => or_nan(x(), y(), &x().broadcast_maximum(y())?)?,
         O::Minimum => or_nan(x(), y(), &x().broadcast_minimum(y())?)?,
         O::Equal => x().broadcast_eq(y())?,
@@ -257,6 +257,20 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         }
     };
     Ok(Ok(tensor))
+}
+
+/// Candle's powers are `exp(y ln x)`, which is NaN for negative bases and for `0^0`: computed on the host, and moved.
+fn pow(x: &Tensor, y: &Tensor, shape: &Shape) -> candle_core::Result<Tensor> {
+    let list = |t: &Tensor| {
+        t.broadcast_as(shape)?
+            .to_dtype(DType::F64)?
+            .flatten_all()?
+            .to_vec1::<f64>()
+    };
+    let powers = list(x)?.into_iter().zip(list(y)?).map(|(x, y)| libm::pow(x, y));
+    Tensor::from_vec(powers.collect::<Vec<_>>(), shape, &Device::Cpu)?
+        .to_dtype(x.dtype())?
+        .to_device(x.device())
 }
 
 /// The larger or smaller of two, or the one that is NaN: Candle passes over a NaN on the right.

@@ -123,7 +123,6 @@ fn movement() -> Vec<Case> {
     fn none(_: &[usize]) -> Vec<Input> {
         Vec::new()
     }
-    let cpu = &Device::Cpu;
     vec![
         one("reshape", &[2, 3, 4], x, |x, s| x[0].reshape(&[s[2], s[0] * s[1]])),
         one("permute", &[2, 3, 4], x, |x, _| x[0].permute(&[2, 0, 1])),
@@ -143,10 +142,13 @@ fn movement() -> Vec<Case> {
         ),
         one("pad", &[2, 3], x, |x, _| x[0].pad(&[1, 0], &[0, 2])),
         one("constant", &[2, 3], none, |_, s| {
-            LazyTensor::full(1.5, s, DType::F64, cpu)
+            LazyTensor::full(1.5, s, DType::F64, &Device::Cpu)
         })
         .flat(),
-        one("iota", &[2, 3], none, |_, s| LazyTensor::iota(1, s, DType::F64, cpu)).flat(),
+        one("iota", &[2, 3], none, |_, s| {
+            LazyTensor::iota(1, s, DType::F64, &Device::Cpu)
+        })
+        .flat(),
         one(
             "random",
             &[2, 3],

@@ -79,14 +79,14 @@ pub fn reductions() -> Vec<Case> {
     const SIZES: &[usize] = &[2, 3, 4];
     let mut cases = Vec::new();
     for over in OVER {
-        cases.push(one("sum", SIZES, x, |x, _| x[0].sum_keepdim(over)));
+        cases.push(one("sum", SIZES, x, move |x, _| x[0].sum_keepdim(over)));
         cases.push(
-            one("sum of integers", SIZES, x, |x, _| {
+            one("sum of integers", SIZES, x, move |x, _| {
                 x[0].cast(DType::I64)?.sum_keepdim(over)
             })
             .flat(),
         );
-        cases.push(one("mean", SIZES, x, |x, _| x[0].mean_keepdim(over)));
+        cases.push(one("mean", SIZES, x, move |x, _| x[0].mean_keepdim(over)));
     }
     // Refused where what is reduced is empty.
     let refused: [(&[usize], Tells); 6] = [
@@ -98,7 +98,7 @@ pub fn reductions() -> Vec<Case> {
         (OVER[5], |sizes| sizes.contains(&0)),
     ];
     for (over, refused) in refused {
-        cases.push(one("max", SIZES, x, |x, _| x[0].max_keepdim(over)).refused(refused));
+        cases.push(one("max", SIZES, x, move |x, _| x[0].max_keepdim(over)).refused(refused));
     }
     for (dim, (_, refused)) in refused.into_iter().take(3).enumerate() {
         cases.push(
@@ -108,7 +108,7 @@ pub fn reductions() -> Vec<Case> {
         );
     }
     // Long enough to be summed in the loop that makes them.
-    cases.push(one("sum of long rows", &[3, 2048], x, |x, _| {
+    cases.push(one("sum of long rows", &[3, 2048], x, move |x, _| {
         x[0].exp()?.sum_keepdim(&[1])
     }));
     cases

@@ -17,13 +17,18 @@ use super::view::View;
 use super::{Memory, with_float};
 use crate::error::{Error, Result};
 use crate::fused::matmul_sum::SumTerm;
-use crate::graph::{Graph, GraphNode, Operation};
+use crate::graph::{Graph, GraphNode, Meta, Operation};
 
 type Views = SmallVec<[View; 1]>;
 
 /// Whether there is a kernel for this node.
 pub(crate) fn has_kernel(graph: &Graph, node: &GraphNode) -> bool {
     use Operation as O;
+    // Kernels are made for inputs with elements; what they would make of none, the fallback says.
+    let is_empty = |meta: &Meta| meta.shape.elem_count() == 0;
+    if node.inputs.iter().any(|&input| is_empty(graph.meta(input))) && !node.outputs.iter().all(is_empty) {
+        return false;
+    }
     match &node.operation {
         O::Softmax { .. }
         | O::RMSNorm { .. }
