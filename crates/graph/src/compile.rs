@@ -1,7 +1,9 @@
 //! Compiled functions: traced once per input signature, then replayed without recording. Arguments can be donated, so
-//! that optimizer state and caches are updated in place.
+//! that optimizer state and caches are updated in place; a call that fails gives them back as they were.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -10,14 +12,20 @@ use crate::backend::{Backend, Bindings, Value};
 use crate::error::{Error, Result};
 use crate::explain::Explanation;
 use crate::graph::kind::{Kind, is_alike};
-use crate::graph::node::NodeId;
+use crate::graph::node::{Node, NodeId};
 use crate::graph::numbered::{self, Numbered};
 use crate::lazy_tensor::LazyTensor;
 use crate::plan::{Plan, PlanMemory};
 
-/// A function of lazy tensors with its plans, one per signature (shapes, dtypes, devices) of its arguments.
+/// Traces that a function keeps; beyond it the longest unused goes.
+const CAPACITY: usize = 64;
+
+/// A function of lazy tensors with its plans, one per signature (shapes, dtypes, devices) of its arguments. It keeps the
+/// plans of the 64 signatures that were used last.
 ///
 /// Tensors that the function captures are bound when it is traced; what changes from call to call must be an argument.
+/// The function runs on the calling thread with no lock held: it may call other compiled functions, and several threads may
+/// trace at once. It must not call itself with arguments like those it is traced for ([`Error::Recursion`]).
 ///
 /// ```
 /// use candle_core::Device;
@@ -30,10 +38,38 @@ use crate::plan::{Plan, PlanMemory};
 /// ```
 pub struct Compiled<F> {
     function: F,
-    traces: Mutex<Vec<(Signature, Arc<Trace>)>>,
+    traces: Mutex<Traces>,
 }
 
-/// A plan is for shapes, dtypes and devices, and for who runs it.
+/// What a function has been traced for.
+#[derive(Default)]
+struct Traces {
+    /// In the order of their last use.
+    known: Vec<(Signature, Arc<Trace>)>,
+    /// What is being traced, and by whom.
+    running: Vec<(ThreadId, Signature)>,
+}
+
+impl Traces {
+    fn find(&mut self, arguments: &[LazyTensor]) -> Option<Arc<Trace>> {
+        let found = self
+            .known
+            .iter()
+            .rposition(|(signature, _)| signature.is_of(arguments))?;
+        // Nearly always it is the last one already.
+        self.known[found..].rotate_left(1);
+        self.known.last().map(|(_, trace)| Arc::clone(trace))
+    }
+
+    /// Keeps a trace; returns the one that makes room for it.
+    fn keep(&mut self, signature: Signature, trace: Arc<Trace>) -> Option<(Signature, Arc<Trace>)> {
+        let oldest = (self.known.len() >= CAPACITY).then(|| self.known.remove(0));
+        self.known.push((signature, trace));
+        oldest
+    }
+}
+
+/// A plan is for shapes, dtypes and devices, and for one backend.
 struct Signature {
     arguments: SmallVec<[(Arc<Kind>, u32); 4]>,
     backend: Option<Backend>,
@@ -69,6 +105,61 @@ enum Source {
     Captured(LazyTensor),
 }
 
+/// A call of a compiled function that failed, with its arguments as they were before it.
+///
+/// ```
+/// use candle_core::Device;
+/// use metal_candle_graph::{LazyTensor, compile};
+///
+/// let row = compile(|args| Ok(vec![args[0].index_select(0, &args[1])?]));
+/// let table = LazyTensor::from_slice(&[1.0, 2.0], &[2, 1], &Device::Cpu)?;
+/// let index = |i: u32| LazyTensor::from_data(&[i], &[1], &Device::Cpu);
+/// let failed = row.call(vec![table, index(7)?]).unwrap_err();
+/// let (error, mut arguments) = failed.into_parts();
+/// assert_eq!(error.to_string(), "IndexSelect: index 7 is out of range for a dimension of 2");
+/// arguments[1] = index(1)?;
+/// assert_eq!(row.call(arguments)?[0].to_vec::<f32>()?, [2.0]);
+/// # Ok::<(), metal_candle_graph::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct CallError {
+    error: Box<Error>,
+    arguments: Vec<LazyTensor>,
+}
+
+impl CallError {
+    /// What went wrong.
+    #[must_use]
+    pub fn error(&self) -> &Error {
+        &self.error
+    }
+
+    /// What went wrong, and the arguments.
+    #[must_use]
+    pub fn into_parts(self) -> (Error, Vec<LazyTensor>) {
+        (*self.error, self.arguments)
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for CallError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+/// The arguments are dropped.
+impl From<CallError> for Error {
+    fn from(failed: CallError) -> Self {
+        *failed.error
+    }
+}
+
 /// Prepares `function` for repeated calls. Nothing is traced before the first call.
 pub fn compile<F>(function: F) -> Compiled<F>
 where
@@ -76,7 +167,20 @@ where
 {
     Compiled {
         function,
-        traces: Mutex::new(Vec::new()),
+        traces: Mutex::default(),
+    }
+}
+
+impl<F> Compiled<F> {
+    fn traces(&self) -> MutexGuard<'_, Traces> {
+        // Every change is one call of a vector's.
+        self.traces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many signatures the function has traces of.
+    #[must_use]
+    pub fn trace_count(&self) -> usize {
+        self.traces().known.len()
     }
 }
 
@@ -86,13 +190,33 @@ where
 {
     /// Runs the function. An argument that nobody else holds is donated: its buffer may be reused for a result.
     ///
+    /// A call that fails changes nothing: [`CallError`] gives all arguments back with the values they had. To that end
+    /// everything that depends on data (indices, positions, targets) is checked before the first donated buffer is written;
+    /// where it depends on what the call itself computes after that, the call works on copies of the buffers it would
+    /// overwrite. A panic of a kernel is a bug of the engine's, and running out of memory ends the process; then they are
+    /// lost.
+    ///
     /// # Errors
     /// What the function reports while it is traced, and what the kernels report.
-    pub fn call(&self, arguments: Vec<LazyTensor>) -> Result<Vec<LazyTensor>> {
-        crate::plan::evaluate(&arguments)?;
-        let trace = self.trace(&arguments)?;
-        let inputs = bind(&trace.sources, arguments)?;
-        let results = trace.plan.run(inputs)?.into_iter().zip(trace.plan.results());
+    pub fn call(&self, mut arguments: Vec<LazyTensor>) -> std::result::Result<Vec<LazyTensor>, CallError> {
+        self.run(&mut arguments).map_err(|error| CallError {
+            error: Box::new(error),
+            arguments,
+        })
+    }
+
+    fn run(&self, arguments: &mut [LazyTensor]) -> Result<Vec<LazyTensor>> {
+        crate::plan::evaluate(arguments)?;
+        let trace = self.trace(arguments)?;
+        let mut bound = Bound::new(&trace.sources, arguments)?;
+        let results = match trace.plan.run(&mut bound.inputs) {
+            Ok(results) => results,
+            Err(error) => {
+                bound.give_back(&trace.sources, arguments);
+                return Err(error);
+            }
+        };
+        let results = results.into_iter().zip(trace.plan.results());
         Ok(results
             .map(|(value, kind)| LazyTensor::from_value(value, Arc::clone(kind)))
             .collect())
@@ -115,22 +239,28 @@ where
         crate::plan::evaluate(arguments)?;
         let traced = self.record(arguments, |recorded, backend| (recorded.graph(), backend))?;
         let (sources, (graph, backend)) = traced;
-        Explanation::of(graph, backend, &bind(&sources, arguments.to_vec())?)
-    }
-
-    /// How many signatures have been traced.
-    #[must_use]
-    pub fn trace_count(&self) -> usize {
-        self.traces.lock().unwrap_or_else(PoisonError::into_inner).len()
+        let value = |source: &Source| match source {
+            Source::Captured(tensor) => tensor.value(),
+            Source::Argument(position) => arguments[*position].value(),
+        };
+        let inputs = sources.iter().map(value).collect::<Result<Bindings>>()?;
+        Explanation::of(graph, backend, &inputs)
     }
 
     fn trace(&self, arguments: &[LazyTensor]) -> Result<Arc<Trace>> {
-        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, trace)) = traces.iter().find(|(signature, _)| signature.is_of(arguments)) {
-            return Ok(Arc::clone(trace));
+        if let Some(trace) = self.traces().find(arguments) {
+            return Ok(trace);
         }
         let trace = Arc::new(self.make_trace(arguments)?);
-        traces.push((Signature::of(arguments), Arc::clone(&trace)));
+        let mut traces = self.traces();
+        // Another thread may have traced the same meanwhile.
+        if let Some(trace) = traces.find(arguments) {
+            return Ok(trace);
+        }
+        let oldest = traces.keep(Signature::of(arguments), Arc::clone(&trace));
+        drop(traces);
+        // Outside the lock: it may hold the last handles of what the function captured.
+        drop(oldest);
         Ok(trace)
     }
 
@@ -157,7 +287,10 @@ where
             .enumerate()
             .map(|(i, holder)| (holder.node_id(), i))
             .collect();
-        let outputs = (self.function)(&holders)?;
+        let outputs = {
+            let _running = Running::begin(&self.traces, arguments)?;
+            (self.function)(&holders)?
+        };
         numbered::number(&outputs, |recorded| {
             let sources = recorded.leaves().map(|leaf| match positions.get(&leaf.node_id()) {
                 Some(&position) => Source::Argument(position),
@@ -169,27 +302,89 @@ where
     }
 }
 
-/// The plan's inputs. Arguments are consumed: the last use of a value hands it over, so that a buffer which nobody else
-/// holds arrives with a count of one and may be overwritten.
-fn bind(sources: &[Source], arguments: Vec<LazyTensor>) -> Result<Bindings> {
-    let mut arguments: Vec<Option<LazyTensor>> = arguments.into_iter().map(Some).collect();
-    let mut inputs = Bindings::with_capacity(sources.len());
-    for source in sources {
-        inputs.push(match source {
-            Source::Captured(tensor) => tensor.value()?,
-            // Each argument is one leaf of the graph, so it is taken at most once.
-            Source::Argument(position) => into_value(arguments[*position].take().ok_or(Error::Placeholder)?)?,
-        });
+/// While it lives, the function runs on this thread for this signature: a second time it would never end.
+struct Running<'a>(&'a Mutex<Traces>);
+
+impl<'a> Running<'a> {
+    fn begin(traces: &'a Mutex<Traces>, arguments: &[LazyTensor]) -> Result<Self> {
+        let this = thread::current().id();
+        let mut held = traces.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = |(thread, signature): &(ThreadId, Signature)| *thread == this && signature.is_of(arguments);
+        if held.running.iter().any(again) {
+            return Err(Error::Recursion);
+        }
+        held.running.push((this, Signature::of(arguments)));
+        Ok(Self(traces))
     }
-    Ok(inputs)
 }
 
-/// The value of an evaluated tensor, moved out of its node where this is the last handle.
-fn into_value(tensor: LazyTensor) -> Result<Value> {
-    let output = tensor.output() as usize;
-    if Arc::strong_count(tensor.node()) > 1 {
-        return tensor.value();
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let this = thread::current().id();
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // What a thread began last ends first.
+        if let Some(last) = held.running.iter().rposition(|(thread, _)| *thread == this) {
+            drop(held.running.remove(last));
+        }
     }
-    // Nobody else can have cloned it meanwhile.
-    Arc::into_inner(tensor.into_node()).map_or(Err(Error::Placeholder), |node| node.into_value(output))
+}
+
+/// The inputs of a plan while it runs. The values of arguments with one handle are taken out of them, so that a buffer which
+/// nobody else holds arrives with a count of one and may be overwritten.
+struct Bound {
+    inputs: Bindings,
+    /// For each input, whether its value was taken out of its argument.
+    taken: SmallVec<[bool; 4]>,
+}
+
+impl Bound {
+    fn new(sources: &[Source], arguments: &mut [LazyTensor]) -> Result<Self> {
+        let mut bound = Self {
+            inputs: Bindings::with_capacity(sources.len()),
+            taken: SmallVec::with_capacity(sources.len()),
+        };
+        for (index, source) in sources.iter().enumerate() {
+            let value = match source {
+                Source::Captured(tensor) => tensor.value().map(|value| (value, false)),
+                Source::Argument(position) => take(&mut arguments[*position]),
+            };
+            match value {
+                Ok((value, taken)) => {
+                    bound.inputs.push(value);
+                    bound.taken.push(taken);
+                }
+                Err(error) => {
+                    bound.give_back(&sources[..index], arguments);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Puts what was taken back into its argument.
+    fn give_back(self, sources: &[Source], arguments: &mut [LazyTensor]) {
+        for ((source, value), taken) in sources.iter().zip(self.inputs).zip(self.taken) {
+            if let (Source::Argument(position), true) = (source, taken) {
+                let argument = &mut arguments[*position];
+                let output = argument.output() as usize;
+                // It has one handle still: this one.
+                if let Some(node) = argument.node_mut() {
+                    node.values_mut().insert(output, value);
+                }
+            }
+        }
+    }
+}
+
+/// The value of an evaluated argument, and whether it was taken out of it.
+fn take(argument: &mut LazyTensor) -> Result<(Value, bool)> {
+    let output = argument.output() as usize;
+    // Each argument is one leaf of the graph, so it is taken at most once.
+    if let Some(values) = argument.node_mut().map(Node::values_mut)
+        && output < values.len()
+    {
+        return Ok((values.remove(output), true));
+    }
+    argument.value().map(|value| (value, false))
 }

@@ -27,6 +27,34 @@ pub enum Error {
         /// What fits there.
         expected: String,
     },
+    /// A dtype that the engine does not compute with.
+    #[error("{operation}: dtype {found:?} is not one of f32, f64, f16, bf16, u8, u32, i64")]
+    UnsupportedDType {
+        /// The operation's name.
+        operation: &'static str,
+        /// The dtype.
+        found: DType,
+    },
+    /// A number outside the range that the operation takes, or NaN.
+    #[error("{operation}: {name} is {value}, expected {expected}")]
+    Parameter {
+        /// The operation's name.
+        operation: &'static str,
+        /// The parameter's name.
+        name: &'static str,
+        /// What was given.
+        value: f64,
+        /// What fits: `a number from 0 to 1`.
+        expected: &'static str,
+    },
+    /// Values that the operation cannot work with.
+    #[error("{operation}: {message}")]
+    Value {
+        /// The operation's name.
+        operation: &'static str,
+        /// What was found and what would fit.
+        message: String,
+    },
     /// The wrong number of inputs.
     #[error("{operation} requires {expected}, got {found}")]
     Arity {
@@ -53,6 +81,9 @@ pub enum Error {
     /// An argument of a traced function was evaluated while tracing.
     #[error("a placeholder has no value: do not evaluate inside a compiled function")]
     Placeholder,
+    /// A compiled function called itself with arguments like those it was being traced for, which would never end.
+    #[error("a compiled function calls itself with arguments of the same shapes while it is traced for them")]
+    Recursion,
     /// A gradient was asked for something the loss does not depend on.
     #[error("gradient: parameter {index} is not reachable from the loss{reason}")]
     Unreachable {
@@ -70,6 +101,32 @@ pub enum Error {
         index: i64,
         /// Size of the dimension.
         size: usize,
+    },
+    /// A range, known only when it runs, that leaves the dimension it is a part of.
+    #[error("{operation}: {start}..{end} is not inside a dimension of {size}")]
+    Range {
+        /// The operation's name.
+        operation: &'static str,
+        /// First index of the range.
+        start: usize,
+        /// One past its last index.
+        end: usize,
+        /// Size of the dimension.
+        size: usize,
+    },
+    /// The backend has no kernel for an operation that a plan holds: a gap in the backend, not a mistake of the caller.
+    #[error("{operation}: the backend has no kernel for {what}")]
+    NoKernel {
+        /// The operation's name.
+        operation: &'static str,
+        /// The case without a kernel: `three inputs of i64`.
+        what: String,
+    },
+    /// A broken assumption of the engine's own: a bug, whatever the caller did.
+    #[error("internal error of the engine: {message}; please report it")]
+    Internal {
+        /// The assumption and what was found instead.
+        message: String,
     },
     /// The verifier found a malformed graph: a bug in a pass.
     #[error("verifier, after {pass}: {message}")]
@@ -97,6 +154,19 @@ impl Error {
         Self::Shape {
             operation,
             message: message.into(),
+        }
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::Internal {
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn no_kernel(operation: &'static str, what: impl Into<String>) -> Self {
+        Self::NoKernel {
+            operation,
+            what: what.into(),
         }
     }
 }

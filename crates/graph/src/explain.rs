@@ -9,6 +9,7 @@ use candle_core::DType;
 use crate::backend::{Backend, Bindings};
 use crate::error::Result;
 use crate::fused::matmul_sum::SumTerm;
+use crate::graph::class::Class;
 use crate::graph::cost::flops;
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef};
 use crate::lazy_tensor::LazyTensor;
@@ -80,9 +81,9 @@ impl Explanation {
         let mut passes = Trail::new();
         let graph = backend.optimise(graph, &mut passes)?;
         let executable = backend.compile(graph.clone())?;
-        executable.run(inputs.clone())?;
+        executable.run(&mut inputs.clone())?;
         let mut seconds = vec![None; graph.nodes.len()];
-        executable.run_timed(inputs.clone(), &mut seconds)?;
+        executable.run_timed(&mut inputs.clone(), &mut seconds)?;
         let timed = graph.nodes.iter().zip(&seconds);
         let kernels = timed.filter_map(|(node, seconds)| seconds.map(|seconds| Kernel::of(&graph, node, seconds)));
         Ok(Self {
@@ -253,19 +254,20 @@ fn text(operation: &Operation) -> String {
 /// Bytes that must be read and written: views count what they look at, constants nothing, and indexed reads and updates
 /// only the part that they touch.
 fn bytes(graph: &Graph, node: &GraphNode) -> f64 {
-    use Operation as O;
     let mut inputs: Vec<ValueRef> = node.inputs.to_vec();
     inputs.sort_unstable();
     inputs.dedup();
     let made: usize = node.outputs.iter().map(Meta::bytes).sum();
     let of = |input: usize| node.inputs.get(input).map_or(0, |&value| looked_at(graph, value));
-    let moved = match node.operation {
-        O::IndexSelect { .. } | O::Gather { .. } | O::DynamicSlice { .. } => 2 * made + of(1),
-        O::SliceUpdate { .. } => 2 * of(1),
-        O::IndexAdd { .. } | O::ScatterAdd { .. } => made + of(0) + of(1) + of(2),
+    let moved = match node.operation.class() {
+        Class::Picking => 2 * made + of(1),
+        Class::Updating if matches!(node.operation, Operation::SliceUpdate { .. }) => 2 * of(1),
+        Class::Updating => made + of(0) + of(1) + of(2),
         // A view that was copied.
-        ref operation if operation.is_view() || *operation == O::Input => 2 * made,
-        _ => made + inputs.iter().map(|&value| looked_at(graph, value)).sum::<usize>(),
+        Class::View | Class::Given => 2 * made,
+        Class::Source | Class::Elementwise | Class::Reduction | Class::Movement | Class::Product | Class::Fused => {
+            made + inputs.iter().map(|&value| looked_at(graph, value)).sum::<usize>()
+        }
     };
     moved as f64
 }

@@ -10,7 +10,7 @@ use smallvec::smallvec;
 
 use crate::backend::Value;
 use crate::error::{Context, Error, Result};
-use crate::graph::infer::infer;
+use crate::graph::infer::{elements, infer};
 use crate::graph::kind::Kind;
 use crate::graph::node::{Inputs, Node, Values};
 use crate::graph::verify::is_supported;
@@ -44,7 +44,10 @@ impl LazyTensor {
     pub fn from_tensor(tensor: Tensor) -> Result<Self> {
         let dtype = tensor.dtype();
         if !is_supported(dtype) {
-            return Err(Error::shape("from_tensor", format!("dtype {dtype:?} is not supported")));
+            return Err(Error::UnsupportedDType {
+                operation: "from_tensor",
+                found: dtype,
+            });
         }
         let kind = Kind::input(tensor.shape(), dtype, tensor.device());
         // Candle's autograd must not follow into the graph, which has its own gradients. The memory stays shared.
@@ -69,7 +72,7 @@ impl LazyTensor {
         shape: &[usize],
         device: &(impl Borrow<Device> + ?Sized),
     ) -> Result<Self> {
-        if values.len() != shape.iter().product::<usize>() {
+        if elements(shape) != Some(values.len()) {
             return Err(Error::shape(
                 "from_slice",
                 format!("{} values do not fill shape {shape:?}", values.len()),
@@ -285,8 +288,8 @@ impl LazyTensor {
     /// The value as a Candle tensor. From now on Candle holds the buffer, without a copy where nobody else held it.
     fn evaluated_tensor(&self) -> Result<Tensor> {
         self.node.update_value(self.output as usize, |value| {
-            let tensor = value.into_tensor(self.meta())?;
-            Ok((Value::Tensor(tensor.clone()), tensor))
+            let tensor = value.into_tensor(self.meta());
+            (Value::Tensor(tensor.clone()), tensor)
         })
     }
 
@@ -298,6 +301,11 @@ impl LazyTensor {
 
     pub(crate) fn node(&self) -> &Arc<Node> {
         &self.node
+    }
+
+    /// The node, where this is its only handle.
+    pub(crate) fn node_mut(&mut self) -> Option<&mut Node> {
+        Arc::get_mut(&mut self.node)
     }
 
     pub(crate) fn kind(&self) -> &Arc<Kind> {

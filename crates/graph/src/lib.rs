@@ -33,7 +33,7 @@ pub mod random;
 #[cfg(feature = "async-exec")]
 pub use async_eval::{Evaluation, eval_all_async};
 pub use backend::{Backend, limits, release_memory, threads, with_backend, with_threads};
-pub use compile::{Compiled, compile};
+pub use compile::{CallError, Compiled, compile};
 pub use error::{Error, Result};
 pub use explain::{Explanation, Kernel, KernelGroup};
 pub use fused::dequant_matmul::{QuantFormat, Quantized};

@@ -205,8 +205,8 @@ impl Plan {
         &self.results
     }
 
-    /// Runs the plan. Values that nobody else holds may be overwritten.
-    pub fn run(&self, inputs: Bindings) -> Result<Bindings> {
+    /// Runs the plan. Values that nobody else holds may be overwritten; after an error they are as they were.
+    pub fn run(&self, inputs: &mut Bindings) -> Result<Bindings> {
         EVALUATIONS.fetch_add(1, Ordering::Relaxed);
         ARENA_BYTES.fetch_add(self.memory.arena as u64, Ordering::Relaxed);
         SAVED_BYTES.fetch_add(self.memory.saved() as u64, Ordering::Relaxed);
@@ -314,15 +314,15 @@ pub(crate) fn evaluate(tensors: &[LazyTensor]) -> Result<()> {
     }
     let targets = all_outputs(&pending);
     let backend = Backend::current(targets[0].device());
-    let (inputs, sought) = numbered::number(&targets, |recorded| {
+    let (mut inputs, sought) = numbered::number(&targets, |recorded| {
         Ok((recorded.values()?, Plan::seek(recorded, backend)))
     })?;
-    let mut results = sought.plan()?.run(inputs)?.into_iter();
+    let mut results = sought.plan()?.run(&mut inputs)?.into_iter();
     for tensor in &pending {
         let count = tensor.kind().outputs.len();
         let values: Values = results.by_ref().take(count).collect();
         if values.len() != count {
-            return Err(Error::Placeholder);
+            return Err(Error::internal("a plan gave fewer results than were asked for"));
         }
         tensor.node().set_values(values);
     }

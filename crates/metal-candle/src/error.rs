@@ -107,6 +107,14 @@ boxed! {
     Generate(crate::inference::GenerateError),
 }
 
+/// The arguments of the failed call are dropped.
+#[cfg(feature = "graph")]
+impl From<metal_candle_graph::CallError> for Error {
+    fn from(failed: metal_candle_graph::CallError) -> Self {
+        metal_candle_graph::Error::from(failed).into()
+    }
+}
+
 /// Lets `?` turn an error of a caller's own Candle operation into an [`Error`]; the crate itself says what it was doing.
 impl From<candle_core::Error> for Error {
     fn from(source: candle_core::Error) -> Self {

@@ -1,4 +1,4 @@
-//! Tokens to logits: several rows side by side, and what is refused.
+//! Tokens to logits: several rows side by side, what is refused, and that what fails changes nothing.
 
 #![cfg(feature = "graph")]
 
@@ -6,6 +6,7 @@ mod common;
 
 use candle_core::{DType, Device};
 use common::fixture;
+use metal_candle::graph::Error;
 use metal_candle::inference::Decoder;
 use metal_candle::models::load_model;
 
@@ -54,4 +55,54 @@ fn rows_that_do_not_fit_are_refused() {
         assert!(fault.starts_with("decoder: ") && fault.contains(reason), "{fault}");
     }
     assert!(cache.is_empty());
+}
+
+/// A token outside the vocabulary is refused, and what comes next has the same bits as if it had never been asked for: in
+/// the middle of a text, at its beginning, where the cache had to grow for it, and in a long prompt's second part.
+#[test]
+fn a_failed_read_leaves_the_cache_as_it_was() {
+    let model = load_model(fixture("models/llama-tiny"), DType::F32, &Device::Cpu).unwrap();
+    let vocabulary = model.config().vocab_size as u32;
+    let bits = |logits: Vec<f32>| logits.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let decoder = Decoder::new(&*model);
+    let run = |failing: bool| {
+        let mut cache = decoder.cache(1).unwrap();
+        let refuse = |cache: &mut metal_candle::inference::KvCache, length: usize| {
+            if !failing {
+                return;
+            }
+            let before = (cache.len(), cache.capacity());
+            let mut tokens = vec![1; length];
+            tokens[length - 1] = vocabulary;
+            let fault = match length {
+                1 => decoder.next(cache, &tokens),
+                _ => decoder.read(cache, &[&tokens]),
+            };
+            let fault = fault.unwrap_err();
+            assert!(
+                matches!(fault, Error::Index { index, .. } if index == i64::from(vocabulary)),
+                "{fault:?}"
+            );
+            assert_eq!((cache.len(), cache.capacity()), before);
+        };
+        let mut logits = Vec::new();
+        refuse(&mut cache, 5);
+        if failing {
+            // The first of two parts is read.
+            let mut long = vec![2; 520];
+            long[519] = vocabulary;
+            assert!(decoder.read(&mut cache, &[&long]).is_err() && cache.is_empty());
+        }
+        logits.push(bits(decoder.read(&mut cache, &[&[5, 9, 3, 17]]).unwrap()));
+        for token in 0..62 {
+            if token % 20 == 0 {
+                refuse(&mut cache, 1);
+                // Longer than the room that is left.
+                refuse(&mut cache, 60);
+            }
+            logits.push(bits(decoder.next(&mut cache, &[token]).unwrap()));
+        }
+        logits
+    };
+    assert_eq!(run(false), run(true));
 }

@@ -133,7 +133,7 @@ impl Cases<'_> {
         })?;
         let compiled = compile(|arguments: &[LazyTensor]| Ok(vec![forward(&arguments[0])?]));
         self.time(&case("compile"), runs, || {
-            compiled.call(vec![x.clone()]).map_err(engine)
+            compiled.call(vec![x.clone()]).map_err(|failed| engine(failed.into()))
         })
     }
 

@@ -2,15 +2,19 @@
 //! are compared with, and the fallback where they have nothing. Fused operations never arrive here: the plan has replaced
 //! them by their fallbacks.
 
+mod checks;
+mod integers;
+
 use std::time::Instant;
 
 use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 use smallvec::SmallVec;
 
+use self::checks::check_data;
 use super::{Bindings, Executable, Footprint, Value};
 use crate::error::{Error, Result};
 use crate::graph::infer::broadcast;
-use crate::graph::{Distribution, Graph, GraphNode, Meta, Operation};
+use crate::graph::{Distribution, Graph, GraphNode, Meta, Operation, ValueRef};
 use crate::random;
 
 /// Runs a graph node by node.
@@ -43,12 +47,12 @@ impl Interpreter {
 }
 
 impl Executable for Interpreter {
-    fn run(&self, inputs: Bindings) -> Result<Bindings> {
+    fn run(&self, inputs: &mut Bindings) -> Result<Bindings> {
         self.run_with(inputs, |_, node, inputs| execute(node, inputs, &self.graph.device))
     }
 
     /// Without waiting for the device: on a GPU this is the time that launching takes.
-    fn run_timed(&self, inputs: Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings> {
+    fn run_timed(&self, inputs: &mut Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings> {
         self.run_with(inputs, |index, node, inputs| {
             let start = Instant::now();
             let value = execute(node, inputs, &self.graph.device)?;
@@ -89,66 +93,75 @@ impl Interpreter {
     /// Runs all nodes in order by `run`, which gets the number of each and its inputs.
     fn run_with(
         &self,
-        inputs: Bindings,
+        inputs: &Bindings,
         mut run: impl FnMut(usize, &GraphNode, &[&Tensor]) -> Result<Tensor>,
     ) -> Result<Bindings> {
-        let mut leaves = inputs.into_iter();
+        let mut leaves = inputs.iter();
         let mut values: Vec<Option<Tensor>> = vec![None; self.graph.nodes.len()];
         for (index, node) in self.graph.nodes.iter().enumerate() {
             let value = if node.operation == Operation::Input {
-                leaves.next().ok_or(Error::Placeholder)?.into_tensor(&node.outputs[0])?
+                leaves.next().ok_or_else(missing)?.clone().into_tensor(&node.outputs[0])
             } else {
                 let inputs: Option<Vec<&Tensor>> =
                     node.inputs.iter().map(|i| values[i.node as usize].as_ref()).collect();
-                run(index, node, &inputs.ok_or(Error::Placeholder)?)?
+                run(index, node, &inputs.ok_or_else(missing)?)?
             };
             values[index] = Some(value);
             self.dead_after[index]
                 .iter()
                 .for_each(|&dead| values[dead as usize] = None);
         }
-        let output = |o: &crate::graph::ValueRef| values[o.node as usize].clone().map(Value::Tensor);
-        self.graph
-            .outputs
-            .iter()
-            .map(|o| output(o).ok_or(Error::Placeholder))
-            .collect()
+        let output = |&o: &ValueRef| {
+            let (tensor, meta) = (values[o.node as usize].clone().ok_or_else(missing)?, self.graph.meta(o));
+            if tensor.shape() != &meta.shape || tensor.dtype() != meta.dtype {
+                let (dtype, dims) = (tensor.dtype(), tensor.dims());
+                return Err(Error::internal(format!(
+                    "a result is {dtype:?}{dims:?} instead of {meta}"
+                )));
+            }
+            Ok(Value::Tensor(tensor))
+        };
+        self.graph.outputs.iter().map(output).collect()
     }
 }
 
-/// One operation. The inputs have been checked when it was recorded.
+/// A value that the graph says is there.
+fn missing() -> Error {
+    Error::internal("a value of the graph is missing where it is read")
+}
+
+/// One operation. The inputs' shapes have been checked when it was recorded.
 fn execute(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> Result<Tensor> {
-    let shapes = || {
-        inputs
-            .iter()
-            .map(|t| format!("{:?}", t.dims()))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let name = node.operation.name();
-    match lower(node, inputs, device) {
-        Ok(Ok(tensor)) => Ok(tensor),
-        Ok(Err(error)) => Err(error),
-        Err(source) => Err(Error::Candle {
-            context: format!("{name}({})", shapes()),
+    let candle = |source| {
+        let shapes: Vec<String> = inputs.iter().map(|t| format!("{:?}", t.dims())).collect();
+        Error::Candle {
+            context: format!("{}({})", node.operation.name(), shapes.join(", ")),
             source,
-        }),
+        }
+    };
+    check_data(node, inputs).map_err(candle)??;
+    let meta = &node.outputs[0];
+    if meta.shape.elem_count() == 0 {
+        // Candle's functions are not made for tensors without elements.
+        return Tensor::zeros(&meta.shape, meta.dtype, device).map_err(candle);
     }
+    lower(node, inputs, device).map_err(candle)?
 }
 
-/// The table. The outer result is Candle's, the inner one the engine's own.
+/// The table, for results with elements and data that fits. The outer result is Candle's, the inner one the engine's own.
 #[allow(clippy::too_many_lines)]
 fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::Result<Result<Tensor>> {
     use Operation as O;
     let meta = &node.outputs[0];
     let x = || inputs[0];
     let y = || inputs[1];
+    let zeros = || Tensor::zeros(&meta.shape, meta.dtype, device);
     let tensor = match &node.operation {
         O::Input => return Ok(Err(Error::ExecuteInput)),
         O::Constant { value, shape, dtype } => constant(*value, shape.dims(), *dtype, device)?,
         O::Iota { dim, shape, dtype } => iota(*dim, shape.dims(), *dtype, device)?,
         O::Random { distribution, .. } => return random(*distribution, meta, x(), device),
-        O::Neg | O::Abs | O::Sign if x().dtype() == DType::I64 => signed(&node.operation, x())?,
+        O::Neg | O::Abs | O::Sign if x().dtype().is_int() => integers::unary(&node.operation, x())?,
         O::Neg => x().neg()?,
         O::Abs => x().abs()?,
         O::Sign => x().sign()?,
@@ -167,14 +180,16 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         O::MulScalar { value } => x().affine(f64::from(*value), -0.0)?,
         O::AddScalar { value } => x().affine(1.0, f64::from(*value))?,
         O::Cast { dtype } => x().to_dtype(*dtype)?,
+        O::Add | O::Sub | O::Mul | O::Div if x().dtype().is_int() => {
+            integers::binary(&node.operation, x(), y(), &meta.shape)?
+        }
         O::Add => x().broadcast_add(y())?,
         O::Sub => x().broadcast_sub(y())?,
         O::Mul => x().broadcast_mul(y())?,
-        O::Div if x().dtype().is_int() => divide_integers(x(), y(), &meta.shape)?,
         O::Div => x().broadcast_div(y())?,
-        O::Pow => x().broadcast_pow(y())?,
-        O::Maximum => x().broadcast_maximum(y())?,
-        O::Minimum => x().broadcast_minimum(y())?,
+        O::Pow => pow(x(), y(), &meta.shape)?,
+        O::Maximum => or_nan(x(), y(), &x().broadcast_maximum(y())?)?,
+        O::Minimum => or_nan(x(), y(), &x().broadcast_minimum(y())?)?,
         O::Equal => x().broadcast_eq(y())?,
         O::Less => x().broadcast_lt(y())?,
         O::LessEqual => x().broadcast_le(y())?,
@@ -182,11 +197,12 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
             let fit = |t: &Tensor| t.broadcast_as(&meta.shape)?.contiguous();
             fit(inputs[0])?.where_cond(&fit(inputs[1])?, &fit(inputs[2])?)?
         }
+        // Sums of nothing.
+        O::Sum { .. } | O::Pad { .. } | O::Matmul if x().elem_count() == 0 => zeros()?,
+        O::Sum { dims } if x().dtype().is_int() => integers::sum(x(), dims, &meta.shape)?,
         O::Sum { dims } => sum(x(), dims)?,
-        O::Max { dims } => dims
-            .iter()
-            .try_fold(x().clone(), |t, &dim| reducible(&t, dim)?.max_keepdim(dim))?,
-        O::ArgMax { dim } => reducible(x(), *dim)?.argmax_keepdim(*dim)?,
+        O::Max { dims } => max(x(), dims)?,
+        O::ArgMax { dim } => argmax(x(), *dim)?,
         O::Reshape { shape } => x().reshape(shape)?,
         O::Permute { dims } if dims.is_empty() => x().clone(),
         O::Permute { dims } => x().permute(dims.as_slice())?,
@@ -200,41 +216,22 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         }
         O::Concat { dim } => concat(inputs, *dim)?,
         O::Pad { before, after } => pad(x(), before, after)?,
-        O::IndexSelect { dim } => match bounded("IndexSelect", y(), x().dims()[*dim])? {
-            Err(error) => return Ok(Err(error)),
-            Ok(()) => x().contiguous()?.index_select(&y().contiguous()?, *dim)?,
-        },
-        O::Gather { dim } => match bounded("Gather", y(), x().dims()[*dim])? {
-            Err(error) => return Ok(Err(error)),
-            Ok(()) => x().contiguous()?.gather(&y().contiguous()?, *dim)?,
-        },
-        O::IndexAdd { dim } => match bounded("IndexAdd", y(), x().dims()[*dim])? {
-            Err(error) => return Ok(Err(error)),
-            Ok(()) => x()
-                .contiguous()?
-                .index_add(&y().contiguous()?, &inputs[2].contiguous()?, *dim)?,
-        },
-        O::ScatterAdd { dim } => match bounded("ScatterAdd", y(), x().dims()[*dim])? {
-            Err(error) => return Ok(Err(error)),
-            Ok(()) => x()
-                .contiguous()?
-                .scatter_add(&y().contiguous()?, &inputs[2].contiguous()?, *dim)?,
-        },
-        O::DynamicSlice { dim, length } => {
-            let position = y().to_vec1::<u32>()?[0] as usize;
-            match in_box("DynamicSlice", position, *length, x().dims()[*dim]) {
-                Err(error) => return Ok(Err(error)),
-                Ok(()) => x().narrow(*dim, position, *length)?,
-            }
+        O::IndexSelect { dim } => x().contiguous()?.index_select(&y().contiguous()?, *dim)?,
+        O::Gather { dim } => x().contiguous()?.gather(&y().contiguous()?, *dim)?,
+        O::IndexAdd { .. } | O::ScatterAdd { .. } if inputs[2].elem_count() == 0 => x().clone(),
+        O::IndexAdd { dim } | O::ScatterAdd { dim } if x().dtype().is_int() => {
+            let whole = matches!(node.operation, O::IndexAdd { .. });
+            integers::add_at(whole, *dim, x(), y(), inputs[2])?
         }
-        O::SliceUpdate { dim } => {
-            let position = inputs[2].to_vec1::<u32>()?[0] as usize;
-            let length = y().dims()[*dim];
-            match in_box("SliceUpdate", position, length, x().dims()[*dim]) {
-                Err(error) => return Ok(Err(error)),
-                Ok(()) => slice_update(x(), y(), *dim, position)?,
-            }
-        }
+        O::IndexAdd { dim } => x()
+            .contiguous()?
+            .index_add(&y().contiguous()?, &inputs[2].contiguous()?, *dim)?,
+        O::ScatterAdd { dim } => x()
+            .contiguous()?
+            .scatter_add(&y().contiguous()?, &inputs[2].contiguous()?, *dim)?,
+        O::DynamicSlice { dim, length } => x().narrow(*dim, y().to_vec1::<u32>()?[0] as usize, *length)?,
+        O::SliceUpdate { .. } if y().elem_count() == 0 => x().clone(),
+        O::SliceUpdate { dim } => slice_update(x(), y(), *dim, inputs[2].to_vec1::<u32>()?[0] as usize)?,
         O::StopGradient => x().clone(),
         O::Matmul => matmul(x(), y())?,
         O::Softmax { .. }
@@ -253,45 +250,66 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
         | O::SharedMatmul { .. }
         | O::ValueAndVjp { .. }
         | O::Vjp { .. } => {
-            return Ok(Err(Error::shape(
+            return Ok(Err(Error::no_kernel(
                 node.operation.name(),
-                "was not lowered to its fallback",
+                "it: it was not replaced by its fallback",
             )));
         }
     };
     Ok(Ok(tensor))
 }
 
-/// Candle has no functions of one integer: they are made of comparisons and differences.
-fn signed(operation: &Operation, x: &Tensor) -> candle_core::Result<Tensor> {
-    let zero = x.zeros_like()?;
-    let negative = zero.sub(x)?;
-    if *operation == Operation::Neg {
-        return Ok(negative);
-    }
-    let magnitude = x.maximum(&negative)?;
-    if *operation == Operation::Abs {
-        return Ok(magnitude);
-    }
-    x.gt(&zero)?
-        .to_dtype(DType::I64)?
-        .sub(&x.lt(&zero)?.to_dtype(DType::I64)?)
+/// Candle's powers are `exp(y ln x)`, which is NaN for negative bases and for `0^0`: computed on the host, and moved.
+fn pow(x: &Tensor, y: &Tensor, shape: &Shape) -> candle_core::Result<Tensor> {
+    let list = |t: &Tensor| {
+        t.broadcast_as(shape)?
+            .to_dtype(DType::F64)?
+            .flatten_all()?
+            .to_vec1::<f64>()
+    };
+    let powers = list(x)?.into_iter().zip(list(y)?).map(|(x, y)| libm::pow(x, y));
+    Tensor::from_vec(powers.collect::<Vec<_>>(), shape, &Device::Cpu)?
+        .to_dtype(x.dtype())?
+        .to_device(x.device())
 }
 
-/// Candle panics where an integer is divided by zero, and where the least one is by -1; the engine's rule is zero, and
-/// the quotient wrapped. Both are divided by 1 instead, which is the wrapped quotient already.
-fn divide_integers(x: &Tensor, y: &Tensor, shape: &Shape) -> candle_core::Result<Tensor> {
-    let (x, y) = (
-        x.broadcast_as(shape)?.contiguous()?,
-        y.broadcast_as(shape)?.contiguous()?,
-    );
-    let by_zero = y.eq(&y.zeros_like()?)?;
-    let mut panics = by_zero.clone();
-    if x.dtype() == DType::I64 {
-        panics = panics.maximum(&x.eq(i64::MIN)?.minimum(&y.eq(-1i64)?)?)?;
+/// The larger or smaller of two, or the one that is NaN: Candle passes over a NaN on the right.
+fn or_nan(x: &Tensor, y: &Tensor, chosen: &Tensor) -> candle_core::Result<Tensor> {
+    if x.dtype().is_int() {
+        return Ok(chosen.clone());
     }
-    let quotient = x.div(&panics.where_cond(&y.ones_like()?, &y)?)?;
-    by_zero.where_cond(&quotient.zeros_like()?, &quotient)
+    let either = |side: &Tensor, chosen: &Tensor| {
+        let side = side.broadcast_as(chosen.shape())?.contiguous()?;
+        side.ne(&side)?.where_cond(&side, chosen)
+    };
+    either(x, &either(y, chosen)?)
+}
+
+/// For each place of a result that is reduced over `dims`, whether NaN is among what it is made of.
+fn has_nan(x: &Tensor, dims: &[usize]) -> candle_core::Result<Tensor> {
+    dims.iter()
+        .try_fold(x.ne(x)?, |t, &dim| reducible(&t, dim)?.max_keepdim(dim))
+}
+
+/// Candle's maxima pass over NaN that are not the first.
+fn max(x: &Tensor, dims: &[usize]) -> candle_core::Result<Tensor> {
+    let top = dims
+        .iter()
+        .try_fold(x.clone(), |t, &dim| reducible(&t, dim)?.max_keepdim(dim))?;
+    if x.dtype().is_int() {
+        return Ok(top);
+    }
+    let nan = constant(f64::NAN, top.dims(), top.dtype(), top.device())?;
+    has_nan(x, dims)?.where_cond(&nan, &top)
+}
+
+/// The first NaN, else the first maximum.
+fn argmax(x: &Tensor, dim: usize) -> candle_core::Result<Tensor> {
+    let place = |t: &Tensor| reducible(t, dim)?.argmax_keepdim(dim);
+    if x.dtype().is_int() {
+        return place(x);
+    }
+    has_nan(x, &[dim])?.where_cond(&place(&x.ne(x)?)?, &place(x)?)
 }
 
 fn constant(value: f64, dims: &[usize], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
@@ -318,7 +336,7 @@ fn random(
 ) -> candle_core::Result<Result<Tensor>> {
     let key = key.to_vec1::<u32>()?;
     let [k0, k1, c2, c3] = key[..] else {
-        return Ok(Err(Error::shape("Random", "the key must have four words")));
+        return Ok(Err(Error::internal("Random: the key has not four words")));
     };
     let count = meta.shape.elem_count();
     let storage = match (distribution, meta.dtype) {
@@ -369,23 +387,6 @@ fn pad(x: &Tensor, before: &[usize], after: &[usize]) -> candle_core::Result<Ten
         }
     }
     Ok(tensor)
-}
-
-fn bounded(operation: &'static str, indices: &Tensor, size: usize) -> candle_core::Result<Result<()>> {
-    let indices = indices.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
-    let outside = indices.into_iter().find(|&i| i < 0 || i >= size as i64);
-    Ok(outside.map_or(Ok(()), |index| Err(Error::Index { operation, index, size })))
-}
-
-/// Whether `position..position + length` lies in a dimension of `size`.
-pub(super) fn in_box(operation: &'static str, position: usize, length: usize, size: usize) -> Result<()> {
-    if position + length <= size {
-        return Ok(());
-    }
-    Err(Error::shape(
-        operation,
-        format!("{position}..{} is not inside a dimension of {size}", position + length),
-    ))
 }
 
 fn slice_update(x: &Tensor, update: &Tensor, dim: usize, position: usize) -> candle_core::Result<Tensor> {

@@ -12,20 +12,23 @@ use candle_core::{Device, Storage, Tensor};
 use smallvec::SmallVec;
 
 use self::cpu::Buffer;
-use crate::error::{Context, Error, Result};
+use crate::error::Result;
 use crate::graph::{Graph, GraphNode, Meta};
 use crate::pass::{self, Trail};
 
 pub use self::cpu::kernels::pool::{threads, with_threads};
 pub use self::cpu::limits;
 
-/// Who runs a plan.
+/// The backend that a plan is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
     /// Candle's operations, one by one, fused operations as their fallbacks: the reference, on any device.
     Candle,
     /// The engine's own kernels on the host.
     Cpu,
+    /// As [`Self::Cpu`], slowly: each kernel runs by itself and twice, on memory that shows whether it reads and writes what
+    /// it declared. A kernel that does not is an [`Error::Internal`]. For tests.
+    Checked,
     /// As [`Self::Candle`], with no pass run over the graph: what passes are compared with, bit for bit.
     Unoptimised,
 }
@@ -76,6 +79,7 @@ impl Backend {
         match (FORCED.get(), device) {
             (Some(Self::Unoptimised), _) => Self::Unoptimised,
             (Some(Self::Candle), _) | (_, Device::Cuda(_) | Device::Metal(_)) => Self::Candle,
+            (Some(Self::Checked), _) => Self::Checked,
             (_, Device::Cpu) => Self::Cpu,
         }
     }
@@ -97,7 +101,7 @@ impl Backend {
     fn has_kernel(self, graph: &Graph, node: &GraphNode) -> bool {
         match self {
             Self::Candle | Self::Unoptimised => false,
-            Self::Cpu => cpu::has_kernel(graph, node),
+            Self::Cpu | Self::Checked => cpu::has_kernel(graph, node),
         }
     }
 
@@ -105,18 +109,20 @@ impl Backend {
         match self {
             Self::Candle | Self::Unoptimised => Ok(Box::new(candle::Interpreter::new(graph))),
             Self::Cpu => cpu::compile(&graph),
+            Self::Checked => cpu::compile_checked(&graph),
         }
     }
 }
 
 /// A compiled graph.
 pub(crate) trait Executable: Send + Sync {
-    /// Computes the outputs. `inputs` are the values of the graph's `Input` nodes, in order.
-    fn run(&self, inputs: Bindings) -> Result<Bindings>;
+    /// Computes the outputs. `inputs` are the values of the graph's `Input` nodes, in order. Those that nobody else holds may
+    /// be overwritten, and are to be dropped then; after an error they are as they were.
+    fn run(&self, inputs: &mut Bindings) -> Result<Bindings>;
 
     /// As [`Self::run`], with a clock around each part: adds to `seconds`, one for each node of the compiled graph, what
     /// was computed for the node. Those that computed nothing stay `None`.
-    fn run_timed(&self, inputs: Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings>;
+    fn run_timed(&self, inputs: &mut Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings>;
 
     /// The memory of a run besides its inputs.
     fn footprint(&self) -> Footprint;
@@ -141,26 +147,17 @@ pub(crate) enum Value {
     Tensor(Tensor),
     /// Held by the engine alone: overwritten when the last handle is donated. Contiguous.
     Host(Arc<Buffer>),
-    /// Taken out for a moment.
-    Gone,
 }
 
 impl Value {
     /// The value as a Candle tensor. Takes the buffer over if nobody else holds it, else copies it.
-    pub fn into_tensor(self, meta: &Meta) -> Result<Tensor> {
+    pub fn into_tensor(self, meta: &Meta) -> Tensor {
         match self {
-            Self::Tensor(tensor) if tensor.shape() == &meta.shape => Ok(tensor),
-            Self::Tensor(tensor) => tensor.reshape(&meta.shape).context(|| "reshape of a result".into()),
+            Self::Tensor(tensor) => tensor,
             Self::Host(buffer) => {
-                let storage = Arc::unwrap_or_clone(buffer).into_storage();
-                Ok(Tensor::from_storage(
-                    Storage::Cpu(storage),
-                    meta.shape.clone(),
-                    BackpropOp::none(),
-                    false,
-                ))
+                let storage = Storage::Cpu(Arc::unwrap_or_clone(buffer).into_storage());
+                Tensor::from_storage(storage, meta.shape.clone(), BackpropOp::none(), false)
             }
-            Self::Gone => Err(Error::Placeholder),
         }
     }
 }

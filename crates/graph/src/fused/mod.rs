@@ -53,7 +53,102 @@ pub fn fallback(operation: &Operation, inputs: &[LazyTensor]) -> Result<Vec<Lazy
         }
         (Operation::Vjp { of, wanted }, inputs) => vjp_fallback(of, *wanted, inputs),
         (Operation::ValueAndVjp { of, wanted }, inputs) => value_and_vjp(of, *wanted, inputs),
-        _ => Err(Error::shape(operation.name(), "has no fallback for these inputs")),
+        _ => Err(Error::internal(format!(
+            "{} has no fallback for {} inputs",
+            operation.name(),
+            inputs.len()
+        ))),
+    }
+}
+
+/// What is particular about a fused operation.
+#[derive(Clone, Copy)]
+struct Traits {
+    /// Some backend has a kernel for its gradient.
+    has_vjp_kernel: bool,
+    /// Its kernel may write results over inputs.
+    updates_in_place: bool,
+}
+
+/// The table; `None` for an operation that is not fused.
+fn traits(operation: &Operation) -> Option<Traits> {
+    let plain = Traits {
+        has_vjp_kernel: false,
+        updates_in_place: false,
+    };
+    let with_vjp = Traits {
+        has_vjp_kernel: true,
+        ..plain
+    };
+    match operation {
+        Operation::Softmax { .. }
+        | Operation::RMSNorm { .. }
+        | Operation::LayerNorm { .. }
+        | Operation::SwiGLU
+        | Operation::GELU { .. }
+        | Operation::Attention(_)
+        | Operation::CrossEntropy(_) => Some(with_vjp),
+        Operation::AdamW(_) => Some(Traits {
+            updates_in_place: true,
+            ..plain
+        }),
+        Operation::Rope { .. }
+        | Operation::LoRA { .. }
+        | Operation::DequantMatmul { .. }
+        | Operation::Elementwise(_)
+        | Operation::MatmulSum { .. }
+        | Operation::SharedMatmul { .. }
+        | Operation::ValueAndVjp { .. }
+        | Operation::Vjp { .. } => Some(plain),
+        Operation::Input
+        | Operation::Constant { .. }
+        | Operation::Iota { .. }
+        | Operation::Random { .. }
+        | Operation::Neg
+        | Operation::Abs
+        | Operation::Sign
+        | Operation::Exp
+        | Operation::Log
+        | Operation::Sqrt
+        | Operation::Rsqrt
+        | Operation::Recip
+        | Operation::Sin
+        | Operation::Cos
+        | Operation::Tanh
+        | Operation::Erf
+        | Operation::Sigmoid
+        | Operation::Floor
+        | Operation::MulScalar { .. }
+        | Operation::AddScalar { .. }
+        | Operation::Cast { .. }
+        | Operation::Add
+        | Operation::Sub
+        | Operation::Mul
+        | Operation::Div
+        | Operation::Pow
+        | Operation::Maximum
+        | Operation::Minimum
+        | Operation::Equal
+        | Operation::Less
+        | Operation::LessEqual
+        | Operation::Where
+        | Operation::Sum { .. }
+        | Operation::Max { .. }
+        | Operation::ArgMax { .. }
+        | Operation::Reshape { .. }
+        | Operation::Permute { .. }
+        | Operation::Broadcast { .. }
+        | Operation::Slice { .. }
+        | Operation::Concat { .. }
+        | Operation::Pad { .. }
+        | Operation::IndexSelect { .. }
+        | Operation::Gather { .. }
+        | Operation::IndexAdd { .. }
+        | Operation::ScatterAdd { .. }
+        | Operation::DynamicSlice { .. }
+        | Operation::SliceUpdate { .. }
+        | Operation::StopGradient
+        | Operation::Matmul => None,
     }
 }
 
@@ -61,16 +156,14 @@ pub fn fallback(operation: &Operation, inputs: &[LazyTensor]) -> Result<Vec<Lazy
 /// differentiated fallback.
 #[must_use]
 pub(crate) fn has_vjp_kernel(operation: &Operation) -> bool {
-    matches!(
-        operation,
-        Operation::Softmax { .. }
-            | Operation::RMSNorm { .. }
-            | Operation::LayerNorm { .. }
-            | Operation::SwiGLU
-            | Operation::GELU { .. }
-            | Operation::Attention(_)
-            | Operation::CrossEntropy(_)
-    )
+    traits(operation).is_some_and(|traits| traits.has_vjp_kernel)
+}
+
+impl Operation {
+    /// Whether the kernel of a fused operation may write results over inputs.
+    pub(crate) fn fused_updates_in_place(&self) -> bool {
+        traits(self).is_some_and(|traits| traits.updates_in_place)
+    }
 }
 
 /// One after the other.

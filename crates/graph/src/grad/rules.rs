@@ -14,20 +14,73 @@ pub(crate) type Gradients = SmallVec<[Option<LazyTensor>; 3]>;
 /// Whether a gradient passes through the operation at all.
 pub(super) fn is_differentiable(operation: &Operation) -> bool {
     use Operation as O;
-    !matches!(
-        operation,
+    match operation {
         O::Input
-            | O::Constant { .. }
-            | O::Iota { .. }
-            | O::Random { .. }
-            | O::Sign
-            | O::Floor
-            | O::Equal
-            | O::Less
-            | O::LessEqual
-            | O::ArgMax { .. }
-            | O::StopGradient
-    ) && !matches!(operation, O::Cast { dtype } if !is_float(*dtype))
+        | O::Constant { .. }
+        | O::Iota { .. }
+        | O::Random { .. }
+        | O::Sign
+        | O::Floor
+        | O::Equal
+        | O::Less
+        | O::LessEqual
+        | O::ArgMax { .. }
+        | O::StopGradient => false,
+        O::Cast { dtype } => is_float(*dtype),
+        O::Neg
+        | O::Abs
+        | O::Exp
+        | O::Log
+        | O::Sqrt
+        | O::Rsqrt
+        | O::Recip
+        | O::Sin
+        | O::Cos
+        | O::Tanh
+        | O::Erf
+        | O::Sigmoid
+        | O::MulScalar { .. }
+        | O::AddScalar { .. }
+        | O::Add
+        | O::Sub
+        | O::Mul
+        | O::Div
+        | O::Pow
+        | O::Maximum
+        | O::Minimum
+        | O::Where
+        | O::Sum { .. }
+        | O::Max { .. }
+        | O::Reshape { .. }
+        | O::Permute { .. }
+        | O::Broadcast { .. }
+        | O::Slice { .. }
+        | O::Concat { .. }
+        | O::Pad { .. }
+        | O::IndexSelect { .. }
+        | O::Gather { .. }
+        | O::IndexAdd { .. }
+        | O::ScatterAdd { .. }
+        | O::DynamicSlice { .. }
+        | O::SliceUpdate { .. }
+        | O::Matmul
+        | O::Softmax { .. }
+        | O::RMSNorm { .. }
+        | O::LayerNorm { .. }
+        | O::Rope { .. }
+        | O::SwiGLU
+        | O::GELU { .. }
+        | O::LoRA { .. }
+        | O::DequantMatmul { .. }
+        | O::Attention(_)
+        | O::CrossEntropy(_)
+        | O::AdamW(_)
+        | O::Elementwise(_)
+        | O::MatmulSum { .. }
+        | O::SharedMatmul { .. }
+        | O::ValueAndVjp { .. }
+        | O::Vjp { .. } => true,
+    }
 }
 
 /// The gradients of the wanted inputs, given the cotangents of the outputs (at least one is there).
@@ -84,12 +137,20 @@ pub(super) fn vjp(
             pick(0, &|| g.div(&inputs[1]))?,
             pick(1, &|| g.neg()?.mul(y)?.div(&inputs[1]))?,
         ]),
-        O::Pow => {
-            let base = || g.mul(&inputs[1])?.mul(&x.pow(&inputs[1].add_scalar(-1.0)?)?);
-            Ok(smallvec![pick(0, &base)?, pick(1, &|| g.mul(y)?.mul(&x.log()?))?])
+        O::Pow => Ok(smallvec![
+            pick(0, &|| pow_base(g, x, &inputs[1]))?,
+            pick(1, &|| pow_exponent(g, x, &inputs[1], y))?,
+        ]),
+        O::Maximum => {
+            let share = |loser: &LazyTensor, other: &LazyTensor| share_of_choice(g, &loser.less(other)?, loser, other);
+            let other = &inputs[1];
+            Ok(smallvec![pick(0, &|| share(x, other))?, pick(1, &|| share(other, x))?])
         }
-        O::Maximum => Ok(share_at_ties(g, &inputs[1].less(x)?, &inputs[1].less_equal(x)?)?),
-        O::Minimum => Ok(share_at_ties(g, &x.less(&inputs[1])?, &x.less_equal(&inputs[1])?)?),
+        O::Minimum => {
+            let share = |loser: &LazyTensor, other: &LazyTensor| share_of_choice(g, &other.less(loser)?, loser, other);
+            let other = &inputs[1];
+            Ok(smallvec![pick(0, &|| share(x, other))?, pick(1, &|| share(other, x))?])
+        }
         O::Where => {
             let zero = g.scalar_like(0.0)?;
             Ok(smallvec![
@@ -182,15 +243,25 @@ pub(super) fn vjp(
     }
 }
 
-/// `(g where strictly ahead, half of it at ties)` for the first input, the rest for the second.
-fn share_at_ties(g: &LazyTensor, ahead: &LazyTensor, ahead_or_tied: &LazyTensor) -> Result<Gradients> {
-    let weight = ahead
-        .cast(g.dtype())?
-        .add(&ahead_or_tied.cast(g.dtype())?)?
-        .mul_scalar(0.5)?;
-    let first = g.mul(&weight)?;
-    let second = g.sub(&first)?;
-    Ok(smallvec![Some(first), Some(second)])
+/// `g b x^(b - 1)`, and 0 where the exponent is 0, whatever the base.
+fn pow_base(g: &LazyTensor, x: &LazyTensor, exponent: &LazyTensor) -> Result<LazyTensor> {
+    let zero = exponent.scalar_like(0.0)?;
+    let slope = g.mul(exponent)?.mul(&x.pow(&exponent.add_scalar(-1.0)?)?)?;
+    exponent.equal(&zero)?.where_cond(&zero, &slope)
+}
+
+/// `g x^b ln x`, and 0 where the base is 0 and the exponent is not negative: there the power is constant.
+fn pow_exponent(g: &LazyTensor, x: &LazyTensor, exponent: &LazyTensor, y: &LazyTensor) -> Result<LazyTensor> {
+    let zero = x.scalar_like(0.0)?;
+    let constant = x.equal(&zero)?.mul(&zero.less_equal(exponent)?)?;
+    constant.where_cond(&zero, &g.mul(y)?.mul(&x.log()?)?)
+}
+
+/// What one side of a choice gets of `g`: nothing where it lost, half where both are equal, all elsewhere. Beside a NaN
+/// nobody loses, and both sides get it all.
+fn share_of_choice(g: &LazyTensor, lost: &LazyTensor, side: &LazyTensor, other: &LazyTensor) -> Result<LazyTensor> {
+    let halved = side.equal(other)?.where_cond(&g.mul_scalar(0.5)?, g)?;
+    lost.where_cond(&g.scalar_like(0.0)?, &halved)
 }
 
 fn concat_vjp(g: &LazyTensor, inputs: &[LazyTensor], dim: usize) -> Result<Gradients> {

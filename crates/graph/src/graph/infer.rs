@@ -8,7 +8,7 @@ use smallvec::smallvec;
 
 use self::fused::{attention, check_rope, matmul_sum, sum_dtype, vjp};
 use super::node::{Meta, Outputs};
-use super::operation::{Distribution, Operation};
+use super::operation::{AdamWOptions, Distribution, Operation};
 use super::verify::{check_inputs, is_float, is_supported};
 use crate::error::{Error, Result};
 use crate::fused::dequant_matmul::product_shape;
@@ -116,13 +116,9 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
         O::Pad { before, after } => {
             check_rank(name, before.len(), dims(0))?;
             check_rank(name, after.len(), dims(0))?;
-            let shape = dims(0)
-                .iter()
-                .zip(before)
-                .zip(after)
-                .map(|((&d, &b), &a)| d + b + a)
-                .collect();
-            one(shape, inputs[0].dtype)
+            let sizes = dims(0).iter().zip(before).zip(after);
+            let shape = sizes.map(|((&d, &b), &a)| d.saturating_add(b).saturating_add(a));
+            one(shape.collect(), inputs[0].dtype)
         }
         O::IndexSelect { dim } => {
             check_dim(name, *dim, dims(0))?;
@@ -175,7 +171,8 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             check_dim(name, *dim, dims(0))?;
             like(0)
         }
-        O::RMSNorm { .. } | O::LayerNorm { .. } => {
+        O::RMSNorm { eps } | O::LayerNorm { eps } => {
+            check_number(name, "eps", f64::from(*eps), *eps >= 0.0, "a number of at least 0")?;
             let Some(&last) = dims(0).last() else {
                 return Err(Error::shape(name, "a scalar has no last dimension to normalise"));
             };
@@ -229,7 +226,10 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             one(product_shape(name, inputs, *format, *transposed)?, inputs[0].dtype)
         }
         O::Attention(options) => attention(name, inputs, options),
-        O::CrossEntropy(_) => {
+        O::CrossEntropy(options) => {
+            let smoothing = options.label_smoothing;
+            let fits = (0.0..=1.0).contains(&smoothing);
+            check_number(name, "label smoothing", smoothing.into(), fits, "a number from 0 to 1")?;
             check_rank(name, 2, dims(0))?;
             check_rank(name, 2, dims(1))?;
             same(name, "targets", dims(2), &dims(0)[..1])?;
@@ -239,11 +239,15 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
                     format!("hidden {:?} and weight {:?} differ in width", dims(0), dims(1)),
                 ));
             }
+            if dims(1)[0] == 0 {
+                return Err(Error::shape(name, format!("weight {:?} has no classes", dims(1))));
+            }
             let dtype = accumulator(inputs[0].dtype);
             let row = Meta::new(dims(0)[0], dtype);
             Ok(smallvec![row.clone(), row])
         }
-        O::AdamW(_) => {
+        O::AdamW(options) => {
+            check_adamw(name, *options)?;
             for (i, what) in [(1, "gradient"), (2, "first moment"), (3, "second moment")] {
                 same(name, what, dims(i), dims(0))?;
             }
@@ -266,6 +270,47 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
     }
 }
 
+/// Elements of a shape; `None` where memory cannot hold so many.
+pub(crate) fn elements(dims: &[usize]) -> Option<usize> {
+    let count = dims.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim))?;
+    (count <= isize::MAX as usize / size_of::<f64>()).then_some(count)
+}
+
+fn check_number(
+    operation: &'static str,
+    name: &'static str,
+    value: f64,
+    fits: bool,
+    expected: &'static str,
+) -> Result<()> {
+    if fits {
+        return Ok(());
+    }
+    Err(Error::Parameter {
+        operation,
+        name,
+        value,
+        expected,
+    })
+}
+
+fn check_adamw(operation: &'static str, options: AdamWOptions) -> Result<()> {
+    let AdamWOptions {
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+    } = options;
+    for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
+        let fits = (0.0..1.0).contains(&beta);
+        check_number(operation, name, beta, fits, "a number from 0 to less than 1")?;
+    }
+    for (name, value) in [("eps", eps), ("weight decay", weight_decay)] {
+        check_number(operation, name, value, value >= 0.0, "a number of at least 0")?;
+    }
+    Ok(())
+}
+
 /// The dtype sums of `dtype` are kept in: f64 for f64, else f32.
 #[must_use]
 pub fn accumulator(dtype: DType) -> DType {
@@ -279,10 +324,10 @@ fn one(dims: Vec<usize>, dtype: DType) -> Result<Outputs> {
 
 fn source(name: &'static str, shape: &Shape, dtype: DType) -> Result<Outputs> {
     if !is_supported(dtype) {
-        return Err(Error::shape(
-            name,
-            format!("dtype {dtype:?} is not one of f32, f64, f16, bf16, u8, u32, i64"),
-        ));
+        return Err(Error::UnsupportedDType {
+            operation: name,
+            found: dtype,
+        });
     }
     Ok(smallvec![Meta::new(shape.clone(), dtype)])
 }
@@ -335,6 +380,12 @@ pub(crate) fn broadcast(name: &'static str, shapes: &[&[usize]]) -> Result<Vec<u
 }
 
 fn reduced(name: &'static str, dims: &[usize], over: &[usize]) -> Result<Vec<usize>> {
+    if let Some(pair) = over.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Error::shape(
+            name,
+            format!("dimension {} appears twice in {over:?}", pair[0]),
+        ));
+    }
     let ascending = over.windows(2).all(|pair| pair[0] < pair[1]);
     if !ascending || over.last().is_some_and(|&last| last >= dims.len()) {
         return Err(Error::shape(
@@ -350,7 +401,7 @@ fn reduced(name: &'static str, dims: &[usize], over: &[usize]) -> Result<Vec<usi
 }
 
 fn reshape(name: &'static str, input: &Meta, shape: &Shape) -> Result<Outputs> {
-    if input.shape.elem_count() != shape.elem_count() {
+    if elements(shape.dims()) != Some(input.shape.elem_count()) {
         return Err(Error::shape(
             name,
             format!("{:?} has not the elements of {:?}", input.shape.dims(), shape.dims()),

@@ -10,8 +10,8 @@ use candle_core::{DType, Device, Shape};
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHasher};
 use smallvec::{SmallVec, smallvec};
 
-use super::infer::infer;
-use super::ir::{hash_dims, hash_operation};
+use super::infer::{elements, infer};
+use super::ir::hash_dims;
 use super::node::{Meta, Outputs};
 use super::operation::Operation;
 use crate::error::{Error, Result};
@@ -81,7 +81,7 @@ impl Kind {
     /// When number, dtypes, shapes or devices of the inputs do not fit.
     pub fn of(operation: Operation, inputs: &[&LazyTensor], device: &Device) -> Result<Arc<Self>> {
         let mut state = FxHasher::default();
-        hash_operation(&operation, &mut state);
+        operation.hash(&mut state);
         if inputs.is_empty() {
             device.location().hash(&mut state);
         }
@@ -125,7 +125,7 @@ impl Kind {
             .map(|meta| digest(&meta.shape, meta.dtype, device))
             .collect();
         let mut state = FxHasher::default();
-        hash_operation(&operation, &mut state);
+        operation.hash(&mut state);
         state.write_usize(arity);
         output_digests.iter().for_each(|&digest| state.write_u64(digest));
         Arc::new(Self {
@@ -151,6 +151,10 @@ impl Known {
         }
         let metas: SmallVec<[&Meta; 6]> = inputs.iter().map(|t| t.meta()).collect();
         let outputs = infer(&operation, &metas)?;
+        if let Some(meta) = outputs.iter().find(|meta| elements(meta.shape.dims()).is_none()) {
+            let message = format!("{meta} has more elements than memory can hold");
+            return Err(Error::shape(operation.name(), message));
+        }
         Ok(Self {
             kind: Kind::new(operation, outputs, inputs.len(), device),
             inputs: inputs.iter().map(|t| (Arc::clone(t.kind()), t.output())).collect(),

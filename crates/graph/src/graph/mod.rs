@@ -1,8 +1,8 @@
 //! What a computation is: the closed list of operations, the recorded nodes, and the flat graph that plans are made of.
 //! Nothing here runs anything or names a device's memory.
 
+pub(crate) mod class;
 pub mod cost;
-mod equality;
 pub mod infer;
 pub mod ir;
 pub(crate) mod kind;
@@ -10,6 +10,7 @@ pub(crate) mod node;
 pub(crate) mod numbered;
 pub mod operation;
 mod operation_v1;
+mod parameters;
 mod print;
 pub mod verify;
 pub(crate) mod walk;

@@ -107,20 +107,20 @@ impl Node {
     }
 
     /// Exchanges one value of an evaluated node for what `f` makes of it.
-    pub fn update_value<R>(&self, output: usize, f: impl FnOnce(Value) -> Result<(Value, R)>) -> Result<R> {
+    pub fn update_value<R>(&self, output: usize, f: impl FnOnce(Value) -> (Value, R)) -> Result<R> {
         let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
-        let value = values.get_mut(output).ok_or(Error::Placeholder)?;
+        if output >= values.len() {
+            return Err(Error::Placeholder);
+        }
         // The place must not keep a second handle, or the buffer would be copied.
-        let (new, result) = f(std::mem::replace(value, Value::Gone))?;
-        *value = new;
+        let (value, result) = f(values.remove(output));
+        values.insert(output, value);
         Ok(result)
     }
 
-    /// The value of an evaluated node that nobody else holds.
-    pub fn into_value(mut self, output: usize) -> Result<Value> {
-        let values = self.values.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let value = values.get_mut(output).ok_or(Error::Placeholder)?;
-        Ok(std::mem::replace(value, Value::Gone))
+    /// The values of a node that nobody else holds.
+    pub fn values_mut(&mut self) -> &mut Values {
+        self.values.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take_inputs(&mut self) -> Inputs {

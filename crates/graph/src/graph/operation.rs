@@ -1,6 +1,6 @@
 //! The closed list of operations. Everything the engine knows about one is answered by an exhaustive `match` over
 //! this enum: arity and dtypes (verify.rs), shapes (infer.rs), gradients (grad/rules.rs), Candle lowering
-//! (backend/candle.rs), printing (print.rs). No table has a `_ =>` arm, so the compiler lists what a new one must answer.
+//! (backend/candle.rs), printing (print.rs), what sort it is (class.rs), what tells two apart (parameters.rs). No table has a `_ =>` arm, so the compiler lists what a new one must answer.
 
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ pub enum Operation {
     Neg,
     /// `|x|`
     Abs,
-    /// -1, 0 or 1
+    /// -1, 0 or 1; 0 for NaN
     Sign,
     /// `e^x`
     Exp,
@@ -90,7 +90,7 @@ pub enum Operation {
         /// The summand.
         value: f32,
     },
-    /// Conversion to another dtype: floats to integers truncate and saturate.
+    /// Conversion to another dtype: floats to integers truncate and saturate, NaN becomes 0; integers to integers wrap.
     Cast {
         /// Dtype of the result.
         dtype: DType,
@@ -107,9 +107,9 @@ pub enum Operation {
     Div,
     /// `a ^ b`
     Pow,
-    /// the larger
+    /// the larger; NaN where either is NaN
     Maximum,
-    /// the smaller
+    /// the smaller; NaN where either is NaN
     Minimum,
     /// `a == b` as `u8`
     Equal,
@@ -131,7 +131,7 @@ pub enum Operation {
         /// Reduced dimensions, ascending.
         dims: Vec<usize>,
     },
-    /// Index of the first maximum along `dim`, as `u32`.
+    /// Index of the first maximum along `dim`, or of the first NaN, as `u32`.
     ArgMax {
         /// The reduced dimension.
         dim: usize,
@@ -378,80 +378,65 @@ impl Operation {
             Self::SharedMatmul { count, .. } => *count,
             Self::Vjp { wanted, .. } => wanted.count_ones() as usize,
             Self::ValueAndVjp { of, wanted } => of.output_count() + wanted.count_ones() as usize,
-            _ => 1,
+            Self::Input
+            | Self::Constant { .. }
+            | Self::Iota { .. }
+            | Self::Random { .. }
+            | Self::Neg
+            | Self::Abs
+            | Self::Sign
+            | Self::Exp
+            | Self::Log
+            | Self::Sqrt
+            | Self::Rsqrt
+            | Self::Recip
+            | Self::Sin
+            | Self::Cos
+            | Self::Tanh
+            | Self::Erf
+            | Self::Sigmoid
+            | Self::Floor
+            | Self::MulScalar { .. }
+            | Self::AddScalar { .. }
+            | Self::Cast { .. }
+            | Self::Add
+            | Self::Sub
+            | Self::Mul
+            | Self::Div
+            | Self::Pow
+            | Self::Maximum
+            | Self::Minimum
+            | Self::Equal
+            | Self::Less
+            | Self::LessEqual
+            | Self::Where
+            | Self::Sum { .. }
+            | Self::Max { .. }
+            | Self::ArgMax { .. }
+            | Self::Reshape { .. }
+            | Self::Permute { .. }
+            | Self::Broadcast { .. }
+            | Self::Slice { .. }
+            | Self::Concat { .. }
+            | Self::Pad { .. }
+            | Self::IndexSelect { .. }
+            | Self::Gather { .. }
+            | Self::IndexAdd { .. }
+            | Self::ScatterAdd { .. }
+            | Self::DynamicSlice { .. }
+            | Self::SliceUpdate { .. }
+            | Self::StopGradient
+            | Self::Matmul
+            | Self::Softmax { .. }
+            | Self::RMSNorm { .. }
+            | Self::LayerNorm { .. }
+            | Self::Rope { .. }
+            | Self::SwiGLU
+            | Self::GELU { .. }
+            | Self::LoRA { .. }
+            | Self::DequantMatmul { .. }
+            | Self::Elementwise(_)
+            | Self::MatmulSum { .. } => 1,
         }
-    }
-
-    /// Whether this is a fused operation: one with a folder, a fallback and, on some backends, a kernel.
-    #[must_use]
-    pub fn is_fused(&self) -> bool {
-        matches!(
-            self,
-            Self::Softmax { .. }
-                | Self::RMSNorm { .. }
-                | Self::LayerNorm { .. }
-                | Self::Rope { .. }
-                | Self::SwiGLU
-                | Self::GELU { .. }
-                | Self::LoRA { .. }
-                | Self::DequantMatmul { .. }
-                | Self::Attention(_)
-                | Self::CrossEntropy(_)
-                | Self::AdamW(_)
-                | Self::Elementwise(_)
-                | Self::MatmulSum { .. }
-                | Self::SharedMatmul { .. }
-                | Self::ValueAndVjp { .. }
-                | Self::Vjp { .. }
-        )
-    }
-
-    /// Whether each element of the result comes from the elements at its place.
-    #[must_use]
-    pub fn is_elementwise(&self) -> bool {
-        matches!(
-            self,
-            Self::Neg
-                | Self::Abs
-                | Self::Sign
-                | Self::Exp
-                | Self::Log
-                | Self::Sqrt
-                | Self::Rsqrt
-                | Self::Recip
-                | Self::Sin
-                | Self::Cos
-                | Self::Tanh
-                | Self::Erf
-                | Self::Sigmoid
-                | Self::Floor
-                | Self::MulScalar { .. }
-                | Self::AddScalar { .. }
-                | Self::Cast { .. }
-                | Self::Add
-                | Self::Sub
-                | Self::Mul
-                | Self::Div
-                | Self::Pow
-                | Self::Maximum
-                | Self::Minimum
-                | Self::Equal
-                | Self::Less
-                | Self::LessEqual
-                | Self::Where
-        )
-    }
-
-    /// Whether the result is only another look at the input's elements.
-    #[must_use]
-    pub fn is_view(&self) -> bool {
-        matches!(
-            self,
-            Self::Reshape { .. }
-                | Self::Permute { .. }
-                | Self::Broadcast { .. }
-                | Self::Slice { .. }
-                | Self::StopGradient
-        )
     }
 }

@@ -82,9 +82,9 @@ binary! {
     div => Div;
     /// `self ^ other`, broadcasting.
     pow => Pow;
-    /// The larger of both, broadcasting.
+    /// The larger of both, broadcasting; NaN where either is NaN.
     maximum => Maximum;
-    /// The smaller of both, broadcasting.
+    /// The smaller of both, broadcasting; NaN where either is NaN.
     minimum => Minimum;
     /// `self == other` as u8, broadcasting.
     equal => Equal;

@@ -1,6 +1,6 @@
 //! The fused operations as methods. Formulas, fallbacks and kernels are in the folders under `fused/`.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fused::dequant_matmul::QuantFormat;
 use crate::graph::{AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Operation};
 use crate::lazy_tensor::LazyTensor;
@@ -147,7 +147,11 @@ impl LazyTensor {
         options: AdamWOptions,
     ) -> Result<AdamWState> {
         let mut outputs = Self::record(Operation::AdamW(options), &[self, gradient, first, second, rates])?.into_iter();
-        let mut next = || outputs.next().ok_or(crate::error::Error::Placeholder);
+        let mut next = || {
+            outputs
+                .next()
+                .ok_or_else(|| Error::internal("AdamW has fewer than three outputs"))
+        };
         Ok(AdamWState {
             parameter: next()?,
             first: next()?,

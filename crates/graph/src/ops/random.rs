@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Shape};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Distribution, Operation};
 use crate::lazy_tensor::LazyTensor;
 
@@ -23,14 +23,25 @@ impl LazyTensor {
         )
     }
 
-    /// Inverted dropout: each element is zeroed with probability `rate`, the others are divided by `1 - rate`.
-    /// `key` is as in [`Self::random`].
+    /// Inverted dropout: each element is zeroed with probability `rate`, the others are divided by `1 - rate`. At a rate of 1
+    /// everything is multiplied by 0. `key` is as in [`Self::random`].
     ///
     /// # Errors
-    /// When the key does not fit or the dtype is not a float.
+    /// When the rate is not from 0 to 1, the key does not fit or the dtype is not a float.
     pub fn dropout(&self, rate: f32, key: &Self) -> Result<Self> {
+        if !(0.0..=1.0).contains(&rate) {
+            return Err(Error::Parameter {
+                operation: "dropout",
+                name: "rate",
+                value: rate.into(),
+                expected: "a number from 0 to 1",
+            });
+        }
         if rate == 0.0 {
             return Ok(self.clone());
+        }
+        if rate == 1.0 {
+            return self.mul_scalar(0.0);
         }
         let draws = key.random(Distribution::Uniform, self.dims(), DType::F32)?;
         let dropped = draws.less(&draws.scalar_like(f64::from(rate))?)?;

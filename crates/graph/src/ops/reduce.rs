@@ -2,13 +2,15 @@
 
 use crate::error::{Error, Result};
 use crate::graph::Operation;
+use crate::graph::infer::accumulator;
+use crate::graph::verify::is_float;
 use crate::lazy_tensor::LazyTensor;
 
 impl LazyTensor {
-    /// Sum over `dims`, which stay with size 1. Accumulates in f32 (f64 for f64).
+    /// Sum over `dims`, which stay with size 1. Accumulates in f32 (f64 for f64); integers wrap. A sum of no elements is 0.
     ///
     /// # Errors
-    /// When a dimension does not exist.
+    /// When a dimension does not exist or is given twice.
     pub fn sum_keepdim(&self, dims: &[usize]) -> Result<Self> {
         Self::record_one(Operation::Sum { dims: ascending(dims) }, &[self])
     }
@@ -29,14 +31,23 @@ impl LazyTensor {
         self.sum_keepdim(&(0..self.rank()).collect::<Vec<_>>())?.reshape(&[])
     }
 
-    /// Mean over `dims`, which stay with size 1.
+    /// Mean over `dims`, which stay with size 1. Computed in f32 (f64 for f64), so that neither sum nor count has to fit a
+    /// narrow dtype. A mean of no elements is NaN.
     ///
     /// # Errors
-    /// When a dimension does not exist or the dtype is not a float.
+    /// When a dimension does not exist or is given twice, or the dtype is not a float.
     pub fn mean_keepdim(&self, dims: &[usize]) -> Result<Self> {
-        let sum = self.sum_keepdim(dims)?;
+        if !is_float(self.dtype()) {
+            return Err(Error::DType {
+                operation: "mean",
+                input: 0,
+                found: self.dtype(),
+                expected: "a float (f32, f64, f16, bf16)".into(),
+            });
+        }
+        let sum = self.cast(accumulator(self.dtype()))?.sum_keepdim(dims)?;
         let count: usize = dims.iter().map(|&d| self.dims()[d]).product();
-        sum.div(&sum.scalar_like(count as f64)?)
+        sum.div(&sum.scalar_like(count as f64)?)?.cast(self.dtype())
     }
 
     /// Mean of all elements, of shape `()`.
@@ -50,7 +61,7 @@ impl LazyTensor {
     /// Maximum over `dims`, which stay with size 1. NaN wins.
     ///
     /// # Errors
-    /// When a dimension does not exist or is empty.
+    /// When a dimension does not exist, is given twice or is empty: of no elements there is no maximum.
     pub fn max_keepdim(&self, dims: &[usize]) -> Result<Self> {
         Self::record_one(Operation::Max { dims: ascending(dims) }, &[self])
     }
@@ -63,7 +74,7 @@ impl LazyTensor {
         self.max_keepdim(&[dim])?.squeeze(dim)
     }
 
-    /// Index (u32) of the first maximum along `dim`, which is dropped.
+    /// Index (u32) of the first maximum along `dim`, which is dropped; of the first NaN where there is one.
     ///
     /// # Errors
     /// When the dimension does not exist or is empty.
@@ -104,6 +115,5 @@ impl LazyTensor {
 fn ascending(dims: &[usize]) -> Vec<usize> {
     let mut dims = dims.to_vec();
     dims.sort_unstable();
-    dims.dedup();
     dims
 }

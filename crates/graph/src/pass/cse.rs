@@ -6,7 +6,6 @@ use std::hash::{Hash, Hasher};
 use rustc_hash::{FxHashMap, FxHasher};
 use smallvec::SmallVec;
 
-use crate::graph::ir::hash_operation;
 use crate::graph::{Graph, GraphNode, Operation, ValueRef};
 
 pub(super) fn run(graph: Graph) -> Graph {
@@ -48,7 +47,7 @@ pub(super) fn run(graph: Graph) -> Graph {
 
 fn hash(node: &GraphNode) -> u64 {
     let mut state = FxHasher::default();
-    hash_operation(&node.operation, &mut state);
+    node.operation.hash(&mut state);
     node.inputs.hash(&mut state);
     node.outputs.first().map(|meta| meta.shape.dims()).hash(&mut state);
     state.finish()

@@ -1,7 +1,7 @@
 //! What a graph holds in memory while its nodes run in their order: an estimate that knows no backend. A view lies in the
 //! memory of its source; inputs and constants count nothing, results until the end.
 
-use crate::graph::{Graph, Meta, Operation};
+use crate::graph::{Graph, Meta};
 
 /// Since when and until when the memory of each node is needed.
 pub(super) struct Lives {
@@ -24,7 +24,7 @@ impl Lives {
         for (index, node) in graph.nodes.iter().enumerate() {
             if node.operation.is_view() {
                 lives.owners[index] = lives.owners[node.inputs[0].node as usize];
-            } else if !is_given(&node.operation) {
+            } else if !node.operation.is_given() {
                 lives.bytes[index] = node.outputs.iter().map(Meta::bytes).sum();
             }
             for input in &node.inputs {
@@ -56,19 +56,6 @@ impl Lives {
         }
         peak
     }
-}
-
-/// Whether an operation's value is there before anything runs.
-pub(super) fn is_given(operation: &Operation) -> bool {
-    matches!(operation, Operation::Input | Operation::Constant { .. })
-}
-
-/// Whether a node may write over an input: then everything else has to read it first, and the order stays.
-pub(super) fn updates_in_place(operation: &Operation) -> bool {
-    matches!(
-        operation,
-        Operation::SliceUpdate { .. } | Operation::IndexAdd { .. } | Operation::ScatterAdd { .. } | Operation::AdamW(_)
-    )
 }
 
 #[cfg(test)]

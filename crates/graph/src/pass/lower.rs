@@ -1,10 +1,11 @@
 //! Replaces fused operations that the backend has no kernel for by their fallbacks.
 
 use rustc_hash::FxHashMap;
+use smallvec::{SmallVec, smallvec};
 
 use crate::error::Result;
 use crate::fused;
-use crate::graph::{Graph, GraphNode, ValueRef, numbered};
+use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef, numbered};
 use crate::lazy_tensor::LazyTensor;
 
 /// One round; `None` when every fused operation has a kernel.
@@ -22,7 +23,9 @@ pub(super) fn run(graph: &Graph, has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool
             .iter()
             .map(|i| values[i.node as usize][i.output as usize])
             .collect();
-        if lacking(node) {
+        if lacking(node) && node.outputs.iter().all(|meta| meta.shape.elem_count() == 0) {
+            values.push(node.outputs.iter().map(|meta| nothing(meta, &mut nodes)).collect());
+        } else if lacking(node) {
             let expanded = expand(graph, node, &inputs, &mut nodes)?;
             values.push(expanded);
         } else {
@@ -50,6 +53,23 @@ pub(super) fn run(graph: &Graph, has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool
     }))
 }
 
+/// A tensor without elements.
+fn nothing(meta: &Meta, nodes: &mut Vec<GraphNode>) -> ValueRef {
+    nodes.push(GraphNode {
+        operation: Operation::Constant {
+            value: 0.0,
+            shape: meta.shape.clone(),
+            dtype: meta.dtype,
+        },
+        inputs: SmallVec::new(),
+        outputs: smallvec![meta.clone()],
+    });
+    ValueRef {
+        node: nodes.len() as u32 - 1,
+        output: 0,
+    }
+}
+
 /// Records the fallback on placeholders, flattens it, and splices it in.
 fn expand(graph: &Graph, node: &GraphNode, inputs: &[ValueRef], nodes: &mut Vec<GraphNode>) -> Result<Vec<ValueRef>> {
     let holders: Vec<LazyTensor> = node
@@ -71,7 +91,7 @@ fn expand(graph: &Graph, node: &GraphNode, inputs: &[ValueRef], nodes: &mut Vec<
         ..first[v.node as usize]
     };
     for inner in &flat.graph.nodes {
-        if inner.operation == crate::graph::Operation::Input {
+        if inner.operation == Operation::Input {
             // Leaves come in the order of the Input nodes.
             if let Some(value) = leaves.next().and_then(|leaf| bound.get(&leaf.node_id())) {
                 first.push(*value);

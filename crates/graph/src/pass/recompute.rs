@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use smallvec::SmallVec;
 
 use super::dce;
-use super::lives::{Lives, is_given, updates_in_place};
+use super::lives::Lives;
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef, cost};
 
 /// Work that may be done twice, as a share of all.
@@ -20,7 +20,7 @@ const CHEAP: f64 = 32.0;
 const WORTH: f64 = 0.0005;
 
 pub(super) fn run(graph: Graph) -> Graph {
-    if graph.nodes.iter().any(|node| updates_in_place(&node.operation)) {
+    if graph.nodes.iter().any(|node| node.operation.updates_in_place()) {
         return graph;
     }
     let lives = Lives::of(&graph);
@@ -68,7 +68,7 @@ fn chosen(graph: &Graph, mut lives: Lives, (most, peak): (usize, usize)) -> Vec<
         let node = &graph.nodes[index];
         let there = |input: &ValueRef| {
             let owner = lives.owners[input.node as usize];
-            is_given(&graph.nodes[owner].operation) || lives.last[owner] >= late
+            graph.nodes[owner].operation.is_given() || lives.last[owner] >= late
         };
         let cost = work(graph, node);
         if cost <= left && node.inputs.iter().all(there) {
@@ -128,7 +128,7 @@ fn flops(graph: &Graph, node: &GraphNode) -> f64 {
 
 /// The time of a node, in the operations that could be done in it.
 fn work(graph: &Graph, node: &GraphNode) -> f64 {
-    if node.operation.is_view() || is_given(&node.operation) {
+    if node.operation.is_view() || node.operation.is_given() {
         return 0.0;
     }
     let read: usize = node.inputs.iter().map(|&input| graph.meta(input).bytes()).sum();

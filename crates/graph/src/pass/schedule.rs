@@ -3,14 +3,14 @@
 
 use smallvec::SmallVec;
 
-use super::lives::{Lives, is_given, updates_in_place};
+use super::lives::Lives;
 use crate::graph::{Graph, GraphNode, ValueRef};
 
 /// The share of the peak that a new order has to spare: neighbours that are called together stay so otherwise.
 const WORTH: f64 = 0.01;
 
 pub(super) fn run(graph: Graph) -> Graph {
-    if graph.nodes.iter().any(|node| updates_in_place(&node.operation)) {
+    if graph.nodes.iter().any(|node| node.operation.updates_in_place()) {
         return graph;
     }
     let lives = Lives::of(&graph);
@@ -57,7 +57,7 @@ impl<'a> Order<'a> {
             }
         }
         // Inputs are bound by their order.
-        let given = |index: &usize| is_given(&graph.nodes[*index].operation);
+        let given = |index: &usize| graph.nodes[*index].operation.is_given();
         (0..count).filter(given).for_each(|index| order.make(index));
         for index in 0..count {
             if !order.is_made[index] && !order.waits(index) {
@@ -166,7 +166,7 @@ mod tests {
     fn peaks(output: &LazyTensor, early: &str) -> (usize, usize) {
         let graph = numbered::flatten(std::slice::from_ref(output)).unwrap().graph;
         let rank = |index: usize| match &graph.nodes[index].operation {
-            operation if is_given(operation) || operation.is_view() => 0,
+            operation if operation.is_given() || operation.is_view() => 0,
             operation if operation.name() == early => 1,
             _ => 2,
         };

@@ -4,6 +4,8 @@
 
 mod samples;
 
+use std::collections::HashSet;
+
 use candle_core::{DType, Device, Shape};
 use metal_candle_graph::graph::infer::infer;
 use metal_candle_graph::graph::verify::verify;
@@ -234,6 +236,12 @@ fn equality_is_that_of_the_bits() {
         assert_eq!(make(-0.0), make(-0.0));
         assert_ne!(make(0.0), make(-0.0));
         assert_ne!(make(0.0), make(0.5));
+        // Another payload, which is left in f32.
+        let other_nan = f64::from_bits(f64::NAN.to_bits() | 1 << 40);
+        assert_ne!(make(f64::NAN), make(other_nan));
+        let all = [0.0, -0.0, 0.5, f64::NAN, other_nan];
+        let set: HashSet<Operation> = all.iter().chain(&all).map(|&value| make(value)).collect();
+        assert_eq!(set.len(), all.len());
     }
     assert_ne!(
         constant(1.0),

@@ -1,6 +1,7 @@
 //! Passes preserve values: random graphs over all primitives and fused operations, with shared subexpressions and
 //! several outputs, optimised against unoptimised on the candle backend bit for bit, gradients included; the CPU backend
-//! against the candle backend, also in narrow dtypes; and the CPU backend against itself on other numbers of threads.
+//! against the candle backend, also in narrow dtypes; and the CPU backend against itself on other numbers of threads, and
+//! with each kernel run by itself on memory that shows what it touches.
 
 mod layers;
 mod program;
@@ -35,6 +36,7 @@ fn compare(seed: u32, instructions: &[Instruction]) -> std::result::Result<(), T
     let unoptimised = run(Backend::Unoptimised, seed, instructions);
     let optimised = run(Backend::Candle, seed, instructions);
     let ours = run(Backend::Cpu, seed, instructions);
+    compare_checked(&ours, || run(Backend::Checked, seed, instructions))?;
     prop_assert!(unoptimised.len() == optimised.len() && ours.len() == optimised.len());
     for (output, ((before, after), ours)) in unoptimised.iter().zip(&optimised).zip(&ours).enumerate() {
         prop_assert_eq!(before.dims(), after.dims());
@@ -63,6 +65,20 @@ fn compare(seed: u32, instructions: &[Instruction]) -> std::result::Result<(), T
     Ok(())
 }
 
+/// Each kernel by itself touches what it declared, and has the bits that it has in the arena.
+fn compare_checked(ours: &[Tensor], checked: impl FnOnce() -> Vec<Tensor>) -> std::result::Result<(), TestCaseError> {
+    for (output, (ours, checked)) in ours.iter().zip(checked()).enumerate() {
+        prop_assert!(
+            bits(&list(ours)) == bits(&list(&checked)),
+            "output {}: {:?} by itself {:?}",
+            output,
+            ours,
+            checked
+        );
+    }
+    Ok(())
+}
+
 fn run_layers(backend: Backend, seed: u32, size: Size, layers: &[Layer]) -> Vec<Vec<f64>> {
     let tensors = with_backend(backend, || eval_all(&layers::outputs(seed, size, layers).unwrap()));
     tensors.unwrap().iter().map(list).collect()
@@ -81,6 +97,14 @@ fn tolerance(dtype: DType, layers: &[Layer]) -> f64 {
 fn compare_layers(seed: u32, size: Size, layers: &[Layer]) -> std::result::Result<(), TestCaseError> {
     let [unoptimised, optimised, ours] =
         [Backend::Unoptimised, Backend::Candle, Backend::Cpu].map(|backend| run_layers(backend, seed, size, layers));
+    let checked = run_layers(Backend::Checked, seed, size, layers);
+    for (output, (ours, checked)) in ours.iter().zip(&checked).enumerate() {
+        prop_assert!(
+            bits(ours) == bits(checked),
+            "output {} has other bits where each kernel runs by itself",
+            output
+        );
+    }
     for (output, ((before, after), ours)) in unoptimised.iter().zip(&optimised).zip(&ours).enumerate() {
         prop_assert_eq!(bits(before), bits(after), "output {}", output);
         prop_assert_eq!(after.len(), ours.len());

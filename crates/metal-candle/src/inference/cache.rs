@@ -65,16 +65,20 @@ impl KvCache {
         self.tensors.first().map_or(0, |t| t.dims()[1])
     }
 
+    /// Whether `more` tokens of each row need more room than there is.
+    pub(super) fn grows_for(&self, more: usize) -> bool {
+        self.len + more > self.capacity()
+    }
+
     /// Makes room for `more` tokens of each row.
     ///
     /// # Errors
     /// Never for a cache made by [`new`](Self::new).
     pub fn reserve(&mut self, more: usize) -> Result<()> {
-        let (has, needs) = (self.capacity(), self.len + more);
-        if needs <= has {
+        if !self.grows_for(more) {
             return Ok(());
         }
-        let extra = needs.next_power_of_two() - has;
+        let extra = (self.len + more).next_power_of_two() - self.capacity();
         for tensor in &mut self.tensors {
             *tensor = tensor.pad(&[0; 4], &[0, extra, 0, 0])?;
         }
@@ -84,6 +88,11 @@ impl KvCache {
     /// Hands the tensors over, so that a compiled step may write into their buffers.
     pub(super) fn take(&mut self) -> Vec<LazyTensor> {
         std::mem::take(&mut self.tensors)
+    }
+
+    /// Forgets the tokens of each row from `len` on.
+    pub(super) fn rewind(&mut self, len: usize) {
+        self.len = len;
     }
 
     /// Takes the tensors back after `read` more tokens.

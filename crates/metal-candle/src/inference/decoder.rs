@@ -80,7 +80,7 @@ impl<'m> Decoder<'m> {
     }
 
     /// Reads one prompt for each row of the cache, all of one length; returns the logits after the last token of each
-    /// row, `(rows, vocab)`.
+    /// row, `(rows, vocab)`. Where it fails, the cache holds what it held.
     ///
     /// # Errors
     /// When the prompts are not as many as the cache's rows or not of one length, or a token is outside the vocabulary.
@@ -89,16 +89,20 @@ impl<'m> Decoder<'m> {
         if prompts.iter().any(|prompt| prompt.len() != length) {
             return Err(refused("the prompts are not of one length".to_owned()));
         }
+        let before = cache.len();
         let mut logits = Vec::new();
         for start in (0..length).step_by(LONGEST) {
             let end = (start + LONGEST).min(length);
             let parts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt[start..end]).collect();
-            logits = self.run(cache, &parts, (end - start).next_multiple_of(BUCKET))?;
+            let read = self.run(cache, &parts, (end - start).next_multiple_of(BUCKET));
+            // What earlier parts wrote lies beyond the length again.
+            logits = read.inspect_err(|_| cache.rewind(before))?;
         }
         Ok(logits)
     }
 
-    /// Reads the next token of each row; returns the logits after it, `(rows, vocab)`.
+    /// Reads the next token of each row; returns the logits after it, `(rows, vocab)`. Where it fails, the cache holds what
+    /// it held.
     ///
     /// # Errors
     /// When there are not as many tokens as rows, or one is outside the vocabulary.
@@ -115,18 +119,37 @@ impl<'m> Decoder<'m> {
         let rows: Vec<&[u32]> = tokens.chunks(1).collect();
         let arguments = self.arguments(cache, &rows, 1)?;
         let explained = self.step.explain(&arguments);
-        let caches = 3..arguments.len() - self.adapters.len();
-        cache.put(arguments[caches].to_vec(), 0);
+        self.put_back(cache, arguments);
         explained
     }
 
     /// One step: reads `rows` of one length, padded to `width`, into the cache; returns the logits after the last of each.
+    /// Where it fails, the cache is as it was.
     fn run(&self, cache: &mut KvCache, rows: &[&[u32]], width: usize) -> Result<Vec<f32>> {
         let length = rows.first().map_or(0, |row| row.len());
+        // Handles of tensors that stay would keep the step from writing over them.
+        let before = cache.grows_for(width).then(|| cache.clone());
         let arguments = self.arguments(cache, rows, width)?;
-        let mut results = self.step.call(arguments)?;
-        cache.put(results.split_off(1), length);
-        results[0].to_vec()
+        match self.step.call(arguments) {
+            Ok(mut results) => {
+                cache.put(results.split_off(1), length);
+                results[0].to_vec()
+            }
+            Err(failed) => {
+                let (error, arguments) = failed.into_parts();
+                match before {
+                    Some(before) => *cache = before,
+                    None => self.put_back(cache, arguments),
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives the cache its tensors back, which are among the arguments of a step.
+    fn put_back(&self, cache: &mut KvCache, mut arguments: Vec<LazyTensor>) {
+        arguments.truncate(arguments.len() - self.adapters.len());
+        cache.put(arguments.split_off(3), 0);
     }
 
     /// What the step takes; the tensors of the cache are moved into it.

@@ -170,11 +170,11 @@ impl<'f> Stepper<'f> {
         ])
     }
 
+    /// Where it fails, parameters, state and the number of updates are as they were.
     fn apply(&mut self, gradients: Vec<LazyTensor>, factor: f64, learning_rate: f64) -> Result<()> {
-        let count = self.parameters.len();
         let device = gradients.first().map_or(Device::Cpu, |g| g.device().clone());
-        self.updates += 1;
-        let correction = |beta: f64| 1.0 - beta.powi(self.updates);
+        let updates = self.updates + 1;
+        let correction = |beta: f64| 1.0 - beta.powi(updates);
         let rates = [
             learning_rate,
             correction(self.options.beta1),
@@ -182,16 +182,33 @@ impl<'f> Stepper<'f> {
             factor,
         ];
         let rates = rates.map(|rate| rate as f32);
+        let rates = LazyTensor::from_slice(&rates, &[4], &device)?;
+        let count = self.parameters.len();
         let mut arguments = std::mem::take(&mut self.parameters);
         arguments.append(&mut self.first);
         arguments.append(&mut self.second);
         arguments.extend(gradients);
-        arguments.push(LazyTensor::from_slice(&rates, &[4], &device)?);
-        let mut results = self.update.call(arguments)?;
-        self.second = results.split_off(2 * count);
-        self.first = results.split_off(count);
-        self.parameters = results;
-        Ok(())
+        arguments.push(rates);
+        let (state, outcome) = match self.update.call(arguments) {
+            Ok(results) => (results, Ok(())),
+            Err(failed) => {
+                let (error, arguments) = failed.into_parts();
+                (arguments, Err(error))
+            }
+        };
+        self.put(state, count);
+        if outcome.is_ok() {
+            self.updates = updates;
+        }
+        outcome
+    }
+
+    /// Takes parameters, first and second moments back; what follows them is dropped.
+    fn put(&mut self, mut state: Vec<LazyTensor>, count: usize) {
+        state.truncate(3 * count);
+        self.second = state.split_off(2 * count);
+        self.first = state.split_off(count);
+        self.parameters = state;
     }
 }
 
@@ -209,9 +226,17 @@ fn gradients(
     Ok(std::iter::once(loss).chain(gradients).collect())
 }
 
+fn nothing_to_train() -> Error {
+    Error::Arity {
+        operation: "step",
+        expected: "at least 1 parameter".into(),
+        found: 0,
+    }
+}
+
 fn global_norm(gradients: &[LazyTensor]) -> Result<LazyTensor> {
     let mut squares = gradients.iter().map(|g| g.mul(g)?.sum_all());
-    let first = squares.next().ok_or(Error::Placeholder)??;
+    let first = squares.next().ok_or_else(nothing_to_train)??;
     squares.try_fold(first, |sum, square| sum.add(&square?))?.sqrt()
 }
 
@@ -231,4 +256,86 @@ fn updates(arguments: &[LazyTensor], count: usize, options: AdamWOptions) -> Res
         .chain(first)
         .chain(states.iter().map(|state| state.second.clone()))
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(values: &[f32]) -> LazyTensor {
+        LazyTensor::from_slice(values, &[values.len()], &Device::Cpu).unwrap()
+    }
+
+    fn stepper<'f>() -> Stepper<'f> {
+        let options = AdamWOptions {
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.1,
+        };
+        let loss = |parameters: &[LazyTensor], batch: &[LazyTensor]| {
+            let rows = parameters[0].index_select(0, &batch[0])?;
+            rows.mul(&rows)?.sum_all()
+        };
+        Stepper::new(vec![tensor(&[0.5, -1.5, 2.0])], options, loss).unwrap()
+    }
+
+    fn rows(of: &[u32]) -> Vec<Vec<LazyTensor>> {
+        let rows = LazyTensor::from_data(of, &[of.len()], &Device::Cpu).unwrap();
+        vec![vec![rows]]
+    }
+
+    /// Parameters, both moments and the number of updates, by their bits.
+    fn state(stepper: &Stepper<'_>) -> (Vec<u32>, usize) {
+        let all = [&stepper.parameters, &stepper.first, &stepper.second];
+        let values = all.iter().flat_map(|list| list.iter());
+        let values = values.flat_map(|tensor| tensor.to_vec::<f32>().unwrap());
+        (values.map(f32::to_bits).collect(), stepper.updates())
+    }
+
+    #[test]
+    fn a_step_that_fails_changes_nothing() {
+        let (mut failing, mut other) = (stepper(), stepper());
+        for step in 0..3 {
+            let before = state(&failing);
+            let fault = failing.step(&rows(&[0, 9]), 2, 0.1, 1.0).unwrap_err();
+            assert!(matches!(fault, Error::Index { index: 9, size: 3, .. }), "{fault:?}");
+            // The second of two batches.
+            let batches = [rows(&[1]), rows(&[3])].concat();
+            assert!(failing.step(&batches, 2, 0.1, 1.0).is_err());
+            assert_eq!(state(&failing), before, "step {step}");
+            for stepper in [&mut failing, &mut other] {
+                assert!(stepper.step(&rows(&[0, 2]), 2, 0.1, 1.0).unwrap().applied);
+            }
+            assert_eq!(state(&failing), state(&other), "step {step}");
+        }
+    }
+
+    #[test]
+    fn an_update_that_fails_changes_nothing() {
+        let (mut failing, mut other) = (stepper(), stepper());
+        let (options, count) = (failing.options, failing.parameters.len());
+        let update = || -> Function<'static> { Box::new(move |arguments| updates(arguments, count, options)) };
+        // The update fails while it is traced, and while it runs, after it has made new moments.
+        let faults: [Function<'static>; 2] = [
+            Box::new(|arguments| arguments[0].reshape(&[7]).map(|_| Vec::new())),
+            Box::new(move |arguments| {
+                let mut results = updates(arguments, count, options)?;
+                let at = results[0].mul_scalar(0.0)?.add_scalar(9.0)?.cast(DType::U32)?;
+                results.push(results[0].index_select(0, &at)?);
+                Ok(results)
+            }),
+        ];
+        for fault in faults {
+            let before = state(&failing);
+            failing.update = compile(fault);
+            assert!(failing.step(&rows(&[1]), 1, 0.1, 1.0).is_err());
+            assert_eq!(state(&failing), before);
+            failing.update = compile(update());
+            for stepper in [&mut failing, &mut other] {
+                assert!(stepper.step(&rows(&[1]), 1, 0.1, 1.0).unwrap().applied);
+            }
+            assert_eq!(state(&failing), state(&other));
+        }
+    }
 }

@@ -158,7 +158,7 @@ impl<'m> Trainer<'m> {
         });
         let total_steps = total_steps(&train, &config);
         let device = model.head().device().clone();
-        let evaluator = Box::new(move |arguments| evaluator.call(arguments));
+        let evaluator = Box::new(move |arguments| Ok(evaluator.call(arguments)?));
         Ok(Self {
             adapter,
             stepper,

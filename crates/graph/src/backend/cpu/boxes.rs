@@ -19,16 +19,18 @@ pub(super) fn block_around(dims: &[usize], dim: usize) -> Block {
     }
 }
 
-/// Where `position..position + length` begins, if it lies in a dimension of `size`.
-pub(super) fn box_start(operation: &'static str, position: u32, length: usize, size: usize) -> Result<usize> {
+/// Whether `position..position + length` lies in a dimension of `size`.
+pub(super) fn check_box(operation: &'static str, position: u32, length: usize, size: usize) -> Result<()> {
     let position = position as usize;
     if position + length <= size {
-        return Ok(position);
+        return Ok(());
     }
-    Err(Error::shape(
+    Err(Error::Range {
         operation,
-        format!("{position}..{} is not inside a dimension of {size}", position + length),
-    ))
+        start: position,
+        end: position + length,
+        size,
+    })
 }
 
 /// `out (outer, length, inner)` from `x (outer, size, inner)` at `start`.

@@ -45,7 +45,12 @@ impl Buffer {
             DType::U8 => CpuStorage::U8(Vec::with_capacity(len)),
             DType::U32 => CpuStorage::U32(Vec::with_capacity(len)),
             DType::I64 => CpuStorage::I64(Vec::with_capacity(len)),
-            other => return Err(Error::shape("plan", format!("dtype {other:?} on the host"))),
+            found => {
+                return Err(Error::UnsupportedDType {
+                    operation: "plan",
+                    found,
+                });
+            }
         }))
     }
 

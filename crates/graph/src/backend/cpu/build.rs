@@ -1,7 +1,5 @@
-//! From an optimised graph to a program: gives every value a view of some buffer, makes one step per kernel call, decides
-//! what is overwritten in place, and places the buffers.
-
-use std::ops::Range;
+//! From an optimised graph to a program: gives every value a view of some buffer, makes one step per kernel call and
+//! decides what is overwritten in place. `arrange.rs` orders the steps and places the buffers.
 
 use rustc_hash::FxHashMap;
 use smallvec::{SmallVec, smallvec};
@@ -9,37 +7,26 @@ use smallvec::{SmallVec, smallvec};
 use candle_core::DType;
 
 use super::kernels::tuning::programs::LONG_WORK;
-use super::memory::{Life, place};
-use super::steps::{Access, Pieces, Step, joined};
-use super::tasks::{StepCost, Tasks, tasks};
+use super::operand::{Access, Declared, Operands};
+use super::steps::{Check, Pieces, Step, Work};
 use super::thread_choice::ThreadChoice;
 use super::view::{BufferId, View};
 use super::{Memory, Outcome, Place, Program, buffer, elementwise, fused, primitives, with_type};
 
 use crate::error::Result;
 use crate::fused::dequant_matmul::QuantFormat;
-use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef, cost};
+use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef};
 
 /// A buffer while the program is being built.
-struct Buffer {
-    bytes: usize,
-    origin: Origin,
-    /// The step that writes it first, and the last one that touches it.
-    first: usize,
-    last: usize,
+pub(super) struct Buffer {
+    pub bytes: usize,
+    pub origin: Origin,
     /// The last node that needs what is in it.
     needed_until: usize,
 }
 
-impl Buffer {
-    fn touched_at(&mut self, step: usize) {
-        self.first = self.first.min(step);
-        self.last = self.last.max(step);
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Origin {
+pub(super) enum Origin {
     Computed,
     Input(usize),
     Constant(usize),
@@ -50,15 +37,19 @@ pub(super) struct Builder<'a> {
     /// The node being lowered.
     node: usize,
     views: Vec<SmallVec<[View; 1]>>,
-    buffers: Vec<Buffer>,
-    steps: Vec<Step>,
+    pub(super) buffers: Vec<Buffer>,
+    pub(super) steps: Vec<Step>,
     /// The nodes that each step computes for.
-    owners: Vec<SmallVec<[usize; 1]>>,
+    pub(super) owners: Vec<SmallVec<[usize; 1]>>,
     /// What each step touches.
-    accesses: Vec<Access>,
+    pub(super) accesses: Vec<Access>,
+    /// The views behind that, where the plan is to be checked as it runs.
+    pub(super) declared: Option<Vec<Declared>>,
+    /// What the check of each step reads; empty where it has none.
+    pub(super) checked: Vec<SmallVec<[BufferId; 1]>>,
     constants: Vec<u64>,
     inputs: Vec<Meta>,
-    written: Vec<bool>,
+    pub(super) written: Vec<bool>,
     /// For each value, the last node that needs it, through views too.
     needed: Vec<SmallVec<[usize; 1]>>,
     /// Contiguous copies of strided values.
@@ -67,7 +58,8 @@ pub(super) struct Builder<'a> {
     pub quantized: FxHashMap<(ValueRef, QuantFormat), View>,
 }
 
-pub(super) fn build(graph: &Graph) -> Result<Program> {
+/// The program of a graph; `checked` keeps what each step declared.
+pub(super) fn build(graph: &Graph, checked: bool) -> Result<Program> {
     let mut builder = Builder {
         graph,
         node: 0,
@@ -76,6 +68,8 @@ pub(super) fn build(graph: &Graph) -> Result<Program> {
         steps: Vec::new(),
         owners: Vec::new(),
         accesses: Vec::new(),
+        declared: checked.then(Vec::new),
+        checked: Vec::new(),
         constants: Vec::new(),
         inputs: Vec::new(),
         written: Vec::new(),
@@ -160,11 +154,10 @@ impl Builder<'_> {
     pub fn copy_of(&mut self, view: &View) -> Result<View> {
         let copy = self.fresh(&view.dims, view.dtype);
         let nest = elementwise::Nest::new(&view.dims, &[view]);
-        let (from, to) = (view.clone(), copy.clone());
         with_type!(view.dtype, T => {
-            self.step(&[view], &[&copy], move |memory| {
-                elementwise::map1::<T, T>(memory, &nest, &from, &to, #[inline(always)] |x| x);
-                Ok(())
+            self.step(|operands| {
+                let (from, to) = (operands.read(view), operands.write(&copy));
+                move |memory| elementwise::map1::<T, T>(memory, &nest, &from, &to, #[inline(always)] |x| x)
             });
             Ok(())
         })?;
@@ -258,39 +251,62 @@ impl Builder<'_> {
         View::contiguous(buffer, meta.shape.dims(), meta.dtype)
     }
 
-    /// Appends a kernel call.
-    pub fn step(
-        &mut self,
-        reads: &[&View],
-        writes: &[&View],
-        run: impl Fn(&Memory) -> Result<()> + Send + Sync + 'static,
-    ) {
-        self.append(reads, writes, Step::Whole(Box::new(run)));
+    /// Appends a kernel call. `declare` declares its operands and returns the call; one that writes nothing is left out.
+    pub fn step<R>(&mut self, declare: impl FnOnce(&mut Operands) -> R)
+    where
+        R: Fn(&Memory) + Send + Sync + 'static,
+    {
+        let mut operands = Operands::default();
+        let run = declare(&mut operands);
+        self.append(operands, Work::Whole(Box::new(run)), None);
     }
 
-    /// Appends a kernel call in so many pieces, of so many multiply-adds together, that run in any order and on any thread.
-    pub fn step_in_pieces(
+    /// As [`Self::step`], of a call that some data would make fail: `check` declares what it looks at, and finds out before
+    /// anything is written. It looks at data even where the call writes nothing.
+    pub fn checked_step<C, R>(
         &mut self,
-        reads: &[&View],
-        writes: &[&View],
-        (count, work): (usize, usize),
-        run: impl Fn(&Memory, usize) + Send + Sync + 'static,
-    ) {
-        let run = Box::new(run);
-        self.append(reads, writes, Step::Pieces(smallvec![Pieces { count, work, run }]));
+        check: impl FnOnce(&mut Operands) -> C,
+        declare: impl FnOnce(&mut Operands) -> R,
+    ) where
+        C: Fn(&Memory) -> Result<()> + Send + Sync + 'static,
+        R: Fn(&Memory) + Send + Sync + 'static,
+    {
+        let (mut looked_at, mut operands) = (Operands::default(), Operands::default());
+        let check = check(&mut looked_at);
+        let run = declare(&mut operands);
+        let check: (Operands, Check) = (looked_at, Box::new(check));
+        self.append(operands, Work::Whole(Box::new(run)), Some(check));
     }
 
-    fn append(&mut self, reads: &[&View], writes: &[&View], step: Step) {
-        let now = self.steps.len();
-        for view in reads.iter().chain(writes) {
-            self.buffers[view.buffer].touched_at(now);
+    /// As [`Self::step`], in so many pieces, of so many multiply-adds together, that run in any order and on any thread.
+    pub fn step_in_pieces<R>(&mut self, (count, work): (usize, usize), declare: impl FnOnce(&mut Operands) -> R)
+    where
+        R: Fn(&Memory, usize) + Send + Sync + 'static,
+    {
+        let mut operands = Operands::default();
+        let run = Box::new(declare(&mut operands));
+        self.append(operands, Work::Pieces(smallvec![Pieces { count, work, run }]), None);
+    }
+
+    fn append(&mut self, operands: Operands, work: Work, check: Option<(Operands, Check)>) {
+        let (mut declared, writes) = operands.into_declared();
+        if !writes && check.is_none() {
+            return;
         }
-        self.accesses.push(Access {
-            reads: reads.iter().map(|view| view.buffer).collect(),
-            writes: writes.iter().map(|view| view.buffer).collect(),
-            in_pieces: matches!(step, Step::Pieces(_)),
-        });
-        self.steps.push(step);
+        let work = if writes { work } else { Work::Pieces(SmallVec::new()) };
+        let (mut looked_at, mut fails) = (SmallVec::new(), None);
+        if let Some((operands, check)) = check {
+            let (own, _) = operands.into_declared();
+            looked_at = own.reads.iter().map(|view| view.buffer).collect();
+            declared.join(own);
+            fails = Some(check);
+        }
+        self.accesses.push(declared.access());
+        if let Some(all) = &mut self.declared {
+            all.push(declared);
+        }
+        self.checked.push(looked_at);
+        self.steps.push(Step { check: fails, work });
         self.owners.push(smallvec![self.node]);
     }
 
@@ -298,8 +314,6 @@ impl Builder<'_> {
         self.buffers.push(Buffer {
             bytes,
             origin,
-            first: usize::MAX,
-            last: 0,
             needed_until: 0,
         });
         self.buffers.len() - 1
@@ -342,154 +356,30 @@ impl Builder<'_> {
             };
             outputs.push((self.graph.meta(value).clone(), outcome));
         }
+        let checks = self.early_checks();
         let tasks = self.order_by_tasks();
+        let in_place = self.overwritable(&tasks);
         let (places, arena_bytes) = self.place_rest(&places, &tasks);
         let own = outputs.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Own));
         let has_large_results = own.map(|(meta, _)| meta).any(buffer::is_large_result);
         let work: f64 = (0..self.graph.nodes.len()).map(|node| self.work(node)).sum();
         Ok(Program {
+            checks,
             steps: self.steps,
             owners: self.owners,
+            declared: self.declared.unwrap_or_default(),
+            buffers: self.buffers.iter().map(|buffer| buffer.bytes).collect(),
             tasks,
             places,
             arena_bytes,
             constants: self.constants,
             inputs: self.inputs,
             written: self.written,
+            in_place,
             outputs,
             has_large_results,
             thread_choice: (work >= LONG_WORK).then(ThreadChoice::new),
         })
-    }
-
-    /// Puts the steps of each task next to each other; the places of each task. Where there is one task, joins steps in
-    /// pieces instead.
-    fn order_by_tasks(&mut self) -> Vec<Range<usize>> {
-        let written = |id: &BufferId| match self.buffers[*id].origin {
-            Origin::Computed => true,
-            Origin::Input(input) => self.written[input],
-            Origin::Constant(_) => false,
-        };
-        let touched: Vec<SmallVec<[BufferId; 4]>> = self
-            .accesses
-            .iter()
-            .map(|access| {
-                access
-                    .reads
-                    .iter()
-                    .chain(&access.writes)
-                    .copied()
-                    .filter(written)
-                    .collect()
-            })
-            .collect();
-        let steps: Vec<StepCost<'_>> = touched
-            .iter()
-            .zip(&self.owners)
-            .map(|(touches, owners)| StepCost {
-                touches,
-                work: owners.iter().map(|&owner| self.work(owner)).sum(),
-            })
-            .collect();
-        let Tasks { order, ranges } = tasks(&steps, self.buffers.len());
-        if ranges.len() > 1 {
-            self.arrange(&order.into_iter().map(|step| smallvec![step]).collect::<Vec<_>>());
-            return ranges;
-        }
-        self.arrange(&joined(&self.accesses));
-        std::iter::once(0..self.steps.len()).collect()
-    }
-
-    /// Puts the steps into another order, those of one place joined.
-    fn arrange(&mut self, places: &[SmallVec<[usize; 1]>]) {
-        for buffer in &mut self.buffers {
-            (buffer.first, buffer.last) = (usize::MAX, 0);
-        }
-        for (place, members) in places.iter().enumerate() {
-            for access in members.iter().map(|&step| &self.accesses[step]) {
-                for &id in access.reads.iter().chain(&access.writes) {
-                    self.buffers[id].touched_at(place);
-                }
-            }
-        }
-        let mut steps: Vec<Option<Step>> = std::mem::take(&mut self.steps).into_iter().map(Some).collect();
-        let mut take = |members: &SmallVec<[usize; 1]>| {
-            let mut all = members.iter().filter_map(|&step| steps[step].take());
-            let mut first = all.next()?;
-            if let Step::Pieces(pieces) = &mut first {
-                pieces.extend(all.flat_map(|step| match step {
-                    Step::Pieces(pieces) => pieces,
-                    Step::Whole(_) => SmallVec::new(),
-                }));
-            }
-            Some(first)
-        };
-        self.steps = places.iter().filter_map(&mut take).collect();
-        let owners =
-            |members: &SmallVec<[usize; 1]>| members.iter().flat_map(|&step| self.owners[step].clone()).collect();
-        self.owners = places.iter().map(owners).collect();
-    }
-
-    /// Element operations of a node, about.
-    fn work(&self, node: usize) -> f64 {
-        let node = &self.graph.nodes[node];
-        let inputs: SmallVec<[&Meta; 4]> = node.inputs.iter().map(|&input| self.graph.meta(input)).collect();
-        let made: usize = node.outputs.iter().map(|meta| meta.shape.elem_count()).sum();
-        cost::flops(&node.operation, &inputs, &node.outputs) + made as f64
-    }
-
-    /// Puts what has no place of its own into the arena, for each task a part.
-    fn place_rest(&self, fixed: &FxHashMap<BufferId, Place>, tasks: &[Range<usize>]) -> (Vec<Place>, usize) {
-        let in_arena: Vec<BufferId> = (0..self.buffers.len())
-            .filter(|id| self.buffers[*id].origin == Origin::Computed && !fixed.contains_key(id))
-            .collect();
-        let (offsets, bytes) = self.offsets(&in_arena, tasks);
-        let mut places: Vec<Place> = (0..self.buffers.len())
-            .map(|id| match self.buffers[id].origin {
-                Origin::Input(i) => Place::Input(i),
-                Origin::Constant(i) => Place::Constant(i),
-                Origin::Computed => fixed.get(&id).copied().unwrap_or(Place::Arena(0)),
-            })
-            .collect();
-        in_arena
-            .iter()
-            .zip(offsets)
-            .for_each(|(&id, offset)| places[id] = Place::Arena(offset));
-        (places, bytes)
-    }
-}
-
-impl Builder<'_> {
-    /// Offsets of these buffers; those of two tasks do not overlap.
-    fn offsets(&self, buffers: &[BufferId], tasks: &[Range<usize>]) -> (Vec<usize>, usize) {
-        let lives: Vec<Life> = buffers
-            .iter()
-            .map(|&id| &self.buffers[id])
-            // A buffer no step touches has no elements.
-            .map(|b| Life {
-                bytes: b.bytes,
-                first: b.first.min(b.last),
-                last: b.last,
-            })
-            .collect();
-        if tasks.len() < 2 {
-            return place(&lives);
-        }
-        let mut members: Vec<Vec<usize>> = vec![Vec::new(); tasks.len()];
-        for (i, life) in lives.iter().enumerate() {
-            members[tasks.partition_point(|task| task.end <= life.first)].push(i);
-        }
-        let (mut offsets, mut end) = (vec![0; lives.len()], 0);
-        for members in members {
-            let own: Vec<Life> = members.iter().map(|&i| lives[i]).collect();
-            let (places, bytes) = place(&own);
-            members
-                .iter()
-                .zip(places)
-                .for_each(|(&i, offset)| offsets[i] = end + offset);
-            end += bytes;
-        }
-        (offsets, end)
     }
 }
 

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::Memory;
 use super::kernels::pool;
 use super::kernels::tuning::loops::PIECE;
+use super::operand::{Read, Write};
 use super::tape::INPUTS;
 use super::view::{View, row_major};
 
@@ -182,9 +183,9 @@ unsafe impl<T, U> Sync for Addresses<T, U> {}
 
 impl Addresses<u8, u8> {
     /// Of operands of any types, in bytes.
-    pub fn bytes(memory: &Memory, inputs: &[View], out: &View) -> Self {
+    pub fn bytes(memory: &Memory, inputs: &[Read], out: &Write) -> Self {
         Self {
-            inputs: inputs.iter().map(|view| view.address(memory).cast_const()).collect(),
+            inputs: inputs.iter().map(|view| view.address(memory)).collect(),
             out: out.address(memory),
         }
     }
@@ -192,12 +193,9 @@ impl Addresses<u8, u8> {
 
 impl<T, U> Addresses<T, U> {
     /// Of operands of one type.
-    pub fn new(memory: &Memory, inputs: &[&View], out: &View) -> Self {
+    pub fn new(memory: &Memory, inputs: &[&Read], out: &Write) -> Self {
         Self {
-            inputs: inputs
-                .iter()
-                .map(|view| view.pointer::<T>(memory).cast_const())
-                .collect(),
+            inputs: inputs.iter().map(|view| view.pointer::<T>(memory)).collect(),
             out: out.pointer(memory),
         }
     }
@@ -216,8 +214,8 @@ impl<T, U> Addresses<T, U> {
 pub(super) fn map1<T: Copy, U: Copy>(
     memory: &Memory,
     nest: &Nest,
-    x: &View,
-    y: &View,
+    x: &Read,
+    y: &Write,
     f: impl Fn(T) -> U + Copy + Sync,
 ) {
     let addresses = Addresses::<T, U>::new(memory, &[x], y);
@@ -238,8 +236,8 @@ pub(super) fn map1<T: Copy, U: Copy>(
 pub(super) fn map2<T: Copy, U: Copy>(
     memory: &Memory,
     nest: &Nest,
-    inputs: [&View; 2],
-    out: &View,
+    inputs: [&Read; 2],
+    out: &Write,
     f: impl Fn(T, T) -> U + Copy + Sync,
 ) {
     let addresses = Addresses::<T, U>::new(memory, &inputs, out);
@@ -253,12 +251,12 @@ pub(super) fn map2<T: Copy, U: Copy>(
 }
 
 /// `z[i] = if mask[i] != 0 { x[i] } else { y[i] }`. `z` may be exactly `x` or `y`.
-pub(super) fn select<T: Copy>(memory: &Memory, nest: &Nest, [mask, x, y]: [&View; 3], out: &View) {
+pub(super) fn select<T: Copy>(memory: &Memory, nest: &Nest, [mask, x, y]: [&Read; 3], out: &Write) {
     let addresses = Addresses::<T, T>::new(memory, &[x, y], out);
-    let masks = Addresses::<u8, u8>::new(memory, &[mask], out);
+    let masks = Masks(mask.pointer::<u8>(memory));
     let (sm, sx, sy) = (nest.steps[0], nest.steps[1], nest.steps[2]);
     nest.for_pieces(|offsets, out, len| {
-        let m = masks.input(0, offsets[0]);
+        let m = masks.at(offsets[0]);
         let (x, y) = (addresses.input(0, offsets[1]), addresses.input(1, offsets[2]));
         let z = addresses.out(out);
         // SAFETY: as in map1.
@@ -271,12 +269,24 @@ pub(super) fn select<T: Copy>(memory: &Memory, nest: &Nest, [mask, x, y]: [&View
     });
 }
 
+/// The masks of a choice, which tasks only read.
+struct Masks(*const u8);
+
+// SAFETY: see above.
+unsafe impl Sync for Masks {}
+
+impl Masks {
+    fn at(&self, offset: usize) -> *const u8 {
+        self.0.wrapping_add(offset)
+    }
+}
+
 /// Copies `from` to the places of `to`: both strided, of the same dimensions.
-pub(super) fn copy_strided<T: Copy>(memory: &Memory, from: &View, to: &View) {
+pub(super) fn copy_strided<T: Copy>(memory: &Memory, from: &Read, to: &Write) {
     if to.len() == 0 {
         return;
     }
-    let (x, y) = (from.pointer::<T>(memory).cast_const(), to.pointer::<T>(memory));
+    let (x, y) = (from.pointer::<T>(memory), to.pointer::<T>(memory));
     let rank = to.dims.len();
     let (inner, sx, sy) = match rank {
         0 => (1, 1, 1),

@@ -1,14 +1,17 @@
 //! The engine's own kernels on the host. A plan becomes a list of closures over one arena: views are strides, buffers
 //! have fixed places, results get memory of their own, and what nobody else holds is overwritten in place.
 
+mod arrange;
 mod boxes;
 mod buffer;
 mod build;
+mod checked;
 mod elementwise;
 mod fused;
 pub(crate) mod kernels;
 pub mod limits;
 mod memory;
+mod operand;
 mod pointwise;
 mod primitives;
 mod products;
@@ -31,12 +34,18 @@ use crate::graph::{Graph, Meta};
 
 pub(super) use self::buffer::Buffer;
 pub(super) use self::fused::has_kernel;
-use self::steps::Step;
+use self::operand::Declared;
+use self::steps::{Check, Step};
 use self::thread_choice::ThreadChoice;
 
 /// Compiles an optimised graph.
 pub(super) fn compile(graph: &Graph) -> Result<Box<dyn Executable>> {
-    Ok(Box::new(build::build(graph)?))
+    Ok(Box::new(build::build(graph, false)?))
+}
+
+/// As [`compile`], each step to run alone with its operands, looked at before and after.
+pub(super) fn compile_checked(graph: &Graph) -> Result<Box<dyn Executable>> {
+    Ok(Box::new(checked::Checked(build::build(graph, true)?)))
 }
 
 /// See [`super::release_memory`].
@@ -50,7 +59,8 @@ struct Memory {
     pointers: Pointers,
 }
 
-// SAFETY: the steps of one task touch what other tasks only read, or do not touch; `tasks` cuts them so.
+// SAFETY: the steps of one task touch what other tasks only read, or do not touch: `tasks` cuts them so by the operands
+// that each step declared, and a step has no other addresses.
 unsafe impl Sync for Memory {}
 
 /// Where a buffer lies.
@@ -76,9 +86,15 @@ enum Outcome {
 }
 
 struct Program {
+    /// What can be known of the inputs before the first step runs.
+    checks: Vec<Check>,
     steps: Vec<Step>,
     /// For each call of a step, the node of the graph that it computes for.
     owners: Vec<SmallVec<[usize; 1]>>,
+    /// What each step declared, where the program is to be checked as it runs.
+    declared: Vec<Declared>,
+    /// Bytes of each buffer.
+    buffers: Vec<usize>,
     /// Steps of each task: tasks may run side by side.
     tasks: Vec<Range<usize>>,
     places: Vec<Place>,
@@ -88,6 +104,8 @@ struct Program {
     inputs: Vec<Meta>,
     /// Whether a step writes into the input's memory.
     written: Vec<bool>,
+    /// Of those, which may be written where they lie, if nobody else holds them: no step can fail after the first write.
+    in_place: Vec<bool>,
     outputs: Vec<(Meta, Outcome)>,
     /// Whether a result has large memory of its own.
     has_large_results: bool,
@@ -102,7 +120,7 @@ type Pointers = SmallVec<[*mut u8; 8]>;
 type Rooms = SmallVec<[Option<Buffer>; 4]>;
 
 impl Executable for Program {
-    fn run(&self, inputs: Bindings) -> Result<Bindings> {
+    fn run(&self, inputs: &mut Bindings) -> Result<Bindings> {
         let run = |memory: &Memory| match self.tasks.len() {
             0 | 1 => self.steps.iter().try_for_each(|step| step.run(memory)),
             _ => self.run_tasks(memory),
@@ -113,13 +131,13 @@ impl Executable for Program {
         })
     }
 
-    fn run_timed(&self, inputs: Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings> {
+    fn run_timed(&self, inputs: &mut Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings> {
         self.run_with(inputs, |memory| {
             for (step, owners) in self.steps.iter().zip(&self.owners) {
                 let start = Instant::now();
                 step.run(memory)?;
                 let elapsed = start.elapsed().as_secs_f64();
-                for (&owner, share) in owners.iter().zip(step.shares()) {
+                for (&owner, share) in owners.iter().zip(step.work.shares()) {
                     *seconds[owner].get_or_insert(0.0) += elapsed * share;
                 }
             }
@@ -139,6 +157,16 @@ impl Executable for Program {
     }
 }
 
+/// An input's number, and what the run uses in its place.
+type Copies = SmallVec<[(usize, Copied); 2]>;
+
+enum Copied {
+    /// Contiguous, to be read.
+    Tensor(Tensor),
+    /// To be written.
+    Buffer(Buffer),
+}
+
 impl Program {
     /// Takes the steps, the tasks spread over threads.
     fn run_tasks(&self, memory: &Memory) -> Result<()> {
@@ -153,43 +181,37 @@ impl Program {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Binds the inputs, has `run` take the steps (all of them, in order), and collects the results.
-    fn run_with(&self, inputs: Bindings, run: impl FnOnce(&Memory) -> Result<()>) -> Result<Bindings> {
-        let mut bound = self.bind(inputs)?;
+    /// Binds the inputs, makes the early checks, has `run` take the steps (all of them, in order), and collects the
+    /// results. Where a check fails, no input has been written.
+    fn run_with(&self, inputs: &mut Bindings, run: impl FnOnce(&Memory) -> Result<()>) -> Result<Bindings> {
+        let mut copies = self.copies(inputs)?;
         let mut results = self.rooms()?;
         memory::with_arena(self.arena_bytes, |arena| {
             // Read locks on storages of Candle's, for as long as their addresses are used.
-            let mut guards = SmallVec::<[_; 4]>::with_capacity(bound.len());
-            let mut inputs = Pointers::with_capacity(bound.len());
-            for input in &mut bound {
-                inputs.push(match input {
-                    Bound::Owned(buffer) => pointer_mut(buffer.storage_mut()),
-                    Bound::Shared(buffer) => pointer(buffer.storage()),
-                    Bound::Tensor(tensor) => {
-                        let (storage, layout) = tensor.storage_and_layout();
-                        let first = first_element(&storage, layout.start_offset() * tensor.dtype().size_in_bytes());
-                        guards.push(storage);
-                        first
-                    }
-                });
-            }
+            let mut guards = SmallVec::<[_; 4]>::new();
+            let bound = self.addresses(inputs, &mut copies, |tensor| {
+                let (storage, layout) = tensor.storage_and_layout();
+                let first = first_element(&storage, layout.start_offset() * tensor.dtype().size_in_bytes());
+                guards.push(storage);
+                first
+            })?;
             let mut outputs = Pointers::with_capacity(results.len());
             outputs.extend(results.iter_mut().map(|r| {
                 r.as_mut()
                     .map_or(std::ptr::null_mut(), |buffer| pointer_mut(buffer.storage_mut()))
             }));
-            let memory = self.memory(arena, &inputs, &outputs);
+            let memory = self.memory(arena, &bound, &outputs);
+            self.checks.iter().try_for_each(|check| check(&memory))?;
             run(&memory)
         })?;
         let mut values = Bindings::with_capacity(results.len());
         for ((meta, outcome), own) in self.outputs.iter().zip(results) {
-            let buffer = match (outcome, own) {
+            values.push(match (outcome, own) {
                 // SAFETY: the steps have written every element.
-                (Outcome::Own, Some(buffer)) => unsafe { filled(buffer, meta.shape.elem_count()) },
-                (Outcome::Over(input), _) => bound[*input].take()?,
-                (Outcome::Own, None) => return Err(Error::Placeholder),
-            };
-            values.push(Value::Host(Arc::new(buffer)));
+                (Outcome::Own, Some(buffer)) => unsafe { filled(buffer, meta.shape.elem_count()) }.into(),
+                (Outcome::Over(input), _) => overwritten(*input, inputs, &mut copies)?,
+                (Outcome::Own, None) => return Err(Error::internal("a result has no memory of its own")),
+            });
         }
         Ok(values)
     }
@@ -220,67 +242,93 @@ impl Program {
             pointers: self.places.iter().map(address).collect(),
         }
     }
-}
 
-/// An input as a run holds it.
-enum Bound {
-    /// Candle's, contiguous; locked for reading while the run lasts.
-    Tensor(Tensor),
-    /// The engine's, read only.
-    Shared(Arc<Buffer>),
-    /// Of this run alone; a step may write it.
-    Owned(Buffer),
-}
-
-impl Bound {
-    fn take(&mut self) -> Result<Buffer> {
-        match self {
-            Self::Owned(buffer) => Ok(buffer.take()),
-            Self::Tensor(_) | Self::Shared(_) => Err(Error::Placeholder),
-        }
-    }
-}
-
-impl Program {
-    /// Makes every input readable at one address, and those that are written this run's own: the buffer itself where
-    /// nobody else holds it, a copy otherwise.
-    fn bind(&self, inputs: Bindings) -> Result<SmallVec<[Bound; 4]>> {
+    /// What has to be copied before a run: inputs that are not contiguous, and those that are written and either held by
+    /// somebody else too or written before the last step that may fail.
+    fn copies(&self, inputs: &Bindings) -> Result<Copies> {
         if inputs.len() != self.inputs.len() {
-            return Err(Error::Placeholder);
+            let (takes, found) = (self.inputs.len(), inputs.len());
+            return Err(Error::internal(format!("a plan of {takes} inputs got {found}")));
         }
-        let mut bound = SmallVec::with_capacity(inputs.len());
-        for ((value, meta), &written) in inputs.into_iter().zip(&self.inputs).zip(&self.written) {
-            bound.push(match value {
-                Value::Host(buffer) if written => Bound::Owned(Arc::unwrap_or_clone(buffer)),
-                Value::Host(buffer) => Bound::Shared(buffer),
-                Value::Tensor(tensor) => bind_tensor(tensor, meta, written)?,
-                Value::Gone => return Err(Error::Placeholder),
+        let mut copies = Copies::new();
+        for (input, (value, meta)) in inputs.iter().zip(&self.inputs).enumerate() {
+            let copy = match value {
+                Value::Host(buffer) if self.written[input] => {
+                    // Only this run's handle is left of a count of one, so nobody can make another meanwhile.
+                    let own = self.in_place[input] && Arc::strong_count(buffer) == 1;
+                    (!own).then(|| Copied::Buffer(Buffer::clone(buffer)))
+                }
+                Value::Host(_) => None,
+                Value::Tensor(tensor) => copy_of_tensor(tensor, meta, self.written[input])?,
+            };
+            copies.extend(copy.map(|copy| (input, copy)));
+        }
+        Ok(copies)
+    }
+
+    /// Where each input lies, or its copy; `lock` locks a contiguous tensor for reading and finds its first element.
+    fn addresses<'a>(
+        &self,
+        inputs: &'a mut Bindings,
+        copies: &'a mut Copies,
+        mut lock: impl FnMut(&'a Tensor) -> *mut u8,
+    ) -> Result<Pointers> {
+        let mut pointers = Pointers::with_capacity(inputs.len());
+        let mut copies = copies.iter_mut().peekable();
+        for (input, value) in inputs.iter_mut().enumerate() {
+            let copy = copies.next_if(|(copied, _)| *copied == input);
+            pointers.push(match (copy.map(|(_, copy)| copy), value) {
+                (Some(Copied::Buffer(buffer)), _) => pointer_mut(buffer.storage_mut()),
+                (Some(Copied::Tensor(tensor)), _) => lock(tensor),
+                (None, Value::Tensor(tensor)) => lock(tensor),
+                (None, Value::Host(buffer)) if self.written[input] => match Arc::get_mut(buffer) {
+                    Some(buffer) => pointer_mut(buffer.storage_mut()),
+                    None => return Err(Error::internal("an input that a plan overwrites is shared")),
+                },
+                (None, Value::Host(buffer)) => pointer(buffer.storage()),
             });
         }
-        Ok(bound)
+        Ok(pointers)
     }
 }
 
-fn bind_tensor(tensor: Tensor, meta: &Meta, written: bool) -> Result<Bound> {
-    let tensor = if tensor.is_contiguous() {
-        tensor
-    } else {
-        tensor.contiguous().context(|| "contiguous input".into())?
-    };
-    if !matches!(tensor.device(), Device::Cpu) || tensor.shape() != &meta.shape || tensor.dtype() != meta.dtype {
-        return Err(Error::shape(
-            "Input",
-            format!("a plan for {meta} got a {:?} {:?}", tensor.dtype(), tensor.dims()),
-        ));
+/// The result that was written over an input, or over its copy.
+fn overwritten(input: usize, inputs: &Bindings, copies: &mut Copies) -> Result<Value> {
+    match copies.iter_mut().find(|(copied, _)| *copied == input) {
+        Some((_, Copied::Buffer(buffer))) => Ok(buffer.take().into()),
+        // The caller drops the input, which leaves the result one handle.
+        None => Ok(inputs[input].clone()),
+        Some((_, Copied::Tensor(_))) => Err(Error::internal("a result was written over a tensor of Candle's")),
     }
+}
+
+impl From<Buffer> for Value {
+    fn from(buffer: Buffer) -> Self {
+        Self::Host(Arc::new(buffer))
+    }
+}
+
+/// The copy of a tensor that a run needs, if it needs one.
+fn copy_of_tensor(tensor: &Tensor, meta: &Meta, written: bool) -> Result<Option<Copied>> {
+    if !matches!(tensor.device(), Device::Cpu) || tensor.shape() != &meta.shape || tensor.dtype() != meta.dtype {
+        let (dtype, dims) = (tensor.dtype(), tensor.dims());
+        return Err(Error::internal(format!("a plan for {meta} got {dtype:?}{dims:?}")));
+    }
+    if tensor.is_contiguous() && !written {
+        return Ok(None);
+    }
+    let tensor = tensor.contiguous().context(|| "contiguous input".into())?;
     if !written {
-        return Ok(Bound::Tensor(tensor));
+        return Ok(Some(Copied::Tensor(tensor)));
     }
     let (storage, layout) = tensor.storage_and_layout();
     let (start, len) = (layout.start_offset(), meta.shape.elem_count());
     match &*storage {
-        Storage::Cpu(storage) => copy_range(storage, start, len).map(|copy| Bound::Owned(Buffer::new(copy))),
-        _ => Err(Error::Placeholder),
+        Storage::Cpu(storage) => {
+            let copy = copy_range(storage, start, len)?;
+            Ok(Some(Copied::Buffer(Buffer::new(copy))))
+        }
+        _ => Err(Error::internal("an input is not in the memory of the host")),
     }
 }
 
@@ -316,10 +364,10 @@ macro_rules! with_type {
                 type $t = i64;
                 $body
             }
-            other => Err($crate::error::Error::shape(
-                "plan",
-                format!("dtype {other:?} on the host"),
-            )),
+            found => Err($crate::error::Error::UnsupportedDType {
+                operation: "plan",
+                found,
+            }),
         }
     };
 }
@@ -344,10 +392,9 @@ macro_rules! with_float {
                 type $t = half::bf16;
                 $body
             }
-            other => Err($crate::error::Error::shape(
-                "plan",
-                format!("dtype {other:?} is not a float"),
-            )),
+            other => Err($crate::error::Error::internal(format!(
+                "a kernel of floats got {other:?}"
+            ))),
         }
     };
 }
@@ -392,7 +439,7 @@ fn copy_range(storage: &CpuStorage, start: usize, len: usize) -> Result<CpuStora
         CpuStorage::U8(data) => CpuStorage::U8(data[range].to_vec()),
         CpuStorage::U32(data) => CpuStorage::U32(data[range].to_vec()),
         CpuStorage::I64(data) => CpuStorage::I64(data[range].to_vec()),
-        _ => return Err(Error::shape("plan", "unsupported storage on the host")),
+        _ => return Err(Error::internal("an input has a storage that is not supported")),
     })
 }
 

@@ -14,6 +14,7 @@ use super::kernels::Float;
 use super::kernels::par::{Shared, for_pieces, with_scratch, with_space};
 use super::kernels::reduce::pairs;
 use super::kernels::tuning::loops::PIECE;
+use super::operand::Read;
 use super::tape::{BLOCK, INPUTS, Number, Tape, identity, join};
 use super::view::View;
 use super::with_type;
@@ -29,15 +30,15 @@ pub(super) fn expression(builder: &mut Builder<'_>, node: &GraphNode, expression
     let inputs = builder.input_views(node);
     let all: Vec<&View> = inputs.iter().collect();
     if all.len() > INPUTS {
-        return Err(Error::shape(node.operation.name(), format!("{} inputs", all.len())));
+        return Err(Error::no_kernel(node.operation.name(), format!("{} inputs", all.len())));
     }
     if let Some(reduction) = expression.reduction() {
         let out = builder.output(node, 0);
         let rows = Rows::new(&all, expression.shape()?.dims(), reduction);
         if expression.is_double() {
-            rows.record(builder, &out, Tape::<f64>::new(expression)?);
+            rows.record(builder, &all, &out, Tape::<f64>::new(expression)?);
         } else {
-            rows.record(builder, &out, Tape::<f32>::new(expression)?);
+            rows.record(builder, &all, &out, Tape::<f32>::new(expression)?);
         }
         return Ok(smallvec![out]);
     }
@@ -52,7 +53,6 @@ pub(super) fn expression(builder: &mut Builder<'_>, node: &GraphNode, expression
 
 /// The loops of an expression that ends in a reduction of rows: over rows, and along each of them in pieces.
 struct Rows {
-    inputs: Vec<View>,
     across: Nest,
     along: Nest,
     kind: ReductionKind,
@@ -75,7 +75,6 @@ impl Rows {
             Nest::new(&dims[part.clone()], &views.iter().collect::<Vec<_>>())
         };
         Self {
-            inputs: inputs.iter().map(|&view| view.clone()).collect(),
             across: nest(0..first),
             along: nest(first..dims.len()),
             kind,
@@ -83,27 +82,34 @@ impl Rows {
         }
     }
 
-    fn record<A: Number>(self, builder: &mut Builder<'_>, out: &View, tape: Tape<A>) {
-        let (reads, to) = (self.inputs.clone(), out.clone());
-        builder.step(&reads.iter().collect::<Vec<_>>(), &[out], move |memory| {
-            let (rows, pieces) = (to.len(), self.along.chunks());
-            let addresses = Addresses::bytes(memory, &self.inputs, &to);
-            let size = to.dtype.size_in_bytes();
-            with_scratch(rows * pieces, |parts: &mut [A]| {
-                self.reduce_pieces(&tape, &addresses, Shared::new(parts));
-                for row in 0..rows {
-                    let parts = &parts[row * pieces..][..pieces];
-                    let value = pairs(parts, identity(self.kind), |a, b| join(self.kind, a, b));
-                    // SAFETY: the result has room for a value of each row.
-                    unsafe { tape.round(value, addresses.out(row * size)) };
-                }
-            });
-            Ok(())
+    fn record<A: Number>(self, builder: &mut Builder<'_>, inputs: &[&View], out: &View, tape: Tape<A>) {
+        builder.step(|operands| {
+            let (views, to) = (operands.read_all(inputs.iter().copied()), operands.write(out));
+            move |memory| {
+                let (rows, pieces) = (to.len(), self.along.chunks());
+                let addresses = Addresses::bytes(memory, &views, &to);
+                let size = to.dtype.size_in_bytes();
+                with_scratch(rows * pieces, |parts: &mut [A]| {
+                    self.reduce_pieces(&tape, &views, &addresses, Shared::new(parts));
+                    for row in 0..rows {
+                        let parts = &parts[row * pieces..][..pieces];
+                        let value = pairs(parts, identity(self.kind), |a, b| join(self.kind, a, b));
+                        // SAFETY: the result has room for a value of each row.
+                        unsafe { tape.round(value, addresses.out(row * size)) };
+                    }
+                });
+            }
         });
     }
 
     /// What each piece of each row is reduced to.
-    fn reduce_pieces<A: Number>(&self, tape: &Tape<A>, addresses: &Addresses<u8, u8>, parts: Shared<A>) {
+    fn reduce_pieces<A: Number>(
+        &self,
+        tape: &Tape<A>,
+        views: &[Read],
+        addresses: &Addresses<u8, u8>,
+        parts: Shared<A>,
+    ) {
         let pieces = self.along.chunks();
         let items = self.across.elements() * pieces;
         let each = (PIECE * items / self.elements.max(1)).max(1);
@@ -115,7 +121,7 @@ impl Rows {
                     let last = pieces.min(first + range.end - item);
                     let start = self.across.offsets(row);
                     self.along.for_chunks(&start, first..last, |offsets, piece, len| {
-                        let read = starts(addresses, &self.inputs, offsets);
+                        let read = starts(addresses, views, offsets);
                         // SAFETY: the nests stay inside the views, and the plan gave their buffers room; the piece
                         // belongs to this task.
                         unsafe {
@@ -131,7 +137,7 @@ impl Rows {
 }
 
 /// Where a loop over the inputs begins.
-fn starts(addresses: &Addresses<u8, u8>, inputs: &[View], offsets: &[usize]) -> [*const u8; INPUTS] {
+fn starts(addresses: &Addresses<u8, u8>, inputs: &[Read], offsets: &[usize]) -> [*const u8; INPUTS] {
     array::from_fn(|i| match offsets.get(i) {
         Some(offset) => addresses.input(i, offset * inputs[i].dtype.size_in_bytes()),
         None => std::ptr::null(),
@@ -140,19 +146,20 @@ fn starts(addresses: &Addresses<u8, u8>, inputs: &[View], offsets: &[usize]) -> 
 
 fn record<A: Number>(builder: &mut Builder<'_>, inputs: &[&View], out: &View, tape: Tape<A>) {
     let nest = Nest::new(&out.dims, inputs);
-    let (views, to): (Vec<View>, View) = (inputs.iter().map(|&view| view.clone()).collect(), out.clone());
-    builder.step(inputs, &[out], move |memory| {
-        let addresses = Addresses::bytes(memory, &views, &to);
-        let size = to.dtype.size_in_bytes();
-        nest.for_pieces(|offsets, out, len| {
-            let read = starts(&addresses, &views, offsets);
-            with_space(tape.slots * BLOCK, |scratch: *mut A| {
-                // SAFETY: the nest stays inside the views, and the plan gave their buffers room; the result is over an
-                // input only where both are the same elements.
-                unsafe { tape.run(&read, &nest.steps, addresses.out(out * size), len, scratch) };
+    builder.step(|operands| {
+        let (views, to) = (operands.read_all(inputs.iter().copied()), operands.write(out));
+        move |memory| {
+            let addresses = Addresses::bytes(memory, &views, &to);
+            let size = to.dtype.size_in_bytes();
+            nest.for_pieces(|offsets, out, len| {
+                let read = starts(&addresses, &views, offsets);
+                with_space(tape.slots * BLOCK, |scratch: *mut A| {
+                    // SAFETY: the nest stays inside the views, and the plan gave their buffers room; the result is over
+                    // an input only where both are the same elements.
+                    unsafe { tape.run(&read, &nest.steps, addresses.out(out * size), len, scratch) };
+                });
             });
-        });
-        Ok(())
+        }
     });
 }
 
@@ -202,16 +209,16 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
             }
             Ok(smallvec![out])
         }
-        _ => Err(Error::shape(node.operation.name(), "is not elementwise")),
+        _ => Err(Error::no_kernel(node.operation.name(), format!("{} inputs", all.len()))),
     }
 }
 
 fn choose<T: Copy + 'static>(builder: &mut Builder<'_>, inputs: &[&View], out: &View) {
-    let (nest, to) = (Nest::new(&out.dims, inputs), out.clone());
-    let views: Vec<View> = inputs.iter().map(|&view| view.clone()).collect();
-    builder.step(inputs, &[out], move |memory| {
-        select::<T>(memory, &nest, [&views[0], &views[1], &views[2]], &to);
-        Ok(())
+    let nest = Nest::new(&out.dims, inputs);
+    builder.step(|operands| {
+        let views = [0, 1, 2].map(|i| operands.read(inputs[i]));
+        let to = operands.write(out);
+        move |memory| select::<T>(memory, &nest, views.each_ref(), &to)
     });
 }
 
@@ -221,10 +228,10 @@ fn step1<T: Copy + 'static, U: Copy + 'static>(
     out: &View,
     f: impl Fn(T) -> U + Copy + Send + Sync + 'static,
 ) {
-    let (nest, from, to) = (Nest::new(&out.dims, &[x]), x.clone(), out.clone());
-    builder.step(&[x], &[out], move |memory| {
-        map1(memory, &nest, &from, &to, f);
-        Ok(())
+    let nest = Nest::new(&out.dims, &[x]);
+    builder.step(|operands| {
+        let (from, to) = (operands.read(x), operands.write(out));
+        move |memory| map1(memory, &nest, &from, &to, f)
     });
 }
 
@@ -234,10 +241,10 @@ fn step2<T: Copy + 'static, U: Copy + 'static>(
     out: &View,
     f: impl Fn(T, T) -> U + Copy + Send + Sync + 'static,
 ) {
-    let (nest, left, right, to) = (Nest::new(&out.dims, &[a, b]), a.clone(), b.clone(), out.clone());
-    builder.step(&[a, b], &[out], move |memory| {
-        map2(memory, &nest, [&left, &right], &to, f);
-        Ok(())
+    let nest = Nest::new(&out.dims, &[a, b]);
+    builder.step(|operands| {
+        let (left, right, to) = (operands.read(a), operands.read(b), operands.write(out));
+        move |memory| map2(memory, &nest, [&left, &right], &to, f)
     });
 }
 
@@ -246,7 +253,7 @@ fn signed(builder: &mut Builder<'_>, node: &GraphNode, x: &View, out: &View) -> 
         Operation::Neg => step1::<i64, i64>(builder, x, out, i64::wrapping_neg),
         Operation::Abs => step1::<i64, i64>(builder, x, out, i64::wrapping_abs),
         Operation::Sign => step1::<i64, i64>(builder, x, out, i64::signum),
-        other => return Err(Error::shape(other.name(), "is not elementwise of one integer")),
+        other => return Err(Error::no_kernel(other.name(), "one integer")),
     }
     Ok(())
 }
@@ -279,7 +286,7 @@ fn integer2<T: Integer>(builder: &mut Builder<'_>, node: &GraphNode, views: [&Vi
         Operation::Div => step2::<T, T>(builder, views, out, T::over),
         Operation::Maximum => step2::<T, T>(builder, views, out, Ord::max),
         Operation::Minimum => step2::<T, T>(builder, views, out, Ord::min),
-        other => return Err(Error::shape(other.name(), "is not elementwise of two integers")),
+        other => return Err(Error::no_kernel(other.name(), "two integers")),
     }
     Ok(())
 }
@@ -294,7 +301,7 @@ fn compare<T: PartialOrd + Copy + Send + Sync + 'static>(
         Operation::Equal => step2::<T, u8>(builder, views, out, |a, b| u8::from(a == b)),
         Operation::Less => step2::<T, u8>(builder, views, out, |a, b| u8::from(a < b)),
         Operation::LessEqual => step2::<T, u8>(builder, views, out, |a, b| u8::from(a <= b)),
-        other => return Err(Error::shape(other.name(), "is not a comparison")),
+        other => return Err(Error::no_kernel(other.name(), "a comparison of integers")),
     }
     Ok(())
 }

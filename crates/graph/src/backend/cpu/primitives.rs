@@ -4,15 +4,16 @@ use candle_core::DType;
 use half::{bf16, f16};
 use smallvec::{SmallVec, smallvec};
 
-use super::boxes::{block_around, box_start, read_box, write_box};
+use super::boxes::{block_around, check_box, read_box, write_box};
 use super::build::Builder;
 use super::elementwise;
-use super::kernels::index::{IndexShape, gather, index_add, index_select, scatter_add};
+use super::kernels::index::{IndexShape, check_indices, gather, index_add, index_select, scatter_add};
 use super::kernels::reduce::{self, ReduceShape};
 use super::kernels::{KernelError, random};
+use super::operand::Operands;
 use super::products::product;
 use super::view::View;
-use super::{with_float, with_type};
+use super::{Memory, with_float, with_type};
 use crate::error::{Error, Result};
 use crate::graph::{Distribution, GraphNode, Meta, Operation};
 
@@ -36,7 +37,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
                 let whole = builder.contiguous(input(0))?;
                 whole
                     .reshaped(shape.dims())
-                    .map_or(Err(Error::shape("Reshape", "strides")), one)
+                    .map_or(Err(Error::internal("a contiguous view cannot be reshaped")), one)
             }
         }
         O::Permute { dims } => one(builder.view(input(0)).permuted(dims)),
@@ -96,7 +97,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         | O::MatmulSum { .. }
         | O::SharedMatmul { .. }
         | O::ValueAndVjp { .. }
-        | O::Vjp { .. } => Err(Error::shape(node.operation.name(), "is lowered as a fused operation")),
+        | O::Vjp { .. } => Err(Error::no_kernel(node.operation.name(), "it as a primitive")),
     }
 }
 
@@ -113,7 +114,12 @@ fn element_bytes(value: f64, dtype: DType) -> Result<[u8; 8]> {
         DType::U8 => padded(&(value as u8).to_ne_bytes()),
         DType::U32 => padded(&(value as u32).to_ne_bytes()),
         DType::I64 => padded(&(value as i64).to_ne_bytes()),
-        other => return Err(Error::shape("Constant", format!("dtype {other:?} on the host"))),
+        found => {
+            return Err(Error::UnsupportedDType {
+                operation: "Constant",
+                found,
+            });
+        }
     })
 }
 
@@ -150,13 +156,14 @@ from_count!(
 fn iota(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
     let meta = &node.outputs[0];
     let counted = builder.fresh(&[meta.shape.dims()[dim]], meta.dtype);
-    let out = counted.clone();
     with_type!(meta.dtype, T => {
-        builder.step(&[], &[&counted], move |memory| {
-            // SAFETY: the buffer is this step's to write.
-            let out = unsafe { out.slice_mut::<T>(memory) };
-            out.iter_mut().enumerate().for_each(|(i, x)| *x = T::from_count(i));
-            Ok(())
+        builder.step(|operands| {
+            let out = operands.write(&counted);
+            move |memory| {
+                // SAFETY: the buffer is this step's to write.
+                let out = unsafe { out.slice_mut::<T>(memory) };
+                out.iter_mut().enumerate().for_each(|(i, x)| *x = T::from_count(i));
+            }
         });
         Ok(())
     })?;
@@ -171,24 +178,30 @@ fn iota(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views
 fn random_numbers(builder: &mut Builder<'_>, node: &GraphNode, distribution: Distribution) -> Result<Views> {
     let key = builder.contiguous(node.inputs[0])?;
     let out = builder.output(node, 0);
-    let (from, to) = (key.clone(), out.clone());
-    builder.step(&[&key], &[&out], move |memory| {
-        // SAFETY: the key is read only; the buffer is this step's to write.
-        let words = unsafe { from.slice::<u32>(memory) };
-        let key = [words[0], words[1], words[2], words[3]];
-        if distribution == Distribution::Bits {
-            // SAFETY: as above.
-            random::fill_bits(key, unsafe { to.slice_mut::<u32>(memory) });
-            return Ok(());
-        }
-        with_float!(to.dtype, T => {
-            // SAFETY: as above.
-            let out = unsafe { to.slice_mut::<T>(memory) };
-            if distribution == Distribution::Uniform { random::fill_uniform(key, out) } else { random::fill_normal(key, out) }
+    match distribution {
+        Distribution::Bits => draw(builder, &key, &out, random::fill_bits),
+        Distribution::Uniform => with_float!(out.dtype, T => {
+            draw(builder, &key, &out, random::fill_uniform::<T>);
             Ok(())
-        })
-    });
+        })?,
+        Distribution::Normal => with_float!(out.dtype, T => {
+            draw(builder, &key, &out, random::fill_normal::<T>);
+            Ok(())
+        })?,
+    }
     Ok(smallvec![out])
+}
+
+/// Fills `out` from the four words of the key.
+fn draw<T: 'static>(builder: &mut Builder<'_>, key: &View, out: &View, fill: fn([u32; 4], &mut [T])) {
+    builder.step(|operands| {
+        let (key, to) = (operands.read(key), operands.write(out));
+        move |memory| {
+            // SAFETY: the key is read only; the buffer is this step's to write.
+            let (words, out) = unsafe { (key.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
+            fill([words[0], words[1], words[2], words[3]], out);
+        }
+    });
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -218,7 +231,7 @@ fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: 
         let order: Vec<usize> = kept.chain(over.iter().copied()).collect();
         let moved = builder.view(node.inputs[0]).permuted(&order);
         let reduced: usize = over.iter().map(|&d| dims[d]).product();
-        let outer = dims.iter().product::<usize>() / reduced.max(1);
+        let outer = (0..dims.len()).filter(|d| !over.contains(d)).map(|d| dims[d]).product();
         (
             builder.copy_of(&moved)?,
             ReduceShape {
@@ -229,20 +242,21 @@ fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: 
         )
     };
     let out = builder.output(node, 0);
-    let (from, to) = (x.clone(), out.clone());
     with_type!(x.dtype, T => {
-        builder.step(&[&x], &[&out], move |memory| {
-            // SAFETY: disjoint buffers, the output is this step's to write.
-            let x = unsafe { from.slice::<T>(memory) };
-            match kind {
-                // SAFETY: as above.
-                Kind::Sum => reduce::sum(block, x, unsafe { to.slice_mut::<T>(memory) }),
-                // SAFETY: as above.
-                Kind::Max => reduce::max(block, x, unsafe { to.slice_mut::<T>(memory) }),
-                // SAFETY: as above.
-                Kind::ArgMax => reduce::argmax(block, x, unsafe { to.slice_mut::<u32>(memory) }),
+        builder.step(|operands| {
+            let (from, to) = (operands.read(&x), operands.write(&out));
+            move |memory| {
+                // SAFETY: disjoint buffers, the output is this step's to write.
+                let x = unsafe { from.slice::<T>(memory) };
+                match kind {
+                    // SAFETY: as above.
+                    Kind::Sum => reduce::sum(block, x, unsafe { to.slice_mut::<T>(memory) }),
+                    // SAFETY: as above.
+                    Kind::Max => reduce::max(block, x, unsafe { to.slice_mut::<T>(memory) }),
+                    // SAFETY: as above.
+                    Kind::ArgMax => reduce::argmax(block, x, unsafe { to.slice_mut::<u32>(memory) }),
+                }
             }
-            Ok(())
         });
         Ok(())
     })?;
@@ -276,13 +290,12 @@ fn pad(builder: &mut Builder<'_>, node: &GraphNode, before: &[usize]) -> Result<
     Ok(smallvec![out])
 }
 
-/// Copies between strided views, a row of the last dimension at a time.
+/// Copies between strided views, a row of the last dimension at a time. What lies between the places stays as it is.
 fn copy_into(builder: &mut Builder<'_>, x: &View, place: &View) -> Result<()> {
-    let (from, to) = (x.clone(), place.clone());
     with_type!(x.dtype, T => {
-        builder.step(&[x], &[place], move |memory| {
-            elementwise::copy_strided::<T>(memory, &from, &to);
-            Ok(())
+        builder.step(|operands| {
+            let (from, to) = (operands.read(x), operands.write(place));
+            move |memory| elementwise::copy_strided::<T>(memory, &from, &to)
         });
         Ok(())
     })
@@ -300,9 +313,34 @@ macro_rules! with_index {
     };
 }
 
+/// Checks indices into a dimension of `size`.
+fn check_step<'a>(
+    name: &'static str,
+    indices: &'a View,
+    size: usize,
+) -> impl FnOnce(&mut Operands) -> Box<dyn Fn(&Memory) -> Result<()> + Send + Sync> + 'a {
+    move |operands| {
+        let indices = operands.read(indices);
+        Box::new(move |memory| {
+            with_index!(indices.dtype, I => {
+                // SAFETY: the indices are read only.
+                check_indices(unsafe { indices.slice::<I>(memory) }, size, name)
+            })
+            .map_err(|error| index_error(name, error))
+        })
+    }
+}
+
+/// What a kernel says of indices that have been checked.
+pub(super) fn checked(outcome: std::result::Result<(), KernelError>) {
+    if let Err(error) = outcome {
+        unreachable!("checked before: {error}");
+    }
+}
+
 fn pick(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
     let inputs = builder.contiguous_inputs(node)?;
-    let (x, indices) = (inputs[0].clone(), inputs[1].clone());
+    let (x, indices) = (&inputs[0], &inputs[1]);
     let out = builder.output(node, 0);
     let block = block_around(&x.dims, dim);
     let shape = IndexShape {
@@ -312,14 +350,16 @@ fn pick(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views
         inner: block.inner,
     };
     let whole = matches!(node.operation, Operation::IndexSelect { .. });
-    let (name, reads, to) = (node.operation.name(), inputs, out.clone());
+    let check = check_step(node.operation.name(), indices, block.size);
     with_type!(x.dtype, T => with_index!(indices.dtype, I => {
-        builder.step(&[&reads[0], &reads[1]], &[&out], move |memory| {
-            // SAFETY: disjoint buffers, the output is this step's to write.
-            let (x, indices, out) =
-                unsafe { (x.slice::<T>(memory), indices.slice::<I>(memory), to.slice_mut::<T>(memory)) };
-            if whole { index_select(shape, x, indices, out) } else { gather(shape, x, indices, out) }
-                .map_err(|error| index_error(name, error))
+        builder.checked_step(check, |operands| {
+            let (x, indices, to) = (operands.read(x), operands.read(indices), operands.write(&out));
+            move |memory| {
+                // SAFETY: disjoint buffers, the output is this step's to write.
+                let (x, indices, out) =
+                    unsafe { (x.slice::<T>(memory), indices.slice::<I>(memory), to.slice_mut::<T>(memory)) };
+                checked(if whole { index_select(shape, x, indices, out) } else { gather(shape, x, indices, out) });
+            }
         });
         Ok(())
     }))?;
@@ -337,33 +377,54 @@ fn pick_add(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<V
         inner: block.inner,
     };
     let whole = matches!(node.operation, Operation::IndexAdd { .. });
-    let (name, reads, to) = (node.operation.name(), (indices.clone(), updates.clone()), out.clone());
+    let check = check_step(node.operation.name(), &indices, block.size);
     with_type!(out.dtype, T => with_index!(indices.dtype, I => {
-        builder.step(&[&reads.0, &reads.1], &[&out], move |memory| {
-            // SAFETY: `writable` gives a buffer that no other input of this operation lies in.
-            let (indices, updates, out) =
-                unsafe { (indices.slice::<I>(memory), updates.slice::<T>(memory), to.slice_mut::<T>(memory)) };
-            if whole { index_add(shape, updates, indices, out) } else { scatter_add(shape, updates, indices, out) }
-                .map_err(|error| index_error(name, error))
+        builder.checked_step(check, |operands| {
+            let (indices, updates) = (operands.read(&indices), operands.read(&updates));
+            let to = operands.update(&out);
+            move |memory| {
+                // SAFETY: `writable` gives a buffer that no other input of this operation lies in.
+                let (indices, updates, out) =
+                    unsafe { (indices.slice::<I>(memory), updates.slice::<T>(memory), to.slice_mut::<T>(memory)) };
+                checked(if whole {
+                    index_add(shape, updates, indices, out)
+                } else {
+                    scatter_add(shape, updates, indices, out)
+                });
+            }
         });
         Ok(())
     }))?;
     Ok(smallvec![out])
 }
 
+/// Checks that `length` slices from a position on lie in a dimension of `size`.
+fn check_position<'a>(
+    name: &'static str,
+    position: &'a View,
+    (length, size): (usize, usize),
+) -> impl FnOnce(&mut Operands) -> Box<dyn Fn(&Memory) -> Result<()> + Send + Sync> + 'a {
+    move |operands| {
+        let position = operands.read(position);
+        // SAFETY: one element, read only.
+        Box::new(move |memory| check_box(name, unsafe { position.slice::<u32>(memory) }[0], length, size))
+    }
+}
+
 fn dynamic_slice(builder: &mut Builder<'_>, node: &GraphNode, dim: usize, length: usize) -> Result<Views> {
     let inputs = builder.contiguous_inputs(node)?;
     let out = builder.output(node, 0);
-    let (x, position, to) = (inputs[0].clone(), inputs[1].clone(), out.clone());
-    let block = block_around(&x.dims, dim);
-    with_type!(x.dtype, T => {
-        builder.step(&[&inputs[0], &inputs[1]], &[&out], move |memory| {
-            // SAFETY: disjoint buffers, the output is this step's to write.
-            let (x, position, out) =
-                unsafe { (x.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
-            let start = box_start("DynamicSlice", position[0], length, block.size)?;
-            read_box(block, length, start, x, out);
-            Ok(())
+    let block = block_around(&inputs[0].dims, dim);
+    let check = check_position("DynamicSlice", &inputs[1], (length, block.size));
+    with_type!(out.dtype, T => {
+        builder.checked_step(check, |operands| {
+            let (x, position, to) = (operands.read(&inputs[0]), operands.read(&inputs[1]), operands.write(&out));
+            move |memory| {
+                // SAFETY: disjoint buffers, the output is this step's to write.
+                let (x, position, out) =
+                    unsafe { (x.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
+                read_box(block, length, position[0] as usize, x, out);
+            }
         });
         Ok(())
     })?;
@@ -374,15 +435,17 @@ fn slice_update(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Resu
     let out = builder.writable(node.inputs[0])?;
     let (update, position) = (builder.contiguous(node.inputs[1])?, builder.contiguous(node.inputs[2])?);
     let (block, length) = (block_around(&out.dims, dim), update.dims[dim]);
-    let (reads, to) = ((update.clone(), position.clone()), out.clone());
+    let check = check_position("SliceUpdate", &position, (length, block.size));
     with_type!(out.dtype, T => {
-        builder.step(&[&reads.0, &reads.1], &[&out], move |memory| {
-            // SAFETY: `writable` gives a buffer that no other input of this operation lies in.
-            let (update, position, out) =
-                unsafe { (update.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
-            let start = box_start("SliceUpdate", position[0], length, block.size)?;
-            write_box(block, length, start, update, out);
-            Ok(())
+        builder.checked_step(check, |operands| {
+            let (update, position) = (operands.read(&update), operands.read(&position));
+            let to = operands.update(&out);
+            move |memory| {
+                // SAFETY: `writable` gives a buffer that no other input of this operation lies in.
+                let (update, position, out) =
+                    unsafe { (update.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
+                write_box(block, length, position[0] as usize, update, out);
+            }
         });
         Ok(())
     })?;

@@ -6,6 +6,7 @@ use super::build::Builder;
 use super::kernels::matmul::{Factors, MatView, MatmulShape, matmul, run_of_dots, sum_of_products};
 use super::kernels::tuning::matmul::PIECE_MACS;
 use super::kernels::{Float, Mat, Real};
+use super::operand::{Read, Write};
 use super::view::{View, row_major};
 use super::{Memory, with_float};
 use crate::error::Result;
@@ -29,25 +30,27 @@ pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2],
         let offsets = |view: &View| batch_offsets(view, &out.dims[..rank - 2]);
         (MatmulShape { m, n, k }, offsets(inputs[0]), offsets(inputs[1]))
     };
-    let (mut a, b, to) = (inputs[0].clone(), inputs[1].clone(), out.clone());
+    let (mut a, b) = (inputs[0].clone(), inputs[1]);
     if flat {
         // A contiguous view may have any stride in a dimension of size 1, so the rows' is made afresh.
         a.strides = row_major(&a.dims);
     }
     with_float!(inputs[0].dtype, T => {
         let alpha = <T as Float>::Acc::of(alpha);
-        builder.step(&inputs, &[out], move |memory| {
-            // SAFETY: the inputs are read only; the output is this step's to write, and of one of these types.
-            unsafe {
-                let (x, y) = (a.span::<T>(memory), b.span::<T>(memory));
-                let (x, y) = (matrix(&a, x, &left), matrix(&b, y, &right));
-                if cast {
-                    matmul(shape, alpha, x, y, false, to.slice_mut::<<T as Float>::Acc>(memory));
-                } else {
-                    matmul(shape, alpha, x, y, false, to.slice_mut::<T>(memory));
+        builder.step(|operands| {
+            let (a, b, to) = (operands.read(&a), operands.read(b), operands.write(out));
+            move |memory| {
+                // SAFETY: the inputs are read only; the output is this step's to write, and of one of these types.
+                unsafe {
+                    let (x, y) = (a.span::<T>(memory), b.span::<T>(memory));
+                    let (x, y) = (matrix(&a, x, &left), matrix(&b, y, &right));
+                    if cast {
+                        matmul(shape, alpha, x, y, false, to.slice_mut::<<T as Float>::Acc>(memory));
+                    } else {
+                        matmul(shape, alpha, x, y, false, to.slice_mut::<T>(memory));
+                    }
                 }
             }
-            Ok(())
         });
         Ok(())
     })
@@ -85,11 +88,11 @@ fn batch_offsets(view: &View, batch: &[usize]) -> Vec<usize> {
 
 /// One row of a product, with addends; see [`row`].
 struct Row {
-    a: View,
-    b: View,
-    addends: Vec<View>,
+    a: Read,
+    b: Read,
+    addends: Vec<Read>,
     alpha: f64,
-    out: View,
+    out: Write,
     /// Columns of a piece.
     piece: usize,
 }
@@ -106,8 +109,8 @@ impl Row {
     unsafe fn run<T: Float>(&self, memory: &Memory, i: usize) {
         let start = i * self.piece;
         let n = self.piece.min(self.b.dims[1] - start);
-        let mat = |view: &View, cols: usize| Mat {
-            ptr: view.pointer::<T>(memory).cast_const(),
+        let mat = |view: &Read, cols: usize| Mat {
+            ptr: view.pointer::<T>(memory),
             rows: 1,
             cols: cols as isize,
         };
@@ -138,20 +141,21 @@ fn row(builder: &mut Builder<'_>, alpha: f64, [a, b]: [&View; 2], addends: &[Vie
     } else {
         run_of_dots(n, k * b.dtype.size_in_bytes())
     };
-    let row = Row {
-        a: a.clone(),
-        b: b.clone(),
-        addends: addends.to_vec(),
-        alpha,
-        out: out.clone(),
-        piece,
-    };
-    let reads: Vec<&View> = [a, b].into_iter().chain(addends).collect();
     with_float!(out.dtype, T => {
-        builder.step_in_pieces(&reads, &[out], (n.div_ceil(piece), work), move |memory, i| {
-            // SAFETY: the operands are read only but where the result lies over them, and each piece writes its own
-            // columns after it has read them.
-            unsafe { row.run::<T>(memory, i) };
+        builder.step_in_pieces((n.div_ceil(piece), work), |operands| {
+            let row = Row {
+                a: operands.read(a),
+                b: operands.read(b),
+                addends: operands.read_all(addends),
+                alpha,
+                out: operands.write(out),
+                piece,
+            };
+            move |memory: &Memory, i| {
+                // SAFETY: the operands are read only but where the result lies over them, and each piece writes its own
+                // columns after it has read them.
+                unsafe { row.run::<T>(memory, i) };
+            }
         });
         Ok(())
     })

@@ -6,16 +6,18 @@ use smallvec::SmallVec;
 use super::Memory;
 use super::kernels::pool;
 use super::kernels::tuning::matmul::PARALLEL_MACS;
-use super::view::BufferId;
+use super::operand::Access;
 use crate::error::Result;
 
 /// Steps before a step that are looked at for one to join.
 const NEAR: usize = 16;
 
 /// A whole call.
-pub(super) type Call = Box<dyn Fn(&Memory) -> Result<()> + Send + Sync>;
+pub(super) type Call = Box<dyn Fn(&Memory) + Send + Sync>;
 /// A piece of a call, by its number.
 pub(super) type Piece = Box<dyn Fn(&Memory, usize) + Send + Sync>;
+/// Looks at data that a call may be unable to work with; writes nothing.
+pub(super) type Check = Box<dyn Fn(&Memory) -> Result<()> + Send + Sync>;
 
 /// A call in pieces, in any order and on any thread.
 pub(super) struct Pieces {
@@ -26,13 +28,30 @@ pub(super) struct Pieces {
 }
 
 /// One kernel call, or several side by side, with their operands bound.
-pub(super) enum Step {
+pub(super) enum Work {
     Whole(Call),
     Pieces(SmallVec<[Pieces; 1]>),
 }
 
+/// A kernel call that cannot fail once its check, where it has one, has passed.
+pub(super) struct Step {
+    pub check: Option<Check>,
+    pub work: Work,
+}
+
 impl Step {
+    /// Checks, then runs. A step that fails has written nothing.
     pub fn run(&self, memory: &Memory) -> Result<()> {
+        if let Some(check) = &self.check {
+            check(memory)?;
+        }
+        self.work.run(memory);
+        Ok(())
+    }
+}
+
+impl Work {
+    fn run(&self, memory: &Memory) {
         let all = match self {
             Self::Whole(call) => return call(memory),
             Self::Pieces(all) => all,
@@ -52,7 +71,6 @@ impl Step {
         } else {
             (0..count).for_each(piece);
         }
-        Ok(())
     }
 
     /// The share of each call in what the step does.
@@ -67,57 +85,38 @@ impl Step {
     }
 }
 
-/// What a step touches.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Access {
-    pub reads: SmallVec<[BufferId; 4]>,
-    pub writes: SmallVec<[BufferId; 2]>,
-    pub in_pieces: bool,
-}
-
-impl Access {
-    /// Whether the order of the two matters.
-    fn meets(&self, other: &Self) -> bool {
-        let writes = |of: &Self, id: &BufferId| of.writes.contains(id);
-        self.reads.iter().any(|id| writes(other, id))
-            || self
-                .writes
-                .iter()
-                .any(|id| writes(other, id) || other.reads.contains(id))
-    }
-}
-
 /// The steps of each joined one, in the order in which they run: a step in pieces joins the nearest such step before it
-/// that it can be moved to.
-pub(super) fn joined(steps: &[Access]) -> Vec<SmallVec<[usize; 1]>> {
-    let mut joined: Vec<(SmallVec<[usize; 1]>, Access)> = Vec::with_capacity(steps.len());
-    for (index, step) in steps.iter().enumerate() {
-        let before = joined.iter_mut().rev().take(if step.in_pieces { NEAR } else { 0 });
-        let mut free = before.take_while(|(_, other)| !step.meets(other));
-        if let Some((members, access)) = free.find(|(_, other)| other.in_pieces) {
+/// that it can be moved to. Given is what each touches, and whether it is in pieces.
+pub(super) fn joined<'a>(steps: impl IntoIterator<Item = (&'a Access, bool)>) -> Vec<SmallVec<[usize; 1]>> {
+    let mut joined: Vec<(SmallVec<[usize; 1]>, Access, bool)> = Vec::new();
+    for (index, (step, in_pieces)) in steps.into_iter().enumerate() {
+        let before = joined.iter_mut().rev().take(if in_pieces { NEAR } else { 0 });
+        let mut free = before.take_while(|(_, other, _)| !step.meets(other));
+        if let Some((members, access, _)) = free.find(|(_, _, in_pieces)| *in_pieces) {
             members.push(index);
-            access.reads.extend_from_slice(&step.reads);
-            access.writes.extend_from_slice(&step.writes);
+            access.join(step);
         } else {
-            joined.push((SmallVec::from_elem(index, 1), step.clone()));
+            joined.push((SmallVec::from_elem(index, 1), step.clone(), in_pieces));
         }
     }
-    joined.into_iter().map(|(members, _)| members).collect()
+    joined.into_iter().map(|(members, ..)| members).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::view::BufferId;
     use super::*;
 
-    fn step(in_pieces: bool, reads: &[BufferId], writes: &[BufferId]) -> Access {
-        Access {
+    fn step(in_pieces: bool, reads: &[BufferId], writes: &[BufferId]) -> (Access, bool) {
+        let access = Access {
             reads: reads.into(),
             writes: writes.into(),
-            in_pieces,
-        }
+        };
+        (access, in_pieces)
     }
 
-    fn members(steps: &[Access]) -> Vec<Vec<usize>> {
+    fn members(steps: &[(Access, bool)]) -> Vec<Vec<usize>> {
+        let steps = steps.iter().map(|(access, in_pieces)| (access, *in_pieces));
         joined(steps).iter().map(|members| members.to_vec()).collect()
     }
 

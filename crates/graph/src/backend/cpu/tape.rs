@@ -327,7 +327,7 @@ fn code<A: Number>(operation: &Operation) -> Result<Code<A>> {
         O::Less => Code::Less,
         O::LessEqual => Code::LessEqual,
         O::Where => Code::Where,
-        other => return Err(Error::shape(other.name(), "is not elementwise")),
+        other => return Err(Error::no_kernel(other.name(), "it inside an expression")),
     })
 }
 
@@ -399,7 +399,7 @@ unsafe fn narrow<A: Number>(dtype: DType, from: *const A, to: *mut u8, count: us
 /// # Safety
 /// The operands that the code takes are readable, `out` is writable, for `count` values, and apart from them.
 #[inline(always)]
-#[allow(clippy::too_many_lines)] // one table
+#[allow(clippy::too_many_lines, clippy::eq_op)] // one table; NaN is what differs from itself
 unsafe fn step<A: Number>(code: Code<A>, [a, b, c]: [*const A; 3], out: *mut A, count: usize) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -453,8 +453,9 @@ unsafe fn step<A: Number>(code: Code<A>, [a, b, c]: [*const A; 3], out: *mut A, 
             Code::Mul => two!(|x, y| x * y),
             Code::Div => two!(|x, y| x / y),
             Code::Pow => two!(|x, y| A::of(libm::pow(x.widen(), y.widen()))),
-            Code::Maximum => two!(|x, y| if x < y { y } else { x }),
-            Code::Minimum => two!(|x, y| if y < x { y } else { x }),
+            // NaN on either side.
+            Code::Maximum => two!(|x, y| if x < y || y != y { y } else { x }),
+            Code::Minimum => two!(|x, y| if y < x || y != y { y } else { x }),
             Code::Equal => two!(|x, y| flag(x == y)),
             Code::Less => two!(|x, y| flag(x < y)),
             Code::LessEqual => two!(|x, y| flag(x <= y)),

@@ -1,9 +1,7 @@
 //! A strided look at a buffer of a plan. Views cost nothing at run time: reshapes, permutations, broadcasts and slices
-//! become other strides over the same memory when the plan is made.
+//! become other strides over the same memory when the plan is made. A view has no address: see `operand.rs`.
 
 use candle_core::DType;
-
-use super::Memory;
 
 /// Index of a buffer in a program.
 pub(super) type BufferId = usize;
@@ -134,51 +132,13 @@ impl View {
         }
     }
 
-    /// Address of the first element, in bytes.
-    pub fn address(&self, memory: &Memory) -> *mut u8 {
-        memory.pointers[self.buffer].wrapping_add(self.offset * self.dtype.size_in_bytes())
-    }
-
-    /// Address of the first element.
-    pub fn pointer<T>(&self, memory: &Memory) -> *mut T {
-        memory.pointers[self.buffer].cast::<T>().wrapping_add(self.offset)
-    }
-
-    /// The elements of a contiguous view.
-    ///
-    /// # Safety
-    /// `T` is the dtype's type; nobody writes the buffer while the slice lives.
-    pub unsafe fn slice<'a, T>(&self, memory: &'a Memory) -> &'a [T] {
-        debug_assert!(self.is_contiguous());
-        // SAFETY: the plan gave the buffer room for the view; the caller vouches for type and exclusivity.
-        unsafe { std::slice::from_raw_parts(self.pointer::<T>(memory), self.len()) }
-    }
-
-    /// The elements of a contiguous view, to be written.
-    ///
-    /// # Safety
-    /// `T` is the dtype's type; nobody else reads or writes the buffer while the slice lives.
-    #[allow(clippy::mut_from_ref)] // memory is a table of raw pointers
-    pub unsafe fn slice_mut<'a, T>(&self, memory: &'a Memory) -> &'a mut [T] {
-        debug_assert!(self.is_contiguous());
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer::<T>(memory), self.len()) }
-    }
-
-    /// Everything from the first element to the end of a strided view.
-    ///
-    /// # Safety
-    /// `T` is the dtype's type; nobody writes the buffer while the slice lives.
-    pub unsafe fn span<'a, T>(&self, memory: &'a Memory) -> &'a [T] {
-        let reach: usize = self
-            .dims
-            .iter()
-            .zip(&self.strides)
-            .map(|(d, s)| d.saturating_sub(1) * s)
-            .sum();
-        let len = if self.len() == 0 { 0 } else { reach + 1 };
-        // SAFETY: the last element of the view is inside the buffer.
-        unsafe { std::slice::from_raw_parts(self.pointer::<T>(memory), len) }
+    /// Elements from the first one to the end of the last one.
+    pub fn reach(&self) -> usize {
+        if self.len() == 0 {
+            return 0;
+        }
+        let steps = self.dims.iter().zip(&self.strides).map(|(d, s)| (d - 1) * s);
+        steps.sum::<usize>() + 1
     }
 }
 

@@ -30,7 +30,9 @@ pub fn fallback(
     let (k, v) = (by_head(k)?.unsqueeze(2)?, by_head(v)?.unsqueeze(2)?);
     let scores = queries.matmul_t(&k)?.mul_scalar(options.scale)?;
 
-    let (powers, top) = if let Some(mask) = visible(q, keys, rest, options)? {
+    let (powers, top) = if keys == 0 {
+        (scores.exp()?, scores.scalar_like(0.0)?)
+    } else if let Some(mask) = visible(q, keys, rest, options)? {
         let scores = mask.where_cond(&scores, &scores.scalar_like(-1e30)?)?;
         let top = scores.max_keepdim(&[4])?.stop_gradient()?;
         let powers = scores.sub(&top)?.exp()?;
@@ -64,10 +66,11 @@ fn visible(q: &LazyTensor, keys: usize, rest: &[LazyTensor], options: &Attention
     if options.causal {
         // Positions stay below 2^24, where f32 counts exactly.
         let key = LazyTensor::iota(1, &[1, keys], DType::F32, q.device())?;
-        let mut query = LazyTensor::iota(0, &[seq, 1], DType::F32, q.device())?;
-        if let Some(offset) = offset {
-            query = query.add(&offset.cast(DType::F32)?)?;
-        }
+        let query = match offset {
+            // Reports queries that do not lie among the keys.
+            Some(offset) => LazyTensor::iota(0, &[keys, 1], DType::F32, q.device())?.dynamic_slice(0, offset, seq)?,
+            None => LazyTensor::iota(0, &[seq, 1], DType::F32, q.device())?,
+        };
         masks.push(key.less_equal(&query)?);
         if let Some(window) = options.window {
             masks.push(query.less(&key.add_scalar(window as f32)?)?);

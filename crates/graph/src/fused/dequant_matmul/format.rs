@@ -95,7 +95,10 @@ impl QuantFormat {
         }
         if let Some(block) = scales.iter().position(|scale| !scale.is_finite()) {
             let message = format!("values of block {block} are not finite, or too large for a scale in f16");
-            return Err(Error::shape("quantize", message));
+            return Err(Error::Value {
+                operation: "quantize",
+                message,
+            });
         }
         Ok(Quantized { quants, scales })
     }

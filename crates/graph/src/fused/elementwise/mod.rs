@@ -82,7 +82,7 @@ impl Expression {
     /// # Errors
     /// When an operand is missing or comes later, an operation is not elementwise, or a reduction is not one of rows.
     pub fn result(&self) -> Result<&Meta> {
-        let wrong = |message: String| Error::shape("Elementwise", message);
+        let wrong = |message: String| Error::internal(format!("Elementwise: {message}"));
         let elementwise = self.elementwise().len();
         if let Some(reduction) = self.terms.get(elementwise)
             && reduction.operands[..] != [Operand::Term(elementwise - 1)]
@@ -177,7 +177,5 @@ pub fn fallback(inputs: &[LazyTensor], expression: &Arc<Expression>) -> Result<L
         drop(operands);
         values.push(value);
     }
-    values
-        .pop()
-        .ok_or_else(|| Error::shape("Elementwise", "has no term".to_owned()))
+    values.pop().ok_or_else(|| Error::internal("Elementwise: has no term"))
 }

@@ -68,5 +68,5 @@ pub(crate) fn finished(sum: LazyTensor, scale: f32, dtype: DType) -> Result<Lazy
 }
 
 fn too_few() -> Error {
-    Error::shape("MatmulSum", "terms and inputs differ in number")
+    Error::internal("MatmulSum: terms and inputs differ in number")
 }

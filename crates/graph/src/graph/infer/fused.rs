@@ -84,6 +84,12 @@ pub(super) fn attention(name: &'static str, inputs: &[&Meta], options: &Attentio
     let mut rest = inputs[3..].iter();
     if options.offset {
         same(name, "offset", rest.next().map_or(&[], |m| m.shape.dims()), &[1])?;
+        if q[1] > k[1] {
+            return Err(Error::shape(
+                name,
+                format!("{} queries from an offset on do not fit {} keys", q[1], k[1]),
+            ));
+        }
     }
     if options.segments {
         same(

@@ -2,27 +2,29 @@
 
 use smallvec::smallvec;
 
+use super::super::boxes::check_box;
 use super::super::build::{Builder, is_zero};
 use super::super::kernels::attention::{AttentionShape, HeadsView, Mask, attention, attention_vjp};
 use super::super::kernels::{Float, Real};
+use super::super::operand::{Operands, Read};
 use super::super::view::View;
 use super::super::{Memory, with_float};
 use super::{Views, collect, wanted_outputs};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{AttentionOptions, GraphNode, ValueRef};
 
-/// The operands that forward and backward share.
-struct Operands {
+/// The inputs that forward and backward share.
+struct Inputs<V> {
     shape: AttentionShape,
-    q: View,
-    k: View,
-    v: View,
-    offset: Option<View>,
-    segments: Option<(View, View)>,
+    q: V,
+    k: V,
+    v: V,
+    offset: Option<V>,
+    segments: Option<(V, V)>,
     options: AttentionOptions,
 }
 
-impl Operands {
+impl Inputs<View> {
     fn new(builder: &mut Builder<'_>, inputs: &[ValueRef], options: AttentionOptions) -> Result<Self> {
         let mut heads = |i: usize| {
             let view = builder.view(inputs[i]).clone();
@@ -64,42 +66,62 @@ impl Operands {
         })
     }
 
-    fn views(&self) -> Vec<View> {
-        let mut views = vec![self.q.clone(), self.k.clone(), self.v.clone()];
-        views.extend(self.offset.clone());
-        views.extend(self.segments.clone().into_iter().flat_map(|(q, k)| [q, k]));
-        views
+    /// As operands of a step.
+    fn read(&self, operands: &mut Operands) -> Inputs<Read> {
+        Inputs {
+            shape: self.shape,
+            q: operands.read(&self.q),
+            k: operands.read(&self.k),
+            v: operands.read(&self.v),
+            offset: self.offset.as_ref().map(|view| operands.read(view)),
+            segments: self
+                .segments
+                .as_ref()
+                .map(|(q, k)| (operands.read(q), operands.read(k))),
+            options: self.options,
+        }
     }
 
+    /// Checks that the queries lie among the keys.
+    fn check(&self) -> impl FnOnce(&mut Operands) -> Box<dyn Fn(&Memory) -> Result<()> + Send + Sync> + '_ {
+        move |operands| {
+            let (queries, keys) = (self.shape.queries, self.shape.keys);
+            // Only a causal mask looks at it.
+            let offset = self.offset.as_ref().filter(|_| self.options.causal && keys > 0);
+            let Some(offset) = offset.map(|view| operands.read(view)) else {
+                return Box::new(|_| Ok(()));
+            };
+            Box::new(move |memory| {
+                // SAFETY: one element, read only.
+                let offset = unsafe { offset.slice::<u32>(memory) }[0];
+                check_box("Attention", offset, queries, keys)
+            })
+        }
+    }
+}
+
+impl Inputs<Read> {
     /// # Safety
     /// Nobody writes the segments while the mask lives.
-    unsafe fn mask<'a>(&self, memory: &'a Memory) -> Result<Mask<'a>> {
+    unsafe fn mask<'a>(&self, memory: &'a Memory) -> Mask<'a> {
         // SAFETY: one element, read only.
         let offset = self
             .offset
             .as_ref()
             .map_or(0, |view| unsafe { view.slice::<u32>(memory) }[0] as usize);
-        let keys = self.shape.keys;
-        let end = offset + self.shape.queries;
-        if self.options.offset && end > keys {
-            return Err(Error::shape(
-                "Attention",
-                format!("queries {offset}..{end} do not fit {keys} keys"),
-            ));
-        }
         // SAFETY: the caller's promise.
         let segments = self
             .segments
             .as_ref()
             .map(|(q, k)| unsafe { (q.slice(memory), k.slice(memory)) });
         let AttentionOptions { causal, window, .. } = self.options;
-        Ok(Mask {
+        Mask {
             causal,
             window,
             offset,
-            kv_len: keys,
+            kv_len: self.shape.keys,
             segments,
-        })
+        }
     }
 
     fn scale<T: Float>(&self) -> T::Acc {
@@ -108,8 +130,8 @@ impl Operands {
 }
 
 /// # Safety
-/// As [`View::span`].
-unsafe fn heads_view<'a, T>(view: &View, memory: &'a Memory) -> HeadsView<'a, T> {
+/// As [`Read::span`].
+unsafe fn heads_view<'a, T>(view: &Read, memory: &'a Memory) -> HeadsView<'a, T> {
     // SAFETY: the caller's promise.
     let data = unsafe { view.span::<T>(memory) };
     HeadsView {
@@ -121,18 +143,20 @@ unsafe fn heads_view<'a, T>(view: &View, memory: &'a Memory) -> HeadsView<'a, T>
 }
 
 pub(super) fn forward(builder: &mut Builder<'_>, node: &GraphNode, options: AttentionOptions) -> Result<Views> {
-    let operands = Operands::new(builder, &node.inputs, options)?;
+    let inputs = Inputs::new(builder, &node.inputs, options)?;
     let (o, lse) = (builder.output(node, 0), builder.output(node, 1));
-    let (reads, to) = (operands.views(), (o.clone(), lse.clone()));
     with_float!(o.dtype, T => {
-        builder.step(&reads.iter().collect::<Vec<_>>(), &[&o, &lse], move |memory| {
-            // SAFETY: inputs are read only; both outputs are this step's to write.
-            unsafe {
-                let [q, k, v] = [&operands.q, &operands.k, &operands.v].map(|view| heads_view::<T>(view, memory));
-                let (o, lse) = (to.0.slice_mut::<T>(memory), to.1.slice_mut::<<T as Float>::Acc>(memory));
-                attention(operands.shape, q, k, v, operands.scale::<T>(), operands.mask(memory)?, o, lse);
+        builder.checked_step(inputs.check(), |operands| {
+            let inputs = inputs.read(operands);
+            let (o, lse) = (operands.write(&o), operands.write(&lse));
+            move |memory| {
+                // SAFETY: inputs are read only; both outputs are this step's to write.
+                unsafe {
+                    let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|view| heads_view::<T>(view, memory));
+                    let (o, lse) = (o.slice_mut::<T>(memory), lse.slice_mut::<<T as Float>::Acc>(memory));
+                    attention(inputs.shape, q, k, v, inputs.scale::<T>(), inputs.mask(memory), o, lse);
+                }
             }
-            Ok(())
         });
         Ok(())
     })?;
@@ -146,7 +170,7 @@ pub(super) fn backward(
     wanted: u32,
 ) -> Result<Views> {
     let count = node.inputs.len() - 4;
-    let operands = Operands::new(builder, &node.inputs[..count], options)?;
+    let inputs = Inputs::new(builder, &node.inputs[..count], options)?;
     let rest = node.inputs[count..]
         .iter()
         .map(|&input| builder.contiguous(input))
@@ -155,28 +179,30 @@ pub(super) fn backward(
     let gradients = wanted_outputs::<3>(builder, node, wanted);
     let outputs = collect(&gradients);
     // The kernel makes all three together; those that nobody wants go to scratch.
-    let like = [&operands.q, &operands.k, &operands.v].map(|view| view.dims.clone());
-    let dtype = operands.q.dtype;
+    let like = [&inputs.q, &inputs.k, &inputs.v].map(|view| view.dims.clone());
+    let dtype = inputs.q.dtype;
     let mut like = like.into_iter();
     let all = gradients.map(|view| {
         let dims = like.next().unwrap_or_default();
         view.unwrap_or_else(|| builder.fresh(&dims, dtype))
     });
-    let reads: Vec<View> = operands.views().into_iter().chain(rest.iter().cloned()).collect();
-    let writes = all.clone();
     with_float!(dtype, T => {
-        builder.step(&reads.iter().collect::<Vec<_>>(), &writes.iter().collect::<Vec<_>>(), move |memory| {
-            // SAFETY: inputs are read only; the three gradients are this step's to write.
-            unsafe {
-                let [q, k, v] = [&operands.q, &operands.k, &operands.v].map(|view| heads_view::<T>(view, memory));
-                let [dq, dk, dv] = [0, 1, 2].map(|i| all[i].slice_mut::<T>(memory));
-                let (o, lse) = (rest[0].slice::<T>(memory), rest[1].slice::<<T as Float>::Acc>(memory));
-                let g_lse = with_g_lse.then(|| rest[3].slice::<<T as Float>::Acc>(memory));
-                let (scale, mask) = (operands.scale::<T>(), operands.mask(memory)?);
-                let g = rest[2].slice::<T>(memory);
-                attention_vjp(operands.shape, q, k, v, scale, mask, o, lse, g, g_lse, dq, dk, dv);
+        builder.checked_step(inputs.check(), |operands| {
+            let inputs = inputs.read(operands);
+            let [o, lse, g] = [0, 1, 2].map(|i| operands.read(&rest[i]));
+            let g_lse = with_g_lse.then(|| operands.read(&rest[3]));
+            let all = all.each_ref().map(|view| operands.write(view));
+            move |memory| {
+                // SAFETY: inputs are read only; the three gradients are this step's to write.
+                unsafe {
+                    let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|view| heads_view::<T>(view, memory));
+                    let [dq, dk, dv] = all.each_ref().map(|view| view.slice_mut::<T>(memory));
+                    let (o, lse) = (o.slice::<T>(memory), lse.slice::<<T as Float>::Acc>(memory));
+                    let g_lse = g_lse.as_ref().map(|view| view.slice::<<T as Float>::Acc>(memory));
+                    let (scale, mask) = (inputs.scale::<T>(), inputs.mask(memory));
+                    attention_vjp(inputs.shape, q, k, v, scale, mask, o, lse, g.slice::<T>(memory), g_lse, dq, dk, dv);
+                }
             }
-            Ok(())
         });
         Ok(())
     })?;

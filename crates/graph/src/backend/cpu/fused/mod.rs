@@ -12,17 +12,23 @@ use super::kernels::InOut;
 use super::kernels::rms_norm::{rms_norm, rms_norm_vjp};
 use super::kernels::rope::{RopeShape, rope};
 use super::kernels::swiglu::{swiglu, swiglu_vjp};
+use super::operand::{Operands, Read, Write};
 use super::view::View;
 use super::{Memory, with_float};
 use crate::error::{Error, Result};
 use crate::fused::matmul_sum::SumTerm;
-use crate::graph::{Graph, GraphNode, Operation};
+use crate::graph::{Graph, GraphNode, Meta, Operation};
 
 type Views = SmallVec<[View; 1]>;
 
 /// Whether there is a kernel for this node.
 pub(crate) fn has_kernel(graph: &Graph, node: &GraphNode) -> bool {
     use Operation as O;
+    // Kernels are made for inputs with elements; what they would make of none, the fallback says.
+    let is_empty = |meta: &Meta| meta.shape.elem_count() == 0;
+    if node.inputs.iter().any(|&input| is_empty(graph.meta(input))) && !node.outputs.iter().all(is_empty) {
+        return false;
+    }
     match &node.operation {
         O::Softmax { .. }
         | O::RMSNorm { .. }
@@ -41,7 +47,55 @@ pub(crate) fn has_kernel(graph: &Graph, node: &GraphNode) -> bool {
         O::LoRA { .. } => products::keeps_lora(graph, node),
         O::ValueAndVjp { of, .. } => matches!(**of, O::CrossEntropy(_)),
         O::Vjp { of, .. } => crate::fused::has_vjp_kernel(of),
-        _ => false,
+        O::Input
+        | O::Constant { .. }
+        | O::Iota { .. }
+        | O::Random { .. }
+        | O::Neg
+        | O::Abs
+        | O::Sign
+        | O::Exp
+        | O::Log
+        | O::Sqrt
+        | O::Rsqrt
+        | O::Recip
+        | O::Sin
+        | O::Cos
+        | O::Tanh
+        | O::Erf
+        | O::Sigmoid
+        | O::Floor
+        | O::MulScalar { .. }
+        | O::AddScalar { .. }
+        | O::Cast { .. }
+        | O::Add
+        | O::Sub
+        | O::Mul
+        | O::Div
+        | O::Pow
+        | O::Maximum
+        | O::Minimum
+        | O::Equal
+        | O::Less
+        | O::LessEqual
+        | O::Where
+        | O::Sum { .. }
+        | O::Max { .. }
+        | O::ArgMax { .. }
+        | O::Reshape { .. }
+        | O::Permute { .. }
+        | O::Broadcast { .. }
+        | O::Slice { .. }
+        | O::Concat { .. }
+        | O::Pad { .. }
+        | O::IndexSelect { .. }
+        | O::Gather { .. }
+        | O::IndexAdd { .. }
+        | O::ScatterAdd { .. }
+        | O::DynamicSlice { .. }
+        | O::SliceUpdate { .. }
+        | O::StopGradient
+        | O::Matmul => false,
     }
 }
 
@@ -63,7 +117,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         O::SharedMatmul { scale, .. } => products::shared_matmul_steps(builder, node, f64::from(*scale)),
         O::ValueAndVjp { of, wanted } => match &**of {
             O::CrossEntropy(options) => training::loss_and_vjp(builder, node, *options, *wanted),
-            other => Err(Error::shape(other.name(), "has no kernel together with its vjp")),
+            other => Err(Error::no_kernel(other.name(), "it together with its gradient")),
         },
         O::Elementwise(expression) => super::pointwise::expression(builder, node, expression),
         O::Vjp { of, wanted } => match &**of {
@@ -74,9 +128,9 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
             O::SwiGLU => swiglu_vjp_step(builder, node, *wanted),
             O::Attention(options) => attention::backward(builder, node, *options, *wanted),
             O::CrossEntropy(options) => training::loss_vjp(builder, node, *options, *wanted),
-            other => Err(Error::shape(other.name(), "has no vjp kernel")),
+            other => Err(Error::no_kernel(other.name(), "its gradient")),
         },
-        other => Err(Error::shape(other.name(), "has no kernel")),
+        other => Err(Error::no_kernel(other.name(), "it")),
     }
 }
 
@@ -84,25 +138,26 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
 ///
 /// # Safety
 /// `T` is the dtype of both views, and the plan let the output lie over the input only where nobody needs it.
-unsafe fn in_out<'a, T>(memory: &'a Memory, x: &View, y: &View) -> InOut<'a, T> {
+unsafe fn in_out<'a, T>(memory: &'a Memory, x: &Read, y: &Write) -> InOut<'a, T> {
     // SAFETY: the caller's promise; both views are contiguous and of one length.
-    unsafe { InOut::from_raw(x.pointer::<T>(memory).cast_const(), y.pointer::<T>(memory), x.len()) }
+    unsafe { InOut::from_raw(x.pointer::<T>(memory), y.pointer::<T>(memory), x.len()) }
 }
 
 fn rms_norm_step(builder: &mut Builder<'_>, node: &GraphNode, eps: f64) -> Result<Views> {
     let inputs = builder.contiguous_inputs(node)?;
     let all: Vec<&View> = inputs.iter().collect();
     let out = builder.output_over(node, &all);
-    let (views, to) = (inputs.clone(), out.clone());
     let n = out.dims[out.dims.len() - 1];
     with_float!(out.dtype, T => {
-        builder.step(&all, &[&out], move |memory| {
-            // SAFETY: the plan gave each view its memory; see `in_out`.
-            unsafe {
-                let weight = views.get(1).map(|w| w.slice::<T>(memory));
-                rms_norm(&in_out::<T>(memory, &views[0], &to), n, weight, eps);
+        builder.step(|operands| {
+            let (views, to) = (operands.read_all(&inputs), operands.write(&out));
+            move |memory| {
+                // SAFETY: the plan gave each view its memory; see `in_out`.
+                unsafe {
+                    let weight = views.get(1).map(|w| w.slice::<T>(memory));
+                    rms_norm(&in_out::<T>(memory, &views[0], &to), n, weight, eps);
+                }
             }
-            Ok(())
         });
         Ok(())
     })?;
@@ -120,6 +175,11 @@ fn wanted_outputs<const N: usize>(builder: &mut Builder<'_>, node: &GraphNode, w
     })
 }
 
+/// An operand for a view that is written, where it is there.
+fn write_some(operands: &mut Operands, view: Option<&View>) -> Option<Write> {
+    view.map(|view| operands.write(view))
+}
+
 /// The wanted views in order.
 fn collect<const N: usize>(views: &[Option<View>; N]) -> Views {
     views.iter().flatten().cloned().collect()
@@ -133,18 +193,19 @@ fn rms_norm_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, wanted: u32, e
     // The kernel always makes dx; where only the weight's gradient is wanted it goes to scratch.
     let dx = dx.unwrap_or_else(|| builder.fresh(&inputs[0].dims, inputs[0].dtype));
     let n = dx.dims[dx.dims.len() - 1];
-    let writes: Vec<View> = outputs.iter().cloned().chain([dx.clone()]).collect();
-    let (reads, views) = (inputs.clone(), inputs.clone());
     with_float!(dx.dtype, T => {
-        builder.step(&reads.iter().collect::<Vec<_>>(), &writes.iter().collect::<Vec<_>>(), move |memory| {
-            // SAFETY: distinct buffers; the outputs are this step's to write.
-            unsafe {
-                let weight = weighted.then(|| views[1].slice::<T>(memory));
-                let g = views[views.len() - 1].slice::<T>(memory);
-                let dweight = dweight.as_ref().map(|w| w.slice_mut::<T>(memory));
-                rms_norm_vjp(views[0].slice::<T>(memory), n, weight, eps, g, dx.slice_mut::<T>(memory), dweight);
+        builder.step(|operands| {
+            let views = operands.read_all(&inputs);
+            let (dx, dweight) = (operands.write(&dx), write_some(operands, dweight.as_ref()));
+            move |memory| {
+                // SAFETY: distinct buffers; the outputs are this step's to write.
+                unsafe {
+                    let weight = weighted.then(|| views[1].slice::<T>(memory));
+                    let g = views[views.len() - 1].slice::<T>(memory);
+                    let dweight = dweight.as_ref().map(|w| w.slice_mut::<T>(memory));
+                    rms_norm_vjp(views[0].slice::<T>(memory), n, weight, eps, g, dx.slice_mut::<T>(memory), dweight);
+                }
             }
-            Ok(())
         });
         Ok(())
     })?;
@@ -165,15 +226,16 @@ fn rope_step(builder: &mut Builder<'_>, node: &GraphNode, interleaved: bool) -> 
         interleaved,
         inverse: false,
     };
-    let (views, to) = (inputs.clone(), out.clone());
     with_float!(out.dtype, T => {
-        builder.step(&all, &[&out], move |memory| {
-            // SAFETY: the plan gave each view its memory; see `in_out`.
-            unsafe {
-                let (cos, sin) = (views[1].slice::<T>(memory), views[2].slice::<T>(memory));
-                rope::<T, T>(shape, &in_out::<T>(memory, &views[0], &to), cos, sin);
+        builder.step(|operands| {
+            let (views, to) = (operands.read_all(&inputs), operands.write(&out));
+            move |memory| {
+                // SAFETY: the plan gave each view its memory; see `in_out`.
+                unsafe {
+                    let (cos, sin) = (views[1].slice::<T>(memory), views[2].slice::<T>(memory));
+                    rope::<T, T>(shape, &in_out::<T>(memory, &views[0], &to), cos, sin);
+                }
             }
-            Ok(())
         });
         Ok(())
     })?;
@@ -184,13 +246,14 @@ fn swiglu_step(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
     let inputs = builder.contiguous_inputs(node)?;
     let all: Vec<&View> = inputs.iter().collect();
     let out = builder.output_over(node, &all);
-    let (views, to) = (inputs.clone(), out.clone());
     with_float!(out.dtype, T => {
-        builder.step(&all, &[&out], move |memory| {
-            let (gate, up) = (views[0].pointer::<T>(memory), views[1].pointer::<T>(memory));
-            // SAFETY: all three are of this length, and the output may be exactly one of the inputs.
-            unsafe { swiglu::<T>(gate, up, to.pointer::<T>(memory), to.len()) };
-            Ok(())
+        builder.step(|operands| {
+            let (views, to) = (operands.read_all(&inputs), operands.write(&out));
+            move |memory| {
+                let (gate, up) = (views[0].pointer::<T>(memory), views[1].pointer::<T>(memory));
+                // SAFETY: all three are of this length, and the output may be exactly one of the inputs.
+                unsafe { swiglu::<T>(gate, up, to.pointer::<T>(memory), to.len()) };
+            }
         });
         Ok(())
     })?;
@@ -203,15 +266,17 @@ fn swiglu_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, wanted: u32) -> 
     let outputs = collect(&[dgate.clone(), dup.clone()]);
     let mut scratch = |view: Option<View>| view.unwrap_or_else(|| builder.fresh(&inputs[0].dims, inputs[0].dtype));
     let (dgate, dup) = (scratch(dgate), scratch(dup));
-    let (views, writes) = (inputs.clone(), [dgate.clone(), dup.clone()]);
     with_float!(dgate.dtype, T => {
-        builder.step(&inputs.iter().collect::<Vec<_>>(), &[&writes[0], &writes[1]], move |memory| {
-            // SAFETY: distinct buffers; the outputs are this step's to write.
-            unsafe {
-                let [gate, up, _, g] = [0, 1, 2, 3].map(|i| views[i].slice::<T>(memory));
-                swiglu_vjp(gate, up, g, dgate.slice_mut::<T>(memory), dup.slice_mut::<T>(memory));
+        builder.step(|operands| {
+            let [gate, up, g] = [0, 1, 3].map(|i| operands.read(&inputs[i]));
+            let (dgate, dup) = (operands.write(&dgate), operands.write(&dup));
+            move |memory| {
+                // SAFETY: distinct buffers; the outputs are this step's to write.
+                unsafe {
+                    let [gate, up, g] = [&gate, &up, &g].map(|view| view.slice::<T>(memory));
+                    swiglu_vjp(gate, up, g, dgate.slice_mut::<T>(memory), dup.slice_mut::<T>(memory));
+                }
             }
-            Ok(())
         });
         Ok(())
     })?;

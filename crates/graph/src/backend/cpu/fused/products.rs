@@ -7,6 +7,7 @@ use super::super::elementwise::copy_strided;
 use super::super::kernels::matmul::{Factors, sum_of_products};
 use super::super::kernels::tuning::matmul::PARALLEL_MACS;
 use super::super::kernels::{Float, Mat, Real};
+use super::super::operand::{Operands, Read, Write};
 use super::super::products::{product, row_of_sum};
 use super::super::view::{View, row_major};
 use super::super::{Memory, with_float};
@@ -49,14 +50,16 @@ pub(super) fn shared_matmul_steps(builder: &mut Builder<'_>, node: &GraphNode, s
     let joined = builder.fresh(&[x.dims[1], columns], x.dtype);
     let out = builder.fresh(&[x.dims[0], columns], node.outputs[0].dtype);
     let places = columns_of(&joined, factors.iter().map(|factor| factor.dims.as_slice()));
-    let all: Vec<&View> = factors.iter().collect();
-    let pairs: Vec<(View, View)> = factors.iter().cloned().zip(places).collect();
+    let pairs: Vec<(&View, View)> = factors.iter().zip(places).collect();
     with_float!(x.dtype, T => {
-        builder.step(&all, &[&joined], move |memory| {
-            for (from, to) in &pairs {
-                copy_strided::<T>(memory, from, to);
+        builder.step(|operands| {
+            let pair = |(from, to): &(&View, View)| (operands.read(from), operands.write(to));
+            let pairs: Vec<(Read, Write)> = pairs.iter().map(pair).collect();
+            move |memory| {
+                for (from, to) in &pairs {
+                    copy_strided::<T>(memory, from, to);
+                }
             }
-            Ok(())
         });
         Ok(())
     })?;
@@ -79,12 +82,12 @@ fn columns_of<'a>(matrix: &View, dims: impl Iterator<Item = &'a [usize]>) -> imp
 }
 
 /// The operands of a sum: pairs of matrices, and addends with the elements from one of their rows to the next.
-struct Operands {
-    products: Vec<(View, View)>,
-    addends: Vec<(View, usize)>,
+struct Terms<V> {
+    products: Vec<(V, V)>,
+    addends: Vec<(V, usize)>,
 }
 
-impl Operands {
+impl Terms<View> {
     fn new(builder: &mut Builder<'_>, node: &GraphNode, terms: &[SumTerm]) -> Result<Self> {
         let dims = node.outputs[0].shape.dims();
         let columns = dims[dims.len() - 1];
@@ -105,49 +108,15 @@ impl Operands {
         Ok(Self { products, addends })
     }
 
-    /// The sum (m, n), scaled.
-    ///
-    /// # Safety
-    /// Operands and result have these sizes, the products are of `T`, addends and result of `C`; nobody else touches the
-    /// result, which may lie over an addend.
-    unsafe fn add_up<T: Float, C: Float<Acc = T::Acc>>(
-        &self,
-        memory: &Memory,
-        (m, n): (usize, usize),
-        scale: f64,
-        to: &View,
-    ) {
-        let matrix = |view: &View| Mat {
-            ptr: view.pointer::<T>(memory).cast_const(),
-            rows: view.strides[0] as isize,
-            cols: view.strides[1] as isize,
-        };
-        let factors = self.products.iter().map(|(a, b)| Factors {
-            a: matrix(a),
-            b: matrix(b),
-            k: a.dims[1],
-        });
-        let factors: SmallVec<[Factors<T>; 8]> = factors.collect();
-        let addends = self.addends.iter().map(|(view, step)| Mat {
-            ptr: view.pointer::<C>(memory).cast_const(),
-            rows: *step as isize,
-            cols: 1,
-        });
-        let addends: SmallVec<[Mat<*const C>; 2]> = addends.collect();
-        let c = Mat {
-            ptr: to.pointer::<C>(memory),
-            rows: n as isize,
-            cols: 1,
-        };
-        let terms: usize = factors.iter().map(|factors| factors.k).sum();
-        let parallel = m.saturating_mul(n).saturating_mul(terms) >= PARALLEL_MACS;
-        // SAFETY: the caller's promise.
-        unsafe { sum_of_products((m, n), &factors, T::Acc::of(scale), &addends, c, parallel) };
-    }
-
-    fn views(&self) -> Vec<&View> {
-        let factors = self.products.iter().flat_map(|(a, b)| [a, b]);
-        factors.chain(self.addends.iter().map(|(view, _)| view)).collect()
+    /// As operands of a step.
+    fn read(&self, operands: &mut Operands) -> Terms<Read> {
+        let products = self.products.iter().map(|(a, b)| (operands.read(a), operands.read(b)));
+        let products = products.collect();
+        let addends = self.addends.iter().map(|(view, step)| (operands.read(view), *step));
+        Terms {
+            products,
+            addends: addends.collect(),
+        }
     }
 
     /// The addends that the result may lie over: an element of them is read by the task that writes it.
@@ -163,6 +132,48 @@ impl Operands {
         } else {
             Vec::new()
         }
+    }
+}
+
+impl Terms<Read> {
+    /// The sum (m, n), scaled.
+    ///
+    /// # Safety
+    /// Operands and result have these sizes, the products are of `T`, addends and result of `C`; nobody else touches the
+    /// result, which may lie over an addend.
+    unsafe fn add_up<T: Float, C: Float<Acc = T::Acc>>(
+        &self,
+        memory: &Memory,
+        (m, n): (usize, usize),
+        scale: f64,
+        to: &Write,
+    ) {
+        let matrix = |view: &Read| Mat {
+            ptr: view.pointer::<T>(memory),
+            rows: view.strides[0] as isize,
+            cols: view.strides[1] as isize,
+        };
+        let factors = self.products.iter().map(|(a, b)| Factors {
+            a: matrix(a),
+            b: matrix(b),
+            k: a.dims[1],
+        });
+        let factors: SmallVec<[Factors<T>; 8]> = factors.collect();
+        let addends = self.addends.iter().map(|(view, step)| Mat {
+            ptr: view.pointer::<C>(memory),
+            rows: *step as isize,
+            cols: 1,
+        });
+        let addends: SmallVec<[Mat<*const C>; 2]> = addends.collect();
+        let c = Mat {
+            ptr: to.pointer::<C>(memory),
+            rows: n as isize,
+            cols: 1,
+        };
+        let terms: usize = factors.iter().map(|factors| factors.k).sum();
+        let parallel = m.saturating_mul(n).saturating_mul(terms) >= PARALLEL_MACS;
+        // SAFETY: the caller's promise.
+        unsafe { sum_of_products((m, n), &factors, T::Acc::of(scale), &addends, c, parallel) };
     }
 }
 
@@ -204,29 +215,30 @@ pub(super) fn matmul_sum_step(
     terms: &[SumTerm],
     scale: f64,
 ) -> Result<Views> {
-    let operands = Operands::new(builder, node, terms)?;
-    let out = builder.output_over(node, &operands.overwritable());
+    let terms = Terms::new(builder, node, terms)?;
+    let out = builder.output_over(node, &terms.overwritable());
     let n = out.dims[out.dims.len() - 1];
     let m = out.len().checked_div(n).unwrap_or(0);
-    let reads: Vec<View> = operands.views().into_iter().cloned().collect();
-    let addends: Vec<View> = operands.addends.iter().map(|(view, _)| view.clone()).collect();
-    let dtype = operands.products[0].0.dtype;
-    if dtype == out.dtype && row_of_sum(builder, scale, &operands.products, &addends, &out)? {
+    let addends: Vec<View> = terms.addends.iter().map(|(view, _)| view.clone()).collect();
+    let dtype = terms.products[0].0.dtype;
+    if dtype == out.dtype && row_of_sum(builder, scale, &terms.products, &addends, &out)? {
         return Ok(smallvec![out]);
     }
-    let (to, cast) = (out.clone(), dtype != out.dtype);
+    let cast = dtype != out.dtype;
     with_float!(dtype, T => {
-        builder.step(&reads.iter().collect::<Vec<_>>(), &[&out], move |memory| {
-            // SAFETY: inference gave operands and result these sizes and types; the result is this step's to write, and
-            // lies over an addend only.
-            unsafe {
-                if cast {
-                    operands.add_up::<T, <T as Float>::Acc>(memory, (m, n), scale, &to);
-                } else {
-                    operands.add_up::<T, T>(memory, (m, n), scale, &to);
+        builder.step(|operands| {
+            let (terms, to) = (terms.read(operands), operands.write(&out));
+            move |memory| {
+                // SAFETY: inference gave operands and result these sizes and types; the result is this step's to write,
+                // and lies over an addend only.
+                unsafe {
+                    if cast {
+                        terms.add_up::<T, <T as Float>::Acc>(memory, (m, n), scale, &to);
+                    } else {
+                        terms.add_up::<T, T>(memory, (m, n), scale, &to);
+                    }
                 }
             }
-            Ok(())
         });
         Ok(())
     })?;

@@ -71,7 +71,11 @@ fn inside<I: Index>(index: I, n: usize, element: usize, operation: &'static str)
     })
 }
 
-fn check_all<I: Index>(indices: &[I], n: usize, operation: &'static str) -> Result<(), KernelError> {
+/// Whether every index lies in a dimension of `n`.
+///
+/// # Errors
+/// If one does not.
+pub fn check_indices<I: Index>(indices: &[I], n: usize, operation: &'static str) -> Result<(), KernelError> {
     indices
         .iter()
         .enumerate()
@@ -94,7 +98,7 @@ pub fn index_select<T: Copy + Send + Sync, I: Index>(
     let IndexShape { outer, n, m, inner } = shape;
     shape.check(x, out, "index_select");
     assert_eq!(indices.len(), m, "index_select: the indices have another size");
-    check_all(indices, n, "index_select")?;
+    check_indices(indices, n, "index_select")?;
     let result = Shared::new(out);
     for_rows(outer * m, inner, |range| {
         for row in range {
@@ -122,7 +126,7 @@ pub fn gather<T: Copy + Send + Sync, I: Index>(
     let IndexShape { n, m, inner, .. } = shape;
     shape.check(x, out, "gather");
     assert_eq!(indices.len(), out.len(), "gather: the indices have another size");
-    check_all(indices, n, "gather")?;
+    check_indices(indices, n, "gather")?;
     let result = Shared::new(out);
     for_rows(indices.len(), 4, |range| {
         for at in range {
@@ -219,7 +223,7 @@ pub fn scatter_add<T: Element, I: Index>(
     let IndexShape { outer, n, m, inner } = shape;
     shape.check(out, x, "scatter_add");
     assert_eq!(indices.len(), x.len(), "scatter_add: the indices have another size");
-    check_all(indices, n, "scatter_add")?;
+    check_indices(indices, n, "scatter_add")?;
     let result = Shared::new(out);
     let blocks = inner.div_ceil(BLOCK);
     for_rows(outer * blocks, 4 * m * BLOCK.min(inner), |range| {

@@ -52,6 +52,26 @@ struct Row {
     target: usize,
 }
 
+/// The class of a row's target.
+fn class(row: usize, target: i64, vocab: usize) -> Result<usize, KernelError> {
+    let class = usize::try_from(target).ok().filter(|&class| class < vocab);
+    class.ok_or(KernelError::Target { row, target, vocab })
+}
+
+/// Whether every target is in the vocabulary or the ignored one.
+///
+/// # Errors
+/// If one is not.
+pub fn check_targets(targets: &[i64], vocab: usize, ignore_index: i64) -> Result<(), KernelError> {
+    let counted = targets
+        .iter()
+        .enumerate()
+        .filter(|(_, target)| **target != ignore_index);
+    counted
+        .map(|(row, &target)| class(row, target, vocab).map(drop))
+        .collect()
+}
+
 impl<T: Float> CrossEntropy<'_, T> {
     /// The rows that count.
     fn rows(&self) -> Result<Filled<Row>, KernelError> {
@@ -67,14 +87,7 @@ impl<T: Float> CrossEntropy<'_, T> {
         );
         let targets = self.targets.iter().enumerate();
         let counted = targets.filter(|&(_, &target)| target != self.ignore_index);
-        let class = |(row, &target): (usize, &i64)| match usize::try_from(target) {
-            Ok(class) if class < self.vocab => Ok(Row { row, target: class }),
-            _ => Err(KernelError::Target {
-                row,
-                target,
-                vocab: self.vocab,
-            }),
-        };
+        let class = |(row, &target): (usize, &i64)| class(row, target, self.vocab).map(|target| Row { row, target });
         let mut rows = Filled::new(self.targets.len(), Row { row: 0, target: 0 });
         let mut count = 0;
         for (place, found) in rows.iter_mut().zip(counted.map(class)) {

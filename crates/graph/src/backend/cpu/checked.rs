@@ -1,0 +1,311 @@
+//! Runs a program with each step alone in memory that shows what it touches. Every buffer has a block of its own between
+//! guards. A step runs twice on other rubbish: in the guards, in what it did not declare to read, and in place of all buffers
+//! that it did not declare at all. Its results must be the same, and everything else must stay as it was. For tests.
+
+use smallvec::SmallVec;
+
+use super::operand::Declared;
+use super::view::{BufferId, View};
+use super::{Buffer, Memory, Outcome, Place, Pointers, Program, filled, first_element, pointer_mut};
+use crate::backend::{Bindings, Executable, Footprint, Value};
+use crate::error::{Error, Result};
+
+/// Bytes before and after a buffer, more than any kernel could miss it by in one step.
+const GUARD: usize = 256;
+/// What stands in what a step must not depend on: NaN as a float, then a small number.
+const RUBBISH: [u8; 2] = [0xff, 0x11];
+
+/// A program whose steps are looked at.
+pub(super) struct Checked(pub Program);
+
+/// A buffer's memory, guards around it, aligned as an arena is.
+#[derive(Clone)]
+struct Block {
+    lines: Vec<Line>,
+    bytes: usize,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl Block {
+    fn new(bytes: usize) -> Self {
+        let lines = vec![Line([0; 64]); (bytes + 2 * GUARD).div_ceil(64)];
+        Self { lines, bytes }
+    }
+
+    fn all(&mut self) -> &mut [u8] {
+        self.lines.as_flattened_bytes()
+    }
+
+    fn contents(&mut self) -> &mut [u8] {
+        let bytes = self.bytes;
+        &mut self.all()[GUARD..GUARD + bytes]
+    }
+
+    fn start(&mut self) -> *mut u8 {
+        self.all()[GUARD..].as_mut_ptr()
+    }
+}
+
+/// Lines as bytes.
+trait FlattenedBytes {
+    fn as_flattened_bytes(&mut self) -> &mut [u8];
+}
+
+impl FlattenedBytes for Vec<Line> {
+    fn as_flattened_bytes(&mut self) -> &mut [u8] {
+        // SAFETY: a line is 64 bytes without padding.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), 64 * self.len()) }
+    }
+}
+
+/// Which bytes of a buffer belong to some views.
+fn mask<'a>(bytes: usize, id: BufferId, views: impl IntoIterator<Item = &'a View>) -> Vec<bool> {
+    let mut mask = vec![false; bytes];
+    for view in views.into_iter().filter(|view| view.buffer == id) {
+        let size = view.dtype.size_in_bytes();
+        for element in 0..view.len() {
+            let (mut rest, mut at) = (element, view.offset);
+            for (dim, stride) in view.dims.iter().zip(&view.strides).rev() {
+                at += rest % dim * stride;
+                rest /= dim;
+            }
+            mask[at * size..(at + 1) * size].fill(true);
+        }
+    }
+    mask
+}
+
+/// One buffer of a step: its block, and which bytes the step reads and writes.
+struct Touched {
+    id: BufferId,
+    reads: Vec<bool>,
+    writes: Vec<bool>,
+}
+
+impl Checked {
+    /// A block for each buffer, those of inputs and constants filled.
+    fn blocks(&self, inputs: &Bindings) -> Result<Vec<Block>> {
+        let program = &self.0;
+        let mut given = inputs.clone();
+        // A second handle of each: nothing is overwritten.
+        let mut copies = program.copies(&given)?;
+        let mut guards = SmallVec::<[_; 4]>::new();
+        let addresses = program.addresses(&mut given, &mut copies, |tensor| {
+            let (storage, layout) = tensor.storage_and_layout();
+            let first = first_element(&storage, layout.start_offset() * tensor.dtype().size_in_bytes());
+            guards.push(storage);
+            first
+        })?;
+        let places = program.places.iter().zip(&program.buffers);
+        Ok(places
+            .map(|(place, &bytes)| {
+                let mut block = Block::new(bytes);
+                match *place {
+                    // SAFETY: the input has so many bytes, and is locked while it is read.
+                    Place::Input(i) if bytes > 0 => unsafe {
+                        block.start().copy_from_nonoverlapping(addresses[i], bytes);
+                    },
+                    Place::Constant(i) => block.contents().copy_from_slice(&program.constants[i].to_ne_bytes()),
+                    Place::Input(_) | Place::Arena(_) | Place::Output(_) => {}
+                }
+                block
+            })
+            .collect())
+    }
+
+    /// Runs step `index` on both kinds of rubbish.
+    fn step(&self, index: usize, blocks: &mut [Block]) -> Result<()> {
+        let declared = &self.0.declared[index];
+        let touched = touched(declared, &self.0.buffers);
+        let before: Vec<Block> = touched.iter().map(|t| blocks[t.id].clone()).collect();
+        let mut results: Vec<Vec<Vec<u8>>> = Vec::new();
+        for rubbish in RUBBISH {
+            results.push(self.run_on(rubbish, index, &touched, &before, blocks)?);
+        }
+        if results[0] != results[1] {
+            return Err(self.fault(
+                index,
+                "depends on memory that it did not declare to read, or leaves some unwritten",
+            ));
+        }
+        for ((touched, before), written) in touched.iter().zip(before).zip(results.swap_remove(0)) {
+            let block = &mut blocks[touched.id];
+            *block = before;
+            let places = block.contents().iter_mut().zip(&touched.writes);
+            let places = places.filter(|(_, writes)| **writes).map(|(byte, _)| byte);
+            places.zip(written).for_each(|(byte, new)| *byte = new);
+        }
+        Ok(())
+    }
+
+    /// Runs a step once; what it wrote of each buffer.
+    fn run_on(
+        &self,
+        rubbish: u8,
+        index: usize,
+        touched: &[Touched],
+        before: &[Block],
+        blocks: &mut [Block],
+    ) -> Result<Vec<Vec<u8>>> {
+        let mut elsewhere = Block::new(self.0.buffers.iter().copied().max().unwrap_or(0));
+        elsewhere.all().fill(rubbish);
+        let nowhere = elsewhere.start();
+        let mut pointers: Pointers = self.0.buffers.iter().map(|_| nowhere).collect();
+        let mut given: Vec<Block> = Vec::new();
+        for (touched, before) in touched.iter().zip(before) {
+            let (mut block, mut kept) = (before.clone(), before.clone());
+            block.all().fill(rubbish);
+            let bytes = block.contents().iter_mut().zip(kept.contents()).zip(&touched.reads);
+            bytes
+                .filter(|(_, reads)| **reads)
+                .for_each(|((byte, kept), _)| *byte = *kept);
+            given.push(block.clone());
+            blocks[touched.id] = block;
+            pointers[touched.id] = blocks[touched.id].start();
+        }
+        let run = self.0.steps[index].run(&Memory { pointers });
+        let mut results = Vec::new();
+        for (touched, mut given) in touched.iter().zip(given) {
+            let block = &mut blocks[touched.id];
+            let written = block.contents().iter().zip(&touched.writes);
+            results.push(written.filter(|(_, writes)| **writes).map(|(byte, _)| *byte).collect());
+            // What it may write is made equal: the rest has to be.
+            let made = block.contents().iter_mut().zip(given.contents()).zip(&touched.writes);
+            made.filter(|(_, writes)| **writes)
+                .for_each(|((byte, given), _)| *byte = *given);
+            if block.all() != given.all() {
+                return Err(self.fault(index, "writes beside the operands that it declared to write"));
+            }
+        }
+        if elsewhere.all().iter().any(|byte| *byte != rubbish) {
+            return Err(self.fault(index, "writes a buffer that it did not declare"));
+        }
+        run.map(|()| results)
+    }
+
+    fn fault(&self, index: usize, what: &str) -> Error {
+        let owners = &self.0.owners[index];
+        Error::internal(format!(
+            "step {index}, which computes node {owners:?} of the plan, {what}"
+        ))
+    }
+
+    /// What the steps left of a result.
+    fn result(&self, index: usize, blocks: &mut [Block]) -> Result<Value> {
+        let (meta, outcome) = &self.0.outputs[index];
+        let place = match outcome {
+            Outcome::Own => Place::Output(index),
+            Outcome::Over(input) => Place::Input(*input),
+        };
+        let id = self.0.places.iter().position(|other| *other == place);
+        let id = id.ok_or_else(|| Error::internal("a result has no buffer"))?;
+        let len = meta.shape.elem_count();
+        let mut buffer = Buffer::with_room(meta.dtype, len)?;
+        let to = pointer_mut(buffer.storage_mut());
+        // SAFETY: the room is for as many bytes as the block has, and all of them are written.
+        unsafe {
+            to.copy_from_nonoverlapping(blocks[id].start(), meta.bytes());
+            Ok(filled(buffer, len).into())
+        }
+    }
+}
+
+/// The buffers that a step declared, each once.
+fn touched(declared: &Declared, bytes: &[usize]) -> Vec<Touched> {
+    let mut ids: SmallVec<[BufferId; 8]> = declared.access().buffers().collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let touched = ids.into_iter().map(|id| Touched {
+        id,
+        reads: mask(bytes[id], id, &declared.reads),
+        writes: mask(bytes[id], id, &declared.writes),
+    });
+    touched.collect()
+}
+
+impl Executable for Checked {
+    fn run(&self, inputs: &mut Bindings) -> Result<Bindings> {
+        let mut blocks = self.blocks(inputs)?;
+        let pointers = blocks.iter_mut().map(Block::start).collect();
+        let memory = Memory { pointers };
+        self.0.checks.iter().try_for_each(|check| check(&memory))?;
+        for index in 0..self.0.steps.len() {
+            self.step(index, &mut blocks)?;
+        }
+        (0..self.0.outputs.len())
+            .map(|index| self.result(index, &mut blocks))
+            .collect()
+    }
+
+    fn run_timed(&self, inputs: &mut Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings> {
+        self.0.run_timed(inputs, seconds)
+    }
+
+    fn footprint(&self) -> Footprint {
+        self.0.footprint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+    use smallvec::smallvec;
+
+    use super::super::build::build;
+    use super::super::steps::{Call, Work};
+    use super::*;
+    use crate::LazyTensor;
+    use crate::graph::numbered;
+
+    /// The negatives of four numbers, by a kernel that gets the addresses of input and output.
+    fn run(kernel: impl Fn(*mut u8, *mut u8) + Send + Sync + 'static) -> Result<Vec<f32>> {
+        let x = LazyTensor::hollow(&[4], DType::F32);
+        let graph = numbered::flatten(&[x.neg()?])?.graph;
+        let mut program = build(&graph, true)?;
+        let [input, output] = [&program.declared[0].reads[0], &program.declared[0].writes[0]].map(|view| view.buffer);
+        let call: Call = Box::new(move |memory| kernel(memory.pointers[input], memory.pointers[output]));
+        program.steps[0].work = Work::Whole(call);
+        let numbers = Tensor::new(&[1f32, 2.0, 3.0, 4.0], &Device::Cpu).unwrap();
+        let results = Checked(program).run(&mut smallvec![Value::Tensor(numbers)])?;
+        let tensor = results[0].clone().into_tensor(&graph.nodes[1].outputs[0]);
+        Ok(tensor.to_vec1().unwrap())
+    }
+
+    /// `output[i] = -input[i]`, as it should be.
+    fn negate(input: *mut u8, output: *mut u8, range: std::ops::Range<usize>) {
+        for i in range {
+            // SAFETY: the blocks are larger than what the tests touch, guards included.
+            unsafe { *output.cast::<f32>().add(i) = -*input.cast::<f32>().add(i) };
+        }
+    }
+
+    fn fault(kernel: impl Fn(*mut u8, *mut u8) + Send + Sync + 'static) -> String {
+        match run(kernel) {
+            Err(Error::Internal { message }) => message,
+            other => panic!("not found out: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_kernel_does_beside_its_operands_is_found_out() {
+        let found = run(|input, output| negate(input, output, 0..4)).unwrap();
+        assert_eq!(found, [-1.0, -2.0, -3.0, -4.0]);
+        let short = fault(|input, output| negate(input, output, 0..3));
+        assert!(short.contains("leaves some unwritten"), "{short}");
+        let long = fault(|input, output| negate(input, output, 0..5));
+        assert!(long.contains("writes beside"), "{long}");
+        let own_input = fault(|input, output| {
+            negate(input, output, 0..4);
+            negate(output, input, 2..3);
+        });
+        assert!(own_input.contains("writes beside"), "{own_input}");
+        let reads_on = fault(|input, output| {
+            negate(input, output, 0..4);
+            negate(input.wrapping_add(16), output, 0..1);
+        });
+        assert!(reads_on.contains("depends on memory"), "{reads_on}");
+    }
+}
