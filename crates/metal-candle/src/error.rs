@@ -174,6 +174,18 @@ pub enum TrainingError {
         vocabulary: usize,
     },
 
+    /// An example that is longer than the model's context.
+    #[error(
+        "training: an example has {tokens} tokens, but the context of the model is {context} (max_position_embeddings in \
+         config.json); cut examples with max_length"
+    )]
+    TooLong {
+        /// Tokens of the example.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+
     /// A setting is outside its range.
     #[error("invalid training configuration: {reason}")]
     InvalidConfig {

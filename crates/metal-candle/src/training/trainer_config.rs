@@ -83,13 +83,15 @@ impl TrainerConfig {
     /// Naming the setting, its value and its range.
     pub fn validate(&self) -> Result<()> {
         let positive = |x: f64| x.is_finite() && x > 0.0;
-        let share = |x: f64| (0.0..1.0).contains(&x);
+        // Optimizer and adapter compute in f32, where a number may be another: 1e-50 is 0, 0.99999999 is 1.
+        let positive32 = |x: f64| positive(f64::from(x as f32));
+        let share = |x: f64| x >= 0.0 && (x as f32) < 1.0;
         let checks = [
             (
-                positive(self.learning_rate),
+                positive32(self.learning_rate),
                 "learning_rate",
                 self.learning_rate,
-                "finite and above 0",
+                "above 0 and finite as a 32-bit float",
             ),
             (
                 self.max_steps.is_some() || (positive(self.num_train_epochs) && self.num_train_epochs <= MOST_EPOCHS),
@@ -118,7 +120,7 @@ impl TrainerConfig {
                 "at least 0 and below 1",
             ),
             (
-                self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+                (self.weight_decay as f32).is_finite() && self.weight_decay >= 0.0,
                 "weight_decay",
                 self.weight_decay,
                 "finite and at least 0",
@@ -127,19 +129,19 @@ impl TrainerConfig {
                 share(self.adam_beta1),
                 "adam_beta1",
                 self.adam_beta1,
-                "at least 0 and below 1",
+                "at least 0 and below 1 as a 32-bit float",
             ),
             (
                 share(self.adam_beta2),
                 "adam_beta2",
                 self.adam_beta2,
-                "at least 0 and below 1",
+                "at least 0 and below 1 as a 32-bit float",
             ),
             (
-                positive(self.adam_epsilon),
+                positive32(self.adam_epsilon),
                 "adam_epsilon",
                 self.adam_epsilon,
-                "finite and above 0",
+                "above 0 and finite as a 32-bit float",
             ),
             (
                 self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0,
