@@ -219,10 +219,13 @@ fn refuse_inputs(folder: &Path, inputs: &Inputs<'_>) -> Result<()> {
             if place.ends_with(SETTINGS) && is_ours(&place) {
                 continue;
             }
-            return Err(Failure::with_tip(
-                format!("{}: the run would write over {what}", place.display()),
-                "name another folder with --output",
-            ));
+            let name = place.display();
+            let message = if place == folder {
+                format!("{name}: the output folder is {what} itself")
+            } else {
+                format!("{name}: the run would write over {what}")
+            };
+            return Err(Failure::with_tip(message, "name another folder with --output"));
         }
     }
     Ok(())

@@ -69,6 +69,12 @@ fn check(settings: &Settings) -> Result<()> {
             "leave one of them out",
         ));
     }
+    if !(0.0..1.0).contains(&settings.validation_split) {
+        let share = settings.validation_split;
+        return Err(Failure::input(format!(
+            "--validation-split must be at least 0 and below 1, got {share}"
+        )));
+    }
     if settings.overwrite_output && settings.output.is_none() {
         let tip = "name the folder with --output, or leave --overwrite-output out: without a name a free one is taken";
         return Err(Failure::with_tip("--overwrite-output is given without --output", tip));
@@ -288,16 +294,22 @@ fn train_and_save(
     });
     interrupts.release();
     match outcome {
-        Ok(summary) => recorded.and(saved).map(|saved| Done {
-            summary,
-            saved,
-            picture,
-            signal: interrupts.noted(),
-        }),
+        Ok(summary) => match recorded.and(saved) {
+            Ok(saved) => Ok(Done {
+                summary,
+                saved,
+                picture,
+                signal: interrupts.noted(),
+            }),
+            Err(failure) => {
+                let (message, kept) = (failure.message(), kept(output, picture));
+                Err(Failure::Run(format!("{message}\n\n  {kept}")))
+            }
+        },
         Err(error) if began => {
             let whereabouts = match saved {
                 Ok(saved) => whereabouts(output, saved, picture),
-                Err(failure) => failure.to_string(),
+                Err(failure) => format!("{}\n  {}", failure.message(), kept(output, picture)),
             };
             Err(Failure::Run(format!("{error}\n\n  {whereabouts}")))
         }
@@ -322,21 +334,23 @@ fn save(trainer: &mut Trainer<'_>, output: &Output) -> Result<bool> {
 
 /// Where to find what a run left that did not get to its end.
 fn whereabouts(output: &Output, saved: bool, picture: bool) -> String {
-    let (folder, loss) = (output.run(), if picture { " and loss.svg" } else { "" });
     if saved {
-        let folder = folder.display();
+        let (folder, loss) = (output.folder.display(), if picture { " and loss.svg" } else { "" });
         format!("the adapter of the last whole step is saved in {folder}, with metrics.jsonl{loss}")
     } else {
-        let kept = if output.replaces() {
-            "; the earlier run in the folder above is untouched"
-        } else {
-            ""
-        };
-        format!(
-            "no step was applied, so there is no adapter; {} has metrics.jsonl{loss}{kept}",
-            folder.display()
-        )
+        format!("no step was applied, so there is no adapter; {}", kept(output, picture))
     }
+}
+
+/// What a run without an adapter left.
+fn kept(output: &Output, picture: bool) -> String {
+    let loss = if picture { " and loss.svg" } else { "" };
+    let earlier = if output.replaces() {
+        "; the earlier run in the folder above is untouched"
+    } else {
+        ""
+    };
+    format!("{} has metrics.jsonl{loss}{earlier}", output.run().display())
 }
 
 /// Whether there is a picture; a run is not lost for one.

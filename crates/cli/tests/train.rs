@@ -364,7 +364,7 @@ fn settings_without_effect_are_said() {
             "warning: a batch of 9 rows: there are only 3 examples",
         ),
         (
-            &["--max-steps", "2", "--max-length", "24"],
+            &["--max-steps", "2", "--max-length", "24", "--train-on-inputs"],
             "longer than 24 tokens (--max-length), cut",
         ),
     ] {

@@ -10,6 +10,7 @@ use super::error::Result;
 use super::files::fault_at;
 use super::target_modules::full_match;
 use super::{AdapterError, TargetModules};
+use crate::error::setting_text;
 use crate::models::{ConfigError, Fields};
 
 /// Name of the file within an adapter's folder.
@@ -193,16 +194,13 @@ impl AdapterConfig {
         bound(
             "lora_alpha",
             alpha(self.lora_alpha),
-            format!(
-                "is {}, which is not above 0, or too small or too large for a 32-bit float",
-                self.lora_alpha
-            ),
+            format!("is {}, which is not above 0 and finite", setting_text(self.lora_alpha)),
         )?;
         let dropout = self.lora_dropout;
         bound(
             "lora_dropout",
             dropout >= 0.0 && (dropout as f32) < 1.0,
-            format!("is {dropout}, which is not from 0 to below 1 as a 32-bit float"),
+            format!("is {}, which is not from 0 to below 1", setting_text(dropout)),
         )?;
         for (pattern, r) in &self.rank_pattern {
             bound("rank_pattern", rank(*r), format!("gives `{pattern}` rank {r}"))?;

@@ -7,6 +7,9 @@ use regex::{Regex, RegexBuilder};
 use super::AdapterError;
 use super::error::Result;
 
+/// Whether a module is a target.
+type Matcher<'t> = Box<dyn Fn(&str) -> bool + 't>;
+
 /// Which linear layers to adapt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetModules {
@@ -30,7 +33,7 @@ impl TargetModules {
     }
 
     /// Whether a module is a target, by its full name. `head` is that of the output head.
-    pub(super) fn matcher<'t>(&'t self, head: &'t str) -> Result<Box<dyn Fn(&str) -> bool + 't>> {
+    pub(super) fn matcher<'t>(&'t self, head: &'t str) -> Result<Matcher<'t>> {
         Ok(match self {
             Self::Names(entries) => Box::new(|name| entries.iter().any(|entry| ends_with(name, entry))),
             Self::AllLinear => Box::new(move |name| name != head),
@@ -45,7 +48,11 @@ impl TargetModules {
     fn describe(&self) -> String {
         match self {
             Self::Names(entries) if entries.is_empty() => "an empty list".to_owned(),
-            Self::Names(entries) => entries.iter().map(quoted).collect::<Vec<_>>().join(" or "),
+            Self::Names(entries) => entries
+                .iter()
+                .map(|entry| quoted(entry))
+                .collect::<Vec<_>>()
+                .join(" or "),
             Self::AllLinear => "`all-linear`".to_owned(),
             Self::Pattern(pattern) => format!("the pattern `{}`", pattern.escape_debug()),
         }
@@ -107,7 +114,7 @@ fn nothing_matched(linears: &[String], target: String) -> AdapterError {
     }
 }
 
-pub(super) fn quoted(entry: &String) -> String {
+pub(super) fn quoted(entry: &str) -> String {
     format!("`{}`", entry.escape_debug())
 }
 

@@ -315,7 +315,7 @@ fn check(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<Vec<AdaptedModul
         .collect();
     adapter.check_against(&sizes)?;
     if !selection.unmatched.is_empty() {
-        let entries: Vec<String> = selection.unmatched.iter().map(quoted).collect();
+        let entries: Vec<String> = selection.unmatched.iter().map(|entry| quoted(entry)).collect();
         tracing::warn!(
             "target_modules: no layer of this model matches {}; the adapter is on the others of the list",
             entries.join(", ")
