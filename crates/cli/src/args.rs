@@ -56,7 +56,8 @@ A settings file has the flags' names with underscores:
   learning_rate = 1e-4
   target_modules = [\"q_proj\", \"v_proj\"]
 
-Ctrl-C ends after the current step and saves the adapter.";
+Ctrl-C, SIGTERM and a closed terminal end the run after the current step; the adapter is saved. A second time ends it
+at once. Exit codes: 0 done, 1 failed, 2 bad input, 128 and the signal's number.";
 
 const GENERATE_EXAMPLES: &str = "\
 Examples:
@@ -135,9 +136,10 @@ pub struct Settings {
     /// Share of the data that is set aside to measure the loss on, from 0 to below 1.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, help_heading = DATA)]
     pub validation_split: f64,
-    /// Longest example in tokens; longer ones are cut.
-    #[arg(long, value_name = "TOKENS", default_value_t = TrainerConfig::default().max_length, help_heading = DATA)]
-    pub max_length: usize,
+    /// Longest example in tokens; longer ones are cut. At most the context of the model
+    /// [default: 1024, or the context where that is shorter].
+    #[arg(long, value_name = "TOKENS", help_heading = DATA)]
+    pub max_length: Option<usize>,
     /// Put several examples into one row; they do not see each other.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL", help_heading = DATA)]
@@ -151,7 +153,7 @@ pub struct Settings {
     /// Without it, metal-candle-output, or the first free of metal-candle-output-2, -3 ...
     #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
     pub output: Option<PathBuf>,
-    /// Write into --output even if it is not empty, over files of an earlier run.
+    /// Write into --output even if it is not empty. An earlier run in it stays as it is until this one is saved.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL", help_heading = OUTPUT)]
     pub overwrite_output: bool,
@@ -215,7 +217,8 @@ pub struct Settings {
     /// Norm that gradients are clipped to; 0 for no clipping.
     #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().max_grad_norm, help_heading = TRAINING)]
     pub max_grad_norm: f64,
-    /// Steps between measurements of the validation loss; it is measured at the end in any case.
+    /// Steps between measurements of the validation loss; it is measured at the end in any case. Needs --validation or
+    /// --validation-split.
     #[arg(long, value_name = "N", help_heading = TRAINING)]
     pub eval_steps: Option<usize>,
     /// Everything random follows from this number.
@@ -307,7 +310,7 @@ impl Settings {
             max_steps: self.max_steps,
             per_device_train_batch_size: self.per_device_train_batch_size,
             gradient_accumulation_steps: self.gradient_accumulation_steps,
-            max_length: self.max_length,
+            max_length: self.longest(),
             packing: self.packing,
             lr_scheduler_type: match self.lr_scheduler_type {
                 Scheduler::Constant => Schedule::Constant,
@@ -340,10 +343,15 @@ impl Settings {
         }
     }
 
+    /// Longest example in tokens.
+    fn longest(&self) -> usize {
+        self.max_length.unwrap_or(TrainerConfig::default().max_length)
+    }
+
     /// Those of the data.
     pub fn dataset(&self) -> DatasetOptions {
         DatasetOptions {
-            max_length: self.max_length,
+            max_length: self.longest(),
             train_on_inputs: self.train_on_inputs,
         }
     }

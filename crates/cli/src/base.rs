@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::Device;
 use metal_candle::models::{self, LoadOptions, LoadedModel, QuantFormat};
+use metal_candle::nn::QuantizedLinear;
 
 use crate::demo;
 use crate::error::{Failure, Result};
@@ -68,6 +69,16 @@ impl Base {
             .quantization
             .map_or_else(String::new, |format| format!(" in {}", format.name()));
         format!("{kind}, {layers} layers, {millions:.places$} M parameters{format}")
+    }
+
+    /// Linear layers that cannot be quantised, of all.
+    pub fn unquantized(&mut self) -> (usize, usize) {
+        let (mut left, mut all) = (0, 0);
+        self.loaded.model.for_each_linear(&mut |_, linear| {
+            all += 1;
+            left += usize::from(!QuantizedLinear::fits(linear.in_features()));
+        });
+        (left, all)
     }
 
     /// The token that fills rows up.

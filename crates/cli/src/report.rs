@@ -31,22 +31,26 @@ pub fn beginning(model: &str, adapter: &AdapterParameters, train: &Dataset, vali
         counted(adapter.num_parameters(), "weight")
     ));
     say("");
-    cuts(&stats);
 }
 
 /// Examples that are not learnt as they are written.
-fn cuts(stats: &DatasetStats) {
-    if stats.truncated > 0 {
-        warn(&format!(
-            "warning: {} longer than --max-length, cut",
-            counted(stats.truncated, "example")
-        ));
-    }
-    if stats.dropped > 0 {
-        warn(&format!(
-            "warning: {} with nothing to learn, left out",
-            counted(stats.dropped, "row")
-        ));
+pub fn cuts(stats: &DatasetStats, max_length: usize) -> Vec<String> {
+    let cut = (stats.truncated > 0).then(|| {
+        format!(
+            "{} longer than {} (--max-length), cut",
+            counted(stats.truncated, "example"),
+            counted(max_length, "token")
+        )
+    });
+    let dropped =
+        (stats.dropped > 0).then(|| format!("{} with nothing to learn, left out", counted(stats.dropped, "row")));
+    cut.into_iter().chain(dropped).collect()
+}
+
+/// What to know before the run.
+pub fn warnings(warnings: &[String]) {
+    for warning in warnings {
+        warn(&format!("warning: {warning}"));
     }
 }
 
@@ -57,6 +61,12 @@ pub fn training(run: &Summary) {
     } else {
         0.0
     };
+    if run.skipped_steps > 0 {
+        warn(&format!(
+            "warning: {} left out, because loss or gradient was not finite",
+            counted(run.skipped_steps, "step")
+        ));
+    }
     let evaluation = run
         .evaluation_loss
         .map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
@@ -124,7 +134,7 @@ pub fn ending(output: &Output, model: Option<&str>, prompt: Option<&str>, pictur
 }
 
 /// `1 step`, `2 steps`.
-fn counted(number: usize, what: &str) -> String {
+pub fn counted(number: usize, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{} {what}{plural}", count(number))
 }

@@ -174,6 +174,18 @@ pub enum TrainingError {
         vocabulary: usize,
     },
 
+    /// An example that is longer than the model's context.
+    #[error(
+        "training: an example has {tokens} tokens, but the context of the model is {context} (max_position_embeddings in \
+         config.json); cut examples with max_length"
+    )]
+    TooLong {
+        /// Tokens of the example.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+
     /// A setting is outside its range.
     #[error("invalid training configuration: {reason}")]
     InvalidConfig {
@@ -221,6 +233,19 @@ impl<T> During<T> for candle_core::Result<T> {
     }
 }
 
+/// A setting as messages write it: with what it is as an f32, where that is 0, 1 or infinite and the setting is not.
+#[cfg(feature = "graph")]
+pub(crate) fn setting_text(value: f64) -> String {
+    let narrow = f64::from(value as f32);
+    let lost = narrow != value && (narrow == 0.0 || narrow == 1.0 || narrow.is_infinite());
+    let note = if lost {
+        format!(" ({narrow} as a 32-bit float)")
+    } else {
+        String::new()
+    };
+    format!("{value}{note}")
+}
+
 /// A shape as messages write it: `(2, 3)`.
 pub(crate) fn shape_text(dims: &[usize]) -> String {
     let dims: Vec<String> = dims.iter().map(ToString::to_string).collect();
@@ -260,6 +285,16 @@ mod tests {
     fn errors_cross_threads() {
         fn check<T: Send + Sync + 'static>() {}
         check::<Error>();
+    }
+
+    #[cfg(feature = "graph")]
+    #[test]
+    fn settings_say_what_is_lost_as_f32() {
+        assert_eq!([0.0, 1.0, 0.1, -3.0].map(setting_text), ["0", "1", "0.1", "-3"]);
+        assert_eq!(setting_text(0.999_999_999), "0.999999999 (1 as a 32-bit float)");
+        assert!(setting_text(1e-60).ends_with(" (0 as a 32-bit float)"));
+        assert!(setting_text(1e60).ends_with(" (inf as a 32-bit float)"));
+        assert_eq!(setting_text(f64::INFINITY), "inf");
     }
 
     #[test]

@@ -100,6 +100,7 @@ impl CausalLm for Decoder {
         for layer in &self.layers {
             x = layer.forward(&x, &rotation, pass)?;
         }
+        pass.check_adapters_taken()?;
         self.norm.forward(&x)
     }
 
