@@ -5,6 +5,7 @@
 
 use std::borrow::Borrow;
 use std::panic::catch_unwind;
+use std::sync::LazyLock;
 
 use candle_core::{Device as CandleDevice, DeviceLocation};
 
@@ -133,10 +134,11 @@ impl Device {
         self.0.is_cuda()
     }
 
-    /// Whether this program, on this machine, can open the first Apple GPU.
+    /// Whether this program, on this machine, can open the first Apple GPU; tried once.
     #[must_use]
     pub fn is_metal_available() -> bool {
-        Self::new_metal(0).is_ok()
+        static AVAILABLE: LazyLock<bool> = LazyLock::new(|| Device::new_metal(0).is_ok());
+        *AVAILABLE
     }
 
     /// The kind and number of this device.
