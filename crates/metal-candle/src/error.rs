@@ -65,6 +65,14 @@ pub enum Error {
     #[error(transparent)]
     Generate(Box<crate::inference::GenerateError>),
 
+    /// A program's own file operation failed; the crate itself reports [`Error::File`] with the file's name.
+    #[error("i/o error: {0}")]
+    Io(#[from] std::io::Error),
+
+    /// A program's own JSON cannot be read or written; the crate itself says which file.
+    #[error("JSON error: {0}")]
+    Json(#[from] serde_json::Error),
+
     /// A tensor or value given to an operation does not fit it.
     #[error("{operation}: {reason}")]
     InvalidInput {
@@ -279,6 +287,21 @@ mod tests {
             Ok(candle_failure()?)
         }
         assert!(matches!(program(), Err(Error::Candle { .. })));
+    }
+
+    #[test]
+    fn question_mark_takes_errors_of_files_and_of_json() {
+        fn file() -> Result<String> {
+            Ok(std::fs::read_to_string("no/such/file")?)
+        }
+        fn json() -> Result<serde_json::Value> {
+            Ok(serde_json::from_str("{")?)
+        }
+        let (file, json) = (file().unwrap_err(), json().unwrap_err());
+        assert!(matches!(&file, Error::Io(e) if e.kind() == std::io::ErrorKind::NotFound));
+        assert!(file.to_string().starts_with("i/o error: "), "{file}");
+        assert!(matches!(&json, Error::Json(e) if e.is_eof()));
+        assert!(json.to_string().starts_with("JSON error: "), "{json}");
     }
 
     #[test]

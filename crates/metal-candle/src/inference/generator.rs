@@ -1,12 +1,14 @@
 //! From a prompt to text: encode the prompt, let the decoder read it, then choose token after token and hand out the text
 //! as it becomes whole.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use metal_candle_graph::LazyTensor;
 
 use super::stop::StopText;
+use super::stream_token::{Chooser, Listener, StreamToken};
 use super::{Decoder, GenerateError, KvCache, Sampler, SamplingConfig};
 use crate::models::LoadedModel;
 use crate::text::{ChatMessage, TextStream, Tokenizer};
@@ -132,9 +134,55 @@ impl<'m> Generator<'m> {
         options: &GenerationOptions,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generation, GenerateError> {
+        self.run(prompt, options, on_text, None)
+    }
+
+    /// Continues a prompt as [`generate`](Self::generate) does, token by token: `on_token` receives each token as soon as
+    /// it is chosen, with its text and probability, and may end the generation by returning `Break`.
+    ///
+    /// ```no_run
+    /// # use std::ops::ControlFlow;
+    /// # use metal_candle::inference::{GenerationOptions, Generator, Prompt};
+    /// # fn stream(generator: &Generator) -> Result<(), metal_candle::Error> {
+    /// generator.generate_stream(Prompt::Text("Once upon"), &GenerationOptions::default(), &mut |token| {
+    ///     println!("{} {:?} {:.3}", token.token_id, token.text, token.log_probability);
+    ///     ControlFlow::Continue(())
+    /// })?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_stream(
+        &self,
+        prompt: Prompt<'_>,
+        options: &GenerationOptions,
+        on_token: &mut dyn FnMut(&StreamToken) -> ControlFlow<()>,
+    ) -> Result<Generation, GenerateError> {
+        let text = RefCell::new(String::new());
+        let mut collect = |piece: &str| {
+            text.borrow_mut().push_str(piece);
+            ControlFlow::Continue(())
+        };
+        let listener = Listener {
+            on_token,
+            text: &text,
+            stop_tokens: options.stop_tokens.as_ref().unwrap_or(&self.stop_tokens),
+        };
+        self.run(prompt, options, &mut collect, Some(listener))
+    }
+
+    fn run(
+        &self,
+        prompt: Prompt<'_>,
+        options: &GenerationOptions,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+        listener: Option<Listener<'_>>,
+    ) -> Result<Generation, GenerateError> {
         let prompt = self.encode(prompt)?;
         self.check(&prompt, options)?;
-        let sampler = Sampler::new(options.sampling.clone())?;
+        let sampler = Chooser::new(Sampler::new(options.sampling.clone())?, listener);
         let start = Instant::now();
         let mut cache = self.decoder.cache(1)?;
         let logits = self.decoder.read(&mut cache, &[&prompt])?;
@@ -202,7 +250,7 @@ impl<'m> Generator<'m> {
         mut logits: Vec<f32>,
         prompt: &[u32],
         options: &GenerationOptions,
-        mut sampler: Sampler,
+        mut sampler: Chooser<'_>,
         mut output: Output<'_>,
     ) -> Result<(String, Vec<u32>, FinishReason), GenerateError> {
         let stop_tokens = options.stop_tokens.as_ref().unwrap_or(&self.stop_tokens);
@@ -210,6 +258,10 @@ impl<'m> Generator<'m> {
         let mut reason = None;
         while reason.is_none() && history.len() < prompt.len() + options.max_new_tokens {
             if history.len() > prompt.len() {
+                if sampler.tell().is_break() {
+                    reason = Some(FinishReason::Cancelled);
+                    break;
+                }
                 logits = self.decoder.next(cache, &history[history.len() - 1..])?;
             }
             let token = sampler.sample(&mut logits, &history)?;
@@ -221,6 +273,8 @@ impl<'m> Generator<'m> {
             };
         }
         let (text, reason) = output.finish(reason.unwrap_or(FinishReason::Length))?;
+        // The last token comes with the text that was held back; there is nothing left to cancel.
+        let _ended = sampler.tell();
         Ok((text, history.split_off(prompt.len()), reason))
     }
 }

@@ -9,9 +9,11 @@ mod generate_error;
 mod generator;
 mod sampling;
 mod stop;
+mod stream_token;
 
 pub use cache::KvCache;
 pub use decoder::Decoder;
 pub use generate_error::GenerateError;
 pub use generator::{FinishReason, Generation, GenerationOptions, Generator, Prompt};
 pub use sampling::{Sampler, SamplingConfig, SamplingError};
+pub use stream_token::StreamToken;
