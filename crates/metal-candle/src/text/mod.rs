@@ -7,6 +7,7 @@
 mod chat_template;
 mod clock;
 mod json;
+mod message;
 mod stream;
 mod tokenizer;
 
@@ -15,8 +16,9 @@ use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-pub(crate) use chat_template::kind as json_kind;
-pub use chat_template::{ChatMessage, ChatTemplate};
+pub use chat_template::ChatTemplate;
+pub use message::ChatMessage;
+pub(crate) use message::kind as json_kind;
 pub use stream::TextStream;
 pub use tokenizer::{Encoded, Tokenizer};
 
