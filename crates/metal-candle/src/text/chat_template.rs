@@ -152,7 +152,7 @@ impl ChatTemplate {
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Result<String, TextError> {
-        let messages: Vec<Value> = messages.iter().map(|message| json::object(&message.fields)).collect();
+        let messages: Vec<Value> = messages.iter().map(|message| json::object(&message.fields())).collect();
         let context = Value::from_pairs([
             ("messages", Value::from(messages)),
             ("tools", tools.map_or(Value::from(()), json::to_template)),

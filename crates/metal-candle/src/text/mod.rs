@@ -8,6 +8,7 @@ mod chat_template;
 mod clock;
 mod json;
 mod message;
+pub(crate) mod python_json;
 mod stream;
 mod tokenizer;
 
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 pub use chat_template::ChatTemplate;
 pub use message::ChatMessage;
-pub(crate) use message::kind as json_kind;
+pub(crate) use message::{kind as json_kind, unquote};
 pub use stream::TextStream;
 pub use tokenizer::{Encoded, Tokenizer};
 

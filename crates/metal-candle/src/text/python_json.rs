@@ -12,7 +12,7 @@ const MAX_DEPTH: usize = 100;
 /// Most values that one text may hold: a list of empty lists takes many times the memory of its text.
 const MAX_VALUES: usize = 1 << 19;
 /// The only key of an object that stands for a number.
-const NUMBER: &str = "\0number";
+const NUMBER: &str = "$metal_candle::integer";
 
 /// What is wrong with a text, and where.
 #[derive(Debug, PartialEq)]
@@ -30,7 +30,7 @@ type Read<T> = Result<T, Fault>;
 /// The columns of a row: values of those that are wanted, names of all.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Columns {
-    /// Wanted columns; those that are null or NaN are left out.
+    /// Wanted columns.
     pub values: Map<String, Json>,
     /// Names of the other columns, each with the first byte of its value.
     pub others: Vec<(String, u8)>,
@@ -62,7 +62,7 @@ pub(crate) fn columns(text: &[u8], wanted: &[&str]) -> Read<Option<Columns>> {
         parser.blank();
         let first = parser.peek().unwrap_or_default();
         let keep = wanted.contains(&name.as_str());
-        match parser.value(1, keep)?.filter(|value| !is_missing(value)) {
+        match parser.value(1, keep)? {
             Some(value) => {
                 columns.values.insert(name, value);
             }
@@ -149,7 +149,10 @@ impl<'a> Parser<'a> {
     }
 
     fn blank(&mut self) {
-        while self.peek().is_some_and(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
+        while self
+            .peek()
+            .is_some_and(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
+        {
             self.at += 1;
         }
     }
@@ -295,7 +298,13 @@ impl<'a> Parser<'a> {
         }
         // Only ASCII stands between the two.
         let text = String::from_utf8_lossy(&self.text[start..self.at]);
-        Ok(Some(if whole == self.at { integer(&text) } else { float(&text) }))
+        if whole < self.at {
+            return Ok(Some(float(&text)));
+        }
+        match integer(&text) {
+            Some(number) => Ok(Some(number)),
+            None => self.fault_at(start, "an integer of more than 127 bits; write it as a string"),
+        }
     }
 
     fn digits(&mut self) -> Read<()> {
@@ -310,12 +319,14 @@ impl<'a> Parser<'a> {
 
     /// A string; its escapes are read only where it is kept.
     fn string(&mut self, keep: bool) -> Read<Option<String>> {
-        let open = self.at;
         self.at += 1;
         let mut out = Vec::new();
         loop {
             let plain = self.at;
-            while self.peek().is_some_and(|byte| byte != b'"' && byte != b'\\' && byte >= b' ') {
+            while self
+                .peek()
+                .is_some_and(|byte| byte != b'"' && byte != b'\\' && byte >= b' ')
+            {
                 self.at += 1;
             }
             let part = &self.text[plain..self.at];
@@ -335,7 +346,7 @@ impl<'a> Parser<'a> {
                 Some(_) => {
                     return self.fault("a line break or control character within a string; write it as \\n or \\u00..");
                 }
-                None => return self.fault(format!("ends within the string that begins {} bytes before", self.at - open)),
+                None => return self.fault("ends within a string; a line break within a string is written as \\n"),
             }
         }
     }
@@ -403,14 +414,14 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// An integer, whatever its size; `-0` is 0, as in Python.
-fn integer(text: &str) -> Json {
+/// An integer of up to 127 bits; `-0` is 0, as in Python.
+fn integer(text: &str) -> Option<Json> {
     if let Ok(number) = text.parse::<i64>() {
-        Json::from(number)
+        Some(Json::from(number))
     } else if let Ok(number) = text.parse::<u64>() {
-        Json::from(number)
+        Some(Json::from(number))
     } else {
-        exact_number(text)
+        text.parse::<i128>().is_ok().then(|| exact_number(text))
     }
 }
 
