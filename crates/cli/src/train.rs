@@ -71,6 +71,8 @@ struct Job {
     questions: Vec<Question>,
     /// What the model is.
     description: String,
+    /// How the data is written.
+    written: String,
 }
 
 impl Job {
@@ -109,6 +111,7 @@ impl Job {
             validation,
             questions,
             description,
+            written: rows.describe(),
         })
     }
 
@@ -122,8 +125,10 @@ impl Job {
             validation,
             questions,
             description,
+            written,
         } = self;
-        report::beginning(&description, &adapter, &train, validation.as_ref(), &base.name);
+        let model = format!("{} ({description})", base.name);
+        report::beginning(&model, &adapter, &train, validation.as_ref(), &written);
         let mut generator = Generator::new(&base.loaded);
         generator.set_adapters(adapter.tensors());
         let mut trainer = Trainer::new(

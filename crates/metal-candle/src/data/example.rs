@@ -104,6 +104,11 @@ impl Dataset {
                 reason,
             });
         }
+        let prompts = match tokenizer.chat_template() {
+            Some(_) => None,
+            None => rows.with_alpaca_prompt(),
+        };
+        let rows = prompts.as_ref().unwrap_or(rows);
         let maker = Maker {
             rows,
             tokenizer,

@@ -7,15 +7,18 @@
 
 mod batch;
 mod example;
+mod foreign;
 mod jsonl;
+mod layout;
 mod pack;
 mod shuffle;
+mod source;
 
 use crate::text::TextError;
 
 pub use batch::{Batch, BatchIter, BatchOptions, Batches, Cursor, IGNORED, Layout, bucket_length};
 pub use example::{Dataset, DatasetOptions, DatasetStats, Example};
-pub use jsonl::{Row, RowContent, RowFormat, Rows};
+pub use jsonl::{FileLayout, Row, RowContent, RowFormat, Rows};
 pub use shuffle::{permutation, split_indices};
 
 /// What can go wrong between a data file and a batch.
@@ -29,6 +32,14 @@ pub enum DataError {
         file: String,
         /// The operating system's reason.
         source: std::io::Error,
+    },
+    /// The file holds something else than JSON rows: an archive, a table, a binary file.
+    #[error("{file}: {reason}")]
+    NotRows {
+        /// The file.
+        file: String,
+        /// What it is, and how to make rows of it.
+        reason: String,
     },
     /// A line is not a row of the file's format.
     #[error("{file}:{line}: {reason}{}", further(*more))]
