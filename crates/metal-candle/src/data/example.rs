@@ -74,7 +74,7 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads and tokenises a JSONL file.
+    /// Reads and tokenises a file of rows: JSONL, a JSON array, or pretty-printed objects.
     ///
     /// # Errors
     ///

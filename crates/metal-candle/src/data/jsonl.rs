@@ -22,7 +22,7 @@ use crate::text::python_json::{self, Fault};
 pub enum RowFormat {
     /// `{"messages": [{"role": ..., "content": ...}, ...]}`, rendered through the chat template.
     Messages,
-    /// ShareGPT: `{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}`, read as messages.
+    /// `ShareGPT`: `{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}`, read as messages.
     ShareGpt,
     /// Alpaca: `{"instruction": ..., "input": ..., "output": ...}`, read as messages; rendered with Alpaca's own prompt
     /// where the model has no chat template.
@@ -334,7 +334,7 @@ impl Reading {
                 content,
                 input_at,
             }),
-            Err(reason) => self.bad(place.line, of_another_format(reason, format, detected)),
+            Err(reason) => self.bad(place.line, of_another_format(reason, format, &detected)),
         }
         Ok(())
     }
@@ -388,9 +388,9 @@ impl Reading {
 }
 
 /// The reason, and how the row differs from those before it.
-fn of_another_format(reason: String, format: RowFormat, detected: Result<RowFormat, String>) -> String {
+fn of_another_format(reason: String, format: RowFormat, detected: &Result<RowFormat, String>) -> String {
     match detected {
-        Ok(other) if other == format => reason,
+        Ok(other) if *other == format => reason,
         Ok(other) => format!(
             "{reason} (the file began with {} rows, this row is {})",
             format.describe(),

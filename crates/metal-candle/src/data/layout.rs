@@ -1,6 +1,6 @@
 //! Layouts of rows: which columns a row has, and what they say.
 //!
-//! ShareGPT and Alpaca rows become conversations, so that every model's own chat template renders them. A column that is
+//! `ShareGPT` and Alpaca rows become conversations, so that every model's own chat template renders them. A column that is
 //! null (or NaN, as pandas writes it) is absent: exports of tables give every row every column.
 
 use serde_json::{Map, Value};
@@ -222,7 +222,7 @@ fn messages(fields: &mut Map<String, Value>, field: &str, is_sharegpt: bool) -> 
     Ok(messages)
 }
 
-/// Renames a ShareGPT turn's `from` and `value`, and its speaker. Speakers have other names in this layout only.
+/// Renames a `ShareGPT` turn's `from` and `value`, and its speaker. Speakers have other names in this layout only.
 fn turn(message: &mut Value, is_sharegpt: bool) -> Result<(), String> {
     let Value::Object(fields) = message else { return Ok(()) };
     fields.retain(|name, value| name == "value" || name == "content" || !is_missing(value));
@@ -417,11 +417,11 @@ pub(super) fn alpaca_prompt(messages: &[ChatMessage], input_at: Option<usize>) -
     let mut prompt = format!("{preamble}\n\n");
     for pair in before[usize::from(system.is_some())..].chunks_exact(2) {
         let (question, answer) = (pair[0].content()?, pair[1].content()?);
-        prompt.push_str(&format!("### Instruction:\n{question}\n\n### Response:\n{answer}\n\n"));
+        prompt.extend(["### Instruction:\n", question, "\n\n### Response:\n", answer, "\n\n"]);
     }
-    prompt.push_str(&format!("### Instruction:\n{instruction}\n\n"));
+    prompt.extend(["### Instruction:\n", instruction, "\n\n"]);
     if let Some(input) = input {
-        prompt.push_str(&format!("### Input:\n{input}\n\n"));
+        prompt.extend(["### Input:\n", input, "\n\n"]);
     }
     prompt.push_str("### Response:\n");
     Some(RowContent::PromptCompletion {

@@ -1,4 +1,4 @@
-//! Training data: JSONL rows become [`Example`]s (token ids, and which of them the model learns to say), and examples
+//! Training data: rows of JSON become [`Example`]s (token ids, and which of them the model learns to say), and examples
 //! become [`Batch`]es of one shape.
 //!
 //! Rows are read by [`Rows`], rendered and tokenised by [`Dataset`], put in a seeded order and padded or packed by
@@ -55,7 +55,8 @@ pub enum DataError {
     },
     /// The file has no rows.
     #[error(
-        "{file}: no rows; expected one JSON object a line, with \"messages\", \"prompt\" and \"completion\", or \"text\""
+        "{file}: no rows; expected JSON objects, one a line, with \"messages\", \"conversations\", \"instruction\" and \
+         \"output\", \"prompt\" and \"completion\", or \"text\""
     )]
     Empty {
         /// The file.

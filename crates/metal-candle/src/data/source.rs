@@ -54,7 +54,9 @@ impl Place {
 
     /// The place after these bytes.
     pub(super) fn after(mut self, bytes: &[u8]) -> Self {
-        bytes.iter().for_each(|byte| self.pass(*byte));
+        for byte in bytes {
+            self.pass(*byte);
+        }
         self
     }
 }

@@ -1,7 +1,7 @@
 //! One message of a conversation, in the one form that chat templates are written for.
 //!
-//! Rows come as OpenAI, transformers, axolotl and Parquet exports write them. A [`ChatMessage`] is made of each: lists of
-//! text parts are joined, arguments of tool calls are objects, the older `function_call` is a tool call, fields that are
+//! Rows come as `OpenAI`, transformers, axolotl and Parquet exports write them. A [`ChatMessage`] is made of each: lists
+//! of text parts are joined, arguments of tool calls are objects, the older `function_call` is a tool call, fields that are
 //! null are absent. What a text model cannot read is refused. Nothing here renders a message.
 
 use std::borrow::Cow;
@@ -193,7 +193,7 @@ pub(crate) fn kind(value: Option<&Json>) -> &'static str {
     }
 }
 
-/// Takes `weight` (OpenAI) and `train` or `training` (axolotl) out of the fields.
+/// Takes `weight` (`OpenAI`) and `train` or `training` (axolotl) out of the fields.
 fn take_learnt(fields: &mut Map<String, Json>, role: &str) -> Result<bool, String> {
     let mut is_learnt = true;
     if let Some(weight) = fields.shift_remove("weight").filter(|weight| !is_missing(weight)) {

@@ -124,10 +124,10 @@ impl<'a> Parser<'a> {
 
     /// A fault here.
     fn fault<T>(&self, reason: impl Into<String>) -> Read<T> {
-        self.fault_at(self.at, reason)
+        Self::fault_at(self.at, reason)
     }
 
-    fn fault_at<T>(&self, at: usize, reason: impl Into<String>) -> Read<T> {
+    fn fault_at<T>(at: usize, reason: impl Into<String>) -> Read<T> {
         Err(Fault {
             at,
             reason: reason.into(),
@@ -303,7 +303,7 @@ impl<'a> Parser<'a> {
         }
         match integer(&text) {
             Some(number) => Ok(Some(number)),
-            None => self.fault_at(start, "an integer of more than 127 bits; write it as a string"),
+            None => Self::fault_at(start, "an integer of more than 127 bits; write it as a string"),
         }
     }
 
@@ -331,7 +331,7 @@ impl<'a> Parser<'a> {
             }
             let part = &self.text[plain..self.at];
             if let Err(error) = std::str::from_utf8(part) {
-                return self.fault_at(plain + error.valid_up_to(), "not UTF-8");
+                return Self::fault_at(plain + error.valid_up_to(), "not UTF-8");
             }
             if keep {
                 out.extend_from_slice(part);
@@ -369,7 +369,7 @@ impl<'a> Parser<'a> {
                 self.at += 1;
                 self.unicode(start)?
             }
-            Some(_) => return self.fault_at(start, "a backslash that begins no escape; write it as \\\\"),
+            Some(_) => return Self::fault_at(start, "a backslash that begins no escape; write it as \\\\"),
             None => return self.fault("ends within a string"),
         };
         if !matches!(self.text.get(start + 1), Some(b'u')) {
@@ -383,21 +383,21 @@ impl<'a> Parser<'a> {
 
     /// The character of `\uXXXX`, or of two that are a pair of surrogates; `start` is the backslash's offset.
     fn unicode(&mut self, start: usize) -> Read<char> {
-        let lone = |parser: &Self, unit: u32| {
+        let lone = |unit: u32| {
             let advice = "half of a character that was cut in two; remove it, or write both halves";
-            parser.fault_at(start, format!("lone surrogate \\u{unit:04x}: {advice}"))
+            Self::fault_at(start, format!("lone surrogate \\u{unit:04x}: {advice}"))
         };
         let first = self.hex()?;
         if let Some(letter) = char::from_u32(first) {
             return Ok(letter);
         }
         if first >= 0xDC00 || !self.text[self.at..].starts_with(b"\\u") {
-            return lone(self, first);
+            return lone(first);
         }
         self.at += 2;
         let second = self.hex()?;
         if !(0xDC00..0xE000).contains(&second) {
-            return lone(self, first);
+            return lone(first);
         }
         let letter = char::from_u32(0x1_0000 + ((first - 0xD800) << 10) + (second - 0xDC00));
         Ok(letter.unwrap_or(char::REPLACEMENT_CHARACTER))
