@@ -348,10 +348,12 @@ impl Reading {
             fault.at
         };
         let at = place.after(&text[..end]);
-        let of_row = if at.line == place.line {
-            String::new()
-        } else {
+        let of_row = if at.line != place.line {
             format!(" (in the object that begins in line {})", place.line)
+        } else if fault.is_unfinished && self.layout == Some(FileLayout::Lines) {
+            " (each line must hold a whole object, as the first one does)".to_owned()
+        } else {
+            String::new()
         };
         self.bad(
             at.line,

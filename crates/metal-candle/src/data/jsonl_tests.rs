@@ -81,7 +81,8 @@ fn bad_lines_are_named() {
         ("[1]", "data.jsonl:2: expected a JSON object, found list"),
         (
             "{\"prompt\": ",
-            "data.jsonl:2: not JSON: ends where a value is expected, at column 11",
+            "data.jsonl:2: not JSON: ends where a value is expected, at column 11 (each line must hold a whole object, as \
+             the first one does)",
         ),
         (
             "{\"prompt\": \"a\"} x",
@@ -122,7 +123,10 @@ fn bad_lines_are_named() {
     let error = Rows::from_reader("data.jsonl", &b"{\"text\": \"\xFF\"}"[..])
         .unwrap_err()
         .to_string();
-    assert_eq!(error, "data.jsonl:1: not JSON: not UTF-8, at column 11");
+    assert_eq!(
+        error,
+        "data.jsonl:1: not JSON: not UTF-8; save the file as UTF-8, at column 11"
+    );
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::text::python_json::{Columns, is_missing};
 use crate::text::{ChatMessage, json_kind, unquote};
 
 /// Columns that any layout reads.
-pub(super) const COLUMNS: [&str; 17] = [
+pub(super) const COLUMNS: [&str; 18] = [
     "messages",
     "conversations",
     "conversation",
@@ -28,6 +28,7 @@ pub(super) const COLUMNS: [&str; 17] = [
     "functions",
     "chosen",
     "rejected",
+    "label",
 ];
 const EXPECTED: &str = "expected a row with \"messages\", \"conversations\", \"instruction\" and \"output\", \"prompt\" and \
     \"completion\", or \"text\"";
@@ -48,6 +49,12 @@ pub(super) fn detect(columns: &Columns) -> Result<RowFormat, String> {
             .to_owned())
     } else if has("instruction") && (has("output") || has("response")) {
         Ok(RowFormat::Alpaca)
+    } else if has("completion") && columns.values.get("label").is_some_and(Value::is_boolean) {
+        Err(
+            "\"completion\" beside a \"label\" of true or false is preference data (for KTO), which is not supported; to \
+             learn all completions, or only the good ones, leave the column \"label\" out"
+                .to_owned(),
+        )
     } else if has("prompt") || has("completion") {
         Ok(RowFormat::PromptCompletion)
     } else if has("text") {

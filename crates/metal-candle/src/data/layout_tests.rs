@@ -234,6 +234,10 @@ fn tables_in_one_object_and_other_data_are_named() {
             r#"{"prompt": "p", "chosen": "a", "rejected": "b"}"#,
             "are preference data (for DPO and the like)",
         ),
+        (
+            r#"{"prompt": "p", "completion": "c", "label": false}"#,
+            "is preference data (for KTO)",
+        ),
         (r#"{"chosen": [], "rejected": []}"#, "are preference data"),
         (
             r#"{"question": "a", "answer": "b"}"#,

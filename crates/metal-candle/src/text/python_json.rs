@@ -331,7 +331,7 @@ impl<'a> Parser<'a> {
             }
             let part = &self.text[plain..self.at];
             if let Err(error) = std::str::from_utf8(part) {
-                return Self::fault_at(plain + error.valid_up_to(), "not UTF-8");
+                return Self::fault_at(plain + error.valid_up_to(), "not UTF-8; save the file as UTF-8");
             }
             if keep {
                 out.extend_from_slice(part);

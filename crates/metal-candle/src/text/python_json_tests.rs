@@ -62,7 +62,10 @@ fn faults_have_their_place_and_reason() {
         assert_eq!(fault.at, at, "{text:.40}: {}", fault.reason);
     }
     let fault = parse(b"\"a\xFF\"").unwrap_err();
-    assert_eq!((fault.at, fault.reason.as_str()), (2, "not UTF-8"));
+    assert_eq!(
+        (fault.at, fault.reason.as_str()),
+        (2, "not UTF-8; save the file as UTF-8")
+    );
 }
 
 #[test]
