@@ -273,33 +273,23 @@ impl Reading {
                 return Ok(());
             }
             next = source.skip_blank()?;
+            let after = source.place;
             if next == Some(b',') {
-                let place = source.place;
                 source.skip_byte()?;
                 next = source.skip_blank()?;
                 if next == Some(b']') {
-                    let reason = format!(
-                        "not JSON: a comma before the end of the array, at column {}",
-                        place.column
-                    );
-                    self.bad(place.line, reason);
+                    self.bad_at(after, "not JSON: a comma before the end of the array");
                     return Ok(());
                 }
             } else if next != Some(b']') {
                 let end = next.map_or("the file ends within", |_| "expected `,` or `]` in");
-                let (line, column) = (source.place.line, source.place.column);
-                self.bad(
-                    line,
-                    format!("not JSON: {end} the array that begins in line {begin}, at column {column}"),
-                );
+                self.bad_at(after, &format!("not JSON: {end} the array that begins in line {begin}"));
                 return Ok(());
             }
         }
         source.skip_byte()?;
         if source.skip_blank()?.is_some() {
-            let place = source.place;
-            let reason = format!("there is more text after the array, at column {}", place.column);
-            self.bad(place.line, reason);
+            self.bad_at(source.place, "there is more text after the array");
         }
         Ok(())
     }
@@ -359,6 +349,10 @@ impl Reading {
             at.line,
             format!("not JSON: {}, at column {}{of_row}", fault.reason, at.column),
         );
+    }
+
+    fn bad_at(&mut self, place: Place, reason: &str) {
+        self.bad(place.line, format!("{reason}, at column {}", place.column));
     }
 
     fn bad(&mut self, line: usize, reason: String) {

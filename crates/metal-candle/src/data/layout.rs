@@ -158,20 +158,7 @@ fn alpaca(fields: &mut Map<String, Value>) -> Result<Said, String> {
     if !system.is_empty() {
         messages.push(ChatMessage::new("system", system));
     }
-    for (index, pair) in history(fields)?.into_iter().enumerate() {
-        let Value::Array(pair) = pair else {
-            return Err(format!(
-                "field \"history\", turn {}: expected two strings, found {}",
-                index + 1,
-                json_kind(Some(&pair))
-            ));
-        };
-        let [Value::String(question), Value::String(answer)] = &pair[..] else {
-            return Err(format!("field \"history\", turn {}: expected two strings", index + 1));
-        };
-        messages.push(ChatMessage::new("user", question));
-        messages.push(ChatMessage::new("assistant", answer));
-    }
+    history(fields, &mut messages)?;
     let mut question = string(fields, "instruction")?;
     let input = optional(fields, &["input", "context"])?;
     let mut input_at = None;
@@ -197,12 +184,22 @@ fn alpaca(fields: &mut Map<String, Value>) -> Result<Said, String> {
     Ok((content, input_at))
 }
 
-fn history(fields: &mut Map<String, Value>) -> Result<Vec<Value>, String> {
-    match fields.shift_remove("history").filter(|turns| !is_missing(turns)) {
-        None => Ok(Vec::new()),
-        Some(Value::Array(turns)) => Ok(turns),
-        other => Err(expected("history", "list of pairs of strings", other.as_ref())),
+/// Earlier questions and answers, pairs of strings.
+fn history(fields: &mut Map<String, Value>, messages: &mut Vec<ChatMessage>) -> Result<(), String> {
+    let turns = match fields.shift_remove("history").filter(|turns| !is_missing(turns)) {
+        None => return Ok(()),
+        Some(Value::Array(turns)) => turns,
+        other => return Err(expected("history", "list of pairs of strings", other.as_ref())),
+    };
+    for (index, pair) in turns.iter().enumerate() {
+        let pair = pair.as_array().map(Vec::as_slice);
+        let Some([Value::String(question), Value::String(answer)]) = pair else {
+            return Err(format!("field \"history\", turn {}: expected two strings", index + 1));
+        };
+        messages.push(ChatMessage::new("user", question));
+        messages.push(ChatMessage::new("assistant", answer));
     }
+    Ok(())
 }
 
 fn messages(fields: &mut Map<String, Value>, field: &str, is_sharegpt: bool) -> Result<Vec<ChatMessage>, String> {
