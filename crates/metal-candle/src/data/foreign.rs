@@ -2,6 +2,8 @@
 //!
 //! Looks at the first bytes only, never at the file's name, and reads nothing.
 
+use crate::text::python_json;
+
 /// First bytes, what they stand for, and what to do.
 const KNOWN: [(&[u8], &str, &str); 19] = [
     (b"\x1F\x8B", "a gzip archive", "unpack it first: gunzip FILE"),
@@ -96,7 +98,7 @@ fn text(head: &str) -> Option<(&'static str, &'static str)> {
     if header > 0 && fields.next().is_none_or(|second| second >= header) {
         return Some(("a table of text (CSV)", CSV));
     }
-    let is_json = |line: &str| serde_json::from_str::<serde::de::IgnoredAny>(line).is_ok();
+    let is_json = |line: &str| python_json::parse(line.as_bytes()).is_ok();
     if lines().any(is_json) || lines().any(|line| line.starts_with('"')) {
         return None;
     }
