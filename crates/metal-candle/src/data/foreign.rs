@@ -67,7 +67,10 @@ const UTF_16: &str = "convert it: iconv -f UTF-16 -t UTF-8 FILE > FILE.utf8";
 
 /// What a file with these first bytes is and what to do about it; `None` where it may hold JSON rows.
 pub(super) fn recognise(head: &[u8]) -> Option<String> {
-    let told = |what: &str, how: &str| Some(format!("{what}, not JSON rows; {how}"));
+    let told = |what: &str, how: &str| {
+        let wanted = if what.starts_with("UTF") { "UTF-8" } else { "JSON rows" };
+        Some(format!("{what}, not {wanted}; {how}"))
+    };
     if let Some((_, what, how)) = KNOWN.iter().find(|(magic, ..)| head.starts_with(magic)) {
         return told(what, how);
     }

@@ -356,16 +356,21 @@ fn unknown(columns: &Columns) -> String {
         return format!("the rows are in the field \"{name}\"; write that list alone");
     }
     let mut names: Vec<&str> = columns.others.iter().map(|(name, _)| name.as_str()).collect();
-    names.extend(columns.values.keys().map(String::as_str));
+    let mut missing = Vec::new();
+    for (name, value) in &columns.values {
+        let group = if is_missing(value) { &mut missing } else { &mut names };
+        group.push(name.as_str());
+    }
     let shown: Vec<String> = names
         .iter()
         .take(8)
         .map(|name| format!("\"{}\"", shortened(name)))
         .collect();
-    match (shown.is_empty(), names.len() > shown.len()) {
-        (true, _) => format!("{EXPECTED}; this one has no columns"),
-        (false, false) => format!("{EXPECTED}; this one has {}", shown.join(", ")),
-        (false, true) => format!("{EXPECTED}; this one has {}, and others", shown.join(", ")),
+    let others = if names.len() > shown.len() { ", and others" } else { "" };
+    match (shown.is_empty(), missing.first()) {
+        (true, Some(name)) => format!("{EXPECTED}; this one has \"{name}\", but it is null"),
+        (true, None) => format!("{EXPECTED}; this one has no columns"),
+        (false, _) => format!("{EXPECTED}; this one has {}{others}", shown.join(", ")),
     }
 }
 

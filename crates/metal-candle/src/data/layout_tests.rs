@@ -245,6 +245,7 @@ fn tables_in_one_object_and_other_data_are_named() {
         ),
         (r#"{"instruction": "a"}"#, "this one has \"instruction\""),
         ("{}", "this one has no columns"),
+        (r#"{"text": NaN}"#, "this one has \"text\", but it is null"),
         (
             r#"{"messages": "[{}]"}"#,
             "found string; write the list itself, not JSON in a string",

@@ -201,11 +201,13 @@ impl<'a> Parser<'a> {
             self.at += word.len();
             return Ok(value);
         }
-        let is_unfinished = word.as_bytes().starts_with(rest);
+        if !word.as_bytes().starts_with(rest) {
+            return self.expected("a value");
+        }
         Err(Fault {
-            at: if is_unfinished { self.text.len() } else { self.at },
-            reason: format!("expected `{word}`"),
-            is_unfinished,
+            at: self.text.len(),
+            reason: format!("ends within `{word}`"),
+            is_unfinished: true,
         })
     }
 

@@ -36,7 +36,7 @@ fn reads_what_python_reads() {
 fn faults_have_their_place_and_reason() {
     let deep = "[".repeat(200);
     let many = format!("[{}0]", "0,".repeat(MAX_VALUES));
-    let cases: [(&str, usize, &str); 18] = [
+    let cases: [(&str, usize, &str); 19] = [
         (r#"{"a": "\ud83d"}"#, 7, "lone surrogate \\ud83d"),
         (r#"{"a": "x\udc00"}"#, 8, "lone surrogate \\udc00"),
         (r#"{"a": "\ud83d\n"}"#, 7, "lone surrogate \\ud83d"),
@@ -50,7 +50,8 @@ fn faults_have_their_place_and_reason() {
         (r#"{"a": "C:\dir"}"#, 9, "a backslash that begins no escape"),
         ("{'a': 1}", 1, "expected a key in double quotes, found `'`"),
         (r#"{"a": True}"#, 6, "expected a value, found `T`"),
-        (r#"{"a": nul"#, 9, "expected `null`"),
+        (r#"{"a": nul"#, 9, "ends within `null`"),
+        (r#"{"a": nope}"#, 6, "expected a value, found `n`"),
         (r#"{"a": 1"#, 7, "ends where `,` or `}` is expected"),
         (r#"{"a": "b"#, 8, "ends within a string"),
         ("{} {}", 3, "more text after the value"),
