@@ -100,10 +100,15 @@ impl ChatMessage {
         tool_calls(&mut fields)?;
         content(&mut fields, &role)?;
         name_reasoning(&mut fields);
-        Ok(Self {
+        Ok(Self::of(fields, is_learnt))
+    }
+
+    /// A message of these fields, which are in the form that templates read.
+    pub(super) fn of(fields: Map<String, Json>, is_learnt: bool) -> Self {
+        Self {
             said: Said::of(fields),
             is_learnt,
-        })
+        }
     }
 
     /// Who speaks.
