@@ -44,8 +44,10 @@ Examples:
   metal-candle train --config run.toml --seed 7
       All settings from a file, one of them changed
 
-Data is JSONL, one object a line; the first line decides which of
+Data is JSON objects: one a line, an array, or pretty-printed. The first decides which of
   {\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Hello!\"}]}
+  {\"conversations\": [{\"from\": \"human\", \"value\": \"Hi\"}, {\"from\": \"gpt\", \"value\": \"Hello!\"}]}
+  {\"instruction\": \"Greet.\", \"input\": \"\", \"output\": \"Hello!\"}
   {\"prompt\": \"Hi\", \"completion\": \"Hello!\"}
   {\"text\": \"Learnt whole.\"}
 The model learns what the assistant says (the completion, the text), not the prompts.
@@ -127,10 +129,10 @@ pub struct Settings {
     /// The base model: a folder in Hugging Face's layout. Without it, the built-in model.
     #[arg(long, value_name = "DIR", help_heading = DATA)]
     pub model: Option<PathBuf>,
-    /// What to learn: a JSONL file. Without it and without --model, the demonstration.
+    /// What to learn: a file of JSON objects. Without it and without --model, the demonstration.
     #[arg(long, value_name = "FILE", help_heading = DATA)]
     pub data: Option<PathBuf>,
-    /// A JSONL file to measure the loss on.
+    /// A file of JSON objects to measure the loss on.
     #[arg(long, value_name = "FILE", help_heading = DATA)]
     pub validation: Option<PathBuf>,
     /// Share of the data that is set aside to measure the loss on, from 0 to below 1.

@@ -11,20 +11,27 @@ use crate::output::Output;
 /// Longest answer shown in full.
 const WIDTH: usize = 110;
 
-/// What is about to happen.
-pub fn beginning(model: &str, adapter: &AdapterParameters, train: &Dataset, validation: Option<&Dataset>, name: &str) {
+/// What is about to happen; `written` says how the rows of the data are written.
+pub fn beginning(
+    model: &str,
+    adapter: &AdapterParameters,
+    train: &Dataset,
+    validation: Option<&Dataset>,
+    written: &str,
+) {
     let stats = train.stats();
     let held = validation.map_or(String::new(), |set| {
         format!("; {} for validation", count(set.stats().examples))
     });
     let (rank, layers) = (adapter.config().r, adapter.modules().len());
-    say(&format!("  model    {name} ({model})"));
+    say(&format!("  model    {model}"));
     say(&format!(
         "  data     {}, {}, {} of them learnt{held}",
         counted(stats.examples, "example"),
         counted(stats.tokens, "token"),
         count(stats.supervised_tokens)
     ));
+    say(&format!("  rows     {written}"));
     say(&format!(
         "  adapter  rank {rank} on {}, {}",
         counted(layers, "layer"),

@@ -99,6 +99,8 @@ struct Job {
     plain_text: bool,
     /// Linear layers that cannot be quantised, of all.
     unquantized: (usize, usize),
+    /// How the data is written.
+    written: String,
 }
 
 impl Job {
@@ -140,6 +142,7 @@ impl Job {
             description,
             plain_text: rows.format == RowFormat::Text,
             unquantized,
+            written: rows.describe(),
         })
     }
 
@@ -155,9 +158,11 @@ impl Job {
             description,
             plain_text,
             unquantized,
+            written,
         } = self;
         let (stats, validates) = (train.stats(), validation.is_some());
-        report::beginning(&description, &adapter, &train, validation.as_ref(), &base.name);
+        let model = format!("{} ({description})", base.name);
+        report::beginning(&model, &adapter, &train, validation.as_ref(), &written);
         let mut generator = Generator::new(&base.loaded);
         generator.set_adapters(adapter.tensors());
         let mut trainer = Trainer::new(

@@ -74,7 +74,7 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads and tokenises a JSONL file.
+    /// Reads and tokenises a file of rows: JSONL, a JSON array, or pretty-printed objects.
     ///
     /// # Errors
     ///
@@ -104,6 +104,11 @@ impl Dataset {
                 reason,
             });
         }
+        let prompts = match tokenizer.chat_template() {
+            Some(_) => None,
+            None => rows.with_alpaca_prompt(),
+        };
+        let rows = prompts.as_ref().unwrap_or(rows);
         let maker = Maker {
             rows,
             tokenizer,

@@ -291,3 +291,20 @@ fn examples_made_elsewhere_are_checked() {
         "examples: example 0: 2 tokens but 1 supervised flags"
     );
 }
+
+/// Alpaca rows are conversations where the model has a template; else they have the prompt of the Alpaca models.
+#[test]
+fn alpaca_rows_suit_models_with_and_without_a_template() {
+    let row = json!({"instruction": "hello", "input": "world", "output": "yes"});
+    assert_eq!(
+        marked(&byte_level(Some(CHATML)), &row, false),
+        "<|im_start|>user\nhello\nworld<|im_end|>\n<|im_start|>assistant\n[yes<|im_end|>]\n"
+    );
+    let plain = marked(&byte_level(None), &row, false);
+    assert!(
+        plain.starts_with("<|bos|>Below is an instruction that describes a task, paired with an input"),
+        "{plain}"
+    );
+    let end = "\n\n### Instruction:\nhello\n\n### Input:\nworld\n\n### Response:\n[yes<|endoftext|>]";
+    assert!(plain.ends_with(end), "{plain}");
+}

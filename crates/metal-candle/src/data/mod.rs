@@ -1,4 +1,4 @@
-//! Training data: JSONL rows become [`Example`]s (token ids, and which of them the model learns to say), and examples
+//! Training data: rows of JSON become [`Example`]s (token ids, and which of them the model learns to say), and examples
 //! become [`Batch`]es of one shape.
 //!
 //! Rows are read by [`Rows`], rendered and tokenised by [`Dataset`], put in a seeded order and padded or packed by
@@ -7,15 +7,18 @@
 
 mod batch;
 mod example;
+mod foreign;
 mod jsonl;
+mod layout;
 mod pack;
 mod shuffle;
+mod source;
 
 use crate::text::TextError;
 
 pub use batch::{Batch, BatchIter, BatchOptions, Batches, Cursor, IGNORED, Layout, bucket_length};
 pub use example::{Dataset, DatasetOptions, DatasetStats, Example};
-pub use jsonl::{Row, RowContent, RowFormat, Rows};
+pub use jsonl::{FileLayout, Row, RowContent, RowFormat, Rows};
 pub use shuffle::{permutation, split_indices};
 
 /// What can go wrong between a data file and a batch.
@@ -29,6 +32,14 @@ pub enum DataError {
         file: String,
         /// The operating system's reason.
         source: std::io::Error,
+    },
+    /// The file holds something else than JSON rows: an archive, a table, a binary file.
+    #[error("{file}: {reason}")]
+    NotRows {
+        /// The file.
+        file: String,
+        /// What it is, and how to make rows of it.
+        reason: String,
     },
     /// A line is not a row of the file's format.
     #[error("{file}:{line}: {reason}{}", further(*more))]
@@ -44,7 +55,8 @@ pub enum DataError {
     },
     /// The file has no rows.
     #[error(
-        "{file}: no rows; expected one JSON object a line, with \"messages\", \"prompt\" and \"completion\", or \"text\""
+        "{file}: no rows; expected JSON objects, one a line, with \"messages\", \"conversations\", \"instruction\" and \
+         \"output\", \"prompt\" and \"completion\", or \"text\""
     )]
     Empty {
         /// The file.

@@ -235,6 +235,7 @@ fn messages_are_checked() {
         let error = ChatMessage::from_json(&value).unwrap_err().to_string();
         assert_eq!(error, format!("chat message: {expected}"));
     }
-    let message = ChatMessage::from_json(&serde_json::json!({"role": "assistant", "tool_calls": []})).unwrap();
+    let calls = serde_json::json!([{"name": "w"}]);
+    let message = ChatMessage::from_json(&serde_json::json!({"role": "assistant", "tool_calls": calls})).unwrap();
     assert_eq!((message.role(), message.content()), ("assistant", None));
 }

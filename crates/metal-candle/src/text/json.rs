@@ -8,6 +8,8 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use super::python_json;
+
 /// Nesting of lists and maps that is followed before giving up.
 pub(super) const MAX_DEPTH: usize = 100;
 /// Widest indentation of one level.
@@ -25,8 +27,14 @@ pub(super) fn to_template(value: &serde_json::Value) -> Value {
             .unwrap_or_else(|| Value::from(number.as_f64().unwrap_or(f64::NAN))),
         serde_json::Value::String(text) => Value::from(text.as_str()),
         serde_json::Value::Array(items) => Value::from(items.iter().map(to_template).collect::<Vec<_>>()),
-        serde_json::Value::Object(fields) => object(fields),
+        serde_json::Value::Object(fields) => python_json::number(value).map_or_else(|| object(fields), exact),
     }
+}
+
+/// A number that `serde_json` cannot hold: an integer of up to 127 bits, or a float that is not finite.
+fn exact(text: &str) -> Value {
+    let float = || Value::from(text.parse::<f64>().unwrap_or(f64::NAN));
+    text.parse::<i128>().map_or_else(|_| float(), Value::from)
 }
 
 /// A JSON object as a map of the template engine, keys in their order.

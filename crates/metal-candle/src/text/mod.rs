@@ -7,6 +7,8 @@
 mod chat_template;
 mod clock;
 mod json;
+mod message;
+pub(crate) mod python_json;
 mod stream;
 mod tokenizer;
 
@@ -15,8 +17,9 @@ use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-pub(crate) use chat_template::kind as json_kind;
-pub use chat_template::{ChatMessage, ChatTemplate};
+pub use chat_template::ChatTemplate;
+pub use message::ChatMessage;
+pub(crate) use message::{kind as json_kind, unquote};
 pub use stream::TextStream;
 pub use tokenizer::{Encoded, Tokenizer};
 

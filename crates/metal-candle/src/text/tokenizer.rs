@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 use tokenizers::AddedToken;
 
-use super::chat_template::kind;
+use super::message::kind;
 use super::{ChatTemplate, TextError, first_line, guarded};
 
 const TOKENIZER: &str = "tokenizer.json";
