@@ -6,15 +6,13 @@
 
 mod chat_template;
 mod clock;
-mod generation_tags;
+mod jinja;
 mod json;
 mod stream;
 mod tokenizer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::Duration;
 
 pub(crate) use chat_template::kind as json_kind;
 pub use chat_template::{ChatMessage, ChatTemplate};
@@ -126,26 +124,16 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     })
 }
 
-/// [`guarded`], on a thread of its own with a deep stack: the template engine follows nesting of its source and its
-/// values by recursion. `None` where the work is not done in time: no thread can be ended from outside, so it is left to
-/// itself, until it is done or the program ends.
-fn guarded_deep<T: Send + 'static>(
-    limit: Duration,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<Option<T>, String> {
-    const STACK: usize = 512 << 20; // reserved, not used, until something nests that deep
-    let (done, result) = sync_channel(1);
-    let thread = std::thread::Builder::new().stack_size(STACK);
-    let thread = thread.spawn(move || done.send(guarded(|| Ok(work()))));
-    let thread = thread.map_err(|error| format!("no thread for it: {error}"))?;
-    match result.recv_timeout(limit) {
-        Err(RecvTimeoutError::Timeout) => Ok(None),
-        Err(RecvTimeoutError::Disconnected) => Err("internal failure".to_owned()),
-        Ok(result) => {
-            let _ = thread.join(); // it has nothing left to say
-            result.map(Some)
-        }
-    }
+/// [`guarded`], on a thread of its own with a deep stack: templates are followed by recursion, and values that nest are
+/// dropped by it.
+fn deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    const STACK: usize = 256 << 20; // reserved, not used, until something nests that deep
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK);
+        let thread = thread.spawn_scoped(scope, || guarded(|| Ok(work())));
+        let thread = thread.map_err(|error| format!("no thread for it: {error}"))?;
+        thread.join().unwrap_or_else(|_| Err("internal failure".to_owned()))
+    })
 }
 
 /// The first line of an error text, so that one bad file does not fill the screen.
@@ -162,3 +150,6 @@ fn first_line(text: &str) -> String {
 
 #[cfg(test)]
 pub(crate) mod testing;
+
+#[cfg(test)]
+mod micro_template_tests;
