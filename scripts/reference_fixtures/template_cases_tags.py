@@ -168,7 +168,6 @@ SCOPES = [
     "{{ [1] | select }}",
     "{{ messages[0].get }}",
     "{{ (1).__class__ }}",
-    "{{ lipsum(n=1) }}",
     "{{ self }}",
     "{% autoescape true %}{{ '<' }}{% endautoescape %}",
     "{% block a %}x{% endblock %}",

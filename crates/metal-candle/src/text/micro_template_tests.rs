@@ -5,7 +5,16 @@ use serde_json::Value as Json;
 use super::{ChatMessage, ChatTemplate, json};
 
 /// What jinja2 renders and this engine refuses, with an error.
-const REFUSED: &[&str] = &[];
+const REFUSED: &[&str] = &[
+    r"{{ '\N{BULLET}' }}",
+    "{{ 'abc'.encode() }}",
+    "{{ 1 | pprint }}",
+    "{% for x in [1, 2, 3] %}{{ loop }}{% endfor %}",
+    "{{ namespace }}",
+    "{{ self }}",
+    "{% autoescape true %}{{ '<' }}{% endautoescape %}",
+    "{% block a %}x{% endblock %}",
+];
 
 /// `fixtures/templates/micro.json` is what jinja2 3.1.6 renders in the environment of transformers 5.23, Python 3.11.
 fn fixture() -> Json {

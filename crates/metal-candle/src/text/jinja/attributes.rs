@@ -111,7 +111,7 @@ impl Interpreter<'_> {
             (Value::Macro(called), "name") => Some(Value::Str(called.body.name.clone())),
             (Value::Macro(called), "arguments") => {
                 let names = called.body.signature.names.iter().map(|name| Value::Str(name.clone()));
-                Some(Value::list(names.collect()))
+                Some(Value::tuple(names.collect()))
             }
             (Value::Macro(called), "caller") => Some(Value::Bool(called.body.uses_caller)),
             (Value::Macro(called), "catch_kwargs") => Some(Value::Bool(called.body.uses_kwargs)),
@@ -130,20 +130,19 @@ impl Interpreter<'_> {
         Ok(Found::Nothing)
     }
 
-    /// `value[start:stop:step]`
+    /// `value[start:stop:step]`; undefined where Python raises `TypeError`.
     pub(super) fn slice(&mut self, value: &Value, bounds: &[Option<Value>; 3]) -> Outcome<Value> {
         if let Value::Undefined(message) = value {
             return failed(&**message);
         }
         let length = match value {
-            Value::Dict(_) => return failed("TypeError: unhashable type: 'slice'"),
-            Value::View(..) | Value::Iterator(_) => None,
+            Value::Dict(_) | Value::View(..) | Value::Iterator(_) => None,
             _ => value.length(),
         };
-        let Some(length) = length else {
-            return failed(format!("TypeError: '{}' object is not subscriptable", value.type_name()));
+        let (Some(length), Some(bounds)) = (length, indices(bounds)) else {
+            return Ok(Value::undefined(format!("{} has no element slice(...)", object(value))));
         };
-        let (start, count, step) = positions(bounds, length)?;
+        let (start, count, step) = positions(bounds, length as i128)?;
         if let Value::Range(range) = value {
             let at = |index: i128| i128::from(range.start) + index * i128::from(range.step);
             let whole = |number: i128| i64::try_from(number).unwrap_or(i64::MAX);
@@ -171,20 +170,24 @@ impl Interpreter<'_> {
     }
 }
 
+/// The bounds of a slice as integers, where they are integers or absent.
+fn indices(bounds: &[Option<Value>; 3]) -> Option<[Option<i128>; 3]> {
+    let mut out = [None; 3];
+    for (index, bound) in out.iter_mut().zip(bounds) {
+        *index = match bound {
+            None | Some(Value::None) => None,
+            Some(value) => Some(value.as_int()?.clamp(-(1 << 62), 1 << 62)),
+        };
+    }
+    Some(out)
+}
+
 /// First index, number of items and step of a slice.
-fn positions(bounds: &[Option<Value>; 3], length: usize) -> Outcome<(i128, i128, i128)> {
-    let number = |bound: &Option<Value>| match bound {
-        None | Some(Value::None) => Ok(None),
-        Some(value) => match value.as_int() {
-            Some(number) => Ok(Some(number.clamp(-(1 << 62), 1 << 62))),
-            None => failed("TypeError: slice indices must be integers or None or have an __index__ method"),
-        },
-    };
-    let step = number(&bounds[2])?.unwrap_or(1);
+fn positions([start, stop, step]: [Option<i128>; 3], length: i128) -> Outcome<(i128, i128, i128)> {
+    let step = step.unwrap_or(1);
     if step == 0 {
         return failed("ValueError: slice step cannot be zero");
     }
-    let length = length as i128;
     let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
     let clip = |bound: Option<i128>, default: i128| match bound {
         None => default,
@@ -192,8 +195,8 @@ fn positions(bounds: &[Option<Value>; 3], length: usize) -> Outcome<(i128, i128,
         Some(index) => index.min(highest),
     };
     let (first, last) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
-    let start = clip(number(&bounds[0])?, first);
-    let stop = clip(number(&bounds[1])?, last);
+    let start = clip(start, first);
+    let stop = clip(stop, last);
     let span = if step > 0 { stop - start } else { start - stop };
     Ok((start, (span.max(0) + step.abs() - 1) / step.abs(), step))
 }

@@ -18,7 +18,9 @@ impl Interpreter<'_> {
             Expr::Literal(literal) => constant(literal),
             Expr::Name(name) => match scope.get(name).or_else(|| builtin(name)) {
                 Some(value) => value,
-                None if &**name == "lipsum" => return failed("lipsum writes random text and is not supported"),
+                None if matches!(&**name, "lipsum" | "self") => {
+                    return failed(format!("'{name}' is not supported in chat templates"));
+                }
                 None => Value::undefined(format!("'{name}' is undefined")),
             },
             Expr::Tuple(items) => Value::tuple(self.all(items, scope)?),

@@ -274,7 +274,7 @@ impl Parser {
             self.expect_op("]")?;
             return Ok(Expr::Item(Box::new(value), Box::new(index)));
         }
-        let mut part = |parser: &mut Self| {
+        let part = |parser: &mut Self| {
             let absent = parser.is_op(":") || parser.is_op("]");
             if absent { Ok(None) } else { parser.expression().map(Some) }
         };

@@ -84,7 +84,7 @@ impl<'t> Interpreter<'t> {
     }
 
     /// Runs a template with these variables and returns what it writes.
-    pub fn run(mut self, body: &[Statement], variables: impl IntoIterator<Item = (Name, Value)>) -> Outcome<String> {
+    pub(super) fn run(mut self, body: &[Statement], variables: impl IntoIterator<Item = (Name, Value)>) -> Outcome<String> {
         let root = Rc::new(Scope::default());
         root.variables.borrow_mut().extend(variables);
         self.remember(&root);

@@ -10,7 +10,7 @@ use super::interpreter::{Interpreter, Scope};
 use super::value::{Dict, Value};
 
 pub(in crate::text) struct Macro {
-    pub body: Arc<MacroBody>,
+    pub(super) body: Arc<MacroBody>,
     /// What the macro sees around it.
     pub scope: Rc<Scope>,
 }

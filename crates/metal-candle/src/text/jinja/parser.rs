@@ -333,6 +333,8 @@ impl Parser {
                 signature.defaults.push(self.expression()?);
             } else if !signature.defaults.is_empty() {
                 return self.fail("a parameter without a default follows one with a default");
+            } else if signature.names.last().is_some_and(|name| &**name == "caller") {
+                return self.fail("the parameter 'caller' needs a default");
             }
         }
         self.expect_op(")")?;

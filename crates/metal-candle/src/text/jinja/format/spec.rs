@@ -63,7 +63,7 @@ fn parse(text: &str) -> Option<Spec> {
         spec.fill.get_or_insert('0');
         spec.align.get_or_insert('=');
     }
-    let mut number = |take: &mut dyn FnMut(&str) -> Option<char>| {
+    let number = |take: &mut dyn FnMut(&str) -> Option<char>| {
         let mut digits = String::new();
         while let Some(digit) = take("0123456789") {
             digits.push(digit);
