@@ -9,15 +9,15 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
-use regex::Regex;
 use serde_json::{Map, Value as Json};
 
+use super::generation_tags::without_generation_tags;
 use super::{TextError, clock, first_line, guarded_deep, json};
 
 /// Work one rendering may do: instructions, and 64 bytes of text each; so also at most 64 MB of memory.
@@ -336,20 +336,6 @@ fn environment() -> Environment<'static> {
 
 fn strftime(format: &str, seconds: i64) -> Result<String, Error> {
     clock::strftime(format, seconds).map_err(|reason| Error::new(ErrorKind::InvalidOperation, reason))
-}
-
-/// `{% generation %}` marks assistant text for transformers' masks and writes nothing itself: make it an `if true`.
-fn without_generation_tags(source: &str) -> String {
-    static TAG: LazyLock<Option<Regex>> =
-        LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").ok());
-    let Some(tag) = TAG.as_ref() else {
-        return source.to_owned();
-    };
-    tag.replace_all(source, |found: &regex::Captures| {
-        let statement = if found.get(2).is_some() { "endif" } else { "if true" };
-        format!("{{%{} {statement} {}%}}", &found[1], &found[3])
-    })
-    .into_owned()
 }
 
 /// Charges for every element of a container, nested ones each time they occur: a list may hold another many times.

@@ -6,6 +6,7 @@
 
 mod chat_template;
 mod clock;
+mod generation_tags;
 mod json;
 mod stream;
 mod tokenizer;
