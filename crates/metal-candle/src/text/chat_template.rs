@@ -8,8 +8,8 @@
 //! until the program ends; a template that came to this is not rendered again.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
