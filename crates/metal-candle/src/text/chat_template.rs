@@ -17,7 +17,7 @@ use minijinja::value::{Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 use serde_json::{Map, Value as Json};
 
-use super::generation_tags::without_generation_tags;
+use super::generation_tags::{FILTER, without_generation_tags};
 use super::{TextError, clock, first_line, guarded_deep, json};
 
 /// Work one rendering may do: instructions, and 64 bytes of text each; so also at most 64 MB of memory.
@@ -36,7 +36,7 @@ const REFUSED: &str = "raise_exception: ";
 /// One message of a conversation: an object with at least a `role`, and whatever else the template reads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatMessage {
-    fields: Map<String, Json>,
+    pub(super) fields: Map<String, Json>,
 }
 
 impl ChatMessage {
@@ -92,6 +92,13 @@ impl ChatMessage {
     #[must_use]
     pub fn role(&self) -> &str {
         self.fields.get("role").and_then(Json::as_str).unwrap_or_default()
+    }
+
+    /// Whether the model learns to say this, where the assistant says it: not with a `weight` of 0 or `train: false`.
+    #[must_use]
+    pub fn is_learnt(&self) -> bool {
+        let weight = self.fields.get("weight").and_then(Json::as_f64);
+        weight != Some(0.0) && self.fields.get("train").and_then(Json::as_bool) != Some(false)
     }
 
     /// What is said, where that is plain text.
@@ -212,6 +219,16 @@ impl ChatTemplate {
         self
     }
 
+    /// The same template with another filter of this name.
+    pub(super) fn with_filter(
+        mut self,
+        name: &'static str,
+        filter: impl Fn(&str) -> String + Send + Sync + 'static,
+    ) -> Self {
+        Arc::make_mut(&mut self.environment).add_filter(name, move |body: &str| filter(body));
+        self
+    }
+
     /// Writes the conversation; with `add_generation_prompt`, also what stands before the assistant's next words.
     ///
     /// # Errors
@@ -327,6 +344,7 @@ fn environment() -> Environment<'static> {
         minijinja::escape_formatter(out, state, value)
     });
     environment.add_filter("tojson", json::tojson);
+    environment.add_filter(FILTER, |body: String| body);
     environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
     });

@@ -227,6 +227,13 @@ impl Tokenizer {
             .is_some_and(|token| token.special)
     }
 
+    /// The token that a text begins with, where that is one that was added to the vocabulary whole.
+    pub(super) fn leading_added_token(&self, text: &str) -> Option<u32> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let begins = added.iter().filter(|(_, token)| !token.content.is_empty() && text.starts_with(&token.content));
+        begins.max_by_key(|(_, token)| token.content.len()).map(|(id, _)| *id)
+    }
+
     /// Begin-of-text, by `bos_token` of `tokenizer_config.json`, else `generation_config.json`.
     #[must_use]
     pub fn bos_token_id(&self) -> Option<u32> {
