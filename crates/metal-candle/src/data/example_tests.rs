@@ -1,9 +1,10 @@
 //! Examples: which tokens are supervised, for every format of row.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::text::testing::{CHATML, byte_fallback, byte_level};
+use crate::text::ChatMessage;
 
 fn rows(lines: &[Value]) -> Rows {
     let text: Vec<String> = lines.iter().map(Value::to_string).collect();
