@@ -138,7 +138,8 @@ pub struct Settings {
     /// Longest example in tokens; longer ones are cut.
     #[arg(long, value_name = "TOKENS", default_value_t = TrainerConfig::default().max_length, help_heading = DATA)]
     pub max_length: usize,
-    /// Put several examples into one row; they do not see each other.
+    /// Put several examples into one row; they do not see each other. A batch then holds up to --batch-size x --max-length
+    /// tokens, in rows as long as suits the data.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL", help_heading = DATA)]
     pub packing: bool,

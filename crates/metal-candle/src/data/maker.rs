@@ -58,7 +58,7 @@ impl<'a> Maker<'a> {
             } => self.chat(row, messages, *learn_from, tools.as_ref())?,
             RowContent::PromptCompletion { prompt, completion } => self.completion(row, prompt, completion)?,
             RowContent::Text(text) => {
-                let mut tokens = self.encode(row, text)?.ids;
+                let mut tokens = self.encode(row, text)?;
                 self.end(&mut tokens)?;
                 Example {
                     supervised: vec![true; tokens.len()],
@@ -104,7 +104,7 @@ impl<'a> Maker<'a> {
     }
 
     /// A text with what the tokenizer puts before it, without what it puts after it.
-    fn encode(&self, row: &Row, text: &str) -> Result<Encoded, DataError> {
+    fn encode(&self, row: &Row, text: &str) -> Result<Vec<u32>, DataError> {
         let mut encoded = self
             .tokenizer
             .encode_with_offsets(text, true)
@@ -112,10 +112,9 @@ impl<'a> Maker<'a> {
         // Of an empty text only what stands in front can be kept: nothing tells the two apart.
         while encoded.ids.len() > 1 && encoded.added.last() == Some(&true) {
             encoded.ids.pop();
-            encoded.offsets.pop();
             encoded.added.pop();
         }
-        Ok(encoded)
+        Ok(encoded.ids)
     }
 
     /// Appends the end-of-text token, unless the text wrote it.
@@ -130,17 +129,15 @@ impl<'a> Maker<'a> {
         Ok(())
     }
 
-    /// Both texts are tokenised as one, so that nothing is put between them. What reaches into the completion is learnt.
+    /// Both texts are tokenised as one, so that nothing is put between them. The completion begins with the first token that
+    /// the prompt alone does not have, as in TRL.
     fn completion(&mut self, row: &Row, prompt: &str, completion: &str) -> Result<Example, DataError> {
-        let text = format!("{prompt}{completion}");
-        let encoded = self.encode(row, &text)?;
-        let learnt = tokens_of(&encoded.offsets, &(prompt.len()..text.len()));
-        let first = learnt.first().copied().unwrap_or(encoded.ids.len());
-        let shares = encoded.offsets.get(first).is_some_and(|(start, _)| *start < prompt.len());
-        self.seen.shared += usize::from(shares && !self.everything);
-        let mut tokens = encoded.ids;
+        let prompt_tokens = self.encode(row, prompt)?;
+        let mut tokens = self.encode(row, &format!("{prompt}{completion}"))?;
+        let same = tokens.iter().zip(&prompt_tokens).take_while(|(a, b)| a == b).count();
+        self.seen.shared += usize::from(same < prompt_tokens.len() && !self.everything);
         self.end(&mut tokens)?;
-        let supervised = (0..tokens.len()).map(|index| index >= first).collect();
+        let supervised = (0..tokens.len()).map(|index| index >= same).collect();
         Ok(Example { tokens, supervised })
     }
 
@@ -210,7 +207,10 @@ impl<'a> Maker<'a> {
             let (start, end) = encoded.offsets[*index];
             text.get(start..end).is_some_and(|text| text.trim().is_empty())
         };
-        let last = inside.iter().rposition(ends).filter(|last| inside[last + 1..].iter().all(blank));
+        let last = inside
+            .iter()
+            .rposition(ends)
+            .filter(|last| inside[last + 1..].iter().all(blank));
         let kept = last.filter(|_| !span.marked).map_or(inside.len(), |last| last + 1);
         for index in &inside[..kept] {
             supervised[*index] = true;
@@ -231,9 +231,11 @@ impl<'a> Maker<'a> {
                 )
             }
             (None, RowFormat::Text) => "every text is empty".to_owned(),
-            (None, _) if self.seen.learnable > 0 => "the chat template writes nothing for what the assistant says, which \
+            (None, _) if self.seen.learnable > 0 => {
+                "the chat template writes nothing for what the assistant says, which \
                 is empty"
-                .to_owned(),
+                    .to_owned()
+            }
             (None, _) if self.seen.assistant > 0 => "every message of the assistant is context only (`weight` 0 or \
                 `train` false, or before the completion); let some be learnt, or train on everything \
                 (`train_on_inputs`, `--train-on-inputs`)"

@@ -9,7 +9,9 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use crate::text::{ChatMessage, ChatTemplate, Extent, Found, StandIns, TextError, Tokenizer, generation_spans, strings};
+use crate::text::{
+    ChatMessage, ChatTemplate, Extent, Found, StandIns, TextError, Tokenizer, generation_spans, strings,
+};
 
 /// A part of a rendered conversation that is learnt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,18 +151,28 @@ impl Conversation<'_> {
         })
     }
 
-    /// Whether a text holds some of a message's words as they are, or the message has none.
+    /// Whether a text holds some of a message's words as they are, more than may stand there by chance, or the message has
+    /// none.
     fn shows_words(&self, text: &str, turn: usize) -> bool {
+        const BY_CHANCE: usize = 10;
         let said = strings(&self.messages[turn]);
-        let mut words = said.iter().map(|said| said.trim()).filter(|said| !said.is_empty()).peekable();
-        words.peek().is_none() || words.any(|said| text.contains(said))
+        let mut words = said
+            .iter()
+            .map(|said| said.trim())
+            .filter(|said| !said.is_empty())
+            .peekable();
+        words.peek().is_none() || words.any(|said| said.len() > BY_CHANCE && text.contains(said))
     }
 
     /// Whether all that others said so far is seen to stand before the span, and not in it.
     fn writes_others_before(&self, text: &str, span: &Range<usize>, turn: usize) -> bool {
-        let others = self.messages[..turn].iter().filter(|message| message.role() != "assistant");
+        let others = self.messages[..turn]
+            .iter()
+            .filter(|message| message.role() != "assistant");
         let before = |said: &str| text[..span.start].contains(said) && !text[span.clone()].contains(said);
-        others.flat_map(strings).all(|said| said.trim().is_empty() || before(said.trim()))
+        others
+            .flat_map(strings)
+            .all(|said| said.trim().is_empty() || before(said.trim()))
     }
 
     /// The same of the conversation with stand-ins for all that is said: a sure test, where the words themselves occur twice.
@@ -168,9 +180,11 @@ impl Conversation<'_> {
         let skeleton = self.skeleton(turn, Extent::BetweenTags);
         let (stand_ins, messages) = (&skeleton.stand_ins, &skeleton.messages);
         let render = |count, prompt| self.render(&messages[..count], prompt).ok();
-        let (Some(text), Some(before), Some(with)) =
-            (render(messages.len(), false), render(turn, true), render(turn + 1, false))
-        else {
+        let (Some(text), Some(before), Some(with)) = (
+            render(messages.len(), false),
+            render(turn, true),
+            render(turn + 1, false),
+        ) else {
             return false;
         };
         let own = |found: &Found| found.message == turn;
@@ -191,8 +205,18 @@ impl Conversation<'_> {
             ..Frame::default()
         };
         let frame = self.frame(turn, extent).unwrap_or(unknown);
-        let start = said.start - if text[..said.start].ends_with(&frame.lead) { frame.lead.len() } else { 0 };
-        let end = said.end + if text[said.end..].starts_with(&frame.tail) { frame.tail.len() } else { 0 };
+        let start = said.start
+            - if text[..said.start].ends_with(&frame.lead) {
+                frame.lead.len()
+            } else {
+                0
+            };
+        let end = said.end
+            + if text[said.end..].starts_with(&frame.tail) {
+                frame.tail.len()
+            } else {
+                0
+            };
         Ok(Span {
             bytes: start..end,
             marked: false,
@@ -250,14 +274,32 @@ impl Conversation<'_> {
         let skeleton = self.skeleton(turn, extent);
         let text = self.render(&skeleton.messages, false).ok()?;
         let found = skeleton.stand_ins.find(&text);
-        let own = || found.iter().filter(|found| found.message == turn).map(|found| &found.bytes);
+        let own = || {
+            found
+                .iter()
+                .filter(|found| found.message == turn)
+                .map(|found| &found.bytes)
+        };
         let said = own().next()?.start..own().last()?.end;
-        let others = || found.iter().filter(|found| found.message != turn).map(|found| &found.bytes);
+        let others = || {
+            found
+                .iter()
+                .filter(|found| found.message != turn)
+                .map(|found| &found.bytes)
+        };
         if others().any(|other| said.contains(&other.start)) {
             return None;
         }
-        let free = others().filter(|other| other.end <= said.start).map(|other| other.end).max().unwrap_or(0)
-            ..others().filter(|other| other.start >= said.end).map(|other| other.start).min().unwrap_or(text.len());
+        let free = others()
+            .filter(|other| other.end <= said.start)
+            .map(|other| other.end)
+            .max()
+            .unwrap_or(0)
+            ..others()
+                .filter(|other| other.start >= said.end)
+                .map(|other| other.start)
+                .min()
+                .unwrap_or(text.len());
         let (lead, prompted) = self.lead(&skeleton, &text, turn, free.start..said.start);
         let tail = self.tail(&skeleton, turn, &text[said.end..free.end]);
         Some(Frame { lead, tail, prompted })
@@ -295,7 +337,11 @@ impl Conversation<'_> {
             return ended.to_owned();
         }
         // Two tokens may begin alike: only whole ones are shared.
-        let ends = self.tokenizer.encode_with_offsets(after, false).unwrap_or_default().offsets;
+        let ends = self
+            .tokenizer
+            .encode_with_offsets(after, false)
+            .unwrap_or_default()
+            .offsets;
         let whole = ends.iter().map(|(_, end)| *end).filter(|end| *end <= shared).max();
         after[..whole.unwrap_or(0)].to_owned()
     }
@@ -321,3 +367,7 @@ fn common_prefix(a: &str, b: &str) -> usize {
     let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b);
     same.map(|(a, _)| a.len_utf8()).sum()
 }
+
+#[cfg(test)]
+#[path = "turns_tests.rs"]
+mod tests;

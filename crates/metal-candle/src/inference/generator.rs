@@ -188,7 +188,12 @@ impl<'m> Generator<'m> {
         if options.stop_strings.iter().any(String::is_empty) {
             return Err(GenerateError::EmptyStopString);
         }
-        if let Some(&id) = options.stop_tokens.iter().flatten().find(|&&id| id as usize >= vocab_size) {
+        if let Some(&id) = options
+            .stop_tokens
+            .iter()
+            .flatten()
+            .find(|&&id| id as usize >= vocab_size)
+        {
             return Err(GenerateError::StopTokenOutOfVocabulary { id, vocab_size });
         }
         if let Some(position) = prompt.iter().position(|&id| id as usize >= vocab_size) {
@@ -265,7 +270,11 @@ impl<'o> Output<'o> {
         if let Some(reason) = piece.and_then(|piece| self.piece(&piece)) {
             return Ok(Some(reason));
         }
-        let special = self.tokenizer.is_special(token).then(|| self.tokenizer.token(token)).flatten();
+        let special = self
+            .tokenizer
+            .is_special(token)
+            .then(|| self.tokenizer.token(token))
+            .flatten();
         Ok(special.and_then(|special| {
             let looked_at = self.stop.push_hidden(&special);
             self.ready(looked_at)

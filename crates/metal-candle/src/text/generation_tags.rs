@@ -69,7 +69,10 @@ pub(crate) fn generation_spans(
         .clone()
         .with_filter(FILTER, move |body| format!("{open}{body}{close}"));
     let marked = marking.render_with_tools(messages, tools, false)?;
-    Ok(marks.spans(&marked).filter(|(plain, _)| plain == text).map(|(_, spans)| spans))
+    Ok(marks
+        .spans(&marked)
+        .filter(|(plain, _)| plain == text)
+        .map(|(_, spans)| spans))
 }
 
 /// What is written before and after marked text.
@@ -85,7 +88,11 @@ impl Marks {
             open: format!("\u{F0000}{number}\u{F0001}"),
             close: format!("\u{F0000}{number}\u{F0002}"),
         };
-        let absent = |marks: &Self| texts.iter().all(|text| !text.contains(&marks.open) && !text.contains(&marks.close));
+        let absent = |marks: &Self| {
+            texts
+                .iter()
+                .all(|text| !text.contains(&marks.open) && !text.contains(&marks.close))
+        };
         // A text has no more numbers than bytes, so the search ends.
         (0..).map(marks).find(absent).unwrap_or_else(|| marks(0))
     }
@@ -95,7 +102,11 @@ impl Marks {
     fn spans(&self, marked: &str) -> Option<(String, Vec<Range<usize>>)> {
         let (mut plain, mut spans) = (String::with_capacity(marked.len()), Vec::new());
         let (mut rest, mut depth, mut start) = (marked, 0usize, 0);
-        while let Some(at) = [&self.open, &self.close].iter().filter_map(|mark| rest.find(mark.as_str())).min() {
+        while let Some(at) = [&self.open, &self.close]
+            .iter()
+            .filter_map(|mark| rest.find(mark.as_str()))
+            .min()
+        {
             plain.push_str(&rest[..at]);
             if rest[at..].starts_with(&self.open) {
                 if depth == 0 {
@@ -138,7 +149,9 @@ mod tests {
                     {{ m.content }}{% endif %}";
         for source in [
             format!("{{% for m in messages %}}{turn}{{% endfor %}}"),
-            format!("{{% macro say(m) %}}[{turn}]{{% endmacro %}}{{% for m in messages %}}{{{{ say(m) }}}}{{% endfor %}}"),
+            format!(
+                "{{% macro say(m) %}}[{turn}]{{% endmacro %}}{{% for m in messages %}}{{{{ say(m) }}}}{{% endfor %}}"
+            ),
             format!("{{% set all %}}{{% for m in messages %}}{turn}{{% endfor %}}{{% endset %}}<{{{{ all }}}}>"),
         ] {
             let expected = Some(vec!["b</s>".to_owned(), "ü</s>".to_owned()]);
@@ -157,7 +170,8 @@ mod tests {
 
     #[test]
     fn white_space_control_is_that_of_a_statement() {
-        let source = "x\n  {% generation %}\n  a\n  {% endgeneration %}\ny {%- generation -%} b {%- endgeneration -%} z";
+        let source =
+            "x\n  {% generation %}\n  a\n  {% endgeneration %}\ny {%- generation -%} b {%- endgeneration -%} z";
         let template = ChatTemplate::new("t.jinja", source, [("eos_token", "</s>")]).unwrap();
         assert_eq!(template.render(&[], false).unwrap(), "x\n  a\nybz");
         let spans = generation_spans(&template, &[], None, "x\n  a\nybz").unwrap();
@@ -167,7 +181,11 @@ mod tests {
     #[test]
     fn templates_without_marks_or_that_read_them_have_none() {
         assert_eq!(marked("{{ messages[0].content }}", &["a"]), None);
-        for not_a_tag in ["{# {% generation %} #}", "{% raw %}{% generation %}{% endraw %}", "{{ '{% generation %}' }}"] {
+        for not_a_tag in [
+            "{# {% generation %} #}",
+            "{% raw %}{% generation %}{% endraw %}",
+            "{{ '{% generation %}' }}",
+        ] {
             assert_eq!(marked(not_a_tag, &["a"]), None, "{not_a_tag}");
         }
         let reads = "{% set x %}{% generation %}ab{% endgeneration %}{% endset %}{{ x | length }}{{ x[:1] }}";

@@ -170,9 +170,7 @@ mod tests {
     fn what_is_said_is_replaced_and_nothing_else() {
         let message = json!({"role": "assistant", "content": " <think>\na\n</think>\n\nb ", "tool_calls": [
             {"type": "function", "id": "x", "function": {"name": "f", "arguments": {"c": "Oslo", "n": 1}}}]});
-        let call = |name: &str, city: &str| {
-            json!([{"type": "function", "id": "x", "function": {"name": name, "arguments": {"c": city, "n": 1}}}])
-        };
+        let call = |name: &str, city: &str| json!([{"type": "function", "id": "x", "function": {"name": name, "arguments": {"c": city, "n": 1}}}]);
         let expected = json!({"role": "assistant", "content": " <think>\nS000030000193\n</think>\n\nS000030000293 ",
                               "tool_calls": call("f", "S000030000393")});
         assert_eq!(replaced(&message, Extent::BetweenTags), expected);
@@ -192,6 +190,9 @@ mod tests {
         let (one, two) = (stand_ins.text(1, 2), stand_ins.text(40, 0));
         let found = stand_ins.find(&format!("71{one}é{two}71000002"));
         let place = |found: &Found| (found.message, found.piece, found.bytes.clone());
-        assert_eq!(found.iter().map(place).collect::<Vec<_>>(), [(1, 2, 2..22), (40, 0, 24..44)]);
+        assert_eq!(
+            found.iter().map(place).collect::<Vec<_>>(),
+            [(1, 2, 2..22), (40, 0, 24..44)]
+        );
     }
 }

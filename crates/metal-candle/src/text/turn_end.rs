@@ -28,7 +28,11 @@ use super::{ChatMessage, StandIns, Tokenizer};
 #[must_use]
 pub fn end_of_turn_tokens(tokenizer: &Tokenizer) -> Vec<u32> {
     let last = after_assistant(tokenizer, 2);
-    if last.is_empty() { after_assistant(tokenizer, 3) } else { last }
+    if last.is_empty() {
+        after_assistant(tokenizer, 3)
+    } else {
+        last
+    }
 }
 
 /// The token after the second message of a conversation of `messages`, which the assistant says.
@@ -42,7 +46,9 @@ fn after_assistant(tokenizer: &Tokenizer, messages: usize) -> Vec<u32> {
     // A template that refuses this conversation has nothing to say about its end.
     let text = template.render(&messages, false).unwrap_or_default();
     let said = stand_ins.find(&text).into_iter().rfind(|found| found.message == 1);
-    let rest = said.map(|found| text[found.bytes.end..].trim_start()).unwrap_or_default();
+    let rest = said
+        .map(|found| text[found.bytes.end..].trim_start())
+        .unwrap_or_default();
     tokenizer.leading_added_token(rest).into_iter().collect()
 }
 
@@ -57,21 +63,37 @@ mod tests {
                          {% endfor %}";
         let cases = [
             (Some(CHATML), vec!["<|im_end|>"]),
-            (Some("{% for m in messages %}{{ m.content }}\n{{ eos_token }}{% endfor %}"), vec!["<|endoftext|>"]),
+            (
+                Some("{% for m in messages %}{{ m.content }}\n{{ eos_token }}{% endfor %}"),
+                vec!["<|endoftext|>"],
+            ),
             (Some(last_open), vec!["<|im_end|>"]),
             // The last turn ends otherwise than the others, which only go on: what ends it counts.
             (
-                Some("{% for m in messages %}{{ m.content }}{{ '<|endoftext|>' if loop.last else '<|im_end|>' }}{% endfor %}"),
+                Some(
+                    "{% for m in messages %}{{ m.content }}{{ '<|endoftext|>' if loop.last else '<|im_end|>' }}{% endfor %}",
+                ),
                 vec!["<|endoftext|>"],
             ),
-            (Some("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"), vec![]),
+            (
+                Some("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"),
+                vec![],
+            ),
             (Some("{{ raise_exception('no') }}"), vec![]),
-            (Some("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"), vec![]),
+            (
+                Some(
+                    "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
+                ),
+                vec![],
+            ),
             (None, vec![]),
         ];
         for (template, expected) in cases {
             let tokenizer = byte_level(template);
-            let expected: Vec<u32> = expected.iter().map(|token| tokenizer.token_id(token).unwrap()).collect();
+            let expected: Vec<u32> = expected
+                .iter()
+                .map(|token| tokenizer.token_id(token).unwrap())
+                .collect();
             assert_eq!(end_of_turn_tokens(&tokenizer), expected, "{template:?}");
         }
     }
