@@ -32,6 +32,9 @@ pub fn beginning(model: &str, adapter: &AdapterParameters, train: &Dataset, vali
     ));
     say("");
     cuts(&stats);
+    for warning in train.warnings() {
+        warn(&format!("warning: {warning}"));
+    }
 }
 
 /// Examples that are not learnt as they are written.

@@ -7,10 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
 use super::jinja::{Budget, Fault, FaultKind, Program, Settings, Value};
-use super::{TextError, clock, deep, first_line};
+use super::{ChatMessage, TextError, clock, deep, first_line};
 
 /// Work one rendering may do: operations, and 64 bytes of text each; so also at most 256 MB of memory.
 const FUEL: u64 = 4_000_000;
@@ -20,87 +20,6 @@ const MAX_OUTPUT: usize = 16 << 20;
 pub(super) const MAX_SOURCE: usize = 1 << 20;
 /// Longest time one rendering may take, where neither work nor output ended it.
 const MAX_TIME: Duration = Duration::from_secs(5);
-
-/// One message of a conversation: an object with at least a `role`, and whatever else the template reads.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ChatMessage {
-    fields: Map<String, Json>,
-}
-
-impl ChatMessage {
-    /// A message with a role (`system`, `user`, `assistant`) and its text.
-    #[must_use]
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        let fields = [
-            ("role".to_owned(), Json::String(role.into())),
-            ("content".to_owned(), Json::String(content.into())),
-        ];
-        Self {
-            fields: fields.into_iter().collect(),
-        }
-    }
-
-    /// A message as JSON. Fields besides `role` and `content` (`tool_calls`, `name`, ...) reach the template unchanged.
-    ///
-    /// # Errors
-    ///
-    /// [`TextError::Message`] unless it is an object with a string `role`, and a `content` that is a string, a list or
-    /// null (or absent beside `tool_calls`).
-    pub fn from_json(value: &Json) -> Result<Self, TextError> {
-        let wrong = |reason: String| TextError::Message { reason };
-        let Json::Object(fields) = value else {
-            return Err(wrong(format!(
-                "expected an object with \"role\" and \"content\", found {}",
-                kind(Some(value))
-            )));
-        };
-        match fields.get("role") {
-            Some(Json::String(_)) => {}
-            other => {
-                return Err(wrong(format!(
-                    "expected field \"role\" (string), found {}",
-                    kind(other)
-                )));
-            }
-        }
-        match fields.get("content") {
-            Some(Json::String(_) | Json::Array(_) | Json::Null) => {}
-            None if fields.contains_key("tool_calls") => {}
-            other => {
-                return Err(wrong(format!(
-                    "expected field \"content\" (string), found {}",
-                    kind(other)
-                )));
-            }
-        }
-        Ok(Self { fields: fields.clone() })
-    }
-
-    /// Who speaks.
-    #[must_use]
-    pub fn role(&self) -> &str {
-        self.fields.get("role").and_then(Json::as_str).unwrap_or_default()
-    }
-
-    /// What is said, where that is plain text.
-    #[must_use]
-    pub fn content(&self) -> Option<&str> {
-        self.fields.get("content").and_then(Json::as_str)
-    }
-}
-
-/// What a JSON value is, in a word for error messages.
-pub(crate) fn kind(value: Option<&Json>) -> &'static str {
-    match value {
-        None => "nothing",
-        Some(Json::Null) => "null",
-        Some(Json::Bool(_)) => "boolean",
-        Some(Json::Number(_)) => "number",
-        Some(Json::String(_)) => "string",
-        Some(Json::Array(_)) => "list",
-        Some(Json::Object(_)) => "object",
-    }
-}
 
 /// A chat template: one program, or one for conversations with tools and one for those without.
 ///
@@ -243,6 +162,22 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, TextError> {
         self.render_settings(messages, tools, add_generation_prompt, None)
+    }
+
+    /// [`render_with_tools`](Self::render_with_tools) without a generation prompt, and with these texts before and after
+    /// what stands in `{% generation %}`.
+    pub(super) fn render_marked(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&Json>,
+        marks: (&str, &str),
+    ) -> Result<String, TextError> {
+        self.render_settings(messages, tools, false, Some(marks))
+    }
+
+    /// Whether the template for such a conversation marks what the assistant writes with `{% generation %}`.
+    pub(super) fn marks_generation(&self, tools: Option<&Json>) -> bool {
+        self.variant(tools).program.as_ref().is_ok_and(Program::marks_generation)
     }
 
     /// The template for conversations with or without tools.

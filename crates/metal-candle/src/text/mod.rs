@@ -6,18 +6,26 @@
 
 mod chat_template;
 mod clock;
+mod generation_tags;
 mod jinja;
 mod json;
+mod message;
+mod stand_in;
 mod stream;
 mod tokenizer;
+mod turn_end;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-pub(crate) use chat_template::kind as json_kind;
-pub use chat_template::{ChatMessage, ChatTemplate};
+pub use chat_template::ChatTemplate;
+pub(crate) use generation_tags::generation_spans;
+pub use message::ChatMessage;
+pub(crate) use message::kind as json_kind;
+pub(crate) use stand_in::{Extent, Found, StandIns, strings};
 pub use stream::TextStream;
 pub use tokenizer::{Encoded, Tokenizer};
+pub use turn_end::end_of_turn_tokens;
 
 /// What can go wrong with tokenizers and chat templates.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 use tokenizers::AddedToken;
 
-use super::chat_template::kind;
+use super::message::kind;
 use super::{ChatTemplate, TextError, first_line, guarded};
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -225,6 +225,15 @@ impl Tokenizer {
             .get_added_tokens_decoder()
             .get(&id)
             .is_some_and(|token| token.special)
+    }
+
+    /// The token that a text begins with, where that is one that was added to the vocabulary whole.
+    pub(super) fn leading_added_token(&self, text: &str) -> Option<u32> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let begins = added
+            .iter()
+            .filter(|(_, token)| !token.content.is_empty() && text.starts_with(&token.content));
+        begins.max_by_key(|(_, token)| token.content.len()).map(|(id, _)| *id)
     }
 
     /// Begin-of-text, by `bos_token` of `tokenizer_config.json`, else `generation_config.json`.
