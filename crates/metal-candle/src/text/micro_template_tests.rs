@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use super::{ChatMessage, ChatTemplate, json};
+use super::{ChatMessage, ChatTemplate, python_json};
 
 /// What jinja2 renders and this engine refuses, with an error.
 const REFUSED: &[&str] = &[
@@ -18,7 +18,7 @@ const REFUSED: &[&str] = &[
 
 /// `fixtures/templates/micro.json` is what jinja2 3.1.6 renders in the environment of transformers 5.23, Python 3.11.
 fn fixture() -> Json {
-    json::parse(include_str!("../../../../fixtures/templates/micro.json")).unwrap()
+    python_json::parse(include_bytes!("../../../../fixtures/templates/micro.json")).unwrap()
 }
 
 /// What is wrong with one case, if anything.

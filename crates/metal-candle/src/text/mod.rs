@@ -4,12 +4,17 @@
 //! Everything here reads files that a stranger may have written. A file that lies gives a [`TextError`] that names the
 //! file and the field; it never panics, and a chat template runs with a budget. Nothing here knows a model or a tensor.
 
+mod assemble;
 mod chat_template;
 mod clock;
+mod folder;
 mod generation_tags;
 mod jinja;
 mod json;
 mod message;
+#[allow(dead_code)] // the readers of data files use it
+pub(crate) mod python_json;
+mod split;
 mod stand_in;
 mod stream;
 mod tokenizer;
@@ -38,6 +43,24 @@ pub enum TextError {
         file: PathBuf,
         /// The operating system's reason.
         source: std::io::Error,
+    },
+    /// A file is larger than any that is in use.
+    #[error("{}: larger than {} MiB, which no such file in use is; is it the right one?", file.display(), limit >> 20)]
+    TooLarge {
+        /// The file.
+        file: PathBuf,
+        /// Most bytes that are read.
+        limit: u64,
+    },
+    /// The folder has a vocabulary that is not in the form of `tokenizer.json`.
+    #[error("{}: has {found} but no tokenizer.json; make one with `pip install transformers sentencepiece protobuf tiktoken` and then: {command}", folder.display())]
+    Unconverted {
+        /// The folder.
+        folder: PathBuf,
+        /// The vocabulary that was found.
+        found: String,
+        /// The command that converts it.
+        command: String,
     },
     /// A file is not the JSON object it should be.
     #[error("{file}: not a JSON object: {reason}")]

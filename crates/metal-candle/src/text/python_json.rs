@@ -12,7 +12,7 @@ const MAX_DEPTH: usize = 100;
 /// Most values that one text may hold: a list of empty lists takes many times the memory of its text.
 const MAX_VALUES: usize = 1 << 19;
 /// The only key of an object that stands for a number.
-const NUMBER: &str = "\0number";
+const NUMBER: &str = "$metal_candle::integer";
 
 /// What is wrong with a text, and where.
 #[derive(Debug, PartialEq)]
@@ -30,7 +30,7 @@ type Read<T> = Result<T, Fault>;
 /// The columns of a row: values of those that are wanted, names of all.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Columns {
-    /// Wanted columns; those that are null or NaN are left out.
+    /// Wanted columns.
     pub values: Map<String, Json>,
     /// Names of the other columns, each with the first byte of its value.
     pub others: Vec<(String, u8)>,
@@ -62,7 +62,7 @@ pub(crate) fn columns(text: &[u8], wanted: &[&str]) -> Read<Option<Columns>> {
         parser.blank();
         let first = parser.peek().unwrap_or_default();
         let keep = wanted.contains(&name.as_str());
-        match parser.value(1, keep)?.filter(|value| !is_missing(value)) {
+        match parser.value(1, keep)? {
             Some(value) => {
                 columns.values.insert(name, value);
             }
@@ -124,10 +124,10 @@ impl<'a> Parser<'a> {
 
     /// A fault here.
     fn fault<T>(&self, reason: impl Into<String>) -> Read<T> {
-        self.fault_at(self.at, reason)
+        Self::fault_at(self.at, reason)
     }
 
-    fn fault_at<T>(&self, at: usize, reason: impl Into<String>) -> Read<T> {
+    fn fault_at<T>(at: usize, reason: impl Into<String>) -> Read<T> {
         Err(Fault {
             at,
             reason: reason.into(),
@@ -149,7 +149,10 @@ impl<'a> Parser<'a> {
     }
 
     fn blank(&mut self) {
-        while self.peek().is_some_and(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
+        while self
+            .peek()
+            .is_some_and(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
+        {
             self.at += 1;
         }
     }
@@ -198,11 +201,13 @@ impl<'a> Parser<'a> {
             self.at += word.len();
             return Ok(value);
         }
-        let is_unfinished = word.as_bytes().starts_with(rest);
+        if !word.as_bytes().starts_with(rest) {
+            return self.expected("a value");
+        }
         Err(Fault {
-            at: if is_unfinished { self.text.len() } else { self.at },
-            reason: format!("expected `{word}`"),
-            is_unfinished,
+            at: self.text.len(),
+            reason: format!("ends within `{word}`"),
+            is_unfinished: true,
         })
     }
 
@@ -295,7 +300,13 @@ impl<'a> Parser<'a> {
         }
         // Only ASCII stands between the two.
         let text = String::from_utf8_lossy(&self.text[start..self.at]);
-        Ok(Some(if whole == self.at { integer(&text) } else { float(&text) }))
+        if whole < self.at {
+            return Ok(Some(float(&text)));
+        }
+        match integer(&text) {
+            Some(number) => Ok(Some(number)),
+            None => Self::fault_at(start, "an integer of more than 127 bits; write it as a string"),
+        }
     }
 
     fn digits(&mut self) -> Read<()> {
@@ -310,17 +321,19 @@ impl<'a> Parser<'a> {
 
     /// A string; its escapes are read only where it is kept.
     fn string(&mut self, keep: bool) -> Read<Option<String>> {
-        let open = self.at;
         self.at += 1;
         let mut out = Vec::new();
         loop {
             let plain = self.at;
-            while self.peek().is_some_and(|byte| byte != b'"' && byte != b'\\' && byte >= b' ') {
+            while self
+                .peek()
+                .is_some_and(|byte| byte != b'"' && byte != b'\\' && byte >= b' ')
+            {
                 self.at += 1;
             }
             let part = &self.text[plain..self.at];
             if let Err(error) = std::str::from_utf8(part) {
-                return self.fault_at(plain + error.valid_up_to(), "not UTF-8");
+                return Self::fault_at(plain + error.valid_up_to(), "not UTF-8; save the file as UTF-8");
             }
             if keep {
                 out.extend_from_slice(part);
@@ -335,7 +348,7 @@ impl<'a> Parser<'a> {
                 Some(_) => {
                     return self.fault("a line break or control character within a string; write it as \\n or \\u00..");
                 }
-                None => return self.fault(format!("ends within the string that begins {} bytes before", self.at - open)),
+                None => return self.fault("ends within a string; a line break within a string is written as \\n"),
             }
         }
     }
@@ -358,7 +371,7 @@ impl<'a> Parser<'a> {
                 self.at += 1;
                 self.unicode(start)?
             }
-            Some(_) => return self.fault_at(start, "a backslash that begins no escape; write it as \\\\"),
+            Some(_) => return Self::fault_at(start, "a backslash that begins no escape; write it as \\\\"),
             None => return self.fault("ends within a string"),
         };
         if !matches!(self.text.get(start + 1), Some(b'u')) {
@@ -372,21 +385,21 @@ impl<'a> Parser<'a> {
 
     /// The character of `\uXXXX`, or of two that are a pair of surrogates; `start` is the backslash's offset.
     fn unicode(&mut self, start: usize) -> Read<char> {
-        let lone = |parser: &Self, unit: u32| {
+        let lone = |unit: u32| {
             let advice = "half of a character that was cut in two; remove it, or write both halves";
-            parser.fault_at(start, format!("lone surrogate \\u{unit:04x}: {advice}"))
+            Self::fault_at(start, format!("lone surrogate \\u{unit:04x}: {advice}"))
         };
         let first = self.hex()?;
         if let Some(letter) = char::from_u32(first) {
             return Ok(letter);
         }
         if first >= 0xDC00 || !self.text[self.at..].starts_with(b"\\u") {
-            return lone(self, first);
+            return lone(first);
         }
         self.at += 2;
         let second = self.hex()?;
         if !(0xDC00..0xE000).contains(&second) {
-            return lone(self, first);
+            return lone(first);
         }
         let letter = char::from_u32(0x1_0000 + ((first - 0xD800) << 10) + (second - 0xDC00));
         Ok(letter.unwrap_or(char::REPLACEMENT_CHARACTER))
@@ -403,14 +416,14 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// An integer, whatever its size; `-0` is 0, as in Python.
-fn integer(text: &str) -> Json {
+/// An integer of up to 127 bits; `-0` is 0, as in Python.
+fn integer(text: &str) -> Option<Json> {
     if let Ok(number) = text.parse::<i64>() {
-        Json::from(number)
+        Some(Json::from(number))
     } else if let Ok(number) = text.parse::<u64>() {
-        Json::from(number)
+        Some(Json::from(number))
     } else {
-        exact_number(text)
+        text.parse::<i128>().is_ok().then(|| exact_number(text))
     }
 }
 

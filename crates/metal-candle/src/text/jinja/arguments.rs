@@ -1,4 +1,6 @@
 //! The arguments of a call, and how a function of Python takes them.
+//!
+//! A wrong number of arguments, or an unknown name, is the `TypeError` that Python raises.
 
 use super::ast::Name;
 use super::fault::{Outcome, failed};

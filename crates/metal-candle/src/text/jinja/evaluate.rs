@@ -1,4 +1,7 @@
 //! Evaluates expressions.
+//!
+//! Each part is paid for from the budget, and evaluated in Python's order. Values are never changed by an expression, except
+//! through the methods of cyclers, joiners and loops.
 
 use std::rc::Rc;
 

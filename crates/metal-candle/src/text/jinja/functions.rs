@@ -1,4 +1,6 @@
 //! The functions that every chat template has: `range`, `dict`, `namespace`, `raise_exception`, `strftime_now`, ...
+//!
+//! Functions that write random text (`lipsum`) are not among them. Nothing here knows a filter or a test.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

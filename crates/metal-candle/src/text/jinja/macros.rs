@@ -1,4 +1,6 @@
 //! Macros and the bodies of call blocks: functions written in a template.
+//!
+//! A macro sees the scope that it was defined in, as it is when the macro runs. What it sets stays inside of it.
 
 use std::rc::Rc;
 use std::sync::Arc;

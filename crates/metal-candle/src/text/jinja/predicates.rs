@@ -1,4 +1,6 @@
 //! The tests of Jinja2: `value is name(arguments)`.
+//!
+//! An unknown test, or one that depends on Python's memory, is an error.
 
 use super::arguments::{Args, required};
 use super::arithmetic;

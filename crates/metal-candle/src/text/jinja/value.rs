@@ -12,6 +12,7 @@ use serde_json::{Map, Value as Json};
 use super::fault::{Budget, Outcome, failed};
 use super::loops::LoopState;
 use super::macros::Macro;
+use crate::text::python_json;
 
 pub(in crate::text) type Text = Arc<str>;
 
@@ -332,19 +333,25 @@ impl Value {
             }
             Json::String(text) => Self::from(text.as_str()),
             Json::Array(items) => Self::list(items.iter().map(Self::from_json).collect()),
-            Json::Object(fields) => Self::from_fields(fields),
+            Json::Object(fields) => match python_json::number(value) {
+                Some(text) => exact(text),
+                None => Self::from_fields(fields),
+            },
         }
     }
 
     /// A JSON object, keys in their order.
     pub fn from_fields(fields: &Map<String, Json>) -> Self {
-        if let Some(number) = crate::text::json::wide_integer(fields) {
-            return Self::Int(number);
-        }
         let mut dict = Dict::default();
         for (key, value) in fields {
             dict.insert_text(key, Self::from_json(value));
         }
         Self::dict(dict)
     }
+}
+
+/// A number that `serde_json` cannot hold: an integer of up to 127 bits, or a float that is not finite.
+fn exact(text: &str) -> Value {
+    let float = || Value::Float(text.parse().unwrap_or(f64::NAN));
+    text.parse().map_or_else(|_| float(), Value::Int)
 }

@@ -1,4 +1,6 @@
 //! Bracket expressions of Oniguruma as those of Rust's engines.
+//!
+//! Their classes hold other characters than Rust's of the same name, and two hyphens or tildes are no operators there.
 
 use super::translate::{WORD_IN_BRACKETS, escaped};
 

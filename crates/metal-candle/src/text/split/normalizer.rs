@@ -1,4 +1,6 @@
 //! The patterns of normalizers and decoders, which the library compiles itself.
+//!
+//! They are few and short, so the library's engine is enough once they mean the right characters. Nothing here runs a pattern.
 
 use serde_json::Value as Json;
 

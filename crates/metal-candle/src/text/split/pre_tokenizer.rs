@@ -1,4 +1,6 @@
 //! The pre-tokenizer of `tokenizer.json`, with our own split patterns in the place of the library's.
+//!
+//! Nothing here knows a model or a vocabulary. What has no pattern is left to the library, whose results are Python's.
 
 use serde_json::Value as Json;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;

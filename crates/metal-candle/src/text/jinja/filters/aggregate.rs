@@ -1,4 +1,6 @@
 //! Filters that compare items with one another: `sort`, `unique`, `groupby`, `min`, `sum`, ...
+//!
+//! Text is compared without its case unless that is asked for. Sorting keeps the order of equal items.
 
 use std::rc::Rc;
 

@@ -1,4 +1,6 @@
 //! `int`, `float`, `round` and `abs`.
+//!
+//! Texts are read as Python reads them: white space around, single underscores between digits, bases by prefix.
 
 use crate::text::jinja::arguments::{Args, int_or};
 use crate::text::jinja::fault::{Outcome, failed};

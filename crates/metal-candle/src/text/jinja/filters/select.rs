@@ -1,4 +1,6 @@
 //! `map`, `select`, `reject`, `selectattr`, `rejectattr`, and attributes of items by a path.
+//!
+//! In Jinja2 these are generators; here their items are made at once, and handed out once.
 
 use crate::text::jinja::arguments::Args;
 use crate::text::jinja::fault::{Outcome, failed};

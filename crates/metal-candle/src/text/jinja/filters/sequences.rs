@@ -1,4 +1,6 @@
 //! Filters that take sequences apart: `first`, `batch`, `default`, `length`, ...
+//!
+//! Filters that Jinja2 writes as generators give an iterator here too, which can be taken once.
 
 use crate::text::jinja::arguments::{Args, int_or, required, text, truth_or};
 use crate::text::jinja::fault::{Outcome, failed};

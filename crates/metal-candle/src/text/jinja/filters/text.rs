@@ -1,4 +1,6 @@
 //! Filters that make text: `join`, `indent`, `replace`, `title`, `truncate`, ...
+//!
+//! A value that is no text is printed first, where Jinja2 does so.
 
 use super::select::Path;
 use crate::text::jinja::arguments::{Args, int_or, required, text, truth_or};

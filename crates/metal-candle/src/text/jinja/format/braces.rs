@@ -1,4 +1,6 @@
 //! `'{} {name[key].attribute!r:>10}'.format(value, name=value)`
+//!
+//! Fields look attributes and items up in the sandbox, and nest one level deep. Format specifications are in `spec.rs`.
 
 use super::spec;
 use crate::text::jinja::arguments::Args;

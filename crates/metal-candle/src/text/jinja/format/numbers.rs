@@ -1,4 +1,6 @@
 //! Digits of floats and integers in Python's formats.
+//!
+//! Signs, widths and fills are the business of the two formats that use them.
 
 /// `f`, `e` or `g` of a finite or infinite number without its sign. `alternate` keeps the point and trailing zeros.
 pub(in crate::text::jinja) fn float_digits(number: f64, kind: char, precision: usize, alternate: bool) -> String {

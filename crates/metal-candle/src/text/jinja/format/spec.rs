@@ -1,4 +1,6 @@
 //! Format specifications: what stands after the colon in `'{:>10.2f}'.format(x)`.
+//!
+//! Widths and precisions of more than four digits are refused, and zeros in front of grouped digits.
 
 use super::numbers::{float_digits, general, int_digits};
 use crate::text::jinja::fault::{Budget, Outcome, failed};

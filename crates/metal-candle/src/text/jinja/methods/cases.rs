@@ -1,4 +1,6 @@
 //! `str.upper` and its like, and the questions `str.isupper` and its like.
+//!
+//! Letters are mapped as Unicode says, with Python's rules for where a word begins.
 
 use crate::text::jinja::unicode::{
     is_decimal, is_digit, is_identifier_part, is_identifier_start, is_letter, is_numeric, is_printable, is_space,

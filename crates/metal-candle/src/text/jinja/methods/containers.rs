@@ -1,4 +1,6 @@
 //! The methods of lists, tuples, ranges and maps that change nothing.
+//!
+//! Methods that change them are not here: the sandbox forbids them (see `changes` in `mod.rs`).
 
 use std::rc::Rc;
 

@@ -1,4 +1,6 @@
 //! `str.find`, `str.count`, `str.startswith` and their like, with their bounds.
+//!
+//! Places count characters, not bytes, and negative bounds count from the end.
 
 use crate::text::jinja::arguments::{Args, int_or, required, text};
 use crate::text::jinja::fault::{Budget, Outcome, failed};

@@ -1,4 +1,6 @@
 //! `str.split`, `str.splitlines`, `str.partition` and their like.
+//!
+//! Without a separator, words are what stands between white space; with one, empty parts count.
 
 use crate::text::jinja::arguments::{Args, int_or, required, text, truth_or};
 use crate::text::jinja::fault::{Budget, Outcome, failed};

@@ -1,4 +1,6 @@
 //! The other methods of `str`: stripping, padding, joining, replacing.
+//!
+//! Results may be much longer than their inputs, so they are paid for before they are made.
 
 use crate::text::jinja::arguments::{Args, int_or, required, text};
 use crate::text::jinja::fault::{Budget, Outcome, failed};
