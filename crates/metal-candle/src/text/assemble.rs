@@ -8,7 +8,7 @@ use tokenizers::{
     AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, TokenizerBuilder, TokenizerImpl,
 };
 
-use super::folder::{CONFIG, SpecialTokens, Sources, TOKENIZER, without_mark};
+use super::folder::{CONFIG, Sources, SpecialTokens, TOKENIZER, without_mark};
 use super::split::{PreSplit, translate_patterns};
 use super::{TextError, first_line, guarded};
 
@@ -47,7 +47,10 @@ pub(super) fn assemble(sources: &Sources, names: &SpecialTokens) -> Result<Inner
     guarded(|| {
         inner.add_tokens(added).map_err(|error| error.to_string())?;
         mark_special(&mut inner, names)?;
-        let unknown = extra.into_iter().filter(|text| !is_added(&inner, text)).collect::<Vec<_>>();
+        let unknown = extra
+            .into_iter()
+            .filter(|text| !is_added(&inner, text))
+            .collect::<Vec<_>>();
         let unknown = unknown.into_iter().map(|text| AddedToken::from(text, true));
         inner.add_special_tokens(unknown).map_err(|error| error.to_string())
     })

@@ -101,7 +101,9 @@ impl ChatTemplate {
         K: Into<String>,
         V: Into<String>,
     {
-        let variables = variables.into_iter().map(|(name, value)| (name.into().into(), value.into().into()));
+        let variables = variables
+            .into_iter()
+            .map(|(name, value)| (name.into().into(), value.into().into()));
         let template = Self::from_variants(Variant::new(file, source), None, variables.collect());
         match &template.default.program {
             Ok(_) => Ok(template),
@@ -177,7 +179,10 @@ impl ChatTemplate {
 
     /// Whether the template for such a conversation marks what the assistant writes with `{% generation %}`.
     pub(super) fn marks_generation(&self, tools: Option<&Json>) -> bool {
-        self.variant(tools).program.as_ref().is_ok_and(Program::marks_generation)
+        self.variant(tools)
+            .program
+            .as_ref()
+            .is_ok_and(Program::marks_generation)
     }
 
     /// The template for conversations with or without tools.
@@ -203,8 +208,14 @@ impl ChatTemplate {
         let budget = Budget::new(self.fuel, self.max_time);
         // Values are not shared between threads, so they are made on the one that renders.
         let done = deep(|| {
-            let messages = messages.iter().map(|message| Value::from_fields(&message.fields)).collect();
-            let named = self.variables.iter().map(|(name, text)| (name.clone(), Value::Str(text.clone())));
+            let messages = messages
+                .iter()
+                .map(|message| Value::from_fields(&message.fields))
+                .collect();
+            let named = self
+                .variables
+                .iter()
+                .map(|(name, text)| (name.clone(), Value::Str(text.clone())));
             let variables = [
                 ("messages".into(), Value::list(messages)),
                 ("tools".into(), tools.map_or(Value::None, Value::from_json)),

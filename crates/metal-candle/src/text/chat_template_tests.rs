@@ -124,7 +124,14 @@ fn hostile_templates_are_stopped() {
 fn comparing_is_paid_for() {
     let grow = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(24) %}{% set ns.a = [ns.a, ns.a] %}\
                 {% set ns.b = [ns.b, ns.b] %}{% endfor %}";
-    for hang in ["ns.a == ns.b", "ns.a in [ns.b]", "ns.a < ns.b", "[ns.a, ns.b] | sort", "ns.a ~ 'x'", "'%s' % [ns.a]"] {
+    for hang in [
+        "ns.a == ns.b",
+        "ns.a in [ns.b]",
+        "ns.a < ns.b",
+        "[ns.a, ns.b] | sort",
+        "ns.a ~ 'x'",
+        "'%s' % [ns.a]",
+    ] {
         let template = inline(&format!("{{% if messages %}}{grow}{{{{ {hang} }}}}{{% endif %}}"));
         let error = template.render(&[ChatMessage::new("user", "x")], false).unwrap_err();
         assert!(matches!(error, TextError::TemplateBudget { .. }), "{hang}: {error}");

@@ -172,7 +172,9 @@ pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, String> {
             return Ok(out);
         };
         if letter.is_ascii_digit() || matches!(letter, 'E' | 'O' | '#' | '+') {
-            return Err(format!("strftime_now: {letter:?} after % is not supported (in {format:?})"));
+            return Err(format!(
+                "strftime_now: {letter:?} after % is not supported (in {format:?})"
+            ));
         }
         rest = &body[letter.len_utf8()..];
         if let Some((number, width, fill)) = moment.number(letter) {
@@ -182,7 +184,11 @@ pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, String> {
                 _ => fill,
             };
             let digits = number.to_string();
-            let missing = if flag == Some('-') { 0 } else { width.saturating_sub(digits.len()) };
+            let missing = if flag == Some('-') {
+                0
+            } else {
+                width.saturating_sub(digits.len())
+            };
             out.extend(std::iter::repeat_n(fill, missing));
             out.push_str(&digits);
         } else if let Some(text) = moment.text(letter) {
@@ -232,16 +238,60 @@ mod tests {
         (4_107_542_399, "%d %b %Y", "28 Feb 2100"),
         (4_107_542_400, "%d %b %Y", "01 Mar 2100"),
         (-1, "%d %b %Y %H", "31 Dec 1969 23"),
-        (0, "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r", "1970-W01-4 00 00 4 19 70 001|Thu Jan  1 00:00:00 1970|01/01/70 00:00 12:00:00 AM"),
-        (951782400, "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r", "2000-W09-2 09 09 2 20 00 060|Tue Feb 29 00:00:00 2000|02/29/00 00:00 12:00:00 AM"),
-        (1735689599, "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r", "2025-W01-2 52 53 2 20 25 366|Tue Dec 31 23:59:59 2024|12/31/24 23:59 11:59:59 PM"),
-        (1741305600, "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r", "2025-W10-5 09 09 5 20 25 066|Fri Mar  7 00:00:00 2025|03/07/25 00:00 12:00:00 AM"),
-        (4107542399, "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r", "2100-W08-7 09 08 0 21 00 059|Sun Feb 28 23:59:59 2100|02/28/00 23:59 11:59:59 PM"),
-        (-1, "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r", "1970-W01-3 52 52 3 19 70 365|Wed Dec 31 23:59:59 1969|12/31/69 23:59 11:59:59 PM"),
-        (1609459199, "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r", "2020-W53-4 52 52 4 20 20 366|Thu Dec 31 23:59:59 2020|12/31/20 23:59 11:59:59 PM"),
-        (1230768000, "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r", "2009-W01-4 00 00 4 20 09 001|Thu Jan  1 00:00:00 2009|01/01/09 00:00 12:00:00 AM"),
-        (1262304000, "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r", "2009-W53-5 00 00 5 20 09 001|Fri Jan  1 00:00:00 2010|01/01/10 00:00 12:00:00 AM"),
-        (1104537600, "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r", "2004-W53-6 00 00 6 20 04 001|Sat Jan  1 00:00:00 2005|01/01/05 00:00 12:00:00 AM"),
-        (1672531200, "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r", "2022-W52-7 01 00 0 20 22 001|Sun Jan  1 00:00:00 2023|01/01/23 00:00 12:00:00 AM"),
+        (
+            0,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "1970-W01-4 00 00 4 19 70 001|Thu Jan  1 00:00:00 1970|01/01/70 00:00 12:00:00 AM",
+        ),
+        (
+            951782400,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2000-W09-2 09 09 2 20 00 060|Tue Feb 29 00:00:00 2000|02/29/00 00:00 12:00:00 AM",
+        ),
+        (
+            1735689599,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2025-W01-2 52 53 2 20 25 366|Tue Dec 31 23:59:59 2024|12/31/24 23:59 11:59:59 PM",
+        ),
+        (
+            1741305600,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2025-W10-5 09 09 5 20 25 066|Fri Mar  7 00:00:00 2025|03/07/25 00:00 12:00:00 AM",
+        ),
+        (
+            4107542399,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2100-W08-7 09 08 0 21 00 059|Sun Feb 28 23:59:59 2100|02/28/00 23:59 11:59:59 PM",
+        ),
+        (
+            -1,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "1970-W01-3 52 52 3 19 70 365|Wed Dec 31 23:59:59 1969|12/31/69 23:59 11:59:59 PM",
+        ),
+        (
+            1609459199,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2020-W53-4 52 52 4 20 20 366|Thu Dec 31 23:59:59 2020|12/31/20 23:59 11:59:59 PM",
+        ),
+        (
+            1230768000,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2009-W01-4 00 00 4 20 09 001|Thu Jan  1 00:00:00 2009|01/01/09 00:00 12:00:00 AM",
+        ),
+        (
+            1262304000,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2009-W53-5 00 00 5 20 09 001|Fri Jan  1 00:00:00 2010|01/01/10 00:00 12:00:00 AM",
+        ),
+        (
+            1104537600,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2004-W53-6 00 00 6 20 04 001|Sat Jan  1 00:00:00 2005|01/01/05 00:00 12:00:00 AM",
+        ),
+        (
+            1672531200,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2022-W52-7 01 00 0 20 22 001|Sun Jan  1 00:00:00 2023|01/01/23 00:00 12:00:00 AM",
+        ),
     ];
 }

@@ -35,7 +35,13 @@ const SPECIAL_FIELDS: [&str; 7] = [
     "mask_token",
 ];
 /// Vocabularies that transformers can turn into `tokenizer.json`.
-const OTHER_VOCABULARIES: [&str; 5] = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt"];
+const OTHER_VOCABULARIES: [&str; 5] = [
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+];
 
 /// A special token by its field: its text and the file that names it.
 pub(super) type SpecialTokens = BTreeMap<&'static str, (String, &'static str)>;
@@ -201,7 +207,10 @@ impl Sources {
                 }
             }
         }
-        Ok(named.into_iter().map(|(name, text)| (name.into(), text.into())).collect())
+        Ok(named
+            .into_iter()
+            .map(|(name, text)| (name.into(), text.into()))
+            .collect())
     }
 
     /// The chat template: files go before the field of `tokenizer_config.json`, which may be one or a list by names.
@@ -215,16 +224,30 @@ impl Sources {
         }
         let tool_use = templates.remove("tool_use");
         let default = templates.remove("default").unwrap_or_else(|| {
-            let names: Vec<&str> = templates.keys().map(String::as_str).chain(tool_use.as_ref().map(|_| "tool_use")).collect();
+            let names: Vec<&str> = templates
+                .keys()
+                .map(String::as_str)
+                .chain(tool_use.as_ref().map(|_| "tool_use"))
+                .collect();
             let reason = format!("the model has no template named \"default\", only {}", names.join(", "));
             Variant::broken(&self.name(CONFIG), &reason)
         });
-        Ok(Some(ChatTemplate::from_variants(default, tool_use, self.template_variables()?)))
+        Ok(Some(ChatTemplate::from_variants(
+            default,
+            tool_use,
+            self.template_variables()?,
+        )))
     }
 
     fn configured_templates(&self) -> Result<BTreeMap<String, Variant>, TextError> {
         let (field, file) = ("chat_template", self.name(CONFIG));
-        let wrong = |value| self.field(CONFIG, field, format!("expected a template (string), found {}", kind(value)));
+        let wrong = |value| {
+            self.field(
+                CONFIG,
+                field,
+                format!("expected a template (string), found {}", kind(value)),
+            )
+        };
         let mut templates = BTreeMap::new();
         match self.config.get(field) {
             None | Some(Json::Null) => {}
@@ -266,7 +289,10 @@ fn read_template(path: &Path) -> Option<Variant> {
         }),
         Err(error) => {
             let reason = error.to_string();
-            Some(Variant::broken(&file, reason.strip_prefix(&format!("{file}: ")).unwrap_or(&reason)))
+            Some(Variant::broken(
+                &file,
+                reason.strip_prefix(&format!("{file}: ")).unwrap_or(&reason),
+            ))
         }
     }
 }

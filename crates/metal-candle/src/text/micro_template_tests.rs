@@ -12,6 +12,9 @@ const REFUSED: &[&str] = &[
     "{% for x in [1, 2, 3] %}{{ loop }}{% endfor %}",
     "{{ namespace }}",
     "{{ self }}",
+    // Undefined only because jinja2 computes constants beforehand; of a variable it is an error.
+    "{{ {'a': 1}[1:2] }}",
+    "{{ 5[1:2] }}",
     "{% autoescape true %}{{ '<' }}{% endautoescape %}",
     "{% block a %}x{% endblock %}",
 ];
@@ -26,13 +29,18 @@ fn difference(case: &Json, messages: &[ChatMessage], tools: &Json) -> Option<Str
     let source = case["template"].as_str().unwrap();
     let template = ChatTemplate::new("t", source, [("bos_token", "<s>"), ("eos_token", "</s>")]);
     let rendered = template.and_then(|template| {
-        template.with_clock(1_741_305_600).render_with_tools(messages, Some(tools), true)
+        template
+            .with_clock(1_741_305_600)
+            .render_with_tools(messages, Some(tools), true)
     });
     let refused = REFUSED.contains(&source);
     match (rendered, case["expected"].as_str()) {
         (Ok(text), Some(expected)) if text == expected && !refused => None,
         (Ok(text), Some(expected)) => Some(format!("{source:?}\n    renders  {text:?}\n    expected {expected:?}")),
-        (Ok(text), None) => Some(format!("{source:?}\n    renders {text:?}\n    expected {}", case["error"])),
+        (Ok(text), None) => Some(format!(
+            "{source:?}\n    renders {text:?}\n    expected {}",
+            case["error"]
+        )),
         (Err(_), None) => None,
         (Err(_), Some(_)) if refused => None,
         (Err(error), Some(expected)) => Some(format!("{source:?}\n    fails: {error}\n    expected {expected:?}")),

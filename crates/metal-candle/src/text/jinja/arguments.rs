@@ -28,10 +28,14 @@ impl Args {
         }
         for (name, value) in self.named {
             let Some(at) = names.iter().position(|known| *known == &*name) else {
-                return failed(format!("TypeError: {function}() got an unexpected keyword argument '{name}'"));
+                return failed(format!(
+                    "TypeError: {function}() got an unexpected keyword argument '{name}'"
+                ));
             };
             if at < given {
-                return failed(format!("TypeError: {function}() got multiple values for argument '{name}'"));
+                return failed(format!(
+                    "TypeError: {function}() got multiple values for argument '{name}'"
+                ));
             }
             bound[at] = Some(value);
         }

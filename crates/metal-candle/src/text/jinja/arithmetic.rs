@@ -96,7 +96,11 @@ fn multiply(left: &Value, right: &Value, budget: &Budget) -> Outcome<Value> {
             let total = fits(items.len())?;
             budget.slots(total)?;
             let repeated: Vec<Value> = items.iter().cycle().take(total).cloned().collect();
-            Ok(if matches!(sequence, Value::List(_)) { Value::list(repeated) } else { Value::tuple(repeated) })
+            Ok(if matches!(sequence, Value::List(_)) {
+                Value::list(repeated)
+            } else {
+                Value::tuple(repeated)
+            })
         }
         _ => numbers(Binary::Mul, left, right),
     }
@@ -144,7 +148,11 @@ fn integers(operator: Binary, left: i128, right: i128) -> Outcome<Value> {
 fn floor_div(left: i128, right: i128) -> Option<i128> {
     let quotient = left.checked_div(right)?;
     let inexact = left.checked_rem(right)? != 0;
-    Some(if inexact && (left < 0) != (right < 0) { quotient - 1 } else { quotient })
+    Some(if inexact && (left < 0) != (right < 0) {
+        quotient - 1
+    } else {
+        quotient
+    })
 }
 
 /// The quotient, rounded once where both numbers are exact as floats.

@@ -37,6 +37,9 @@ impl Interpreter<'_> {
 
     /// `value.name`, without a look at the items.
     pub(super) fn attribute_only(&mut self, value: &Value, name: &str) -> Outcome<Value> {
+        if let Value::Undefined(message) = value {
+            return failed(&**message);
+        }
         Ok(match self.own_attribute(value, name)? {
             Found::Value(found) => found,
             Found::Unsafe => unsafe_attribute(value, name),
@@ -125,12 +128,15 @@ impl Interpreter<'_> {
             return Ok(Found::Unsafe);
         }
         if methods::exists(value, name) {
-            return Ok(Found::Value(Value::Method(std::rc::Rc::new((value.clone(), name.into())))));
+            return Ok(Found::Value(Value::Method(std::rc::Rc::new((
+                value.clone(),
+                name.into(),
+            )))));
         }
         Ok(Found::Nothing)
     }
 
-    /// `value[start:stop:step]`; undefined where Python raises `TypeError`.
+    /// `value[start:stop:step]`
     pub(super) fn slice(&mut self, value: &Value, bounds: &[Option<Value>; 3]) -> Outcome<Value> {
         if let Value::Undefined(message) = value {
             return failed(&**message);
@@ -139,8 +145,11 @@ impl Interpreter<'_> {
             Value::Dict(_) | Value::View(..) | Value::Iterator(_) => None,
             _ => value.length(),
         };
-        let (Some(length), Some(bounds)) = (length, indices(bounds)) else {
-            return Ok(Value::undefined(format!("{} has no element slice(...)", object(value))));
+        let Some(length) = length else {
+            return failed(format!("TypeError: '{}' object cannot be sliced", value.type_name()));
+        };
+        let Some(bounds) = indices(bounds) else {
+            return failed("TypeError: slice indices must be integers or None");
         };
         let (start, count, step) = positions(bounds, length as i128)?;
         if let Value::Range(range) = value {
@@ -159,12 +168,20 @@ impl Interpreter<'_> {
                 self.budget.bytes(text.len())?;
                 let letters: Vec<char> = text.chars().collect();
                 let sliced: String = indices.map(|index| letters[index]).collect();
-                if matches!(value, Value::Safe(_)) { Value::Safe(sliced.into()) } else { Value::from(sliced) }
+                if matches!(value, Value::Safe(_)) {
+                    Value::Safe(sliced.into())
+                } else {
+                    Value::from(sliced)
+                }
             }
             _ => {
                 let items = value.iterate(&self.budget)?;
                 let sliced: Vec<Value> = indices.map(|index| items[index].clone()).collect();
-                if matches!(value, Value::List(_)) { Value::list(sliced) } else { Value::tuple(sliced) }
+                if matches!(value, Value::List(_)) {
+                    Value::list(sliced)
+                } else {
+                    Value::tuple(sliced)
+                }
             }
         })
     }
@@ -203,7 +220,11 @@ fn positions([start, stop, step]: [Option<i128>; 3], length: i128) -> Outcome<(i
 
 /// How messages name an object.
 fn object(value: &Value) -> String {
-    if value.is_none() { "None".to_owned() } else { format!("{} object", value.type_name()) }
+    if value.is_none() {
+        "None".to_owned()
+    } else {
+        format!("{} object", value.type_name())
+    }
 }
 
 fn missing_attribute(value: &Value, name: &str) -> Value {

@@ -30,7 +30,11 @@ impl Value {
             (Self::View(left_kind, left), Self::View(right_kind, right)) if left_kind == right_kind => {
                 let keys_only = *left_kind == View::Keys;
                 left.len() == right.len()
-                    && if keys_only { same_keys(left, right, budget)? } else { equal_dicts(left, right, budget)? }
+                    && if keys_only {
+                        same_keys(left, right, budget)?
+                    } else {
+                        equal_dicts(left, right, budget)?
+                    }
             }
             (Self::Range(left), Self::Range(right)) => {
                 let length = left.len();
@@ -167,5 +171,9 @@ fn order_mixed(whole: i128, float: f64) -> Option<Ordering> {
         return 0.0.partial_cmp(&float);
     }
     let floor = float.floor();
-    Some(whole.cmp(&(floor as i128)).then(if float > floor { Ordering::Less } else { Ordering::Equal }))
+    Some(
+        whole
+            .cmp(&(floor as i128))
+            .then(if float > floor { Ordering::Less } else { Ordering::Equal }),
+    )
 }

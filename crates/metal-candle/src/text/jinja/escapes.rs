@@ -58,7 +58,11 @@ fn escape<'t>(text: &'t str, out: &mut String) -> Result<&'t str, String> {
 }
 
 fn octal<'t>(text: &'t str, out: &mut String) -> Result<&'t str, String> {
-    let length = text.bytes().take(3).take_while(|digit| (b'0'..=b'7').contains(digit)).count();
+    let length = text
+        .bytes()
+        .take(3)
+        .take_while(|digit| (b'0'..=b'7').contains(digit))
+        .count();
     let code = u32::from_str_radix(&text[..length], 8).map_err(|error| error.to_string())?;
     out.extend(char::from_u32(code));
     Ok(&text[length..])
@@ -70,8 +74,8 @@ fn hex<'t>(text: &'t str, length: usize, shape: &str, out: &mut String) -> Resul
         .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
         .and_then(|digits| u32::from_str_radix(digits, 16).ok())
         .ok_or_else(|| format!("truncated {shape} escape"))?;
-    let letter =
-        char::from_u32(code).ok_or_else(|| format!("the escape for U+{code:04X} is no character (a lone surrogate)"))?;
+    let letter = char::from_u32(code)
+        .ok_or_else(|| format!("the escape for U+{code:04X} is no character (a lone surrogate)"))?;
     out.push(letter);
     Ok(&text[length..])
 }

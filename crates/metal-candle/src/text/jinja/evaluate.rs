@@ -41,11 +41,19 @@ impl Interpreter<'_> {
             Expr::Compare(first, links) => Value::Bool(self.compare(first, links, scope)?),
             Expr::And(left, right) => {
                 let left = self.evaluate(left, scope)?;
-                if left.truth() { self.evaluate(right, scope)? } else { left }
+                if left.truth() {
+                    self.evaluate(right, scope)?
+                } else {
+                    left
+                }
             }
             Expr::Or(left, right) => {
                 let left = self.evaluate(left, scope)?;
-                if left.truth() { left } else { self.evaluate(right, scope)? }
+                if left.truth() {
+                    left
+                } else {
+                    self.evaluate(right, scope)?
+                }
             }
             Expr::Condition(node) => self.condition(node, scope)?,
             Expr::Attribute(value, name) => {
@@ -202,7 +210,11 @@ impl Interpreter<'_> {
             Value::Loop(state) => self.recurse(state, args),
             Value::Joiner(joiner) => {
                 args.none("joiner")?;
-                Ok(if joiner.1.replace(true) { joiner.0.clone() } else { Value::from("") })
+                Ok(if joiner.1.replace(true) {
+                    joiner.0.clone()
+                } else {
+                    Value::from("")
+                })
             }
             _ => failed(format!("TypeError: '{}' object is not callable", function.type_name())),
         }

@@ -16,8 +16,17 @@ impl Parser {
             while parser.skip_name("if") {
                 parser.link()?;
                 let test = parser.or()?;
-                let no = if parser.skip_name("else") { Some(parser.expression()?) } else { None };
-                value = Expr::Condition(Box::new(Condition { test, yes: value, no, line }));
+                let no = if parser.skip_name("else") {
+                    Some(parser.expression()?)
+                } else {
+                    None
+                };
+                value = Expr::Condition(Box::new(Condition {
+                    test,
+                    yes: value,
+                    no,
+                    line,
+                }));
             }
             Ok(value)
         })
@@ -41,7 +50,11 @@ impl Parser {
             if ended {
                 break;
             }
-            items.push(if conditional { self.expression()? } else { self.deeper(Self::or)? });
+            items.push(if conditional {
+                self.expression()?
+            } else {
+                self.deeper(Self::or)?
+            });
             if !self.skip_op(",") {
                 break;
             }
@@ -114,11 +127,7 @@ impl Parser {
         Some(operator)
     }
 
-    fn binary(
-        &mut self,
-        operators: &[(&str, Binary)],
-        operand: impl Fn(&mut Self) -> Outcome<Expr>,
-    ) -> Outcome<Expr> {
+    fn binary(&mut self, operators: &[(&str, Binary)], operand: impl Fn(&mut Self) -> Outcome<Expr>) -> Outcome<Expr> {
         let mut left = operand(self)?;
         while let Some((sign, operator)) = operators.iter().find(|(sign, _)| self.is_op(sign)) {
             self.expect_op(sign)?;
@@ -169,7 +178,11 @@ impl Parser {
             self.primary()?
         };
         let value = self.postfix(value)?;
-        if with_filters { self.filters_and_tests(value) } else { Ok(value) }
+        if with_filters {
+            self.filters_and_tests(value)
+        } else {
+            Ok(value)
+        }
     }
 
     fn primary(&mut self) -> Outcome<Expr> {
@@ -265,18 +278,30 @@ impl Parser {
         if self.is_op("]") {
             return self.fail("expected an index");
         }
-        let start = if self.is_op(":") { None } else { Some(self.expression()?) };
+        let start = if self.is_op(":") {
+            None
+        } else {
+            Some(self.expression()?)
+        };
         if !self.skip_op(":") {
             let Some(index) = start else {
                 return self.fail("expected an index");
             };
-            let index = if self.is_op(",") { self.index_tuple(index)? } else { index };
+            let index = if self.is_op(",") {
+                self.index_tuple(index)?
+            } else {
+                index
+            };
             self.expect_op("]")?;
             return Ok(Expr::Item(Box::new(value), Box::new(index)));
         }
         let part = |parser: &mut Self| {
             let absent = parser.is_op(":") || parser.is_op("]");
-            if absent { Ok(None) } else { parser.expression().map(Some) }
+            if absent {
+                Ok(None)
+            } else {
+                parser.expression().map(Some)
+            }
         };
         let stop = part(self)?;
         let step = if self.skip_op(":") { part(self)? } else { None };
@@ -331,7 +356,11 @@ impl Parser {
             arguments.positional.push(self.expression()?);
             arguments.list.is_none() && arguments.named.is_empty() && !misplaced
         };
-        if ordered { Ok(()) } else { self.fail("the arguments of a call are out of order") }
+        if ordered {
+            Ok(())
+        } else {
+            self.fail("the arguments of a call are out of order")
+        }
     }
 
     fn filters_and_tests(&mut self, mut value: Expr) -> Outcome<Expr> {

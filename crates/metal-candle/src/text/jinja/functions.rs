@@ -159,6 +159,8 @@ pub(super) fn count(value: Option<&Value>, default: i128, most: usize, function:
     let number = int_or(value, default, function)?.max(0);
     match usize::try_from(number) {
         Ok(number) if number <= most => Ok(number),
-        _ => failed(format!("{function}(): {number} is more than the {most} that are supported")),
+        _ => failed(format!(
+            "{function}(): {number} is more than the {most} that are supported"
+        )),
     }
 }

@@ -84,7 +84,11 @@ impl<'t> Interpreter<'t> {
     }
 
     /// Runs a template with these variables and returns what it writes.
-    pub(super) fn run(mut self, body: &[Statement], variables: impl IntoIterator<Item = (Name, Value)>) -> Outcome<String> {
+    pub(super) fn run(
+        mut self,
+        body: &[Statement],
+        variables: impl IntoIterator<Item = (Name, Value)>,
+    ) -> Outcome<String> {
         let root = Rc::new(Scope::default());
         root.variables.borrow_mut().extend(variables);
         self.remember(&root);
@@ -237,7 +241,10 @@ impl<'t> Interpreter<'t> {
             return Ok(());
         };
         if out.len() + text.len() > limit {
-            return Err(Fault::new(FaultKind::Budget, format!("it wrote more than {limit} bytes")));
+            return Err(Fault::new(
+                FaultKind::Budget,
+                format!("it wrote more than {limit} bytes"),
+            ));
         }
         out.push_str(text);
         Ok(())

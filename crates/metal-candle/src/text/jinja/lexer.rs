@@ -99,7 +99,10 @@ impl<'s> Lexer<'s> {
                 break;
             };
             let raw = (tag == Tag::Block).then(|| raw_begin(&self.rest()[length..])).flatten();
-            let sign = self.rest()[length + 2..].chars().next().filter(|sign| matches!(sign, '-' | '+'));
+            let sign = self.rest()[length + 2..]
+                .chars()
+                .next()
+                .filter(|sign| matches!(sign, '-' | '+'));
             let text = stripped(&self.rest()[..length], sign, tag, self.at_line_start);
             self.push_data(text);
             if let Some(opening) = raw {
@@ -185,7 +188,9 @@ impl<'s> Lexer<'s> {
             } else if first.is_ascii_digit() {
                 self.number()?;
             } else if first == '_' || first.is_alphanumeric() {
-                let length = rest.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(rest.len());
+                let length = rest
+                    .find(|c: char| c != '_' && !c.is_alphanumeric())
+                    .unwrap_or(rest.len());
                 if !first.is_alphabetic() && first != '_' {
                     return syntax(self.line, "invalid character in identifier");
                 }
@@ -283,7 +288,11 @@ fn stripped(text: &str, sign: Option<char>, tag: Tag, at_line_start: bool) -> &s
         None if tag != Tag::Variable => {
             let line = text.rfind('\n').map_or(0, |at| at + 1);
             let blank = text[line..].chars().all(is_space);
-            if blank && (line > 0 || at_line_start) { &text[..line] } else { text }
+            if blank && (line > 0 || at_line_start) {
+                &text[..line]
+            } else {
+                text
+            }
         }
         _ => text,
     }
@@ -331,7 +340,10 @@ fn digits(text: &str, allowed: fn(&u8) -> bool) -> usize {
 fn float_length(text: &str) -> Option<usize> {
     let decimal = |text: &str| digits(text, u8::is_ascii_digit);
     let whole = decimal(text);
-    let fraction = text[whole..].strip_prefix('.').map(decimal).filter(|length| *length > 0);
+    let fraction = text[whole..]
+        .strip_prefix('.')
+        .map(decimal)
+        .filter(|length| *length > 0);
     let mantissa = whole + fraction.map_or(0, |length| length + 1);
     let power = text[mantissa..].strip_prefix(['e', 'E']).and_then(|power| {
         let bare = power.strip_prefix(['+', '-']).unwrap_or(power);

@@ -50,6 +50,7 @@ impl Interpreter<'_> {
             changed: RefCell::default(),
         });
         self.remember(scope);
+        let mut any_completed = false;
         while self.fill(&state)? {
             let Some(item) = state.tested.borrow_mut().pop_front() else {
                 break;
@@ -60,11 +61,14 @@ impl Interpreter<'_> {
             let inner = Scope::inside(scope);
             inner.set("loop", Value::Loop(Rc::clone(&state)));
             self.assign(&node.target, item, &inner)?;
-            if self.statements(&node.body, &inner)? == Flow::Break {
-                break;
+            match self.statements(&node.body, &inner)? {
+                Flow::Next => any_completed = true,
+                Flow::Continue => {}
+                Flow::Break => break,
             }
         }
-        if state.taken.get() == 0 {
+        // As in Jinja2: also where `continue` or `break` ended every turn before its end.
+        if !any_completed {
             self.statements(&node.otherwise, &Scope::inside(scope))?;
         }
         Ok(())

@@ -29,7 +29,10 @@ impl Interpreter<'_> {
 
     fn bind_parameters(&mut self, called: &Macro, args: Args, scope: &Rc<Scope>) -> Outcome<()> {
         let (body, signature) = (&called.body, &called.body.signature);
-        let Args { mut positional, mut named } = args;
+        let Args {
+            mut positional,
+            mut named,
+        } = args;
         let extra = positional.split_off(signature.names.len().min(positional.len()));
         let mut take = |name: &str| {
             let at = named.iter().position(|(known, _)| &**known == name)?;
@@ -50,13 +53,19 @@ impl Interpreter<'_> {
             scope.set("kwargs", Value::dict(rest));
         }
         if let Some((name, _)) = named.first() {
-            return failed(format!("TypeError: macro '{}' takes no keyword argument '{name}'", body.name));
+            return failed(format!(
+                "TypeError: macro '{}' takes no keyword argument '{name}'",
+                body.name
+            ));
         }
         if body.uses_varargs {
             scope.set("varargs", Value::tuple(extra));
         } else if !extra.is_empty() {
             let most = signature.names.len();
-            return failed(format!("TypeError: macro '{}' takes not more than {most} argument(s)", body.name));
+            return failed(format!(
+                "TypeError: macro '{}' takes not more than {most} argument(s)",
+                body.name
+            ));
         }
         self.set_parameters(called, &signature.names, values, scope)
     }

@@ -46,14 +46,21 @@ fn expression_reads(value: &Expr, name: &str) -> bool {
         Expr::Compare(first, links) => read(first) || links.iter().any(|(_, value)| read(value)),
         Expr::Condition(node) => read(&node.test) || read(&node.yes) || node.no.as_ref().is_some_and(read),
         Expr::Slice(value, parts) => read(value) || parts.iter().flatten().any(read),
-        Expr::Call(value, arguments) | Expr::Test(value, _, arguments) => read(value) || arguments_read(arguments, name),
+        Expr::Call(value, arguments) | Expr::Test(value, _, arguments) => {
+            read(value) || arguments_read(arguments, name)
+        }
         Expr::Filter(value, _, arguments) => value.as_deref().is_some_and(read) || arguments_read(arguments, name),
     }
 }
 
 fn arguments_read(arguments: &Arguments, name: &str) -> bool {
     let named = arguments.named.iter().map(|(_, value)| value);
-    let mut all = arguments.positional.iter().chain(named).chain(&arguments.list).chain(&arguments.map);
+    let mut all = arguments
+        .positional
+        .iter()
+        .chain(named)
+        .chain(&arguments.list)
+        .chain(&arguments.map);
     all.any(|value| expression_reads(value, name))
 }
 

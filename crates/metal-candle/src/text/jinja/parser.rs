@@ -144,14 +144,23 @@ impl Parser {
             let line = self.line();
             self.links = 0;
             match self.next() {
-                Token::Data(text) => body.push(Statement { kind: Kind::Data(text), line }),
+                Token::Data(text) => body.push(Statement {
+                    kind: Kind::Data(text),
+                    line,
+                }),
                 Token::VariableBegin => {
                     let value = self.tuple(true, None)?;
                     if *self.peek() != Token::VariableEnd {
-                        return self.fail(format!("expected the end of the expression, got {}", describe(self.peek())));
+                        return self.fail(format!(
+                            "expected the end of the expression, got {}",
+                            describe(self.peek())
+                        ));
                     }
                     self.next();
-                    body.push(Statement { kind: Kind::Print(value), line });
+                    body.push(Statement {
+                        kind: Kind::Print(value),
+                        line,
+                    });
                 }
                 Token::BlockBegin => {
                     if ends.iter().any(|end| self.is_name(end)) {
@@ -162,7 +171,11 @@ impl Parser {
                 }
                 _ if ends.is_empty() => return Ok(body),
                 _ => {
-                    let wanted = ends.iter().map(|end| format!("'{end}'")).collect::<Vec<_>>().join(" or ");
+                    let wanted = ends
+                        .iter()
+                        .map(|end| format!("'{end}'"))
+                        .collect::<Vec<_>>()
+                        .join(" or ");
                     return self.fail(format!("unexpected end of template; expected {wanted}"));
                 }
             }
@@ -246,14 +259,22 @@ impl Parser {
         let target = self.target(Some("in"))?;
         self.expect_word("in")?;
         let items = self.tuple(false, Some("recursive"))?;
-        let test = if self.skip_name("if") { Some(self.expression()?) } else { None };
+        let test = if self.skip_name("if") {
+            Some(self.expression()?)
+        } else {
+            None
+        };
         let recursive = self.skip_name("recursive");
         let outer = std::mem::replace(&mut self.in_loop, true);
         let body = self.body(&["endfor", "else"])?;
         self.in_loop = outer;
         let has_else = self.is_name("else");
         self.next();
-        let otherwise = if has_else { self.whole_body("endfor")? } else { Vec::new() };
+        let otherwise = if has_else {
+            self.whole_body("endfor")?
+        } else {
+            Vec::new()
+        };
         Ok(Kind::For(Arc::new(Loop {
             target,
             items,
@@ -289,7 +310,11 @@ impl Parser {
         if self.skip_op("=") {
             return Ok(Kind::Set(target, self.tuple(true, None)?));
         }
-        let filter = if self.is_op("|") { Some(self.filters(None, false)?) } else { None };
+        let filter = if self.is_op("|") {
+            Some(self.filters(None, false)?)
+        } else {
+            None
+        };
         let body = self.whole_body("endset")?;
         Ok(Kind::SetBlock(target, filter, body))
     }
@@ -308,13 +333,20 @@ impl Parser {
     }
 
     fn call_block(&mut self) -> Outcome<Kind> {
-        let signature = if self.is_op("(") { self.signature()? } else { Signature::default() };
+        let signature = if self.is_op("(") {
+            self.signature()?
+        } else {
+            Signature::default()
+        };
         let call = self.expression()?;
         if !matches!(call, Expr::Call(..)) {
             return self.fail("expected a call");
         }
         let body = self.function_body("endcall")?;
-        Ok(Kind::CallBlock(call, Arc::new(macro_body("caller".into(), signature, body))))
+        Ok(Kind::CallBlock(
+            call,
+            Arc::new(macro_body("caller".into(), signature, body)),
+        ))
     }
 
     fn signature(&mut self) -> Outcome<Signature> {
@@ -346,9 +378,8 @@ impl Parser {
         let mut targets = Vec::new();
         let mut is_tuple = false;
         loop {
-            let ended = matches!(self.peek(), Token::BlockEnd)
-                || self.is_op(")")
-                || end.is_some_and(|end| self.is_name(end));
+            let ended =
+                matches!(self.peek(), Token::BlockEnd) || self.is_op(")") || end.is_some_and(|end| self.is_name(end));
             if ended && !targets.is_empty() {
                 break;
             }
@@ -393,7 +424,11 @@ impl Parser {
             while self.skip_op(".") {
                 name = format!("{name}.{}", self.expect_name()?).into();
             }
-            let arguments = if self.is_op("(") { self.arguments()? } else { Arguments::default() };
+            let arguments = if self.is_op("(") {
+                self.arguments()?
+            } else {
+                Arguments::default()
+            };
             value = Some(Box::new(Expr::Filter(value, name, Box::new(arguments))));
         }
         match value {

@@ -12,10 +12,45 @@ use super::methods::cases::is_cased;
 use super::value::Value;
 
 const NAMES: [&str; 39] = [
-    "odd", "even", "divisibleby", "defined", "undefined", "filter", "test", "none", "boolean", "false", "true",
-    "integer", "float", "lower", "upper", "string", "mapping", "number", "sequence", "iterable", "callable", "sameas",
-    "escaped", "in", "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", "ge", ">=", "<", "lt", "lessthan",
-    "<=", "le",
+    "odd",
+    "even",
+    "divisibleby",
+    "defined",
+    "undefined",
+    "filter",
+    "test",
+    "none",
+    "boolean",
+    "false",
+    "true",
+    "integer",
+    "float",
+    "lower",
+    "upper",
+    "string",
+    "mapping",
+    "number",
+    "sequence",
+    "iterable",
+    "callable",
+    "sameas",
+    "escaped",
+    "in",
+    "==",
+    "eq",
+    "equalto",
+    "!=",
+    "ne",
+    ">",
+    "gt",
+    "greaterthan",
+    "ge",
+    ">=",
+    "<",
+    "lt",
+    "lessthan",
+    "<=",
+    "le",
 ];
 
 pub(super) fn call(run: &mut Interpreter, name: &str, value: &Value, args: Args) -> Outcome<bool> {
@@ -90,7 +125,12 @@ fn kind(name: &str, value: &Value) -> Option<bool> {
 fn is_callable(value: &Value) -> bool {
     matches!(
         value,
-        Value::Macro(_) | Value::Method(_) | Value::Function(_) | Value::Joiner(_) | Value::Loop(_) | Value::Undefined(_)
+        Value::Macro(_)
+            | Value::Method(_)
+            | Value::Function(_)
+            | Value::Joiner(_)
+            | Value::Loop(_)
+            | Value::Undefined(_)
     )
 }
 

@@ -76,7 +76,11 @@ fn write_repr(value: &Value, out: &mut String, budget: &Budget) -> Outcome<()> {
         }
     }
     // Inner values have paid for themselves; a shared one pays each time it is written.
-    budget.bytes(if value.length().is_some() && value.as_str().is_none() { 0 } else { out.len() - before })
+    budget.bytes(if value.length().is_some() && value.as_str().is_none() {
+        0
+    } else {
+        out.len() - before
+    })
 }
 
 fn push(out: &mut String, part: impl std::fmt::Display) {
@@ -130,7 +134,11 @@ pub(in crate::text) fn float(number: f64) -> String {
 
 /// `repr(str)`
 pub(super) fn quote(text: &str, out: &mut String) {
-    let mark = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let mark = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
     out.push(mark);
     for letter in text.chars() {
         match letter {

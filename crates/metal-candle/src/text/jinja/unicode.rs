@@ -24,7 +24,9 @@ macro_rules! class {
         pub(super) fn $name(letter: char) -> bool {
             static CLASS: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new($pattern).ok());
             let mut bytes = [0; 4];
-            CLASS.as_ref().is_some_and(|class| class.is_match(letter.encode_utf8(&mut bytes)))
+            CLASS
+                .as_ref()
+                .is_some_and(|class| class.is_match(letter.encode_utf8(&mut bytes)))
         }
     };
 }

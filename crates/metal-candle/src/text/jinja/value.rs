@@ -301,10 +301,14 @@ impl Value {
             Self::Str(text) | Self::Safe(text) => {
                 budget.slots(text.len())?;
                 let mut letter = [0; 4];
-                text.chars().map(|c| Value::from(&*c.encode_utf8(&mut letter))).collect()
+                text.chars()
+                    .map(|c| Value::from(&*c.encode_utf8(&mut letter)))
+                    .collect()
             }
             Self::List(items) | Self::Tuple(items) | Self::Group(items) => items.to_vec(),
-            Self::Dict(dict) | Self::View(View::Keys, dict) => dict.entries().iter().map(|(key, _)| key.clone()).collect(),
+            Self::Dict(dict) | Self::View(View::Keys, dict) => {
+                dict.entries().iter().map(|(key, _)| key.clone()).collect()
+            }
             Self::View(View::Values, dict) => dict.entries().iter().map(|(_, value)| value.clone()).collect(),
             Self::View(View::Items, dict) => {
                 budget.slots(dict.len() * 2)?;
@@ -328,7 +332,10 @@ impl Value {
             Json::Null => Self::None,
             Json::Bool(flag) => Self::Bool(*flag),
             Json::Number(number) => {
-                let whole = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
+                let whole = number
+                    .as_i64()
+                    .map(i128::from)
+                    .or_else(|| number.as_u64().map(i128::from));
                 whole.map_or_else(|| Self::Float(number.as_f64().unwrap_or(f64::NAN)), Self::Int)
             }
             Json::String(text) => Self::from(text.as_str()),

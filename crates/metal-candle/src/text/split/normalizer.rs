@@ -14,7 +14,8 @@ pub(in crate::text) fn translate_patterns(value: &mut Json) -> Result<(), String
             for (name, field) in fields {
                 match (name.as_str(), field) {
                     ("Regex", Json::String(pattern)) => {
-                        let translated = translate(pattern).map_err(|reason| format!("the pattern {pattern:?}: {reason}"))?;
+                        let translated =
+                            translate(pattern).map_err(|reason| format!("the pattern {pattern:?}: {reason}"))?;
                         *pattern = translated.pattern;
                     }
                     (_, field) => translate_patterns(field)?,

@@ -60,7 +60,10 @@ impl SplitPattern {
     /// Start and end of each match. An empty one is left out, as nothing can be split off by it.
     fn matches(&self, text: &str) -> Result<Vec<Offsets>> {
         match self {
-            Self::Linear(regex) => Ok(regex.find_iter(text).map(|found| (found.start(), found.end())).collect()),
+            Self::Linear(regex) => Ok(regex
+                .find_iter(text)
+                .map(|found| (found.start(), found.end()))
+                .collect()),
             Self::WithTail(regex) => Ok(with_tail(regex, text)),
             Self::Backtracking(regex, pattern) => backtracking(regex, pattern, text),
         }
@@ -89,7 +92,11 @@ fn with_tail(regex: &regex::Regex, text: &str) -> Vec<Offsets> {
             }
         }
         found.push((start, end));
-        at = if end > start { end } else { end + text[end..].chars().next().map_or(1, char::len_utf8) };
+        at = if end > start {
+            end
+        } else {
+            end + text[end..].chars().next().map_or(1, char::len_utf8)
+        };
     }
     found
 }
@@ -101,7 +108,11 @@ fn backtracking(regex: &fancy_regex::Regex, pattern: &str, text: &str) -> Result
         let each = each.map_err(|_| format!("the split pattern {pattern:?} takes too much work on this text"))?;
         found.push((each.start(), each.end()));
         if found.len() % 1024 == 0 && Instant::now() > deadline {
-            return Err(format!("the split pattern {pattern:?} takes longer than {} s on this text", MAX_TIME.as_secs()).into());
+            return Err(format!(
+                "the split pattern {pattern:?} takes longer than {} s on this text",
+                MAX_TIME.as_secs()
+            )
+            .into());
         }
     }
     Ok(found)

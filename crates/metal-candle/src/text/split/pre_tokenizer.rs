@@ -45,18 +45,24 @@ fn read(value: &Json, depth: usize) -> std::result::Result<PreSplit, String> {
     if depth > MAX_DEPTH {
         return Err("pre_tokenizer: sequences are nested too deeply".to_owned());
     }
-    let parsed = |value: &Json| {
-        serde_json::from_value(value.clone()).map_err(|error| format!("pre_tokenizer: {error}"))
-    };
+    let parsed =
+        |value: &Json| serde_json::from_value(value.clone()).map_err(|error| format!("pre_tokenizer: {error}"));
     match value["type"].as_str() {
         Some("Sequence") => {
-            let parts = value["pretokenizers"].as_array().ok_or("pre_tokenizer: a sequence without \"pretokenizers\"")?;
-            let parts = parts.iter().map(|part| read(part, depth + 1)).collect::<std::result::Result<_, _>>()?;
+            let parts = value["pretokenizers"]
+                .as_array()
+                .ok_or("pre_tokenizer: a sequence without \"pretokenizers\"")?;
+            let parts = parts
+                .iter()
+                .map(|part| read(part, depth + 1))
+                .collect::<std::result::Result<_, _>>()?;
             Ok(PreSplit::Sequence(parts))
         }
         Some("Split") => {
             let behavior = serde_json::from_value(value["behavior"].clone());
-            let invert = value["invert"].as_bool().ok_or("pre_tokenizer: Split: \"invert\" must be true or false")?;
+            let invert = value["invert"]
+                .as_bool()
+                .ok_or("pre_tokenizer: Split: \"invert\" must be true or false")?;
             Ok(PreSplit::Split {
                 pattern: split_pattern(&value["pattern"])?,
                 behavior: behavior.map_err(|error| format!("pre_tokenizer: Split: behavior: {error}"))?,
@@ -81,7 +87,9 @@ fn split_pattern(value: &Json) -> std::result::Result<SplitPattern, String> {
     if let Some(text) = value["String"].as_str() {
         return SplitPattern::literal(text);
     }
-    let pattern = value["Regex"].as_str().ok_or("pre_tokenizer: Split: \"pattern\" must have a \"String\" or a \"Regex\"")?;
+    let pattern = value["Regex"]
+        .as_str()
+        .ok_or("pre_tokenizer: Split: \"pattern\" must have a \"String\" or a \"Regex\"")?;
     SplitPattern::new(pattern)
 }
 
@@ -90,11 +98,21 @@ impl PreTokenizer for PreSplit {
         match self {
             Self::Library(inner) => inner.pre_tokenize(text),
             Self::Sequence(parts) => parts.iter().try_for_each(|part| part.pre_tokenize(text)),
-            Self::Split { pattern, behavior, invert: false } => text.split(|_, part| part.split(pattern, *behavior)),
-            Self::Split { pattern, behavior, invert: true } => {
-                text.split(|_, part| part.split(Invert(pattern), *behavior))
-            }
-            Self::Bytes { pattern, add_prefix_space, letters } => {
+            Self::Split {
+                pattern,
+                behavior,
+                invert: false,
+            } => text.split(|_, part| part.split(pattern, *behavior)),
+            Self::Split {
+                pattern,
+                behavior,
+                invert: true,
+            } => text.split(|_, part| part.split(Invert(pattern), *behavior)),
+            Self::Bytes {
+                pattern,
+                add_prefix_space,
+                letters,
+            } => {
                 text.split(|_, mut part| {
                     if *add_prefix_space && !part.get().starts_with(' ') {
                         part.prepend(" ");

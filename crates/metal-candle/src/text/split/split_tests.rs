@@ -29,7 +29,11 @@ fn differences(name: &str, tokenizer: &Tokenizer, cases: &Json) -> Vec<String> {
         let pieces = |ids: &[u32]| ids.iter().map(|id| tokenizer.token(*id).unwrap()).collect::<Vec<_>>();
         match tokenizer.encode(text, false) {
             Ok(ids) if ids == expected => {}
-            Ok(ids) => out.push(format!("{name}: {text:?}\n    gives    {:?}\n    expected {:?}", pieces(&ids), pieces(&expected))),
+            Ok(ids) => out.push(format!(
+                "{name}: {text:?}\n    gives    {:?}\n    expected {:?}",
+                pieces(&ids),
+                pieces(&expected)
+            )),
             Err(error) => out.push(format!("{name}: {text:?}: {error}")),
         }
     }
@@ -90,9 +94,20 @@ fn long_runs_take_bounded_time() {
             let start = Instant::now();
             let ids = tokenizer.encode(&text, false).unwrap();
             let took = start.elapsed();
-            assert_eq!(ids.len() as u64, run["length"].as_u64().unwrap(), "{name}: a run of {unit:?}");
-            assert_eq!(checksum(&ids), run["checksum"].as_u64().unwrap(), "{name}: a run of {unit:?}");
-            assert!(took < Duration::from_secs(60), "{name}: a run of {unit:?} took {took:?}");
+            assert_eq!(
+                ids.len() as u64,
+                run["length"].as_u64().unwrap(),
+                "{name}: a run of {unit:?}"
+            );
+            assert_eq!(
+                checksum(&ids),
+                run["checksum"].as_u64().unwrap(),
+                "{name}: a run of {unit:?}"
+            );
+            assert!(
+                took < Duration::from_secs(60),
+                "{name}: a run of {unit:?} took {took:?}"
+            );
         }
     }
 }
@@ -106,7 +121,11 @@ fn hostile_patterns_are_stopped() {
         if let Err(error) = (&pattern).find_matches(&"a".repeat(5000)) {
             assert!(error.to_string().contains(source), "{error}");
         }
-        assert!(start.elapsed() < Duration::from_secs(30), "{source}: {:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "{source}: {:?}",
+            start.elapsed()
+        );
     }
     let huge = format!("{}a{}", "(".repeat(60_000), ")".repeat(1000));
     assert!(SplitPattern::new(&huge).is_err());
@@ -125,9 +144,26 @@ fn patterns_are_translated() {
     ];
     for (pattern, expected, fancy) in cases {
         let translated = translate(pattern).unwrap();
-        assert_eq!((translated.pattern.as_str(), translated.fancy), (expected, fancy), "{pattern}");
+        assert_eq!(
+            (translated.pattern.as_str(), translated.fancy),
+            (expected, fancy),
+            "{pattern}"
+        );
     }
-    for refused in [r"\X", r"\1", r"\K", r"(?<name>a)", r"(?x)a", r"[[:graph:]]", r"\xFF", "[a", "a\\", r"\p{L", r"(?~a)", r"\G"] {
+    for refused in [
+        r"\X",
+        r"\1",
+        r"\K",
+        r"(?<name>a)",
+        r"(?x)a",
+        r"[[:graph:]]",
+        r"\xFF",
+        "[a",
+        "a\\",
+        r"\p{L",
+        r"(?~a)",
+        r"\G",
+    ] {
         assert!(SplitPattern::new(refused).is_err(), "{refused}");
     }
 }

@@ -129,7 +129,12 @@ impl Translation<'_> {
 
     fn group(&mut self) -> Result<(), String> {
         self.groups.push(self.out.len());
-        let openings = [("(?:", "(?:", false), ("(?=", "(?=", true), ("(?!", "(?!", true), ("(?>", "(?>", true)];
+        let openings = [
+            ("(?:", "(?:", false),
+            ("(?=", "(?=", true),
+            ("(?!", "(?!", true),
+            ("(?>", "(?>", true),
+        ];
         let behind = [("(?<=", "(?<=", true), ("(?<!", "(?<!", true)];
         for (opening, written, fancy) in openings.into_iter().chain(behind) {
             if let Some(rest) = self.rest.strip_prefix(opening) {
@@ -248,7 +253,9 @@ fn code(digits: &str) -> Result<String, String> {
 
 /// `\p{Name}`, `\p{^Name}`, `\P{Name}`
 fn property<'p>(pattern: &str, after: &'p str, letter: char) -> Result<(String, &'p str), String> {
-    let inside = after.strip_prefix('{').ok_or_else(|| format!("\\{letter} without {{ in {pattern:?}"))?;
+    let inside = after
+        .strip_prefix('{')
+        .ok_or_else(|| format!("\\{letter} without {{ in {pattern:?}"))?;
     let end = inside.find('}').ok_or("\\p{ without its end")?;
     let (name, negated) = match inside[..end].strip_prefix('^') {
         Some(name) => (name, true),

@@ -57,7 +57,10 @@ fn merge_sort(mut items: Vec<(Value, Value)>, budget: &Budget) -> Outcome<Vec<(V
     let mut merged = Vec::with_capacity(left.len() + right.len());
     let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
     while let (Some(first), Some(second)) = (left.peek(), right.peek()) {
-        let smaller = second.0.order(&first.0, "<", budget)?.is_some_and(std::cmp::Ordering::is_lt);
+        let smaller = second
+            .0
+            .order(&first.0, "<", budget)?
+            .is_some_and(std::cmp::Ordering::is_lt);
         merged.extend(if smaller { right.next() } else { left.next() });
     }
     merged.extend(left);
@@ -69,7 +72,10 @@ fn sort(run: &mut Interpreter, value: &Value, args: Args) -> Outcome<Value> {
     let [reverse, case_sensitive, attribute] = args.bind("sort", ["reverse", "case_sensitive", "attribute"])?;
     let case_sensitive = truth_or(case_sensitive.as_ref(), false);
     let paths: Vec<Path> = match attribute.as_ref().and_then(Value::as_str) {
-        Some(several) => several.split(',').map(|one| Path::new(Some(&Value::from(one)))).collect(),
+        Some(several) => several
+            .split(',')
+            .map(|one| Path::new(Some(&Value::from(one))))
+            .collect(),
         None => vec![Path::new(attribute.as_ref())],
     };
     let mut items = Vec::new();
@@ -81,13 +87,20 @@ fn sort(run: &mut Interpreter, value: &Value, args: Args) -> Outcome<Value> {
         }
         items.push((Value::list(keys), item));
     }
-    Ok(Value::list(sorted(items, truth_or(reverse.as_ref(), false), &run.budget)?))
+    Ok(Value::list(sorted(
+        items,
+        truth_or(reverse.as_ref(), false),
+        &run.budget,
+    )?))
 }
 
 fn dictsort(run: &Interpreter, value: &Value, args: Args) -> Outcome<Value> {
     let [case_sensitive, by, reverse] = args.bind("dictsort", ["case_sensitive", "by", "reverse"])?;
     let Value::Dict(dict) = value else {
-        return failed(format!("AttributeError: '{}' object has no attribute 'items'", value.type_name()));
+        return failed(format!(
+            "AttributeError: '{}' object has no attribute 'items'",
+            value.type_name()
+        ));
     };
     let at = match by.as_ref().map(|by| by.as_str()) {
         None | Some(Some("key")) => 0,
@@ -100,7 +113,11 @@ fn dictsort(run: &Interpreter, value: &Value, args: Args) -> Outcome<Value> {
         let by = pair.as_items().map_or(Value::None, |pair| pair[at].clone());
         items.push((key(by, case_sensitive, &run.budget)?, pair));
     }
-    Ok(Value::list(sorted(items, truth_or(reverse.as_ref(), false), &run.budget)?))
+    Ok(Value::list(sorted(
+        items,
+        truth_or(reverse.as_ref(), false),
+        &run.budget,
+    )?))
 }
 
 fn unique(run: &mut Interpreter, value: &Value, args: Args) -> Outcome<Value> {
@@ -170,14 +187,19 @@ fn extreme(run: &mut Interpreter, name: &str, value: &Value, args: Args) -> Outc
         let found = key(found, case_sensitive, &run.budget)?;
         let better = match &best {
             None => true,
-            Some((known, _)) if name == "max" => {
-                found.order(known, ">", &run.budget)?.is_some_and(std::cmp::Ordering::is_gt)
-            }
-            Some((known, _)) => found.order(known, "<", &run.budget)?.is_some_and(std::cmp::Ordering::is_lt),
+            Some((known, _)) if name == "max" => found
+                .order(known, ">", &run.budget)?
+                .is_some_and(std::cmp::Ordering::is_gt),
+            Some((known, _)) => found
+                .order(known, "<", &run.budget)?
+                .is_some_and(std::cmp::Ordering::is_lt),
         };
         if better {
             best = Some((found, item));
         }
     }
-    Ok(best.map_or_else(|| Value::undefined("No aggregated item, sequence was empty."), |(_, item)| item))
+    Ok(best.map_or_else(
+        || Value::undefined("No aggregated item, sequence was empty."),
+        |(_, item)| item,
+    ))
 }

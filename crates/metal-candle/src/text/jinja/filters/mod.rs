@@ -17,8 +17,27 @@ use super::value::Value;
 use crate::text::json;
 
 const TEXT: [&str; 22] = [
-    "capitalize", "center", "e", "escape", "filesizeformat", "forceescape", "format", "indent", "join", "lower",
-    "replace", "safe", "string", "striptags", "title", "trim", "truncate", "upper", "urlencode", "wordcount", "pprint",
+    "capitalize",
+    "center",
+    "e",
+    "escape",
+    "filesizeformat",
+    "forceescape",
+    "format",
+    "indent",
+    "join",
+    "lower",
+    "replace",
+    "safe",
+    "string",
+    "striptags",
+    "title",
+    "trim",
+    "truncate",
+    "upper",
+    "urlencode",
+    "wordcount",
+    "pprint",
     "tojson",
 ];
 const NUMBERS: [&str; 4] = ["abs", "float", "int", "round"];

@@ -18,7 +18,10 @@ pub(super) fn call(_run: &Interpreter, name: &str, value: &Value, args: Args) ->
             match (value, value.as_int()) {
                 (Value::Float(number), _) => Ok(Value::Float(number.abs())),
                 (_, Some(number)) => Ok(Value::Int(number.abs())),
-                _ => failed(format!("TypeError: bad operand type for abs(): '{}'", value.type_name())),
+                _ => failed(format!(
+                    "TypeError: bad operand type for abs(): '{}'",
+                    value.type_name()
+                )),
             }
         }
         "float" => {
@@ -41,7 +44,9 @@ fn int(value: &Value, args: Args) -> Outcome<Value> {
         _ => failed("an integer of more than 127 bits is not supported"),
     };
     if let Some(text) = value.as_str() {
-        let base = u32::try_from(base).ok().filter(|base| *base == 0 || (2..=36).contains(base));
+        let base = u32::try_from(base)
+            .ok()
+            .filter(|base| *base == 0 || (2..=36).contains(base));
         if let Some(number) = base.and_then(|base| parse_int(text, base)) {
             return match number {
                 Some(number) => Ok(Value::Int(number)),
@@ -100,7 +105,12 @@ fn parse_float(text: &str) -> Option<f64> {
     let word = text.trim_start_matches(['+', '-']).to_ascii_lowercase();
     let named = matches!(&*word, "inf" | "infinity" | "nan");
     let signs = text.len() - word.len();
-    if !named && word.bytes().any(|letter| letter.is_ascii_alphabetic() && letter != b'e') || signs > 1 {
+    if !named
+        && word
+            .bytes()
+            .any(|letter| letter.is_ascii_alphabetic() && letter != b'e')
+        || signs > 1
+    {
         return None;
     }
     text.parse().ok()
@@ -113,7 +123,10 @@ fn round(value: &Value, args: Args) -> Outcome<Value> {
         return failed("round(): a precision of more than 400 digits is not supported");
     };
     let Some(number) = value.as_float() else {
-        return failed(format!("TypeError: type {} doesn't define __round__ method", value.type_name()));
+        return failed(format!(
+            "TypeError: type {} doesn't define __round__ method",
+            value.type_name()
+        ));
     };
     let factor = 10f64.powi(places);
     match method.as_ref().map(|method| method.as_str()) {

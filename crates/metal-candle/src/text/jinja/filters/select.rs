@@ -45,7 +45,11 @@ pub(super) fn call(run: &mut Interpreter, name: &str, value: &Value, args: Args)
         return Ok(Value::iterator(Vec::new()));
     }
     let items = value.iterate(&run.budget)?;
-    let kept = if name == "map" { map(run, &items, args)? } else { select(run, name, items, args)? };
+    let kept = if name == "map" {
+        map(run, &items, args)?
+    } else {
+        select(run, name, items, args)?
+    };
     Ok(Value::iterator(kept))
 }
 

@@ -22,7 +22,11 @@ pub(super) fn call(run: &mut Interpreter, name: &str, value: Value, args: Args) 
         "d" | "default" => {
             let [default, boolean] = args.bind("default", ["default_value", "boolean"])?;
             let absent = value.is_undefined() || truth_or(boolean.as_ref(), false) && !value.truth();
-            return Ok(if absent { default.unwrap_or_else(|| Value::from("")) } else { value });
+            return Ok(if absent {
+                default.unwrap_or_else(|| Value::from(""))
+            } else {
+                value
+            });
         }
         _ => args.none(name)?,
     }
@@ -30,7 +34,10 @@ pub(super) fn call(run: &mut Interpreter, name: &str, value: Value, args: Args) 
     match name {
         "count" | "length" => match value.length() {
             Some(length) => Ok(Value::int(length)),
-            None => failed(format!("TypeError: object of type '{}' has no len()", value.type_name())),
+            None => failed(format!(
+                "TypeError: object of type '{}' has no len()",
+                value.type_name()
+            )),
         },
         "first" => {
             let first = match &value {

@@ -35,7 +35,10 @@ pub(super) fn call(run: &mut Interpreter, name: &str, value: &Value, args: Args)
         "center" => {
             let [width] = args.bind(name, ["width"])?;
             let width = width.unwrap_or(Value::Int(80));
-            let args = Args { positional: vec![width], named: Vec::new() };
+            let args = Args {
+                positional: vec![width],
+                named: Vec::new(),
+            };
             methods::call(run, &Value::Str(of), name, args)?
         }
         "trim" => {
@@ -56,7 +59,11 @@ pub(super) fn call(run: &mut Interpreter, name: &str, value: &Value, args: Args)
                 "lower" => Value::from(of.to_lowercase()),
                 "upper" => Value::from(of.to_uppercase()),
                 "title" => Value::from(title(&of)),
-                "wordcount" => Value::int(of.split(|letter| !is_word(letter)).filter(|word| !word.is_empty()).count()),
+                "wordcount" => Value::int(
+                    of.split(|letter| !is_word(letter))
+                        .filter(|word| !word.is_empty())
+                        .count(),
+                ),
                 "safe" => Value::Safe(of),
                 "e" | "escape" if matches!(value, Value::Safe(_)) => value.clone(),
                 "e" | "escape" | "forceescape" => Value::Safe(escape(&of).into()),
@@ -111,7 +118,9 @@ fn format(run: &Interpreter, value: &Value, args: Args) -> Outcome<Value> {
         Value::tuple(args.positional)
     } else {
         let mut dict = Dict::default();
-        args.named.into_iter().for_each(|(name, value)| dict.insert_text(&name, value));
+        args.named
+            .into_iter()
+            .for_each(|(name, value)| dict.insert_text(&name, value));
         Value::dict(dict)
     };
     let pattern = match value {
@@ -149,7 +158,8 @@ fn indent(run: &Interpreter, value: &Value, args: Args) -> Outcome<Value> {
     };
     let with_end = format!("{of}\n");
     let lines = methods::lines(&with_end);
-    run.budget.bytes(of.len() + lines.len().saturating_mul(indentation.len() + 1))?;
+    run.budget
+        .bytes(of.len() + lines.len().saturating_mul(indentation.len() + 1))?;
     let mut out = String::new();
     if truth_or(first.as_ref(), false) {
         out.push_str(&indentation);
@@ -207,7 +217,10 @@ fn file_size(value: &Value, args: Args) -> Outcome<Value> {
     let power = (2..9).find(|power| bytes < base.powi(*power)).unwrap_or(9);
     let letter = letters.chars().nth(power as usize - 2).unwrap_or('Y');
     let size = float_digits(base * bytes / base.powi(power), 'f', 1, false);
-    Ok(Value::from(format!("{size} {letter}{}B", if binary { "i" } else { "" })))
+    Ok(Value::from(format!(
+        "{size} {letter}{}B",
+        if binary { "i" } else { "" }
+    )))
 }
 
 fn urlencode(run: &Interpreter, value: &Value) -> Outcome<Value> {
@@ -218,7 +231,11 @@ fn urlencode(run: &Interpreter, value: &Value) -> Outcome<Value> {
     };
     let pairs = match value {
         Value::Dict(_) | Value::List(_) | Value::Tuple(_) | Value::View(..) | Value::Iterator(_) => match value {
-            Value::Dict(dict) => dict.entries().iter().map(|(k, v)| Value::tuple(vec![k.clone(), v.clone()])).collect(),
+            Value::Dict(dict) => dict
+                .entries()
+                .iter()
+                .map(|(k, v)| Value::tuple(vec![k.clone(), v.clone()]))
+                .collect(),
             _ => value.iterate(&run.budget)?,
         },
         _ => return Ok(Value::from(quoted(value, false)?)),

@@ -84,7 +84,11 @@ impl Formatter<'_, '_, '_> {
         };
         let value = self.value(name)?;
         let value = self.converted(value, conversion, after.starts_with('!'))?;
-        let spec = if spec.contains(['{', '}']) { self.format(spec, depth - 1)? } else { spec.to_owned() };
+        let spec = if spec.contains(['{', '}']) {
+            self.format(spec, depth - 1)?
+        } else {
+            spec.to_owned()
+        };
         spec::format(&value, &spec, &self.run.budget)
     }
 
@@ -97,7 +101,11 @@ impl Formatter<'_, '_, '_> {
             "a" => {
                 let mut out = String::new();
                 for letter in value.repr(budget)?.chars() {
-                    if letter.is_ascii() { out.push(letter) } else { push_code(letter, &mut out) }
+                    if letter.is_ascii() {
+                        out.push(letter)
+                    } else {
+                        push_code(letter, &mut out)
+                    }
                 }
                 Value::from(out)
             }
@@ -128,10 +136,16 @@ impl Formatter<'_, '_, '_> {
     }
 
     fn first(&mut self, name: &str) -> Outcome<Value> {
-        let index = if name.is_empty() { self.automatic()? } else { name.parse::<usize>().ok() };
+        let index = if name.is_empty() {
+            self.automatic()?
+        } else {
+            name.parse::<usize>().ok()
+        };
         if !name.is_empty() && index.is_some() {
             if self.next != Some(0) && !self.numbered {
-                return failed("ValueError: cannot switch from automatic field numbering to manual field specification");
+                return failed(
+                    "ValueError: cannot switch from automatic field numbering to manual field specification",
+                );
             }
             self.numbered = true;
         }
@@ -146,9 +160,9 @@ impl Formatter<'_, '_, '_> {
                 Some((_, value)) => Ok(value.clone()),
                 None => failed(format!("KeyError: '{name}'")),
             },
-            (Source::Map(_), Some(index)) => {
-                failed(format!("IndexError: Replacement index {index} out of range for positional args tuple"))
-            }
+            (Source::Map(_), Some(index)) => failed(format!(
+                "IndexError: Replacement index {index} out of range for positional args tuple"
+            )),
             (Source::Map(Value::Dict(dict)), None) => match dict.get_text(name) {
                 Some(value) => Ok(value.clone()),
                 None => failed(format!("KeyError: '{name}'")),

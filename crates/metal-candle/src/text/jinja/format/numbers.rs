@@ -35,7 +35,10 @@ pub(super) fn general(number: f64, precision: usize, alternate: bool, as_float: 
         return "0.0".to_owned();
     }
     let rounded = format!("{number:.*e}", precision - 1);
-    let power: i32 = rounded.split_once('e').and_then(|(_, power)| power.parse().ok()).unwrap_or(0);
+    let power: i32 = rounded
+        .split_once('e')
+        .and_then(|(_, power)| power.parse().ok())
+        .unwrap_or(0);
     let limit = precision as i32 - i32::from(as_float);
     if power < -4 || power >= limit {
         let text = exponent(number, precision - 1, alternate);
@@ -51,11 +54,19 @@ pub(super) fn general(number: f64, precision: usize, alternate: bool, as_float: 
         return with_point(text, decimals == 0);
     }
     let text = without_zeros(&text);
-    if as_float && !text.contains('.') { format!("{text}.0") } else { text.to_owned() }
+    if as_float && !text.contains('.') {
+        format!("{text}.0")
+    } else {
+        text.to_owned()
+    }
 }
 
 fn without_zeros(digits: &str) -> &str {
-    if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { digits }
+    if digits.contains('.') {
+        digits.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        digits
+    }
 }
 
 /// Digits of an integer without its sign, with the prefix of its base where it is asked for.

@@ -194,7 +194,11 @@ fn convert(kind: char, value: &Value, field: &Field, budget: &Budget) -> Outcome
 fn ascii(text: &str) -> String {
     let mut out = String::new();
     for letter in text.chars() {
-        if letter.is_ascii() { out.push(letter) } else { push_code(letter, &mut out) }
+        if letter.is_ascii() {
+            out.push(letter)
+        } else {
+            push_code(letter, &mut out)
+        }
     }
     out
 }
@@ -219,7 +223,10 @@ fn integer(kind: char, value: &Value, field: &Field) -> Outcome<String> {
             Some(number) => number,
             None => {
                 let wanted = if decimal { "a real number is" } else { "an integer is" };
-                return failed(format!("TypeError: %{kind} format: {wanted} required, not {}", value.type_name()));
+                return failed(format!(
+                    "TypeError: %{kind} format: {wanted} required, not {}",
+                    value.type_name()
+                ));
             }
         },
     };
@@ -231,7 +238,12 @@ fn integer(kind: char, value: &Value, field: &Field) -> Outcome<String> {
         'x' | 'X' | 'o' if field.alternate => format!("0{kind}"),
         _ => String::new(),
     };
-    Ok(pad(&format!("{}{prefix}", sign(number < 0, field)), &digits, field, true))
+    Ok(pad(
+        &format!("{}{prefix}", sign(number < 0, field)),
+        &digits,
+        field,
+        true,
+    ))
 }
 
 fn float(kind: char, value: &Value, field: &Field) -> Outcome<String> {
@@ -242,7 +254,11 @@ fn float(kind: char, value: &Value, field: &Field) -> Outcome<String> {
         return failed(format!("TypeError: must be real number, not {}", value.type_name()));
     };
     let digits = float_digits(number, kind, field.precision.unwrap_or(6), field.alternate);
-    let digits = if kind.is_ascii_uppercase() { digits.to_uppercase() } else { digits };
+    let digits = if kind.is_ascii_uppercase() {
+        digits.to_uppercase()
+    } else {
+        digits
+    };
     let negative = number.is_sign_negative() && !number.is_nan();
     Ok(pad(sign(negative, field), &digits, field, true))
 }
@@ -257,7 +273,9 @@ fn sign(negative: bool, field: &Field) -> &'static str {
 }
 
 fn pad(sign: &str, digits: &str, field: &Field, number: bool) -> String {
-    let missing = field.width.saturating_sub(sign.chars().count() + digits.chars().count());
+    let missing = field
+        .width
+        .saturating_sub(sign.chars().count() + digits.chars().count());
     if field.left {
         format!("{sign}{digits}{}", " ".repeat(missing))
     } else if field.zero && number {

@@ -70,7 +70,11 @@ fn parse(text: &str) -> Option<Spec> {
         while let Some(digit) = take("0123456789") {
             digits.push(digit);
         }
-        if digits.is_empty() { Some(None) } else { digits.parse().ok().filter(|n| *n <= MAX_NUMBER).map(Some) }
+        if digits.is_empty() {
+            Some(None)
+        } else {
+            digits.parse().ok().filter(|n| *n <= MAX_NUMBER).map(Some)
+        }
     };
     spec.width = number(&mut take)?.unwrap_or(0);
     spec.grouping = take(",_");
@@ -104,7 +108,11 @@ fn integer(number: i128, spec: &Spec) -> Outcome<String> {
                 None => failed("OverflowError: %c arg not in range(0x110000)"),
             };
         }
-        Some(kind) => return failed(format!("ValueError: Unknown format code '{kind}' for object of type 'int'")),
+        Some(kind) => {
+            return failed(format!(
+                "ValueError: Unknown format code '{kind}' for object of type 'int'"
+            ));
+        }
     }
     if spec.precision.is_some() {
         return failed("ValueError: Precision not allowed in integer format specifier");
@@ -131,10 +139,16 @@ fn floating(number: f64, spec: &Spec) -> Outcome<String> {
         (Some('%'), precision) => float_digits(size * 100.0, 'f', precision.unwrap_or(6), spec.alternate) + "%",
         (Some(kind @ ('e' | 'E' | 'f' | 'F' | 'g' | 'G')), precision) => {
             let digits = float_digits(size, kind, precision.unwrap_or(6), spec.alternate);
-            if kind.is_ascii_uppercase() { digits.to_uppercase() } else { digits }
+            if kind.is_ascii_uppercase() {
+                digits.to_uppercase()
+            } else {
+                digits
+            }
         }
         (Some(kind), _) => {
-            return failed(format!("ValueError: Unknown format code '{kind}' for object of type 'float'"));
+            return failed(format!(
+                "ValueError: Unknown format code '{kind}' for object of type 'float'"
+            ));
         }
     };
     let digits = grouped(&digits, spec, 3)?;
@@ -158,7 +172,9 @@ fn grouped(digits: &str, spec: &Spec, every: usize) -> Outcome<String> {
     if spec.fill == Some('0') && spec.align == Some('=') && spec.width > 0 {
         return failed("zeros in front of grouped digits are not supported");
     }
-    let whole = digits.find(|letter: char| !letter.is_ascii_hexdigit() || letter == 'e').unwrap_or(digits.len());
+    let whole = digits
+        .find(|letter: char| !letter.is_ascii_hexdigit() || letter == 'e')
+        .unwrap_or(digits.len());
     let mut out = String::new();
     for (index, letter) in digits[..whole].chars().enumerate() {
         if index > 0 && (whole - index) % every == 0 {

@@ -37,7 +37,10 @@ fn titled(text: &str) -> String {
     let mut in_word = false;
     for (at, letter) in text.char_indices() {
         if in_word && letter == 'Σ' {
-            let ends = !text[at + letter.len_utf8()..].chars().next().is_some_and(is_cased_letter);
+            let ends = !text[at + letter.len_utf8()..]
+                .chars()
+                .next()
+                .is_some_and(is_cased_letter);
             out.push(if ends { 'ς' } else { 'σ' });
         } else if in_word {
             out.extend(letter.to_lowercase());
@@ -87,7 +90,13 @@ fn is_cased_letter(letter: char) -> bool {
 
 /// `str.islower` or `str.isupper`: cased letters, all of that case.
 pub(in crate::text::jinja) fn is_cased(text: &str, upper: bool) -> bool {
-    let fits = |letter: char| if upper { letter.is_uppercase() } else { letter.is_lowercase() };
+    let fits = |letter: char| {
+        if upper {
+            letter.is_uppercase()
+        } else {
+            letter.is_lowercase()
+        }
+    };
     let mut cased = text.chars().filter(|letter| is_cased_letter(*letter)).peekable();
     cased.peek().is_some() && cased.all(fits)
 }

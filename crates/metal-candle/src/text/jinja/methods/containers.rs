@@ -36,7 +36,11 @@ pub(super) fn list(value: &Value, name: &str, args: Args, budget: &Budget) -> Ou
                     return Ok(Value::int(at));
                 }
             }
-            failed(format!("ValueError: {} is not in {}", wanted.repr(budget)?, value.type_name()))
+            failed(format!(
+                "ValueError: {} is not in {}",
+                wanted.repr(budget)?,
+                value.type_name()
+            ))
         }
         _ => unsupported(value, name),
     }

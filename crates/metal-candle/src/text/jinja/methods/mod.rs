@@ -18,15 +18,64 @@ use super::interpreter::Interpreter;
 use super::value::{Function, Value};
 
 const TEXT: [&str; 47] = [
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map",
-    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
-    "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "maketrans", "partition",
-    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
-    "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
 ];
 const DICT: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
 const INT: [&str; 8] = [
-    "as_integer_ratio", "bit_count", "bit_length", "conjugate", "from_bytes", "to_bytes", "is_integer", "numerator",
+    "as_integer_ratio",
+    "bit_count",
+    "bit_length",
+    "conjugate",
+    "from_bytes",
+    "to_bytes",
+    "is_integer",
+    "numerator",
 ];
 const FLOAT: [&str; 5] = ["as_integer_ratio", "conjugate", "fromhex", "hex", "is_integer"];
 
@@ -67,7 +116,9 @@ pub(super) fn call(run: &mut Interpreter, value: &Value, name: &str, args: Args)
             run.budget.bytes(of.len())?;
             text_method(run, of, name, args)
         }
-        Value::Safe(_) => failed(format!("the method '{name}' of text that is marked safe is not supported")),
+        Value::Safe(_) => failed(format!(
+            "the method '{name}' of text that is marked safe is not supported"
+        )),
         Value::List(_) | Value::Tuple(_) | Value::Group(_) | Value::Range(_) => {
             containers::list(value, name, args, &run.budget)
         }
@@ -83,7 +134,11 @@ pub(super) fn call(run: &mut Interpreter, value: &Value, name: &str, args: Args)
             args.none(name)?;
             let at = cycler.1.get();
             cycler.1.set(if name == "next" { (at + 1) % cycler.0.len() } else { 0 });
-            Ok(if name == "next" { cycler.0[at].clone() } else { Value::None })
+            Ok(if name == "next" {
+                cycler.0[at].clone()
+            } else {
+                Value::None
+            })
         }
         _ => unsupported(value, name),
     }

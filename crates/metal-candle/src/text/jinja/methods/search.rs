@@ -22,7 +22,11 @@ pub(super) fn call(of: &str, name: &str, args: Args, budget: &Budget) -> Outcome
     if name == "count" {
         return Ok(Value::int(part.matches(wanted).count()));
     }
-    let found = if name.starts_with('r') { part.rfind(wanted) } else { part.find(wanted) };
+    let found = if name.starts_with('r') {
+        part.rfind(wanted)
+    } else {
+        part.find(wanted)
+    };
     match found {
         Some(at) => Ok(Value::int(from + part[..at].chars().count())),
         None => absent(name),
@@ -41,7 +45,11 @@ fn absent(name: &str) -> Outcome<Value> {
 /// `startswith` and `endswith`: one text, or a tuple of several.
 fn affix(part: &str, name: &str, wanted: &Value, budget: &Budget) -> Outcome<Value> {
     let fits = |wanted: &str| {
-        if name == "startswith" { part.starts_with(wanted) } else { part.ends_with(wanted) }
+        if name == "startswith" {
+            part.starts_with(wanted)
+        } else {
+            part.ends_with(wanted)
+        }
     };
     let Value::Tuple(several) = wanted else {
         if let Value::Undefined(message) = wanted {
@@ -72,7 +80,11 @@ pub(super) fn bounds(
     function: &str,
 ) -> Outcome<Option<(usize, usize)>> {
     let clip = |bound: i128| {
-        let bound = if bound < 0 { (bound + length as i128).max(0) } else { bound };
+        let bound = if bound < 0 {
+            (bound + length as i128).max(0)
+        } else {
+            bound
+        };
         usize::try_from(bound).unwrap_or(usize::MAX)
     };
     let from = clip(int_or(start, 0, function)?);

@@ -108,7 +108,11 @@ fn partition(of: &str, name: &str, args: Args) -> Outcome<Value> {
         return failed("ValueError: empty separator");
     }
     let right = name == "rpartition";
-    let found = if right { of.rsplit_once(separator) } else { of.split_once(separator) };
+    let found = if right {
+        of.rsplit_once(separator)
+    } else {
+        of.split_once(separator)
+    };
     let parts = match found {
         Some((before, after)) => [before, separator, after],
         None if right => ["", "", of],

@@ -73,7 +73,11 @@ pub(in crate::text::jinja) fn strip<'t>(
     if let Some(letters) = &letters {
         budget.spend((of.len() as u64 / 64 + 1).saturating_mul(letters.len() as u64 / 8 + 1))?;
     }
-    let drop = |letter: char| letters.as_ref().map_or_else(|| is_space(letter), |letters| letters.contains(&letter));
+    let drop = |letter: char| {
+        letters
+            .as_ref()
+            .map_or_else(|| is_space(letter), |letters| letters.contains(&letter))
+    };
     let mut rest = of;
     if name != "rstrip" {
         rest = rest.trim_start_matches(drop);
@@ -97,7 +101,11 @@ fn pad(of: &str, name: &str, width: usize, fill: Option<&Value>, budget: &Budget
         // Python puts the odd one to the left where the width is odd.
         _ => missing / 2 + (missing & width & 1),
     };
-    Ok(Value::from(format!("{}{of}{}", fill.repeat(left), fill.repeat(missing - left))))
+    Ok(Value::from(format!(
+        "{}{of}{}",
+        fill.repeat(left),
+        fill.repeat(missing - left)
+    )))
 }
 
 fn expand_tabs(of: &str, size: usize, budget: &Budget) -> Outcome<Value> {
@@ -136,16 +144,14 @@ fn join(separator: &str, items: &[Value], budget: &Budget) -> Outcome<Value> {
 }
 
 /// `str.replace`; a negative `most` means all.
-pub(in crate::text::jinja) fn replace(
-    of: &str,
-    old: &str,
-    new: &str,
-    most: i128,
-    budget: &Budget,
-) -> Outcome<String> {
+pub(in crate::text::jinja) fn replace(of: &str, old: &str, new: &str, most: i128, budget: &Budget) -> Outcome<String> {
     budget.bytes(of.len())?;
     let most = usize::try_from(most).unwrap_or(usize::MAX);
-    let found = if old.is_empty() { of.chars().count() + 1 } else { of.matches(old).count() };
+    let found = if old.is_empty() {
+        of.chars().count() + 1
+    } else {
+        of.matches(old).count()
+    };
     budget.bytes(found.min(most).saturating_mul(new.len()))?;
     Ok(of.replacen(old, new, most))
 }
