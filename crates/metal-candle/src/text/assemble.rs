@@ -109,6 +109,7 @@ fn decoder_tokens(sources: &Sources, names: &SpecialTokens) -> Result<Vec<AddedT
 }
 
 /// An added token as `tokenizer_config.json` writes it; what is absent is as in Python's `AddedToken(content)`.
+#[allow(clippy::struct_excessive_bools)] // the flags of the file
 #[derive(Deserialize)]
 struct SettingsToken {
     content: String,

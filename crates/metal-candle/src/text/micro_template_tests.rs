@@ -15,6 +15,7 @@ const REFUSED: &[&str] = &[
     // Undefined only because jinja2 computes constants beforehand; of a variable it is an error.
     "{{ {'a': 1}[1:2] }}",
     "{{ 5[1:2] }}",
+    "{{ none[1:] }}",
     "{% autoescape true %}{{ '<' }}{% endautoescape %}",
     "{% block a %}x{% endblock %}",
 ];

@@ -76,6 +76,7 @@ fn without_underscores(text: &str) -> Option<String> {
 }
 
 /// `int(text, base)`: `None` where it is no integer, `Some(None)` where it does not fit.
+#[allow(clippy::option_option)] // no integer, or one that is too large
 fn parse_int(text: &str, base: u32) -> Option<Option<i128>> {
     let text = text.trim_matches(is_space);
     let (sign, body) = text.split_at(usize::from(text.starts_with(['+', '-'])));

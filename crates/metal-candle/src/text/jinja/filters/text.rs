@@ -230,7 +230,13 @@ fn urlencode(run: &Interpreter, value: &Value) -> Outcome<Value> {
         Ok(quote(&text, in_query))
     };
     let pairs = match value {
-        Value::Dict(_) | Value::List(_) | Value::Tuple(_) | Value::View(..) | Value::Iterator(_) => match value {
+        Value::Dict(_)
+        | Value::List(_)
+        | Value::Tuple(_)
+        | Value::Group(_)
+        | Value::View(..)
+        | Value::Range(_)
+        | Value::Iterator(_) => match value {
             Value::Dict(dict) => dict
                 .entries()
                 .iter()

@@ -18,8 +18,9 @@ enum Source<'a> {
 struct Formatter<'a, 'r, 't> {
     run: &'r mut Interpreter<'t>,
     source: Source<'a>,
-    /// The number of the next field without one; `None` once a field had its own.
-    next: Option<usize>,
+    /// The number of the next field without one.
+    next: usize,
+    /// Some field had a number of its own.
     numbered: bool,
 }
 
@@ -35,7 +36,7 @@ fn start(run: &mut Interpreter, pattern: &str, source: Source) -> Outcome<Value>
     let mut formatter = Formatter {
         run,
         source,
-        next: Some(0),
+        next: 0,
         numbered: false,
     };
     formatter.format(pattern, 2).map(Value::from)
@@ -142,7 +143,7 @@ impl Formatter<'_, '_, '_> {
             name.parse::<usize>().ok()
         };
         if !name.is_empty() && index.is_some() {
-            if self.next != Some(0) && !self.numbered {
+            if self.next > 0 && !self.numbered {
                 return failed(
                     "ValueError: cannot switch from automatic field numbering to manual field specification",
                 );
@@ -175,9 +176,8 @@ impl Formatter<'_, '_, '_> {
         if self.numbered {
             return failed("ValueError: cannot switch from manual field specification to automatic field numbering");
         }
-        let index = self.next;
-        self.next = index.map(|index| index + 1);
-        Ok(index)
+        self.next += 1;
+        Ok(Some(self.next - 1))
     }
 }
 

@@ -8,6 +8,7 @@ use crate::text::jinja::print::push_code;
 use crate::text::jinja::value::Value;
 
 /// One `%` with what belongs to it.
+#[allow(clippy::struct_excessive_bools)] // Python's five flags
 #[derive(Default)]
 struct Field {
     left: bool,
