@@ -19,11 +19,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
-from reference_fixtures import adapters, models, operations, training, verify
+from reference_fixtures import adapters, models, operations, splits, templates, training, verify
 
-FOLDERS = ("ops", "models", "training", "adapters")
+FOLDERS = ("ops", "models", "training", "adapters", "templates", "tokenizers")
 # What is made here; `adapters/metal-candle-*` is metal-candle's own, and only PEFT's answer is put beside it.
-MADE = ("ops", "models", "training", "adapters/peft-*")
+MADE = ("ops", "models", "training", "adapters/peft-*", "templates", "tokenizers")
 
 
 def main() -> int:
@@ -42,6 +42,9 @@ def main() -> int:
     models.write_all(output / "models")
     training.write_all(output / "training", output / "adapters", output / "models")
     adapters.answer_ours(output / "adapters", output / "models")
+
+    templates.write_all(output / "templates")
+    splits.write_all(output / "tokenizers")
 
     verify.operations(output / "ops")
     verify.models(output / "models")

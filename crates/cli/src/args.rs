@@ -142,7 +142,8 @@ pub struct Settings {
     /// [default: 1024, or the context where that is shorter].
     #[arg(long, value_name = "TOKENS", help_heading = DATA)]
     pub max_length: Option<usize>,
-    /// Put several examples into one row; they do not see each other.
+    /// Put several examples into one row; they do not see each other. A batch then holds up to --batch-size x --max-length
+    /// tokens, in rows as long as suits the data.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL", help_heading = DATA)]
     pub packing: bool,
@@ -285,9 +286,12 @@ pub struct GenerateArgs {
     /// The same number gives the same text.
     #[arg(long, value_name = "N", default_value_t = 42, help_heading = SAMPLING)]
     pub seed: u64,
-    /// Text that ends the answer and is not part of it; may be given several times.
+    /// Text that ends the answer and is not part of it, such as "\n\n" or <|im_end|>; may be given several times.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
+    /// Tokens that end the answer, by their ids: 1,2; those of the model and its chat template end it in any case.
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub stop_token_ids: Vec<u32>,
     /// Write the text as it is made; --stream=false writes it at the end.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL")]

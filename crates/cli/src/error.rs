@@ -101,6 +101,7 @@ impl From<GenerateError> for Failure {
             | GenerateError::ContextTooLong { .. }
             | GenerateError::NoChatTemplate
             | GenerateError::EmptyStopString
+            | GenerateError::StopTokenOutOfVocabulary { .. }
             | GenerateError::Text(_)
             | GenerateError::Sampling(metal_candle::inference::SamplingError::Setting { .. }) => {
                 Self::input(error.to_string())

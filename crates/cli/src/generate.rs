@@ -46,7 +46,7 @@ pub fn run(arguments: &GenerateArgs) -> Result<u8> {
         max_new_tokens: max_new_tokens(arguments, &base.loaded, tokens.len()),
         sampling: sampling(&base.loaded.generation),
         stop_strings: arguments.stop.clone(),
-        stop_tokens: None,
+        stop_tokens: Some([generator.stop_tokens(), &arguments.stop_token_ids].concat()),
     };
     let mut out = Output {
         stream: arguments.stream,

@@ -38,6 +38,9 @@ pub fn beginning(
         counted(adapter.num_parameters(), "weight")
     ));
     say("");
+    for warning in train.warnings() {
+        warn(&format!("warning: {warning}"));
+    }
 }
 
 /// Examples that are not learnt as they are written.

@@ -4,7 +4,7 @@
 //! [`Cursor`], so a resumed run sees what an uninterrupted one would have seen. Few distinct shapes occur, because each
 //! shape is planned (and compiled) anew by whoever computes with it.
 
-use super::pack::first_fit;
+use super::pack::{PackedShape, first_fit};
 use super::{DataError, Dataset, Example, permutation};
 
 /// The target of a token after which nothing is to be learnt.
@@ -78,14 +78,15 @@ pub enum Layout {
     Padded,
     /// One example a row; every batch has `max_length` tokens a row, so that only one shape occurs.
     Fixed,
-    /// As many examples a row as first fit finds room for; every batch has the same shape.
+    /// As many examples a row as first fit finds room for. Every batch has the same shape, which suits the data: it holds at
+    /// most as many tokens as `rows` rows of `max_length`, in shorter and more rows where examples are short.
     Packed,
 }
 
 /// How examples become batches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// Rows of a batch, at least 1; a smaller data set makes smaller batches.
+    /// Rows of a batch, at least 1; a smaller data set makes smaller batches. See [`Layout::Packed`] for packed ones.
     pub rows: usize,
     /// Longest row in tokens; no example may be longer.
     pub max_length: usize,
@@ -167,18 +168,36 @@ impl Batches {
             let reason = format!("{}, but an example has {} tokens", options.max_length, stats.longest);
             return wrong("max_length", reason);
         }
-        let length = match options.layout {
-            Layout::Padded => None,
-            Layout::Fixed => Some(options.max_length),
-            // A small data set does not fill even one row of the full length.
-            Layout::Packed => Some(bucket_length(stats.tokens, options.max_length)),
-        };
-        options.rows = options.rows.min(stats.examples);
-        Ok(Self {
+        if options.layout != Layout::Packed {
+            options.rows = options.rows.min(stats.examples);
+        }
+        let mut batches = Self {
             dataset,
             options,
-            length,
-        })
+            length: None,
+        };
+        match batches.options.layout {
+            Layout::Padded => {}
+            Layout::Fixed => batches.length = Some(batches.options.max_length),
+            Layout::Packed => {
+                let PackedShape { rows, length } = batches.packed_shape();
+                (batches.options.rows, batches.length) = (rows, Some(length));
+            }
+        }
+        Ok(batches)
+    }
+
+    /// The shape that suits the first epochs: how many rows are filled depends a little on the order.
+    fn packed_shape(&self) -> PackedShape {
+        const EPOCHS: u64 = 4;
+        let count = self.dataset.examples().len();
+        let epochs = if self.options.shuffle.is_some() && count <= 1024 {
+            EPOCHS
+        } else {
+            1
+        };
+        let orders: Vec<Vec<usize>> = (0..epochs).map(|epoch| self.lengths(&self.order(epoch))).collect();
+        PackedShape::choose(&orders, self.options.rows, self.options.max_length)
     }
 
     /// The examples that the batches are made of.
@@ -214,20 +233,26 @@ impl Batches {
         }
     }
 
-    /// The examples of each row of an epoch.
-    fn plan(&self, epoch: u64) -> Vec<Vec<usize>> {
+    /// The examples in the order of an epoch.
+    fn order(&self, epoch: u64) -> Vec<usize> {
         let count = self.dataset.examples().len();
-        let order = match self.options.shuffle {
+        match self.options.shuffle {
             Some(seed) => permutation(count, seed, epoch),
             None => (0..count).collect(),
-        };
+        }
+    }
+
+    fn lengths(&self, order: &[usize]) -> Vec<usize> {
+        let length = |index: &usize| self.dataset.examples()[*index].tokens.len();
+        order.iter().map(length).collect()
+    }
+
+    /// The examples of each row of an epoch.
+    fn plan(&self, epoch: u64) -> Vec<Vec<usize>> {
+        let order = self.order(epoch);
         match (self.options.layout, self.length) {
             (Layout::Packed, Some(length)) => {
-                let lengths: Vec<usize> = order
-                    .iter()
-                    .map(|index| self.dataset.examples()[*index].tokens.len())
-                    .collect();
-                let rows = first_fit(&lengths, length);
+                let rows = first_fit(&self.lengths(&order), length);
                 rows.into_iter()
                     .map(|row| row.into_iter().map(|place| order[place]).collect())
                     .collect()

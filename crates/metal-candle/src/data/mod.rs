@@ -10,9 +10,12 @@ mod example;
 mod foreign;
 mod jsonl;
 mod layout;
+mod maker;
 mod pack;
 mod shuffle;
 mod source;
+mod turns;
+mod warning;
 
 use crate::text::TextError;
 
@@ -20,6 +23,7 @@ pub use batch::{Batch, BatchIter, BatchOptions, Batches, Cursor, IGNORED, Layout
 pub use example::{Dataset, DatasetOptions, DatasetStats, Example};
 pub use jsonl::{FileLayout, Row, RowContent, RowFormat, Rows};
 pub use shuffle::{permutation, split_indices};
+pub use warning::DataWarning;
 
 /// What can go wrong between a data file and a batch.
 #[derive(Debug, thiserror::Error)]
@@ -90,21 +94,17 @@ pub enum DataError {
         /// The tokenizer's or the template's reason.
         source: TextError,
     },
-    /// The template does not say where an assistant's turn begins or ends.
-    #[error(
-        "{file}:{line}: message {message}: the chat template does not only append (the text up to the {what} of this turn \
-         changes as the conversation goes on), so what the assistant says cannot be told apart; train on everything \
-         (`train_on_inputs`, `--train-on-inputs`), or use a chat template that only appends"
-    )]
-    NoPrefix {
+    /// What an assistant's message became in the rendered conversation is not known.
+    #[error("{file}:{line}: message {message}: {reason}")]
+    Turn {
         /// The file.
         file: String,
         /// The row's line, from 1.
         line: usize,
         /// The assistant's message, from 1.
         message: usize,
-        /// Which end of the turn cannot be found: `beginning` or `end`.
-        what: &'static str,
+        /// Why, and what to do.
+        reason: &'static str,
     },
     /// No example has a token to learn.
     #[error("{file}: no token to learn in {rows} rows: {advice}")]

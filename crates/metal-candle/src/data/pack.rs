@@ -1,4 +1,55 @@
-//! Packing: which examples share a row. Only lengths are looked at here; no token.
+//! Packing: how long rows are, and which examples share one. Only lengths are looked at here; no token.
+
+/// Examples that the choice of a row length looks at, at most; of more, the first so many stand for all.
+const SAMPLE: usize = 4096;
+/// Attention makes a token of a row of so many tokens twice as expensive (a small model, where it weighs most).
+const ATTENTION: f64 = 512.0;
+/// In longer rows attention costs no more: kernels leave out blocks of keys that belong to other examples.
+const BLOCK: usize = 320;
+
+/// The shape of all packed batches of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PackedShape {
+    /// Rows of a batch.
+    pub rows: usize,
+    /// Tokens of a row.
+    pub length: usize,
+}
+
+impl PackedShape {
+    /// Chooses the row length, from the longest example to `max_length`, with the least to compute in an epoch: padding and
+    /// empty rows of whole batches, and the attention of long rows, are counted. A batch holds as many tokens as `rows`
+    /// rows of `max_length`, in more rows where these are shorter, and batches are as even as possible. `orders` are the
+    /// lengths of the examples in one order or several; the choice suits all of them.
+    pub fn choose(orders: &[Vec<usize>], rows: usize, max_length: usize) -> Self {
+        let longest = orders.iter().flatten().copied().max().unwrap_or(1).min(max_length);
+        let longer = |length: &usize| Some((length + length / 8 + 1).next_multiple_of(8));
+        let lengths = std::iter::successors(Some(longest.next_multiple_of(8)), longer);
+        let lengths = lengths.take_while(|length| *length < max_length).chain([max_length]);
+        let shapes = lengths.map(|length| Self::of_length(orders, rows.saturating_mul(max_length), length));
+        let least = shapes.min_by(|(_, a), (_, b)| a.total_cmp(b));
+        least.map_or(
+            Self {
+                rows,
+                length: max_length,
+            },
+            |(shape, _)| shape,
+        )
+    }
+
+    /// The batches with rows of this length and at most `tokens` tokens, and what an epoch costs.
+    fn of_length(orders: &[Vec<usize>], tokens: usize, length: usize) -> (Self, f64) {
+        let needed = |lengths: &Vec<usize>| {
+            let sample = &lengths[..lengths.len().min(SAMPLE)];
+            (first_fit(sample, length).len() * lengths.len()).div_ceil(sample.len().max(1))
+        };
+        let needed = orders.iter().map(needed).max().unwrap_or(1).max(1);
+        let batches = needed.div_ceil((tokens / length).max(1));
+        let rows = needed.div_ceil(batches);
+        let cost = 1.0 + length.min(BLOCK) as f64 / ATTENTION;
+        (Self { rows, length }, (batches * rows * length) as f64 * cost)
+    }
+}
 
 /// First fit: each length, in its order, goes to the first row with room for it, else to a new row. Returns the
 /// indices of each row's items. A length over `capacity` gets a row of its own.
@@ -59,7 +110,41 @@ mod tests {
         assert_eq!(first_fit(&[], 10), Vec::<Vec<usize>>::new());
     }
 
+    fn chosen(lengths: &[usize], rows: usize, max_length: usize) -> (usize, usize) {
+        let PackedShape { rows, length } = PackedShape::choose(&[lengths.to_vec()], rows, max_length);
+        (rows, length)
+    }
+
+    #[test]
+    fn rows_are_as_long_as_the_data_needs() {
+        // 55 examples of 20 tokens: 28 rows of 40, two examples each, not eight rows of 1024.
+        assert_eq!(chosen(&[20; 55], 8, 1024), (28, 40));
+        assert_eq!(chosen(&[3, 4, 2], 1, 2048), (2, 8));
+        // Much short data: short rows, and batches of as many tokens as before.
+        let (rows, length) = chosen(&[20; 4000], 8, 1024);
+        assert!(
+            length <= 128 && rows * length <= 8192 && rows * length > 7000,
+            "{rows} rows of {length}"
+        );
+        // The longest example has room.
+        assert_eq!(chosen(&[1000, 20, 20], 8, 1024), (2, 1000));
+        assert_eq!(chosen(&[13], 8, 13), (1, 13));
+        assert_eq!(chosen(&[5, 13], 8, 14), (2, 14));
+    }
+
     proptest! {
+        /// Never more than filling rows up to `max_length` took, and from a row of tokens on little more than there are.
+        #[test]
+        fn little_is_padding(lengths in prop::collection::vec(1usize..=64, 1..300), rows in 1usize..10) {
+            let (chosen_rows, length) = chosen(&lengths, rows, 1024);
+            prop_assert!(chosen_rows * length <= rows * 1024 && length >= lengths.iter().copied().max().unwrap());
+            let computed = |rows: usize, length: usize| first_fit(&lengths, length).len().div_ceil(rows) * rows * length;
+            let (now, before) = (computed(chosen_rows, length), computed(rows.min(lengths.len()), 1024));
+            prop_assert!(now <= before, "{now}, was {before}");
+            let tokens: usize = lengths.iter().sum();
+            prop_assert!(tokens < 1024 || 3 * now <= 4 * tokens, "{now} for {tokens}");
+        }
+
         #[test]
         fn agrees_with_the_plain_way(lengths in prop::collection::vec(1usize..=20, 0..60), capacity in 20usize..40) {
             prop_assert_eq!(first_fit(&lengths, capacity), plain(&lengths, capacity));

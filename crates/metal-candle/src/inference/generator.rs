@@ -11,7 +11,7 @@ use super::stop::StopText;
 use super::stream_token::{Chooser, Listener, StreamToken};
 use super::{Decoder, GenerateError, KvCache, Sampler, SamplingConfig};
 use crate::models::LoadedModel;
-use crate::text::{ChatMessage, TextStream, Tokenizer};
+use crate::text::{ChatMessage, TextStream, Tokenizer, end_of_turn_tokens};
 
 /// What to continue.
 #[derive(Debug, Clone, Copy)]
@@ -31,9 +31,10 @@ pub struct GenerationOptions {
     pub max_new_tokens: usize,
     /// How each token is chosen.
     pub sampling: SamplingConfig,
-    /// Texts that end the answer; they are not part of it.
+    /// Texts that end the answer; they are not part of it. Special tokens, which the answer's text leaves out, are seen
+    /// as the vocabulary spells them.
     pub stop_strings: Vec<String>,
-    /// Tokens that end the answer; `None` for those of the model.
+    /// Tokens that end the answer; `None` for [`Generator::stop_tokens`].
     pub stop_tokens: Option<Vec<u32>>,
 }
 
@@ -79,7 +80,7 @@ pub struct Generation {
     pub decode_time: Duration,
 }
 
-/// Generates text with a model. Making one costs nothing; the first prompt traces the steps, later ones replay them.
+/// Generates text with a model. The first prompt traces the steps, later ones replay them.
 ///
 /// ```no_run
 /// use std::ops::ControlFlow;
@@ -109,11 +110,21 @@ impl<'m> Generator<'m> {
     /// A generator for a loaded model.
     #[must_use]
     pub fn new(loaded: &'m LoadedModel) -> Self {
+        let mut stop_tokens = loaded.stop_tokens();
+        let turn = end_of_turn_tokens(&loaded.tokenizer);
+        stop_tokens.extend(turn.into_iter().filter(|token| !loaded.stop_tokens().contains(token)));
         Self {
             decoder: Decoder::new(&*loaded.model),
             tokenizer: &loaded.tokenizer,
-            stop_tokens: loaded.stop_tokens(),
+            stop_tokens,
         }
+    }
+
+    /// The tokens that end an answer where the options name none: those of [`LoadedModel::stop_tokens`], and those with which the
+    /// chat template ends the assistant's turn ([`end_of_turn_tokens`]).
+    #[must_use]
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.stop_tokens
     }
 
     /// Generates with these factors of the model's adapters from now on; see
@@ -188,7 +199,7 @@ impl<'m> Generator<'m> {
         let logits = self.decoder.read(&mut cache, &[&prompt])?;
         let prompt_time = start.elapsed();
         let start = Instant::now();
-        let output = Output::new(TextStream::new(self.tokenizer, true), &options.stop_strings, on_text);
+        let output = Output::new(self.tokenizer, &options.stop_strings, on_text);
         let (text, tokens, finish_reason) = self.decode(&mut cache, logits, &prompt, options, sampler, output)?;
         let decode_time = start.elapsed();
         Ok(Generation {
@@ -224,6 +235,14 @@ impl<'m> Generator<'m> {
         }
         if options.stop_strings.iter().any(String::is_empty) {
             return Err(GenerateError::EmptyStopString);
+        }
+        if let Some(&id) = options
+            .stop_tokens
+            .iter()
+            .flatten()
+            .find(|&&id| id as usize >= vocab_size)
+        {
+            return Err(GenerateError::StopTokenOutOfVocabulary { id, vocab_size });
         }
         if let Some(position) = prompt.iter().position(|&id| id as usize >= vocab_size) {
             return Err(GenerateError::TokenOutOfVocabulary {
@@ -281,6 +300,7 @@ impl<'m> Generator<'m> {
 
 /// Text on its way to the caller.
 struct Output<'o> {
+    tokenizer: &'o Tokenizer,
     stream: TextStream<'o>,
     stop: StopText<'o>,
     on_text: &'o mut dyn FnMut(&str) -> ControlFlow<()>,
@@ -288,9 +308,10 @@ struct Output<'o> {
 }
 
 impl<'o> Output<'o> {
-    fn new(stream: TextStream<'o>, stops: &'o [String], on_text: &'o mut dyn FnMut(&str) -> ControlFlow<()>) -> Self {
+    fn new(tokenizer: &'o Tokenizer, stops: &'o [String], on_text: &'o mut dyn FnMut(&str) -> ControlFlow<()>) -> Self {
         Self {
-            stream,
+            tokenizer,
+            stream: TextStream::new(tokenizer, true),
             stop: StopText::new(stops),
             on_text,
             text: String::new(),
@@ -300,11 +321,27 @@ impl<'o> Output<'o> {
     /// Takes a token; says whether it ends the text.
     fn token(&mut self, token: u32) -> Result<Option<FinishReason>, GenerateError> {
         let piece = self.stream.push(token)?;
-        Ok(piece.and_then(|piece| self.piece(&piece)))
+        if let Some(reason) = piece.and_then(|piece| self.piece(&piece)) {
+            return Ok(Some(reason));
+        }
+        let special = self
+            .tokenizer
+            .is_special(token)
+            .then(|| self.tokenizer.token(token))
+            .flatten();
+        Ok(special.and_then(|special| {
+            let looked_at = self.stop.push_hidden(&special);
+            self.ready(looked_at)
+        }))
     }
 
     fn piece(&mut self, piece: &str) -> Option<FinishReason> {
-        let (ready, stopped) = self.stop.push(piece);
+        let looked_at = self.stop.push(piece);
+        self.ready(looked_at)
+    }
+
+    /// Hands out what is ready; says whether the text ends with it.
+    fn ready(&mut self, (ready, stopped): (String, bool)) -> Option<FinishReason> {
         let cancelled = self.hand_out(&ready);
         if stopped {
             Some(FinishReason::StopString)

@@ -19,13 +19,13 @@ pub struct TrainerConfig {
     pub num_train_epochs: f64,
     /// Optimizer steps; where given, it decides instead of the epochs.
     pub max_steps: Option<usize>,
-    /// Rows of a batch.
+    /// Rows of a batch; with `packing`, a batch holds as many tokens as so many rows of `max_length`.
     pub per_device_train_batch_size: usize,
     /// Batches whose gradients make one optimizer step.
     pub gradient_accumulation_steps: usize,
     /// Longest row in tokens.
     pub max_length: usize,
-    /// Several examples in one row; they do not see each other.
+    /// Several examples in one row; they do not see each other. Rows are as long as suits the data, up to `max_length`.
     pub packing: bool,
     /// The learning rate after the warm-up.
     pub lr_scheduler_type: Schedule,
