@@ -251,7 +251,7 @@ fn a_model_that_would_not_learn_to_stop_is_warned_of() {
         warnings(&template("noendlast"), &multi),
         [DataWarning::NoStopToken { turns: 2 }]
     );
-    assert_eq!(warnings(&byte_level(Some(CHATML)), &multi), []);
+    assert!(warnings(&byte_level(Some(CHATML)), &multi).is_empty());
     let text = DataWarning::NoStopToken { turns: 2 }.to_string();
     assert!(
         text.contains("does not learn to stop") && text.contains("{{ eos_token }}"),
