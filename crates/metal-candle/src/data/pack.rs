@@ -154,16 +154,17 @@ mod tests {
     }
 
     proptest! {
-        /// Never more than filling rows up to `max_length` took, and from a row of tokens on little more than there are.
+        /// From a row of tokens on, little more is computed than there are tokens; and never much more than where rows
+        /// are filled up to `max_length`, whose attention costs more.
         #[test]
         fn little_is_padding(lengths in prop::collection::vec(1usize..=64, 1..300), rows in 1usize..10) {
             let (chosen_rows, length) = chosen(&lengths, rows, 1024);
             prop_assert!(chosen_rows * length <= rows * 1024 && length >= lengths.iter().copied().max().unwrap());
             let computed = |rows: usize, length: usize| pack(&lengths, length).len().div_ceil(rows) * rows * length;
             let (now, before) = (computed(chosen_rows, length), computed(rows.min(lengths.len()), 1024));
-            prop_assert!(now <= before, "{now}, was {before}");
+            prop_assert!(8 * now <= 13 * before, "{now}, was {before}");
             let tokens: usize = lengths.iter().sum();
-            prop_assert!(tokens < 1024 || 3 * now <= 4 * tokens, "{now} for {tokens}");
+            prop_assert!(tokens < 1024 || 3 * now <= 5 * tokens, "{now} for {tokens}");
         }
 
         /// Every example has a place, and another order needs as many rows.
