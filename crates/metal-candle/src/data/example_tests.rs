@@ -120,7 +120,7 @@ fn prompts_learn_only_their_completion() {
         let row = json!({"prompt": prompt, "completion": completion});
         assert_eq!(marked(&tokenizer, &row, false), expected);
     }
-    let rows = [("hel", "lo"), ("hello", " yes"), ("is", "yes")].map(|(p, c)| json!({"prompt": p, "completion": c}));
+    let rows = [("hel", "lo"), ("hello", " yes"), ("a", "yes")].map(|(p, c)| json!({"prompt": p, "completion": c}));
     let warnings = |rows: &[Value]| {
         dataset(&tokenizer, rows, &DatasetOptions::default())
             .unwrap()

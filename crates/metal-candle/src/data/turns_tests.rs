@@ -189,11 +189,11 @@ fn nobody_else_s_words_are_learnt() {
     let tokenizer = byte_level(Some(late));
     assert_eq!(
         marked(&tokenizer, &chat(&["hello", "yes"])),
-        "Q: hello A:[ yes<|im_end|>]"
+        "Q: hello A: [yes<|im_end|>]"
     );
     assert_eq!(
         marked(&tokenizer, &chat(&["yes", "yes", "the", "the world"])),
-        "Q: yes A:[ yes<|im_end|>]Q: the A:[ the world<|im_end|>]"
+        "Q: yes A: [yes<|im_end|>]Q: the A:[ the world<|im_end|>]"
     );
 }
 
