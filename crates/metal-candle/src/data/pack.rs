@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(chosen(&[20; 55], 8, 1024), (28, 40));
         assert_eq!(chosen(&[3, 4, 2], 1, 2048), (2, 8));
         // Much short data: short rows, and batches of as many tokens as before.
-        let (rows, length) = chosen(&[20; 4000], 8, 1024);
+        let (rows, length) = chosen(&vec![20; 4000], 8, 1024);
         assert!(
             length <= 128 && rows * length <= 8192 && rows * length > 7000,
             "{rows} rows of {length}"
