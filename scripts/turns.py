@@ -4,7 +4,8 @@
     venv/bin/python scripts/turns.py --output fixtures/turns
 
 `marks.json`: masks of `apply_chat_template(return_assistant_tokens_mask=True)` for templates with generation marks, with
-the tokenizer of `fixtures/models/llama-tiny`. `completions.json`: token ids and masks of prompts with completions as TRL
+the tokenizer of `fixtures/models/llama-tiny`. (No marked text ends in a character of several tokens: transformers would
+leave all but the first of these out.) `completions.json`: token ids and masks of prompts with completions as TRL
 1.16 makes them (the end token is appended to the text, both are tokenised as one, and the completion begins where the
 tokens of the prompt alone end or differ), for a tokenizer with metaspace and byte fallback and for a Unigram one.
 The templates beside them are written by hand.
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 CONVERSATIONS = [
     [("user", "2+2"), ("assistant", "4")],
     [("user", "2+2"), ("assistant", "4"), ("user", "the 3+3"), ("assistant", " the answer is six \n")],
-    [("system", "Be brief."), ("user", "the fox?"), ("assistant", "Größe 🦊"), ("user", ""), ("assistant", "the end")],
+    [("system", "Be brief."), ("user", "the fox?"), ("assistant", "Größe 🦊!"), ("user", ""), ("assistant", "the end")],
     [("user", "a<|im_end|>"), ("assistant", "b"), ("assistant", "c"), ("user", "d")],
 ]
 

@@ -4,7 +4,7 @@
 //! [`Cursor`], so a resumed run sees what an uninterrupted one would have seen. Few distinct shapes occur, because each
 //! shape is planned (and compiled) anew by whoever computes with it.
 
-use super::pack::{PackedShape, first_fit};
+use super::pack::{PackedShape, pack};
 use super::{DataError, Dataset, Example, permutation};
 
 /// The target of a token after which nothing is to be learnt.
@@ -78,7 +78,7 @@ pub enum Layout {
     Padded,
     /// One example a row; every batch has `max_length` tokens a row, so that only one shape occurs.
     Fixed,
-    /// As many examples a row as first fit finds room for. Every batch has the same shape, which suits the data: it holds at
+    /// As many examples a row as there is room for, the longest placed first. Every batch has the same shape, which suits the data: it holds at
     /// most as many tokens as `rows` rows of `max_length`, in shorter and more rows where examples are short.
     Packed,
 }
@@ -144,6 +144,8 @@ pub struct Batches {
     options: BatchOptions,
     /// Tokens of a row, where all batches have the same.
     length: Option<usize>,
+    /// Rows of an epoch that hold examples.
+    filled: usize,
 }
 
 impl Batches {
@@ -175,29 +177,19 @@ impl Batches {
             dataset,
             options,
             length: None,
+            filled: stats.examples,
         };
         match batches.options.layout {
             Layout::Padded => {}
             Layout::Fixed => batches.length = Some(batches.options.max_length),
             Layout::Packed => {
-                let PackedShape { rows, length } = batches.packed_shape();
-                (batches.options.rows, batches.length) = (rows, Some(length));
+                let lengths = batches.lengths(&(0..stats.examples).collect::<Vec<_>>());
+                let shape = PackedShape::choose(&lengths, batches.options.rows, batches.options.max_length);
+                (batches.options.rows, batches.length) = (shape.rows, Some(shape.length));
+                batches.filled = shape.filled;
             }
         }
         Ok(batches)
-    }
-
-    /// The shape that suits the first epochs: how many rows are filled depends a little on the order.
-    fn packed_shape(&self) -> PackedShape {
-        const EPOCHS: u64 = 4;
-        let count = self.dataset.examples().len();
-        let epochs = if self.options.shuffle.is_some() && count <= 1024 {
-            EPOCHS
-        } else {
-            1
-        };
-        let orders: Vec<Vec<usize>> = (0..epochs).map(|epoch| self.lengths(&self.order(epoch))).collect();
-        PackedShape::choose(&orders, self.options.rows, self.options.max_length)
     }
 
     /// The examples that the batches are made of.
@@ -206,14 +198,10 @@ impl Batches {
         &self.dataset
     }
 
-    /// How many batches an epoch has. With [`Layout::Packed`] this can differ between epochs, by how well rows fill.
+    /// How many batches an epoch has: the same in every epoch.
     #[must_use]
-    pub fn batches_in(&self, epoch: u64) -> usize {
-        let rows = match self.options.layout {
-            Layout::Packed => self.plan(epoch).len(),
-            Layout::Padded | Layout::Fixed => self.dataset.examples().len(),
-        };
-        rows.div_ceil(self.options.rows)
+    pub fn batches_in(&self, _epoch: u64) -> usize {
+        self.filled.div_ceil(self.options.rows)
     }
 
     /// The batches of one epoch.
@@ -252,7 +240,7 @@ impl Batches {
         let order = self.order(epoch);
         match (self.options.layout, self.length) {
             (Layout::Packed, Some(length)) => {
-                let rows = first_fit(&self.lengths(&order), length);
+                let rows = pack(&self.lengths(&order), length);
                 rows.into_iter()
                     .map(|row| row.into_iter().map(|place| order[place]).collect())
                     .collect()

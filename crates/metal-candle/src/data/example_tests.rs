@@ -120,7 +120,7 @@ fn prompts_learn_only_their_completion() {
         let row = json!({"prompt": prompt, "completion": completion});
         assert_eq!(marked(&tokenizer, &row, false), expected);
     }
-    let rows = [("hel", "lo"), ("hello", " yes"), ("is", "yes")].map(|(p, c)| json!({"prompt": p, "completion": c}));
+    let rows = [("hel", "lo"), ("hello", " yes"), ("a", "yes")].map(|(p, c)| json!({"prompt": p, "completion": c}));
     let warnings = |rows: &[Value]| {
         dataset(&tokenizer, rows, &DatasetOptions::default())
             .unwrap()
@@ -128,7 +128,7 @@ fn prompts_learn_only_their_completion() {
             .to_vec()
     };
     assert_eq!(warnings(&rows), [DataWarning::SharedToken { rows: 1 }]);
-    assert_eq!(warnings(&rows[1..]), []);
+    assert!(warnings(&rows[1..]).is_empty());
     let row = json!({"prompt": "hello", "completion": " yes"});
     assert_eq!(marked(&tokenizer, &row, true), "<|bos|>[hello yes<|endoftext|>]");
     // No space is invented between the two, although this tokenizer puts one before every text.

@@ -280,7 +280,7 @@ impl Conversation<'_> {
                 .filter(|found| found.message == turn)
                 .map(|found| &found.bytes)
         };
-        let said = own().next()?.start..own().last()?.end;
+        let said = own().next()?.start..own().next_back()?.end;
         let others = || {
             found
                 .iter()
@@ -336,13 +336,14 @@ impl Conversation<'_> {
         if shared == ended.len() {
             return ended.to_owned();
         }
-        // Two tokens may begin alike: only whole ones are shared.
-        let ends = self
-            .tokenizer
-            .encode_with_offsets(after, false)
-            .unwrap_or_default()
-            .offsets;
-        let whole = ends.iter().map(|(_, end)| *end).filter(|end| *end <= shared).max();
+        // What follows may begin like a token of the end: only whole special tokens and white space are shared.
+        let encoded = self.tokenizer.encode_with_offsets(after, false).unwrap_or_default();
+        let blank = |start: usize, end: usize| after.get(start..end).is_some_and(|text| text.trim().is_empty());
+        let ends = encoded.ids.iter().zip(&encoded.offsets);
+        let whole = ends
+            .filter(|(id, (start, end))| *end <= shared && (self.tokenizer.is_special(**id) || blank(*start, *end)))
+            .map(|(_, (_, end))| *end)
+            .max();
         after[..whole.unwrap_or(0)].to_owned()
     }
 }

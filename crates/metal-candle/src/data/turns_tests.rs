@@ -189,11 +189,11 @@ fn nobody_else_s_words_are_learnt() {
     let tokenizer = byte_level(Some(late));
     assert_eq!(
         marked(&tokenizer, &chat(&["hello", "yes"])),
-        "Q: hello A:[ yes<|im_end|>]"
+        "Q: hello A: [yes<|im_end|>]"
     );
     assert_eq!(
         marked(&tokenizer, &chat(&["yes", "yes", "the", "the world"])),
-        "Q: yes A:[ yes<|im_end|>]Q: the A:[ the world<|im_end|>]"
+        "Q: yes A: [yes<|im_end|>]Q: the A:[ the world<|im_end|>]"
     );
 }
 
@@ -251,7 +251,7 @@ fn a_model_that_would_not_learn_to_stop_is_warned_of() {
         warnings(&template("noendlast"), &multi),
         [DataWarning::NoStopToken { turns: 2 }]
     );
-    assert_eq!(warnings(&byte_level(Some(CHATML)), &multi), []);
+    assert!(warnings(&byte_level(Some(CHATML)), &multi).is_empty());
     let text = DataWarning::NoStopToken { turns: 2 }.to_string();
     assert!(
         text.contains("does not learn to stop") && text.contains("{{ eos_token }}"),

@@ -133,13 +133,13 @@ mod tests {
         };
         for (pieces, text, stopped) in [
             (&["a", "<end>", "b"][..], "a", true),
-            (&["a", "<x>", "b"], "ab", false),
-            (&["ab", "<x>", "c"], "a", true),
-            (&["ab", "<x>", "d"], "abd", false),
-            (&["ab", "<x>"], "ab", false),
-            (&["<x>", "a", "<x>", "<end>"], "a", true),
+            (&["a", "<x>", "b"][..], "ab", false),
+            (&["ab", "<x>", "c"][..], "a", true),
+            (&["ab", "<x>", "d"][..], "abd", false),
+            (&["ab", "<x>"][..], "ab", false),
+            (&["<x>", "a", "<x>", "<end>"][..], "a", true),
             // Spelled out, it is no special token, and found as well.
-            (&["a<e", "nd>"], "a", true),
+            (&["a<e", "nd>"][..], "a", true),
         ] {
             assert_eq!(run(pieces), (text.to_owned(), stopped), "{pieces:?}");
         }
