@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use metal_candle_graph::LazyTensor;
 
 use super::stop::StopText;
-use super::{Decoder, GenerateError, KvCache, Sampler, SamplingConfig};
+use super::{Decoder, GenerateError, KvCache, LogitsProcessors, Sampler, SamplingConfig};
 use crate::models::LoadedModel;
 use crate::text::{ChatMessage, TextStream, Tokenizer};
 
@@ -29,6 +29,8 @@ pub struct GenerationOptions {
     pub max_new_tokens: usize,
     /// How each token is chosen.
     pub sampling: SamplingConfig,
+    /// Which tokens may not come next.
+    pub processors: LogitsProcessors,
     /// Texts that end the answer; they are not part of it.
     pub stop_strings: Vec<String>,
     /// Tokens that end the answer; `None` for those of the model.
@@ -41,6 +43,7 @@ impl Default for GenerationOptions {
         Self {
             max_new_tokens: 256,
             sampling: SamplingConfig::default(),
+            processors: LogitsProcessors::default(),
             stop_strings: Vec::new(),
             stop_tokens: None,
         }
@@ -212,6 +215,9 @@ impl<'m> Generator<'m> {
             if history.len() > prompt.len() {
                 logits = self.decoder.next(cache, &history[history.len() - 1..])?;
             }
+            options
+                .processors
+                .apply(&mut logits, &history, prompt.len(), stop_tokens);
             let token = sampler.sample(&mut logits, &history)?;
             history.push(token);
             reason = if stop_tokens.contains(&token) {

@@ -7,6 +7,7 @@ mod cache;
 mod decoder;
 mod generate_error;
 mod generator;
+mod logits_processors;
 mod sampling;
 mod stop;
 
@@ -14,4 +15,5 @@ pub use cache::KvCache;
 pub use decoder::Decoder;
 pub use generate_error::GenerateError;
 pub use generator::{FinishReason, Generation, GenerationOptions, Generator, Prompt};
+pub use logits_processors::LogitsProcessors;
 pub use sampling::{Sampler, SamplingConfig, SamplingError};
