@@ -1,8 +1,9 @@
 """`parity/`: some thirty small models of drawn settings, and what transformers and PEFT compute with them.
 
 `models.json` holds settings, token ids and greedy ids, `logits.safetensors` the logits of a few positions,
-`training.json` the losses of LoRA runs on a few of the models, and `logits_processors.json` the tokens that
-transformers' processors forbid. The weights are those of `seeded_weights`, rounded to the dtype of the case.
+`training.json` the losses of LoRA runs on a few of the models, `logits_processors.json` the tokens that transformers'
+processors forbid, `sampling.json` the probabilities that its warpers leave, and `generation.json` what `generate` says
+with such settings. The weights are those of `seeded_weights`, rounded to the dtype of the case.
 """
 
 import random
@@ -60,7 +61,7 @@ ROPES: list[dict[str, Any]] = [
 ]
 
 
-def write_all(folder: Path) -> None:
+def write_all(folder: Path, models: Path) -> None:
     draw = random.Random(SEED)
     cases = [Case(number, draw) for number in range(CASES)]
     described, logits = [], {}
@@ -72,6 +73,8 @@ def write_all(folder: Path) -> None:
     save_tensors(folder / "logits.safetensors", logits)
     save_json(folder / "training.json", [train(cases[number]) for number in TRAINED])
     save_json(folder / "logits_processors.json", processor_cases())
+    save_json(folder / "sampling.json", sampling_cases())
+    save_json(folder / "generation.json", generation_cases(models))
 
 
 class Case:
@@ -312,3 +315,93 @@ def forbidden_tokens(settings: dict[str, Any], history: list[int], prompt: int, 
     for name, value in settings.items():
         scores = makers[name](value)(torch.tensor([history]), scores)
     return [token for token in range(12) if scores[0, token] == -float("inf")]
+
+
+def sampling_cases() -> list[dict[str, Any]]:
+    """Settings of sampling drawn with a seed, alone and together, with the probabilities that are left."""
+    draw = random.Random(SEED)
+    cases = []
+    for number in range(72):
+        size = draw.choice([5, 12, 12, 120])
+        logits = [round(draw.gauss(0, 2), 2) for _ in range(size)]
+        history = [draw.randrange(size) for _ in range(6)]
+        choices: dict[str, Any] = {
+            "temperature": draw.choice([0.5, 0.8, 1.3]),
+            "top_h": draw.choice([0.2, 0.5, 0.9]),
+            "top_k": draw.choice([1, 3, 10]),
+            "top_p": draw.choice([0.3, 0.7, 0.95]),
+            "min_p": draw.choice([0.01, 0.1, 0.5]),
+            "typical_p": draw.choice([0.2, 0.6, 0.95]),
+            "epsilon_cutoff": draw.choice([0.005, 0.05, 0.4]),
+            "eta_cutoff": draw.choice([0.005, 0.05, 0.4]),
+            "repetition_penalty": draw.choice([0.8, 1.2, 2.0]),
+        }
+        names = [list(choices)[number % 9]] if number < 36 else draw.sample(list(choices), draw.choice([2, 4, 6]))
+        settings = {"do_sample": True, "top_k": 0} | {name: choices[name] for name in choices if name in names}
+        probabilities = [float(f"{p:.7g}") for p in warped(settings, logits, history)]
+        cases.append({"settings": settings, "logits": logits, "history": history, "probabilities": probabilities})
+    return cases
+
+
+def warped(settings: dict[str, Any], logits: list[float], history: list[int]) -> list[float]:
+    """The probabilities after transformers' processors, in the order of `generate`."""
+    makers: dict[str, Any] = {
+        "repetition_penalty": processes.RepetitionPenaltyLogitsProcessor,
+        "temperature": processes.TemperatureLogitsWarper,
+        "top_h": processes.TopHLogitsWarper,
+        "top_k": processes.TopKLogitsWarper,
+        "top_p": processes.TopPLogitsWarper,
+        "min_p": processes.MinPLogitsWarper,
+        "typical_p": processes.TypicalLogitsWarper,
+        "epsilon_cutoff": processes.EpsilonLogitsWarper,
+        "eta_cutoff": processes.EtaLogitsWarper,
+    }
+    scores = torch.tensor([logits])
+    for name, maker in makers.items():
+        if settings.get(name):
+            scores = maker(settings[name])(torch.tensor([history]), scores)
+    return scores.softmax(-1)[0].tolist()
+
+
+def generation_cases(models: Path) -> list[dict[str, Any]]:
+    """Greedy ids of the models of `models/` with the settings of a `generation_config.json`, an end token included."""
+    cases = []
+    for name in ("llama-tiny", "qwen2-tiny"):
+        model = AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32).eval()
+        model.generation_config.do_sample = False
+        prompts = (seeded_weights.integers(SEED + attempt, name, 9, 200) for attempt in range(100))
+        # one whose continuation has no close choice
+        prompt, plain = next((p, g) for p in prompts if len(g := continued(model, p, {})) == NEW_TOKENS)
+        for settings in (
+            {},
+            {"no_repeat_ngram_size": 2},
+            {"no_repeat_ngram_size": 1, "repetition_penalty": 1.3},
+            {"suppress_tokens": plain[:3]},
+            {"begin_suppress_tokens": plain[:1]},
+            {"bad_words_ids": [plain[:1], plain[2:5], [prompt[-1], plain[0]]]},
+            {"min_new_tokens": 40, "no_repeat_ngram_size": 3},
+            {"min_length": 30, "eos_token_id": plain[4:6]},
+            {"min_new_tokens": 8, "eos_token_id": plain[2]},
+            {"eos_token_id": plain[2]},
+        ):
+            cases.append({"model": name, "prompt": prompt, "settings": settings, "ids": continued(model, prompt, settings)})
+    return cases
+
+
+def continued(model: torch.nn.Module, prompt: list[int], settings: dict[str, Any]) -> list[int]:
+    """What `generate` appends, up to a choice that is too close."""
+    defaults = {"repetition_penalty": 1.0, "eos_token_id": -1}
+    output = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        max_new_tokens=NEW_TOKENS,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **(defaults | settings),
+    )
+    new = output.sequences[0, len(prompt) :].tolist()
+    for step, scores in enumerate(output.scores):
+        top = scores[0].topk(2).values
+        if top[0] - top[1] < SMALLEST_MARGIN:
+            return new[:step]
+    return new

@@ -158,6 +158,7 @@ fn sampling(arguments: &GenerateArgs, generation: &GenerationConfig) -> Sampling
         min_p: arguments.min_p.unwrap_or(suggested.min_p),
         repetition_penalty: arguments.repetition_penalty.unwrap_or(suggested.repetition_penalty),
         seed: arguments.seed,
+        ..suggested
     }
 }
 

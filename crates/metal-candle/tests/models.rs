@@ -268,14 +268,14 @@ fn what_a_folder_asks_for_and_does_not_get_is_said() {
     let config = std::fs::read_to_string(source.join("config.json")).unwrap();
     let config = config.replacen("\"attention_dropout\": 0.0", "\"attention_dropout\": 0.25", 1);
     std::fs::write(folder.path().join("config.json"), config).unwrap();
-    let generation = r#"{"num_beams": 4, "top_h": 0.5, "do_sample": true, "no_repeat_ngram_size": 3}"#;
+    let generation = r#"{"num_beams": 4, "max_time": 0.5, "do_sample": true, "no_repeat_ngram_size": 3}"#;
     std::fs::write(folder.path().join("generation_config.json"), generation).unwrap();
     let warnings = load(folder.path(), DType::F32, &Device::Cpu).unwrap().warnings;
     assert_eq!(
         warnings,
         [
             "config.json: attention_dropout = 0.25 is not applied in training",
-            "generation_config.json: not implemented and left out: num_beams = 4, top_h = 0.5",
+            "generation_config.json: not implemented and left out: num_beams = 4, max_time = 0.5",
         ]
     );
 }

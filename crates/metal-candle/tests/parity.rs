@@ -1,4 +1,5 @@
-//! Some thirty small models of drawn settings against transformers and PEFT: logits, greedy tokens, losses.
+//! Some thirty small models of drawn settings against transformers and PEFT: logits, greedy tokens, losses;
+//! and what the settings of `generation_config.json` do.
 //!
 //! Their weights are made here from a seed, as `scripts/reference_fixtures/parity.py` makes them, and loaded from folders
 //! as a user's are: in three dtypes, whole or in shards, with settings in both spellings.
@@ -8,13 +9,14 @@
 mod common;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Tensor};
 use common::{fixture, largest_difference, reference, seeded};
 use metal_candle::adapters::{Adapter, AdapterConfig, LoraPair, TargetModules, apply, write_adapter};
 use metal_candle::graph::{AdamWOptions, CrossEntropyOptions, LazyTensor, Result};
-use metal_candle::inference::Decoder;
-use metal_candle::models::{CausalLm, ModelConfig, load_model};
+use metal_candle::inference::{Decoder, GenerationOptions, Generator, LogitsProcessors, Prompt, SamplingConfig};
+use metal_candle::models::{CausalLm, ModelConfig, load, load_model};
 use metal_candle::nn::Pass;
 use metal_candle::training::Stepper;
 use serde::Deserialize;
@@ -181,6 +183,44 @@ fn greedy_tokens_equal_transformers_and_the_cache_changes_nothing() {
     }
     println!("{count} greedy tokens");
     assert!(count >= 2000, "{count}");
+}
+
+#[derive(Deserialize)]
+struct Said {
+    model: String,
+    prompt: Vec<u32>,
+    settings: Map<String, Value>,
+    ids: Vec<u32>,
+}
+
+/// `generation_config.json` as transformers' `generate` follows it.
+#[test]
+fn suggestions_of_the_model_are_followed_as_in_transformers() {
+    let cases = parsed::<Said>("generation");
+    assert!(cases.len() >= 20);
+    for case in cases {
+        let source = fixture(&format!("models/{}", case.model));
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+            std::fs::copy(source.join(name), folder.path().join(name)).unwrap();
+        }
+        let settings = Value::Object(case.settings.clone()).to_string();
+        std::fs::write(folder.path().join("generation_config.json"), settings).unwrap();
+        let loaded = load(folder.path(), DType::F32, &Device::Cpu).unwrap();
+        let options = GenerationOptions {
+            max_new_tokens: case.ids.len(),
+            sampling: SamplingConfig::suggested_by(&loaded.generation, 0),
+            processors: LogitsProcessors::suggested_by(&loaded.generation),
+            // The model's own end tokens would end what the reference has without any.
+            stop_tokens: Some(loaded.generation.eos_token_ids.clone()),
+            ..GenerationOptions::default()
+        };
+        let mut continued = |_: &str| ControlFlow::Continue(());
+        let answer = Generator::new(&loaded)
+            .generate(Prompt::Tokens(&case.prompt), &options, &mut continued)
+            .unwrap();
+        assert_eq!(answer.tokens, case.ids, "{} with {:?}", case.model, case.settings);
+    }
 }
 
 fn loss(model: &dyn CausalLm, parameters: &[LazyTensor], batch: &[LazyTensor]) -> Result<LazyTensor> {

@@ -5,6 +5,7 @@
 
 mod cache;
 mod decoder;
+mod filters;
 mod generate_error;
 mod generator;
 mod logits_processors;

@@ -185,9 +185,13 @@ impl Heads {
     fn read(fields: &Fields<'_>, architecture: Architecture) -> Result<Self> {
         let hidden = size(fields, "hidden_size", 1 << 20, None)?;
         let query = size(fields, "num_attention_heads", 1 << 12, None)?;
-        // null stands for as many as query heads everywhere; a field that is absent, in `qwen2`, for 32.
+        // null stands for as many as query heads everywhere; a field that is absent, in `qwen2`, for 32 where that fits.
         let absent = architecture == Architecture::Qwen2 && !fields.has("num_key_value_heads");
-        let default = if absent { QWEN2_KEY_VALUE_HEADS } else { query };
+        let default = if absent && query.is_multiple_of(QWEN2_KEY_VALUE_HEADS) {
+            QWEN2_KEY_VALUE_HEADS
+        } else {
+            query
+        };
         let key_value = size(fields, "num_key_value_heads", 1 << 12, Some(default))?;
         if !query.is_multiple_of(key_value) {
             let reason = format!("is {key_value}, which does not divide num_attention_heads, {query}");

@@ -26,6 +26,14 @@ pub struct GenerationConfig {
     pub top_p: Option<f64>,
     /// Keep tokens at least this likely relative to the likeliest.
     pub min_p: Option<f64>,
+    /// Keep the tokens of the most typical surprise up to this probability.
+    pub typical_p: Option<f64>,
+    /// Keep tokens at least this likely.
+    pub epsilon_cutoff: Option<f64>,
+    /// Keep tokens at least this likely, or less where the entropy is high.
+    pub eta_cutoff: Option<f64>,
+    /// Keep the likeliest tokens up to this share of the entropy.
+    pub top_h: Option<f64>,
     /// Penalty on tokens that occurred.
     pub repetition_penalty: Option<f64>,
     /// Most tokens to generate.
@@ -75,17 +83,6 @@ fn not_implemented() -> [(&'static str, Vec<Value>); 20] {
     ]
 }
 
-/// As [`not_implemented`], for settings that only matter where tokens are drawn.
-fn not_implemented_drawing() -> [(&'static str, Vec<Value>); 4] {
-    let (zero, one) = ([json!(0), json!(0.0)], [json!(1), json!(1.0)]);
-    [
-        ("typical_p", one.to_vec()),
-        ("epsilon_cutoff", zero.to_vec()),
-        ("eta_cutoff", zero.to_vec()),
-        ("top_h", Vec::new()),
-    ]
-}
-
 impl GenerationConfig {
     /// Reads `generation_config.json` of a model folder; all defaults if there is none.
     ///
@@ -110,6 +107,10 @@ impl GenerationConfig {
             top_k: fields.usize("top_k")?,
             top_p: fields.f64("top_p")?,
             min_p: fields.f64("min_p")?,
+            typical_p: fields.f64("typical_p")?,
+            epsilon_cutoff: fields.f64("epsilon_cutoff")?,
+            eta_cutoff: fields.f64("eta_cutoff")?,
+            top_h: fields.f64("top_h")?,
             repetition_penalty: fields.f64("repetition_penalty")?,
             max_new_tokens: fields.usize("max_new_tokens")?,
             max_length: fields.usize("max_length")?,
@@ -126,13 +127,11 @@ impl GenerationConfig {
 
 /// The settings that ask for what is not implemented.
 fn unsupported(fields: &Fields<'_>) -> Vec<String> {
-    let drawn = fields.get("do_sample") == Some(&Value::Bool(true));
-    let drawing = not_implemented_drawing().into_iter().filter(|_| drawn);
     let asks = |(field, neutral): (&'static str, Vec<Value>)| {
         let value = fields.get(field).filter(|value| !neutral.contains(value))?;
         Some(format!("{field} = {}", shortened(value)))
     };
-    not_implemented().into_iter().chain(drawing).filter_map(asks).collect()
+    not_implemented().into_iter().filter_map(asks).collect()
 }
 
 #[cfg(test)]
@@ -183,12 +182,7 @@ mod tests {
             r#"{"do_sample": true, "num_beams": 4, "typical_p": 0.9, "forced_eos_token_id": 2, "stop_strings": ["x"]}"#;
         assert_eq!(
             read(asked).unwrap().unsupported,
-            [
-                "num_beams = 4",
-                "forced_eos_token_id = 2",
-                r#"stop_strings = ["x"]"#,
-                "typical_p = 0.9"
-            ]
+            ["num_beams = 4", "forced_eos_token_id = 2", r#"stop_strings = ["x"]"#]
         );
     }
 
