@@ -167,6 +167,15 @@ mod tests {
                     9.882_118_32e-6,
                 ],
             ),
+        ] {
+            compare(theta, &scaling, expected);
+        }
+    }
+
+    #[test]
+    #[expect(clippy::excessive_precision, reason = "the constants are f32 values printed in full")]
+    fn frequencies_of_yarn_equal_transformers() {
+        for (theta, scaling, expected) in [
             (
                 1e6,
                 RopeScaling::Yarn {
@@ -210,15 +219,19 @@ mod tests {
                 ],
             ),
         ] {
-            let found = RopeConfig {
-                theta,
-                scaling: scaling.clone(),
-            }
-            .inverse_frequencies(16);
-            for (f, e) in found.iter().zip::<[f32; 8]>(expected) {
-                assert!((f - e).abs() <= 3e-7 * e, "{scaling:?}: {f} against {e}");
-            }
-            assert_eq!(found.len(), 8);
+            compare(theta, &scaling, expected);
         }
+    }
+
+    fn compare(theta: f64, scaling: &RopeScaling, expected: [f32; 8]) {
+        let rope = RopeConfig {
+            theta,
+            scaling: scaling.clone(),
+        };
+        let found = rope.inverse_frequencies(16);
+        for (f, e) in found.iter().zip(expected) {
+            assert!((f - e).abs() <= 3e-7 * e, "{scaling:?}: {f} against {e}");
+        }
+        assert_eq!(found.len(), 8);
     }
 }

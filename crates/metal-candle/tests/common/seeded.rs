@@ -34,14 +34,15 @@ pub fn integers(seed: u64, name: &str, count: usize, below: usize) -> Vec<u32> {
 /// The weight of a model of that name and shape, in f32.
 pub fn weight(seed: u64, name: &str, shape: &[usize]) -> Tensor {
     let mut values = fractions(seed, name, shape.iter().product());
+    let norm = name.contains("norm");
     let scale = match shape {
-        _ if name.contains("norm") => 0.3,
-        [_] => 0.3,
-        _ if name.contains("embed_tokens") || name.contains("lm_head") => 0.75,
-        [_, inputs, ..] => (2.5 / (*inputs as f64).sqrt()) as f32,
-        [] => 1.0,
+        [_, inputs, ..] if !norm => match name {
+            "model.embed_tokens.weight" | "lm_head.weight" => 0.75,
+            _ => (2.5 / (*inputs as f64).sqrt()) as f32,
+        },
+        _ => 0.3,
     };
-    let offset = if name.contains("norm") { 1.0 } else { 0.0 };
+    let offset = if norm { 1.0 } else { 0.0 };
     for value in &mut values {
         *value = offset + scale * *value;
     }
