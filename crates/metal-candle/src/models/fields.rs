@@ -81,7 +81,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn token_ids(&self, field: &str) -> Result<Vec<u32>> {
         let ids = |v: &Value| match v {
             Value::Array(_) => ids(v),
-            one => id(one).map(|one| one.into_iter().collect()),
+            one => whole(one).map(|id| u32::try_from(id).into_iter().collect()),
         };
         Ok(self
             .typed(field, "a token id or a list of token ids", ids)?
@@ -157,18 +157,15 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A token id; `Some(None)` if it is negative, `None` if it is none at all.
-fn id(value: &Value) -> Option<Option<u32>> {
-    if value.as_i64().is_some_and(|n| n < 0) {
-        return Some(None);
-    }
-    value.as_u64().and_then(|n| u32::try_from(n).ok()).map(Some)
+/// A whole number that is no larger than token ids are. Negative ones, which are no tokens, are whole numbers, too.
+fn whole(value: &Value) -> Option<i64> {
+    value.as_i64().filter(|id| *id <= i64::from(u32::MAX))
 }
 
 /// The token ids of a list, without negative ones.
 fn ids(value: &Value) -> Option<Vec<u32>> {
-    let all: Option<Vec<_>> = value.as_array()?.iter().map(id).collect();
-    Some(all?.into_iter().flatten().collect())
+    let all: Option<Vec<i64>> = value.as_array()?.iter().map(whole).collect();
+    Some(all?.into_iter().filter_map(|id| u32::try_from(id).ok()).collect())
 }
 
 /// A value as text of at most 60 characters, so that an error stays one line.
