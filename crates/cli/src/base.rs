@@ -6,6 +6,7 @@ use candle_core::Device;
 use metal_candle::models::{self, LoadOptions, LoadedModel, QuantFormat};
 use metal_candle::nn::QuantizedLinear;
 
+use crate::console::warn;
 use crate::demo;
 use crate::error::{Failure, Result};
 
@@ -39,13 +40,10 @@ impl Base {
         if !folder.exists() {
             return Err(Failure::with_tip(format!("{name}: no such folder"), TIP));
         }
-        if !folder.join("config.json").is_file() {
-            return Err(Failure::with_tip(
-                format!("{name}: not a model folder: it holds no config.json"),
-                TIP,
-            ));
-        }
         let loaded = models::load_with(folder, options, device).map_err(Failure::checking)?;
+        for warning in &loaded.warnings {
+            warn(&format!("warning: {name}: {warning}"));
+        }
         Ok(Self {
             loaded,
             name,

@@ -9,7 +9,7 @@ use metal_candle_graph::LazyTensor;
 
 use super::stop::StopText;
 use super::stream_token::{Chooser, Listener, StreamToken};
-use super::{Decoder, GenerateError, KvCache, Sampler, SamplingConfig};
+use super::{Decoder, GenerateError, KvCache, LogitsProcessors, Sampler, SamplingConfig};
 use crate::models::LoadedModel;
 use crate::text::{ChatMessage, TextStream, Tokenizer, end_of_turn_tokens};
 
@@ -31,6 +31,8 @@ pub struct GenerationOptions {
     pub max_new_tokens: usize,
     /// How each token is chosen.
     pub sampling: SamplingConfig,
+    /// Which tokens may not come next.
+    pub processors: LogitsProcessors,
     /// Texts that end the answer; they are not part of it. Special tokens, which the answer's text leaves out, are seen
     /// as the vocabulary spells them.
     pub stop_strings: Vec<String>,
@@ -44,6 +46,7 @@ impl Default for GenerationOptions {
         Self {
             max_new_tokens: 256,
             sampling: SamplingConfig::default(),
+            processors: LogitsProcessors::default(),
             stop_strings: Vec::new(),
             stop_tokens: None,
         }
@@ -283,6 +286,9 @@ impl<'m> Generator<'m> {
                 }
                 logits = self.decoder.next(cache, &history[history.len() - 1..])?;
             }
+            options
+                .processors
+                .apply(&mut logits, &history, prompt.len(), stop_tokens);
             let token = sampler.sample(&mut logits, &history)?;
             history.push(token);
             reason = if stop_tokens.contains(&token) {
