@@ -286,10 +286,10 @@ impl<'m> Generator<'m> {
                 }
                 logits = self.decoder.next(cache, &history[history.len() - 1..])?;
             }
-            options
-                .processors
-                .apply(&mut logits, &history, prompt.len(), stop_tokens);
-            let token = sampler.sample(&mut logits, &history)?;
+            let process = |logits: &mut [f32]| {
+                options.processors.apply(logits, &history, prompt.len(), stop_tokens);
+            };
+            let token = sampler.sample(&mut logits, &history, process)?;
             history.push(token);
             reason = if stop_tokens.contains(&token) {
                 Some(FinishReason::StopToken)

@@ -74,12 +74,19 @@ impl<'l> Chooser<'l> {
         }
     }
 
-    /// As [`Sampler::sample`].
-    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32, SamplingError> {
+    /// As [`Sampler::sample`], of the logits as `process` leaves them.
+    pub fn sample(
+        &mut self,
+        logits: &mut [f32],
+        history: &[u32],
+        process: impl FnOnce(&mut [f32]),
+    ) -> Result<u32, SamplingError> {
         let Some(listener) = &self.listener else {
+            process(logits);
             return self.sampler.sample(logits, history);
         };
         let original = logits.to_vec();
+        process(logits);
         let token = self.sampler.sample(logits, history)?;
         let is_eos = listener.stop_tokens.contains(&token);
         self.pending = Some(StreamToken::of(&original, token, is_eos));
