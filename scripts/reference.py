@@ -19,11 +19,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
-from reference_fixtures import adapters, models, operations, training, verify
+from reference_fixtures import adapters, models, operations, parity, splits, templates, training, verify
 
-FOLDERS = ("ops", "models", "training", "adapters")
+FOLDERS = ("ops", "models", "training", "adapters", "parity", "templates", "tokenizers")
 # What is made here; `adapters/metal-candle-*` is metal-candle's own, and only PEFT's answer is put beside it.
-MADE = ("ops", "models", "training", "adapters/peft-*")
+MADE = ("ops", "models", "training", "adapters/peft-*", "parity", "templates", "tokenizers")
 
 
 def main() -> int:
@@ -42,11 +42,16 @@ def main() -> int:
     models.write_all(output / "models")
     training.write_all(output / "training", output / "adapters", output / "models")
     adapters.answer_ours(output / "adapters", output / "models")
+    parity.write_all(output / "parity", output / "models")
+
+    templates.write_all(output / "templates")
+    splits.write_all(output / "tokenizers")
 
     verify.operations(output / "ops")
     verify.models(output / "models")
     verify.training(output / "training")
     verify.adapters(output / "adapters", output / "models")
+    verify.parity(output / "parity")
     files = [path for folder in FOLDERS for path in (output / folder).rglob("*") if path.is_file()]
     print(f"wrote and verified {len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.2f} MB")
     return 0

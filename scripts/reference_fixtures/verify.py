@@ -100,3 +100,28 @@ def adapters(folder: Path, models_folder: Path) -> None:
         difference, effect = check_adapter.differences(model, path, path / "reference.safetensors")
         require(difference < 1e-4, f"{path}: logits differ by {difference:.1e} after loading")
         require(effect > 1e-2, f"{path}: the adapter has next to no effect")
+
+
+def parity(folder: Path) -> None:
+    """Every kind of setting occurs, logits vary, and greedy runs are long enough to outgrow a cache of 64 tokens."""
+    cases = load_json(folder / "models.json")
+    logits, _ = load_tensors(folder / "logits.safetensors")
+    require(set(logits) == {str(case["seed"]) for case in cases}, f"{folder}: cases and logits differ")
+    for case in cases:
+        config, tensor = case["config"], logits[str(case["seed"])]
+        shape = (len(case["prompts"]), len(case["positions"]), config["vocab_size"])
+        require(tensor.shape == shape, f"{folder}: logits of case {case['seed']}")
+        require(bool(tensor.isfinite().all()) and tensor.std() > 0.3, f"{folder}: logits of case {case['seed']}")
+    ropes = [case["config"].get("rope_parameters") or case["config"].get("rope_scaling") or {} for case in cases]
+    kinds = {rope.get("rope_type", rope.get("type", "default")) for rope in ropes}
+    require(kinds == {"default", "linear", "dynamic", "llama3", "yarn"}, f"{folder}: kinds of rope {kinds}")
+    for field in ("head", "dtype", "shards"):
+        require(len({case[field] for case in cases}) >= 3, f"{folder}: hardly any variety in {field}")
+    lengths = [p + len(g) for case in cases for p, g in zip(case["prompts"], case["greedy"], strict=True)]
+    require(sum(length > 64 for length in lengths) > 20, f"{folder}: greedy runs are short")
+    for run in load_json(folder / "training.json"):
+        require(len(run["steps"]) == 10 and max(run["rounding"]) <= 1e-5, f"{folder}: training of case {run['case']}")
+    forbidden = [case["forbidden"] for case in load_json(folder / "logits_processors.json")]
+    require(sum(map(bool, forbidden)) > len(forbidden) / 2, f"{folder}: processors hardly forbid anything")
+    for case in load_json(folder / "sampling.json"):
+        require(abs(sum(case["probabilities"]) - 1) < 1e-5, f"{folder}: probabilities of {case['settings']}")

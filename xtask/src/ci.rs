@@ -76,6 +76,25 @@ const DOCS: Step = Step {
     arguments: &["doc", "--no-deps", "--workspace", "--all-features"],
     environment: &[("RUSTDOCFLAGS", "-D warnings")],
 };
+/// The target whose Metal support nothing else here compiles; type-checking it needs no Apple software.
+const MACOS_TARGET: &str = "aarch64-apple-darwin";
+const MACOS: Step = step(
+    "clippy for macOS",
+    &[
+        "clippy",
+        "--target",
+        MACOS_TARGET,
+        "--package",
+        "metal-candle-graph",
+        "--package",
+        "metal-candle",
+        "--package",
+        "metal-candle-cli",
+        "--",
+        "-D",
+        "warnings",
+    ],
+);
 const LICENCES: Step = step(
     "licences, sources, bans",
     &["deny", "check", "licenses", "sources", "bans"],
@@ -105,6 +124,7 @@ pub fn run(root: &Path, arguments: &Arguments) -> Result<()> {
     let mut report = vec![(FORMAT.name, run_step(root, &FORMAT)?)];
     report.push(("tidy", run_tidy(root)?));
     report.push((CLIPPY.name, run_step(root, &CLIPPY)?));
+    report.push((MACOS.name, run_macos(root)?));
     let tests = if arguments.skip_tests {
         Outcome::NotRun("--skip-tests was given")
     } else {
@@ -143,6 +163,19 @@ fn run_tidy(root: &Path) -> Result<Outcome> {
     let start = Instant::now();
     tidy::run(root)?;
     Ok(Outcome::Passed(start.elapsed()))
+}
+
+/// Adds the target where it is missing; a toolchain that rustup does not manage has only its own.
+fn run_macos(root: &Path) -> Result<Outcome> {
+    let rustup = |arguments: &[&str]| Command::new("rustup").args(arguments).current_dir(root).status();
+    match rustup(&["target", "add", MACOS_TARGET]) {
+        Ok(status) if status.success() => run_step(root, &MACOS),
+        Ok(_) => bail!(
+            "{}: `rustup target add {MACOS_TARGET}` failed; run it once with a network",
+            MACOS.name
+        ),
+        Err(_) => Ok(Outcome::NotRun("rustup, which installs the target, is not there")),
+    }
 }
 
 /// Licences and sources where cargo-deny is installed; advisories where it can also fetch their database.

@@ -23,7 +23,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run every check: format, house rules, clippy, tests, the eager-only build, documentation, licences.
+    /// Run every check: format, house rules, clippy (for macOS too), tests, the eager-only build, documentation, licences.
     Ci(ci::Arguments),
     /// Check the house rules a machine can check and print each offence with its file and line.
     Tidy,

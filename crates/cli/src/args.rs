@@ -44,8 +44,10 @@ Examples:
   metal-candle train --config run.toml --seed 7
       All settings from a file, one of them changed
 
-Data is JSONL, one object a line; the first line decides which of
+Data is JSON objects: one a line, an array, or pretty-printed. The first decides which of
   {\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Hello!\"}]}
+  {\"conversations\": [{\"from\": \"human\", \"value\": \"Hi\"}, {\"from\": \"gpt\", \"value\": \"Hello!\"}]}
+  {\"instruction\": \"Greet.\", \"input\": \"\", \"output\": \"Hello!\"}
   {\"prompt\": \"Hi\", \"completion\": \"Hello!\"}
   {\"text\": \"Learnt whole.\"}
 The model learns what the assistant says (the completion, the text), not the prompts.
@@ -56,7 +58,8 @@ A settings file has the flags' names with underscores:
   learning_rate = 1e-4
   target_modules = [\"q_proj\", \"v_proj\"]
 
-Ctrl-C ends after the current step and saves the adapter.";
+Ctrl-C, SIGTERM and a closed terminal end the run after the current step; the adapter is saved. A second time ends it
+at once. Exit codes: 0 done, 1 failed, 2 bad input, 128 and the signal's number.";
 
 const GENERATE_EXAMPLES: &str = "\
 Examples:
@@ -126,19 +129,21 @@ pub struct Settings {
     /// The base model: a folder in Hugging Face's layout. Without it, the built-in model.
     #[arg(long, value_name = "DIR", help_heading = DATA)]
     pub model: Option<PathBuf>,
-    /// What to learn: a JSONL file. Without it and without --model, the demonstration.
+    /// What to learn: a file of JSON objects. Without it and without --model, the demonstration.
     #[arg(long, value_name = "FILE", help_heading = DATA)]
     pub data: Option<PathBuf>,
-    /// A JSONL file to measure the loss on.
+    /// A file of JSON objects to measure the loss on.
     #[arg(long, value_name = "FILE", help_heading = DATA)]
     pub validation: Option<PathBuf>,
     /// Share of the data that is set aside to measure the loss on, from 0 to below 1.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, help_heading = DATA)]
     pub validation_split: f64,
-    /// Longest example in tokens; longer ones are cut.
-    #[arg(long, value_name = "TOKENS", default_value_t = TrainerConfig::default().max_length, help_heading = DATA)]
-    pub max_length: usize,
-    /// Put several examples into one row; they do not see each other.
+    /// Longest example in tokens; longer ones are cut. At most the context of the model
+    /// [default: 1024, or the context where that is shorter].
+    #[arg(long, value_name = "TOKENS", help_heading = DATA)]
+    pub max_length: Option<usize>,
+    /// Put several examples into one row; they do not see each other. A batch then holds up to --batch-size x --max-length
+    /// tokens, in rows as long as suits the data.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL", help_heading = DATA)]
     pub packing: bool,
@@ -151,7 +156,7 @@ pub struct Settings {
     /// Without it, metal-candle-output, or the first free of metal-candle-output-2, -3 ...
     #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
     pub output: Option<PathBuf>,
-    /// Write into --output even if it is not empty, over files of an earlier run.
+    /// Write into --output even if it is not empty. An earlier run in it stays as it is until this one is saved.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL", help_heading = OUTPUT)]
     pub overwrite_output: bool,
@@ -215,7 +220,8 @@ pub struct Settings {
     /// Norm that gradients are clipped to; 0 for no clipping.
     #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().max_grad_norm, help_heading = TRAINING)]
     pub max_grad_norm: f64,
-    /// Steps between measurements of the validation loss; it is measured at the end in any case.
+    /// Steps between measurements of the validation loss; it is measured at the end in any case. Needs --validation or
+    /// --validation-split.
     #[arg(long, value_name = "N", help_heading = TRAINING)]
     pub eval_steps: Option<usize>,
     /// Everything random follows from this number.
@@ -280,9 +286,12 @@ pub struct GenerateArgs {
     /// The same number gives the same text.
     #[arg(long, value_name = "N", default_value_t = 42, help_heading = SAMPLING)]
     pub seed: u64,
-    /// Text that ends the answer and is not part of it; may be given several times.
+    /// Text that ends the answer and is not part of it, such as "\n\n" or <|im_end|>; may be given several times.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
+    /// Tokens that end the answer, by their ids: 1,2; those of the model and its chat template end it in any case.
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub stop_token_ids: Vec<u32>,
     /// Write the text as it is made; --stream=false writes it at the end.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL")]
@@ -307,7 +316,7 @@ impl Settings {
             max_steps: self.max_steps,
             per_device_train_batch_size: self.per_device_train_batch_size,
             gradient_accumulation_steps: self.gradient_accumulation_steps,
-            max_length: self.max_length,
+            max_length: self.longest(),
             packing: self.packing,
             lr_scheduler_type: match self.lr_scheduler_type {
                 Scheduler::Constant => Schedule::Constant,
@@ -340,10 +349,15 @@ impl Settings {
         }
     }
 
+    /// Longest example in tokens.
+    fn longest(&self) -> usize {
+        self.max_length.unwrap_or(TrainerConfig::default().max_length)
+    }
+
     /// Those of the data.
     pub fn dataset(&self) -> DatasetOptions {
         DatasetOptions {
-            max_length: self.max_length,
+            max_length: self.longest(),
             train_on_inputs: self.train_on_inputs,
         }
     }

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use candle_core::Device;
 use metal_candle::models::{self, LoadOptions, LoadedModel, QuantFormat};
+use metal_candle::nn::QuantizedLinear;
 
+use crate::console::warn;
 use crate::demo;
 use crate::error::{Failure, Result};
 
@@ -38,13 +40,10 @@ impl Base {
         if !folder.exists() {
             return Err(Failure::with_tip(format!("{name}: no such folder"), TIP));
         }
-        if !folder.join("config.json").is_file() {
-            return Err(Failure::with_tip(
-                format!("{name}: not a model folder: it holds no config.json"),
-                TIP,
-            ));
-        }
         let loaded = models::load_with(folder, options, device).map_err(Failure::checking)?;
+        for warning in &loaded.warnings {
+            warn(&format!("warning: {name}: {warning}"));
+        }
         Ok(Self {
             loaded,
             name,
@@ -68,6 +67,16 @@ impl Base {
             .quantization
             .map_or_else(String::new, |format| format!(" in {}", format.name()));
         format!("{kind}, {layers} layers, {millions:.places$} M parameters{format}")
+    }
+
+    /// Linear layers that cannot be quantised, of all.
+    pub fn unquantized(&mut self) -> (usize, usize) {
+        let (mut left, mut all) = (0, 0);
+        self.loaded.model.for_each_linear(&mut |_, linear| {
+            all += 1;
+            left += usize::from(!QuantizedLinear::fits(linear.in_features()));
+        });
+        (left, all)
     }
 
     /// The token that fills rows up.

@@ -27,7 +27,13 @@ pub fn settings(arguments: TrainArgs, by_flag: &dyn Fn(&str) -> bool) -> Result<
     if !known("model") && !known("data") {
         settings = merge(settings, "demo", demo::settings(), by_flag)?;
     }
-    merge(settings, &name, file, by_flag)
+    let asked = known("eval_steps");
+    let mut settings = merge(settings, &name, file, by_flag)?;
+    // The demonstration measures now and then, where there is something to measure on.
+    if !asked && settings.validation_split == 0.0 && settings.validation.is_none() {
+        settings.eval_steps = None;
+    }
+    Ok(settings)
 }
 
 /// `settings` as a table, without what was left out.

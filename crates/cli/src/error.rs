@@ -59,6 +59,13 @@ impl Failure {
         Self::Run(error.into().to_string())
     }
 
+    /// The message alone.
+    pub fn message(&self) -> &str {
+        match self {
+            Self::Input { message, .. } | Self::Run(message) => message,
+        }
+    }
+
     /// 2 for bad input, as for a wrong flag; 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -94,6 +101,7 @@ impl From<GenerateError> for Failure {
             | GenerateError::ContextTooLong { .. }
             | GenerateError::NoChatTemplate
             | GenerateError::EmptyStopString
+            | GenerateError::StopTokenOutOfVocabulary { .. }
             | GenerateError::Text(_)
             | GenerateError::Sampling(metal_candle::inference::SamplingError::Setting { .. }) => {
                 Self::input(error.to_string())

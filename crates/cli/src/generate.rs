@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use metal_candle::adapters::{self, Adapter, AdapterError};
-use metal_candle::inference::{FinishReason, Generation, GenerationOptions, Generator, Prompt, SamplingConfig};
+use metal_candle::inference::{
+    FinishReason, Generation, GenerationOptions, Generator, LogitsProcessors, Prompt, SamplingConfig,
+};
 use metal_candle::models::{GenerationConfig, LoadedModel};
 use metal_candle::text::ChatMessage;
 
@@ -45,8 +47,9 @@ pub fn run(arguments: &GenerateArgs) -> Result<u8> {
     let options = GenerationOptions {
         max_new_tokens: max_new_tokens(arguments, &base.loaded, tokens.len()),
         sampling: sampling(&base.loaded.generation),
+        processors: LogitsProcessors::suggested_by(&base.loaded.generation),
         stop_strings: arguments.stop.clone(),
-        stop_tokens: None,
+        stop_tokens: Some([generator.stop_tokens(), &arguments.stop_token_ids].concat()),
     };
     let mut out = Output {
         stream: arguments.stream,
@@ -155,6 +158,7 @@ fn sampling(arguments: &GenerateArgs, generation: &GenerationConfig) -> Sampling
         min_p: arguments.min_p.unwrap_or(suggested.min_p),
         repetition_penalty: arguments.repetition_penalty.unwrap_or(suggested.repetition_penalty),
         seed: arguments.seed,
+        ..suggested
     }
 }
 

@@ -1,19 +1,31 @@
-//! `METAL_CANDLE_LOG`: what the engine is doing, on stderr.
+//! `METAL_CANDLE_LOG`: what the engine is doing, on stderr. Without it, the library's warnings alone, in plain words.
 //!
 //! The value is a list as `tracing` has it (`metal_candle_graph=trace,info`); the word `graph` stands for
 //! `metal_candle_graph`, and alone for its passes and plans (`debug`).
 
-use std::io::IsTerminal;
+use std::fmt;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::error::{Failure, Result};
 
 const VARIABLE: &str = "METAL_CANDLE_LOG";
 
-/// Begins logging where the variable asks for it.
+/// What is shown without the variable.
+const WARNINGS: &str = "off,metal_candle=warn,metal_candle_graph=warn";
+
+/// Begins logging, as the variable asks for it.
 pub fn start() -> Result<()> {
     let Ok(value) = std::env::var(VARIABLE) else {
+        tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::new(WARNINGS))
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+            .event_format(Plain)
+            .init();
         return Ok(());
     };
     let filter = EnvFilter::try_new(directives(&value)).map_err(|error| {
@@ -22,13 +34,33 @@ pub fn start() -> Result<()> {
             format!("for example {VARIABLE}=graph shows passes and plans, {VARIABLE}=graph=trace every evaluation"),
         )
     })?;
-    let colour = std::io::stderr().is_terminal();
+    let colour = ::console::colors_enabled_stderr();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(colour)
         .init();
     Ok(())
+}
+
+/// Events as the program's own warnings look.
+struct Plain;
+
+impl<S, N> FormatEvent<S, N> for Plain
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> fmt::Result {
+        write!(out, "warning: ")?;
+        context.field_format().format_fields(out.by_ref(), event)?;
+        writeln!(out)
+    }
 }
 
 /// The list with our word spelled out.

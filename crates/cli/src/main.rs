@@ -1,7 +1,7 @@
 //! The binary `metal-candle`: fine-tunes language models with `LoRA` and generates text with the adapters.
 //!
 //! Everything that computes is in the library; here are flags, settings files, progress, pictures and messages.
-//! Exit codes: 0 done, 1 failed, 2 bad input, 130 and 143 ended by SIGINT and SIGTERM.
+//! Exit codes: 0 done, 1 failed, 2 bad input, 129, 130 and 143 ended by SIGHUP, SIGINT and SIGTERM.
 
 #![forbid(unsafe_code)]
 
@@ -9,6 +9,7 @@ mod args;
 mod base;
 mod bench;
 mod choices;
+mod claim;
 mod config_file;
 mod console;
 mod demo;
@@ -21,6 +22,7 @@ mod output;
 mod plot;
 mod progress;
 mod recorder;
+mod remarks;
 mod report;
 mod train;
 

@@ -1,114 +1,239 @@
-//! The folder that a training run writes: chosen and checked first, made only once everything else was found good.
+//! The folder that a training run writes: claimed at once, written only when everything else was found good.
+//!
+//! A run that writes over an earlier one works in a folder inside and takes the earlier run's place at its end, so that the
+//! settings in a folder are always those of the weights beside them.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use metal_candle::graph::io::write_atomically;
+use metal_candle::graph::io::{sync_folder, write_atomically};
 
 use crate::args::Settings;
+use crate::claim::{Claim, LOCK, Refusal};
 use crate::config_file;
 use crate::error::{Failure, Result};
 
 const DEFAULT: &str = "metal-candle-output";
+/// Numbers that are tried after the default name.
+const MOST_FOLDERS: usize = 9999;
+/// Where a run works that writes over another.
+const UNFINISHED: &str = "unfinished-run";
+const ADAPTER: &str = "adapter_config.json";
+const SETTINGS: &str = "training.toml";
+const METRICS: &str = "metrics.jsonl";
+const PICTURE: &str = "loss.svg";
+/// What a run writes, in the order in which it takes its place: settings after the weights, and last what makes an adapter of them.
+const FILES: [&str; 5] = ["adapter_model.safetensors", METRICS, PICTURE, SETTINGS, ADAPTER];
+/// How the settings of a run begin.
+const HEADER: &str = "# The settings of this run of metal-candle";
 
 /// An output folder.
 #[derive(Debug)]
 pub struct Output {
     /// Where.
     pub folder: PathBuf,
-    /// The folders on the way that were not there, the innermost first.
-    missing: Vec<PathBuf>,
+    claim: Arc<Claim>,
+    /// Whether there is an earlier run whose place is taken at the end.
+    replaces: bool,
 }
 
+/// What a run reads, with what messages call it.
+pub type Inputs<'a> = [(&'static str, &'a Path)];
+
 impl Output {
-    /// Decides on the folder; nothing is left behind.
+    /// Decides on the folder and claims it; when the claim is given up, nothing is left behind.
     ///
     /// # Errors
-    /// A given folder that is not empty (unless `overwrite`), or is or cannot be a folder, or that nothing can be written in.
-    pub fn choose(given: Option<&Path>, overwrite: bool) -> Result<Self> {
+    /// A given folder that is not empty (unless `overwrite`), that another run writes in, where one of the `inputs` would be
+    /// written over, that is or cannot be a folder, or in which nothing can be written.
+    pub fn choose(given: Option<&Path>, overwrite: bool, inputs: &Inputs<'_>) -> Result<Self> {
         let Some(folder) = given else {
-            return Self::try_out(first_free(Path::new(DEFAULT)));
+            return Self::first_free(Path::new(DEFAULT));
         };
-        let name = folder.display();
-        if folder.as_os_str().is_empty() || (folder.exists() && !folder.is_dir()) {
-            return Err(Failure::with_tip(
-                format!("output `{name}` is not a folder"),
-                "name a new folder with --output",
-            ));
-        }
-        if let Err(error) = fs::read_dir(folder)
-            && error.kind() != ErrorKind::NotFound
-        {
-            return Err(Failure::with_tip(
-                format!("output `{name}` cannot be used: {error}"),
-                "name a new folder with --output",
-            ));
-        }
-        if !overwrite && !is_free(folder) {
+        refuse_what_is_no_folder(folder)?;
+        refuse_inputs(folder, inputs)?;
+        let not_empty = || {
             let tip = "name a new folder with --output, or write over it with --overwrite-output";
-            return Err(Failure::with_tip(
-                format!("{name}: the output folder is not empty"),
-                tip,
-            ));
+            Failure::with_tip(format!("{}: the output folder is not empty", folder.display()), tip)
+        };
+        // Where a run is going on, that is the better answer.
+        if !overwrite && !is_free(folder) && !folder.join(LOCK).exists() {
+            return Err(not_empty());
         }
-        Self::try_out(folder.to_owned())
+        let claim = Claim::take(folder).map_err(|refusal| refused(folder, &refusal))?;
+        if !overwrite && !is_free(folder) {
+            return Err(not_empty());
+        }
+        Ok(Self::of(folder.to_owned(), claim))
     }
 
-    /// Makes a file in the folder and takes back what was made: better now than after the model is loaded.
-    fn try_out(folder: PathBuf) -> Result<Self> {
-        let absent = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
-        let missing = folder.ancestors().take_while(absent).map(Path::to_owned).collect();
-        let output = Self { folder, missing };
-        let file = output.folder.join(format!(".metal-candle-{}", std::process::id()));
-        let outcome = fs::create_dir_all(&output.folder)
-            .and_then(|()| File::create_new(&file))
-            .and_then(|_| fs::remove_file(&file));
-        output.remove_folders();
-        outcome.map_err(|error| refused(&output.folder, &error))?;
-        Ok(output)
+    /// The folder, or the first of `folder-2`, `folder-3` ... that is absent or empty, and that no other run has.
+    fn first_free(folder: &Path) -> Result<Self> {
+        let numbered = (2..=MOST_FOLDERS).map(|number| PathBuf::from(format!("{}-{number}", folder.display())));
+        for folder in std::iter::once(folder.to_owned()).chain(numbered) {
+            if !is_free(&folder) {
+                continue;
+            }
+            match Claim::take(&folder) {
+                Ok(claim) if is_free(&folder) => return Ok(Self::of(folder, claim)),
+                Ok(_) | Err(Refusal::Held(_)) => {}
+                Err(refusal @ Refusal::System(_)) => return Err(refused(&folder, &refusal)),
+            }
+        }
+        Err(Failure::Run(format!(
+            "there is no free name after {}",
+            folder.display()
+        )))
     }
 
-    /// Takes back the folders that were made, but for those in which there is something.
-    fn remove_folders(&self) {
-        for made in &self.missing {
-            let _ = fs::remove_dir(made);
+    fn of(folder: PathBuf, claim: Claim) -> Self {
+        let replaces = FILES.iter().any(|file| folder.join(file).symlink_metadata().is_ok());
+        Self {
+            folder,
+            claim: Arc::new(claim),
+            replaces,
         }
     }
 
-    /// Makes the folder, with the settings in it, and the file for the metrics.
+    /// The claim, to be withdrawn where the process ends otherwise than by dropping this.
+    pub fn claim(&self) -> Arc<Claim> {
+        Arc::clone(&self.claim)
+    }
+
+    /// Whether there is an earlier run, whose place this one has not taken yet.
+    pub fn replaces(&self) -> bool {
+        self.replaces
+    }
+
+    /// Where the run writes until [`publish`](Self::publish).
+    pub fn run(&self) -> PathBuf {
+        if self.replaces {
+            self.folder.join(UNFINISHED)
+        } else {
+            self.folder.clone()
+        }
+    }
+
+    /// Writes the settings, and makes the file for the metrics.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn create(&self, settings: &Settings) -> Result<File> {
-        fs::create_dir_all(&self.folder).map_err(|error| refused(&self.folder, &error))?;
+        if self.replaces {
+            self.discard();
+            fs::create_dir(self.run()).map_err(|error| cannot_be_made(&self.run(), &error))?;
+        }
         let text = describe(settings)?;
         write_atomically(&self.settings(), |out| out.write_all(text.as_bytes()))?;
-        File::create(self.metrics()).map_err(|error| refused(&self.metrics(), &error))
+        File::create_new(self.metrics()).map_err(|error| cannot_be_made(&self.metrics(), &error))
     }
 
-    /// Takes back what [`create`](Self::create) made: the run never began.
+    /// Takes back what the run wrote.
     pub fn discard(&self) {
-        for file in [self.settings(), self.metrics()] {
-            let _ = fs::remove_file(file);
+        for file in FILES {
+            let _ = fs::remove_file(self.run().join(file));
         }
-        self.remove_folders();
+        if self.replaces {
+            let _ = fs::remove_dir(self.run());
+        }
+    }
+
+    /// Puts a finished run in the place of the earlier one, if there is one. A crash on the way leaves a folder without
+    /// an adapter's settings, never an adapter with the settings of another.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn publish(&mut self) -> Result<()> {
+        if !self.replaces {
+            return Ok(());
+        }
+        let failed = |file: &str, error: std::io::Error| {
+            let place = self.folder.join(file);
+            Failure::Run(format!("{}: cannot be replaced: {error}", place.display()))
+        };
+        for file in FILES.iter().rev() {
+            match fs::remove_file(self.folder.join(file)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(file, error)),
+                _ => {}
+            }
+            // The adapter's settings go first, and are gone for good before anything else is.
+            sync_folder(&self.folder)?;
+        }
+        for file in FILES {
+            match fs::rename(self.run().join(file), self.folder.join(file)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(file, error)),
+                _ => sync_folder(&self.folder)?,
+            }
+        }
+        let _ = fs::remove_dir(self.run());
+        self.replaces = false;
+        Ok(())
     }
 
     /// The settings of the run.
     pub fn settings(&self) -> PathBuf {
-        self.folder.join("training.toml")
+        self.run().join(SETTINGS)
     }
 
     /// One JSON object for each step and evaluation.
     pub fn metrics(&self) -> PathBuf {
-        self.folder.join("metrics.jsonl")
+        self.run().join(METRICS)
     }
 
     /// The picture of the loss.
     pub fn picture(&self) -> PathBuf {
-        self.folder.join("loss.svg")
+        self.run().join(PICTURE)
     }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        // Whoever else holds the claim only waits for a signal.
+        self.claim.withdraw();
+    }
+}
+
+fn refuse_what_is_no_folder(folder: &Path) -> Result<()> {
+    let (name, tip) = (folder.display(), "name a new folder with --output");
+    if folder.as_os_str().is_empty() || (folder.exists() && !folder.is_dir()) {
+        return Err(Failure::with_tip(format!("output `{name}` is not a folder"), tip));
+    }
+    match fs::read_dir(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::with_tip(
+            format!("output `{name}` cannot be used: {error}"),
+            tip,
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What is read is never written over, under whatever name: the same path, a link, another name of the same file.
+fn refuse_inputs(folder: &Path, inputs: &Inputs<'_>) -> Result<()> {
+    let same = |one: &Path, other: &Path| same_file::is_same_file(one, other).unwrap_or(false);
+    for (what, input) in inputs {
+        let written = [folder.to_owned(), folder.join(UNFINISHED)];
+        let files = written.iter().flat_map(|folder| FILES.map(|file| folder.join(file)));
+        if let Some(place) = written.iter().cloned().chain(files).find(|place| same(place, input)) {
+            if place.ends_with(SETTINGS) && is_ours(&place) {
+                continue;
+            }
+            let name = place.display();
+            let message = if place == folder {
+                format!("{name}: the output folder is {what} itself")
+            } else {
+                format!("{name}: the run would write over {what}")
+            };
+            return Err(Failure::with_tip(message, "name another folder with --output"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a settings file is one that a run wrote: what is in it is written again.
+fn is_ours(settings: &Path) -> bool {
+    fs::read_to_string(settings).is_ok_and(|text| text.starts_with(HEADER))
 }
 
 /// The settings as a file that `--config` takes; where the output went is left out, so that a second run goes elsewhere.
@@ -118,90 +243,35 @@ fn describe(settings: &Settings) -> Result<String> {
     table.remove("overwrite_output");
     let version = env!("CARGO_PKG_VERSION");
     Ok(format!(
-        "# The settings of this run of metal-candle {version}.\n# Again: metal-candle train --config training.toml\n\n{table}"
+        "{HEADER} {version}.\n# Again: metal-candle train --config training.toml\n\n{table}"
     ))
 }
 
-fn refused(path: &Path, error: &std::io::Error) -> Failure {
+fn refused(folder: &Path, refusal: &Refusal) -> Failure {
+    match refusal {
+        Refusal::System(error) => cannot_be_made(folder, error),
+        Refusal::Held(process) => {
+            let who = process.map_or(String::new(), |number| format!(" (process {number})"));
+            Failure::with_tip(
+                format!("{}: another run{who} is writing in this folder", folder.display()),
+                "wait for its end, or name another folder with --output",
+            )
+        }
+    }
+}
+
+fn cannot_be_made(path: &Path, error: &std::io::Error) -> Failure {
     Failure::input(format!("{}: cannot be made: {error}", path.display()))
 }
 
-/// The folder, or the first of `folder-2`, `folder-3` ... that is absent or empty.
-fn first_free(folder: &Path) -> PathBuf {
-    let numbered = (2..).map(|number| PathBuf::from(format!("{}-{number}", folder.display())));
-    std::iter::once(folder.to_owned())
-        .chain(numbered)
-        .find(|folder| is_free(folder))
-        .unwrap_or_else(|| folder.to_owned())
-}
-
-/// Absent, or an empty folder.
+/// Absent, or a folder with nothing in it but what a killed run may have left of its claim.
 fn is_free(folder: &Path) -> bool {
     match fs::read_dir(folder) {
-        Ok(mut entries) => entries.next().is_none(),
+        Ok(mut entries) => entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK)),
         Err(error) => error.kind() == ErrorKind::NotFound,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::{Args, FromArgMatches};
-
-    use super::*;
-
-    #[test]
-    fn the_default_name_counts_on() {
-        let home = tempfile::tempdir().unwrap();
-        let name = home.path().join("out");
-        assert_eq!(first_free(&name), name);
-        fs::create_dir(&name).unwrap();
-        assert_eq!(first_free(&name), name);
-        fs::write(name.join("a"), "").unwrap();
-        fs::create_dir(home.path().join("out-2")).unwrap();
-        fs::write(home.path().join("out-2/a"), "").unwrap();
-        assert_eq!(first_free(&name), home.path().join("out-3"));
-    }
-
-    #[test]
-    fn a_folder_in_use_is_refused_and_nothing_is_made() {
-        let home = tempfile::tempdir().unwrap();
-        let absent = home.path().join("new/deep");
-        assert_eq!(Output::choose(Some(&absent), false).unwrap().folder, absent);
-        assert!(!home.path().join("new").exists());
-        fs::write(home.path().join("a"), "").unwrap();
-        assert!(Output::choose(Some(home.path()), false).is_err());
-        assert!(Output::choose(Some(home.path()), true).is_ok());
-        assert!(Output::choose(Some(&home.path().join("a")), true).is_err());
-        let below_a_file = Output::choose(Some(&home.path().join("a/b")), false).unwrap_err();
-        assert!(
-            below_a_file.to_string().contains("a/b` cannot be used"),
-            "{below_a_file}"
-        );
-    }
-
-    #[test]
-    fn a_run_that_never_began_leaves_what_was_there_before() {
-        let home = tempfile::tempdir().unwrap();
-        let command = Settings::augment_args(clap::Command::new("train"));
-        let settings = Settings::from_arg_matches(&command.get_matches_from(["train"])).unwrap();
-        for (name, stays) in [("new/deep", false), ("old", true)] {
-            fs::create_dir_all(home.path().join("old")).unwrap();
-            let output = Output::choose(Some(&home.path().join(name)), false).unwrap();
-            output.create(&settings).unwrap();
-            assert!(output.settings().exists() && output.metrics().exists());
-            output.discard();
-            assert_eq!(output.folder.exists(), stays);
-        }
-        assert!(!home.path().join("new").exists() && is_free(&home.path().join("old")));
-    }
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn a_folder_that_the_system_refuses_is_noticed_at_once() {
-        let refused = Output::choose(Some(Path::new("/proc/out/deep")), false).unwrap_err();
-        assert!(
-            refused.to_string().contains("/proc/out/deep: cannot be made"),
-            "{refused}"
-        );
-    }
-}
+#[path = "output_tests.rs"]
+mod tests;

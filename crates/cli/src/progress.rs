@@ -1,6 +1,6 @@
-//! Progress on stderr: a bar with loss, tokens per second and time left on a terminal, a line now and then elsewhere.
+//! Progress on stderr: a bar with loss, tokens per second and time left on a terminal, a line now and then elsewhere, and on
+//! terminals that cannot move their cursor (`TERM=dumb`). Narrow terminals show less, but always step, loss and time left.
 
-use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -17,6 +17,7 @@ const NEWEST: f64 = 0.1;
 /// Progress of a training run.
 pub struct Progress {
     bar: Option<ProgressBar>,
+    layout: Layout,
     last_line: Option<Instant>,
     speed: Speed,
 }
@@ -26,6 +27,7 @@ impl Progress {
     pub fn start(total_steps: usize) -> Self {
         Self {
             bar: bar(total_steps, "training"),
+            layout: Layout::first(columns()),
             last_line: None,
             speed: Speed::default(),
         }
@@ -35,22 +37,35 @@ impl Progress {
     pub fn step(&mut self, report: &StepReport) {
         self.speed.add(report);
         let left = self.speed.seconds * report.total_steps.saturating_sub(report.step) as f64;
-        let skipped = if report.skipped { " (step left out)" } else { "" };
-        let text = format!(
-            "loss {:.4}{skipped}, {} tokens/s, {} left",
-            report.loss,
-            self.speed.text(),
-            time_left(left)
-        );
+        let (speed, left) = (self.speed.text(), time_left(left));
+        let text = Layout::Wide.text(report, &speed, &left);
         if let Some(bar) = &self.bar {
+            let layout = Layout::fitting(columns(), report, &speed, &left);
+            if layout != self.layout {
+                self.layout = layout;
+                style(bar, layout);
+            }
             bar.set_position(report.step as u64);
-            bar.set_message(text);
+            bar.set_message(layout.text(report, &speed, &left));
         } else if report.step == report.total_steps || self.last_line.is_none_or(|last| last.elapsed() >= EVERY) {
             console::warn(&format!(
                 "step {}/{}, epoch {:.2}, {text}",
                 report.step, report.total_steps, report.epoch
             ));
             self.last_line = Some(Instant::now());
+        }
+    }
+
+    /// A batch of the validation set was measured.
+    pub fn evaluating(&mut self, batches: usize, total: usize) {
+        let text = format!("validation {batches}/{total}");
+        match &self.bar {
+            Some(bar) => bar.set_message(text),
+            None if self.last_line.is_none_or(|last| last.elapsed() >= EVERY) => {
+                console::warn(&text);
+                self.last_line = Some(Instant::now());
+            }
+            None => {}
         }
     }
 
@@ -100,16 +115,82 @@ impl Counter {
 }
 
 fn bar(total: usize, prefix: &'static str) -> Option<ProgressBar> {
-    if !stderr().is_terminal() {
+    let target = ProgressDrawTarget::stderr();
+    if target.is_hidden() {
         return None;
     }
-    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr()).with_prefix(prefix);
-    let template = "{prefix:.bold} {bar:28.cyan/dim} {pos}/{len}  {wide_msg}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("━━─"));
-    }
+    let bar = ProgressBar::with_draw_target(Some(total as u64), target).with_prefix(prefix);
+    style(&bar, Layout::first(columns()));
     bar.tick();
     Some(bar)
+}
+
+/// Columns of the terminal, which may change at any time.
+fn columns() -> usize {
+    usize::from(::console::Term::stderr().size().1)
+}
+
+fn style(bar: &ProgressBar, layout: Layout) {
+    if let Ok(style) = ProgressStyle::with_template(layout.template()) {
+        bar.set_style(style.progress_chars("━━─"));
+    }
+}
+
+/// What is shown in a line, by the width of the terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// Everything.
+    Wide,
+    /// A short bar, and no word about what is going on.
+    Medium,
+    /// No bar and no speed.
+    Narrow,
+    /// Numbers alone.
+    Least,
+}
+
+impl Layout {
+    const ALL: [Self; 4] = [Self::Wide, Self::Medium, Self::Narrow, Self::Least];
+
+    /// The layout while there is nothing to show but the steps.
+    fn first(width: usize) -> Self {
+        if width < 60 { Self::Narrow } else { Self::Wide }
+    }
+
+    fn template(self) -> &'static str {
+        match self {
+            Self::Wide => "{prefix:.bold} {bar:28.cyan/dim} {pos}/{len}  {wide_msg}",
+            Self::Medium => "{bar:10.cyan/dim} {pos}/{len}  {wide_msg}",
+            Self::Narrow | Self::Least => "{pos}/{len} {wide_msg}",
+        }
+    }
+
+    /// Columns before the message, but for step and steps.
+    fn columns(self) -> usize {
+        match self {
+            Self::Wide => "training ".len() + 28 + " /  ".len(),
+            Self::Medium => 10 + " /  ".len(),
+            Self::Narrow | Self::Least => "/ ".len(),
+        }
+    }
+
+    fn text(self, report: &StepReport, speed: &str, left: &str) -> String {
+        let loss = report.loss;
+        let skipped = if report.skipped { " (step left out)" } else { "" };
+        match self {
+            Self::Wide | Self::Medium => format!("loss {loss:.4}{skipped}, {speed} tokens/s, {left} left"),
+            Self::Narrow => format!("loss {loss:.4}, {left} left"),
+            Self::Least => format!("{loss:.3} {}", left.replace(' ', "")),
+        }
+    }
+
+    /// The first that fits into a line of so many columns; the last if none does.
+    fn fitting(width: usize, report: &StepReport, speed: &str, left: &str) -> Self {
+        let steps = report.step.to_string().len() + report.total_steps.to_string().len();
+        // A full line would make some terminals begin another.
+        let fits = |layout: &Self| layout.columns() + steps + layout.text(report, speed, left).len() < width;
+        Self::ALL.into_iter().find(fits).unwrap_or(Self::Least)
+    }
 }
 
 /// Tokens and seconds of a step, averaged with the newest counting most.
@@ -153,6 +234,41 @@ mod tests {
             seconds,
             skipped: false,
         }
+    }
+
+    /// What a line of each width shows.
+    #[test]
+    fn narrow_terminals_show_step_loss_and_time_left() {
+        let report = StepReport {
+            total_steps: 1200,
+            loss: 2.34567,
+            ..report(37, 1.0)
+        };
+        let shown = |width: usize| {
+            let (speed, left) = ("12,345", "3 min 05 s");
+            let layout = Layout::fitting(width, &report, speed, left);
+            (
+                layout,
+                layout.columns() + 6 + layout.text(&report, speed, left).len(),
+                layout.text(&report, speed, left),
+            )
+        };
+        let all = "loss 2.3457, 12,345 tokens/s, 3 min 05 s left";
+        for (width, layout, text) in [
+            (200, Layout::Wide, all),
+            (100, Layout::Wide, all),
+            (80, Layout::Medium, all),
+            (66, Layout::Medium, all),
+            (65, Layout::Narrow, "loss 2.3457, 3 min 05 s left"),
+            (40, Layout::Narrow, "loss 2.3457, 3 min 05 s left"),
+            (36, Layout::Least, "2.346 3min05s"),
+            (24, Layout::Least, "2.346 3min05s"),
+        ] {
+            let (found, columns, message) = shown(width);
+            assert_eq!((found, message.as_str()), (layout, text), "{width} columns");
+            assert!(columns < width, "{width} columns");
+        }
+        assert_eq!(shown(1).0, Layout::Least);
     }
 
     #[test]

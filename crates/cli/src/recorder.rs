@@ -44,9 +44,16 @@ impl Recorder {
                 self.curve.evaluation(*step, *loss);
                 self.progress.evaluation(*step, *loss);
             }
+            Event::Evaluating {
+                batches, total_batches, ..
+            } => self.progress.evaluating(*batches, *total_batches),
+            _ => {}
         }
+        let Some(line) = line(event) else {
+            return ControlFlow::Continue(());
+        };
         // One write a line: whoever reads along never sees half of one, and nothing is left in a buffer.
-        match self.file.write_all(format!("{}\n", line(event)).as_bytes()) {
+        match self.file.write_all(format!("{line}\n").as_bytes()) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
                 self.failure = Some(Failure::Run(format!(
@@ -70,9 +77,9 @@ impl Recorder {
     }
 }
 
-/// An event under the names of Hugging Face's logs.
-fn line(event: &Event) -> Value {
-    match event {
+/// An event under the names of Hugging Face's logs, if it is one to keep.
+fn line(event: &Event) -> Option<Value> {
+    Some(match event {
         Event::Step(StepReport {
             step,
             epoch,
@@ -104,7 +111,8 @@ fn line(event: &Event) -> Value {
         } => {
             json!({ "step": step, "eval_loss": number(*loss), "eval_supervised_tokens": supervised_tokens })
         }
-    }
+        _ => return None,
+    })
 }
 
 /// JSON has no number for NaN and infinity; they are logged as text rather than lost.
@@ -128,7 +136,7 @@ mod tests {
             supervised_tokens: 7,
         };
         assert_eq!(
-            line(&event).to_string(),
+            line(&event).unwrap().to_string(),
             r#"{"step":3,"eval_loss":"NaN","eval_supervised_tokens":7}"#
         );
     }

@@ -11,42 +11,56 @@ use crate::output::Output;
 /// Longest answer shown in full.
 const WIDTH: usize = 110;
 
-/// What is about to happen.
-pub fn beginning(model: &str, adapter: &AdapterParameters, train: &Dataset, validation: Option<&Dataset>, name: &str) {
+/// What is about to happen; `written` says how the rows of the data are written.
+pub fn beginning(
+    model: &str,
+    adapter: &AdapterParameters,
+    train: &Dataset,
+    validation: Option<&Dataset>,
+    written: &str,
+) {
     let stats = train.stats();
     let held = validation.map_or(String::new(), |set| {
         format!("; {} for validation", count(set.stats().examples))
     });
     let (rank, layers) = (adapter.config().r, adapter.modules().len());
-    say(&format!("  model    {name} ({model})"));
+    say(&format!("  model    {model}"));
     say(&format!(
         "  data     {}, {}, {} of them learnt{held}",
         counted(stats.examples, "example"),
         counted(stats.tokens, "token"),
         count(stats.supervised_tokens)
     ));
+    say(&format!("  rows     {written}"));
     say(&format!(
         "  adapter  rank {rank} on {}, {}",
         counted(layers, "layer"),
         counted(adapter.num_parameters(), "weight")
     ));
     say("");
-    cuts(&stats);
+    for warning in train.warnings() {
+        warn(&format!("warning: {warning}"));
+    }
 }
 
 /// Examples that are not learnt as they are written.
-fn cuts(stats: &DatasetStats) {
-    if stats.truncated > 0 {
-        warn(&format!(
-            "warning: {} longer than --max-length, cut",
-            counted(stats.truncated, "example")
-        ));
-    }
-    if stats.dropped > 0 {
-        warn(&format!(
-            "warning: {} with nothing to learn, left out",
-            counted(stats.dropped, "row")
-        ));
+pub fn cuts(stats: &DatasetStats, max_length: usize) -> Vec<String> {
+    let cut = (stats.truncated > 0).then(|| {
+        format!(
+            "{} longer than {} (--max-length), cut",
+            counted(stats.truncated, "example"),
+            counted(max_length, "token")
+        )
+    });
+    let dropped =
+        (stats.dropped > 0).then(|| format!("{} with nothing to learn, left out", counted(stats.dropped, "row")));
+    cut.into_iter().chain(dropped).collect()
+}
+
+/// What to know before the run.
+pub fn warnings(warnings: &[String]) {
+    for warning in warnings {
+        warn(&format!("warning: {warning}"));
     }
 }
 
@@ -57,6 +71,12 @@ pub fn training(run: &Summary) {
     } else {
         0.0
     };
+    if run.skipped_steps > 0 {
+        warn(&format!(
+            "warning: {} left out, because loss or gradient was not finite",
+            counted(run.skipped_steps, "step")
+        ));
+    }
     let evaluation = run
         .evaluation_loss
         .map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
@@ -124,7 +144,7 @@ pub fn ending(output: &Output, model: Option<&str>, prompt: Option<&str>, pictur
 }
 
 /// `1 step`, `2 steps`.
-fn counted(number: usize, what: &str) -> String {
+pub fn counted(number: usize, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{} {what}{plural}", count(number))
 }

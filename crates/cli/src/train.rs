@@ -1,10 +1,10 @@
 //! `metal-candle train`: check everything, train, save, report.
 //!
-//! Nothing is written before every input was found good. However training ends (done, a signal, a failure), the adapter
-//! of the last whole step is saved.
+//! Nothing is written before every input was found good, but the output folder is claimed at once. However training ends
+//! (done, a signal, a failure), the adapter of the last whole step is saved.
 
-use metal_candle::adapters::{self, AdapterParameters};
-use metal_candle::data::{Dataset, Rows};
+use metal_candle::adapters::{self, AdapterError, AdapterParameters};
+use metal_candle::data::{Dataset, RowFormat, Rows};
 use metal_candle::inference::Generator;
 use metal_candle::training::{Summary, Trainer};
 
@@ -17,14 +17,28 @@ use crate::interrupt::Interrupts;
 use crate::output::Output;
 use crate::plot::{self, Curve};
 use crate::recorder::Recorder;
+use crate::remarks::{Facts, remarks};
 use crate::{config_file, report};
 
 /// Runs the command; returns the exit code. `by_flag` says which settings were given as flags.
 pub fn run(arguments: TrainArgs, by_flag: &dyn Fn(&str) -> bool) -> Result<u8> {
     let interrupts = Interrupts::listen()?;
+    let config = arguments.config.clone();
     let settings = config_file::settings(arguments, by_flag)?;
     check(&settings)?;
-    let output = Output::choose(settings.output.as_deref(), settings.overwrite_output)?;
+    let inputs = [
+        ("the model", settings.model.as_deref()),
+        ("the data", settings.data.as_deref()),
+        ("the validation data", settings.validation.as_deref()),
+        ("the settings file", config.as_deref()),
+    ];
+    let inputs: Vec<_> = inputs
+        .into_iter()
+        .filter_map(|(what, path)| Some((what, path?)))
+        .collect();
+    let output = Output::choose(settings.output.as_deref(), settings.overwrite_output, &inputs)?;
+    let claim = output.claim();
+    interrupts.clean_up(move || claim.withdraw());
     if is_demo(&settings) {
         for line in demo::INTRODUCTION {
             say(line);
@@ -32,7 +46,7 @@ pub fn run(arguments: TrainArgs, by_flag: &dyn Fn(&str) -> bool) -> Result<u8> {
         say("");
     }
     let job = Job::prepare(settings)?;
-    job.run(&output, &interrupts)
+    job.run(output, &interrupts, by_flag)
 }
 
 /// Whether everything is built in.
@@ -55,6 +69,16 @@ fn check(settings: &Settings) -> Result<()> {
             "leave one of them out",
         ));
     }
+    if !(0.0..1.0).contains(&settings.validation_split) {
+        let share = settings.validation_split;
+        return Err(Failure::input(format!(
+            "--validation-split must be at least 0 and below 1, got {share}"
+        )));
+    }
+    if settings.overwrite_output && settings.output.is_none() {
+        let tip = "name the folder with --output, or leave --overwrite-output out: without a name a free one is taken";
+        return Err(Failure::with_tip("--overwrite-output is given without --output", tip));
+    }
     settings.device.device()?;
     settings.adapter(demo::NAME).validate().map_err(Failure::checking)?;
     settings.trainer().validate().map_err(Failure::checking)
@@ -71,11 +95,17 @@ struct Job {
     questions: Vec<Question>,
     /// What the model is.
     description: String,
+    /// Whether the data is plain text.
+    plain_text: bool,
+    /// Linear layers that cannot be quantised, of all.
+    unquantized: (usize, usize),
+    /// How the data is written.
+    written: String,
 }
 
 impl Job {
     /// Reads the data (first, because it is quick), then the model.
-    fn prepare(settings: Settings) -> Result<Self> {
+    fn prepare(mut settings: Settings) -> Result<Self> {
         let rows = match &settings.data {
             Some(path) => Rows::read(path).map_err(Failure::checking)?,
             None => demo::training_rows()?,
@@ -97,7 +127,8 @@ impl Job {
             settings.dtype.options(settings.quantize),
             &device,
         )?;
-        let description = base.describe();
+        settings.max_length = Some(max_length(&settings, &base)?);
+        let (description, unquantized) = (base.describe(), base.unquantized());
         let config = settings.adapter(&base.name);
         let adapter = adapters::apply(&mut *base.loaded.model, &config, settings.seed).map_err(Failure::checking)?;
         let (train, validation) = datasets(&settings, &base, &rows, validation.as_ref())?;
@@ -109,11 +140,14 @@ impl Job {
             validation,
             questions,
             description,
+            plain_text: rows.format == RowFormat::Text,
+            unquantized,
+            written: rows.describe(),
         })
     }
 
     /// Trains and reports; returns the exit code.
-    fn run(self, output: &Output, interrupts: &Interrupts) -> Result<u8> {
+    fn run(self, mut output: Output, interrupts: &Interrupts, by_flag: &dyn Fn(&str) -> bool) -> Result<u8> {
         let Self {
             settings,
             base,
@@ -122,8 +156,13 @@ impl Job {
             validation,
             questions,
             description,
+            plain_text,
+            unquantized,
+            written,
         } = self;
-        report::beginning(&description, &adapter, &train, validation.as_ref(), &base.name);
+        let (stats, validates) = (train.stats(), validation.is_some());
+        let model = format!("{} ({description})", base.name);
+        report::beginning(&model, &adapter, &train, validation.as_ref(), &written);
         let mut generator = Generator::new(&base.loaded);
         generator.set_adapters(adapter.tensors());
         let mut trainer = Trainer::new(
@@ -135,16 +174,27 @@ impl Job {
             base.pad_token(),
         )
         .map_err(Failure::checking)?;
+        let facts = Facts {
+            steps: trainer.total_steps(),
+            batches: trainer.batches_per_epoch(),
+            examples: stats.examples,
+            validates,
+            validates_on_training_data: same_data(&settings),
+            plain_text,
+            unquantized,
+        };
+        report::warnings(&report::cuts(&stats, settings.trainer().max_length));
+        report::warnings(&remarks(&settings, by_flag, &facts));
         let before = (!questions.is_empty())
             .then(|| demo::measure(&generator, &questions, "before"))
             .transpose()?;
 
-        let done = train_and_save(&mut trainer, &settings, output, interrupts)?;
+        let done = train_and_save(&mut trainer, &settings, &mut output, interrupts)?;
         if let Some(code) = done.signal {
             warn(&format!(
-                "stopped after step {}; the adapter is saved in {}",
+                "stopped after step {}; {}",
                 done.summary.steps,
-                output.folder.display()
+                whereabouts(&output, done.saved, done.picture)
             ));
             return Ok(code);
         }
@@ -155,7 +205,7 @@ impl Job {
         }
         let model = settings.model.as_ref().map(|model| model.display().to_string());
         report::ending(
-            output,
+            &output,
             model.as_deref(),
             questions.first().map(Question::text),
             done.picture,
@@ -183,20 +233,43 @@ fn datasets(
     Ok((train, Some(validation).filter(|set| !set.examples().is_empty())))
 }
 
+/// The longest example: as given, if the model's context is as long; by default no longer than the context.
+fn max_length(settings: &Settings, base: &Base) -> Result<usize> {
+    let context = base.loaded.model.config().max_position_embeddings;
+    match settings.max_length {
+        Some(given) if given > context => Err(Failure::with_tip(
+            format!(
+                "--max-length {given} is beyond the context of the model: {context} tokens (max_position_embeddings in config.json)"
+            ),
+            format!("give --max-length {context} or less, or leave it out"),
+        )),
+        Some(given) => Ok(given),
+        None => Ok(settings.trainer().max_length.min(context)),
+    }
+}
+
+/// Whether validation and training data are one file.
+fn same_data(settings: &Settings) -> bool {
+    let files = settings.data.as_ref().zip(settings.validation.as_ref());
+    files.is_some_and(|(data, validation)| same_file::is_same_file(data, validation).unwrap_or(false))
+}
+
 /// How training ended.
 struct Done {
     summary: Summary,
+    /// Whether there is an adapter: not before a step was applied.
+    saved: bool,
     /// Whether there is a picture.
     picture: bool,
     /// The exit code of the signal that ended it.
     signal: Option<u8>,
 }
 
-/// Trains; the adapter and the picture are saved however that ends, once a step was done.
+/// Trains; the adapter is saved however that ends, once a step was applied, and metrics and picture once one was done.
 fn train_and_save(
     trainer: &mut Trainer<'_>,
     settings: &Settings,
-    output: &Output,
+    output: &mut Output,
     interrupts: &Interrupts,
 ) -> Result<Done> {
     let mut recorder = Recorder::new(output.create(settings)?, output.metrics(), trainer.total_steps());
@@ -211,22 +284,39 @@ fn train_and_save(
     });
     let began = !recorder.is_empty();
     let (curve, recorded) = recorder.finish();
-    if began {
-        save(trainer, output)?;
-    }
+    let saved = if trainer.updates() > 0 {
+        save(trainer, output)
+    } else {
+        Ok(false)
+    };
     let picture = began && write_picture(output, &curve);
+    let saved = saved.and_then(|saved| {
+        if saved {
+            output.publish().map(|()| true)
+        } else {
+            Ok(false)
+        }
+    });
     interrupts.release();
     match outcome {
-        Ok(summary) => recorded.map(|()| Done {
-            summary,
-            picture,
-            signal: interrupts.noted(),
-        }),
+        Ok(summary) => match recorded.and(saved) {
+            Ok(saved) => Ok(Done {
+                summary,
+                saved,
+                picture,
+                signal: interrupts.noted(),
+            }),
+            Err(failure) => {
+                let (message, kept) = (failure.message(), kept(output, picture));
+                Err(Failure::Run(format!("{message}\n\n  {kept}")))
+            }
+        },
         Err(error) if began => {
-            let (folder, loss) = (output.folder.display(), if picture { " and loss.svg" } else { "" });
-            Err(Failure::Run(format!(
-                "{error}\n\n  The adapter of the last whole step is in {folder}, with metrics.jsonl{loss}."
-            )))
+            let whereabouts = match saved {
+                Ok(saved) => whereabouts(output, saved, picture),
+                Err(failure) => format!("{}\n  {}", failure.message(), kept(output, picture)),
+            };
+            Err(Failure::Run(format!("{error}\n\n  {whereabouts}")))
         }
         Err(error) => {
             output.discard();
@@ -235,9 +325,37 @@ fn train_and_save(
     }
 }
 
-fn save(trainer: &mut Trainer<'_>, output: &Output) -> Result<()> {
+/// Saves the adapter, unless an update made one of its weights infinite.
+fn save(trainer: &mut Trainer<'_>, output: &Output) -> Result<bool> {
     let parameters = trainer.parameters().map_err(Failure::running)?;
-    parameters.save(&output.folder).map_err(Failure::running)
+    match parameters.save(&output.run()) {
+        Ok(()) => Ok(true),
+        Err(fault @ AdapterError::NotFinite { .. }) => Err(Failure::Run(format!(
+            "{fault}; lower the learning rate (--learning-rate)"
+        ))),
+        Err(fault) => Err(Failure::running(fault)),
+    }
+}
+
+/// Where to find what a run left that did not get to its end.
+fn whereabouts(output: &Output, saved: bool, picture: bool) -> String {
+    if saved {
+        let (folder, loss) = (output.folder.display(), if picture { " and loss.svg" } else { "" });
+        format!("the adapter of the last whole step is saved in {folder}, with metrics.jsonl{loss}")
+    } else {
+        format!("no step was applied, so there is no adapter; {}", kept(output, picture))
+    }
+}
+
+/// What a run without an adapter left.
+fn kept(output: &Output, picture: bool) -> String {
+    let loss = if picture { " and loss.svg" } else { "" };
+    let earlier = if output.replaces() {
+        "; the earlier run in the folder above is untouched"
+    } else {
+        ""
+    };
+    format!("{} has metrics.jsonl{loss}{earlier}", output.run().display())
 }
 
 /// Whether there is a picture; a run is not lost for one.

@@ -8,9 +8,12 @@ use common::{Outcome, fixture, home, model, run, write};
 
 /// Runs `train` with an output folder; the run must fail without a trace of it.
 fn refused(folder: &Path, arguments: &[&str]) -> String {
+    refused_without_output(folder, &[&["--output", "out"], arguments].concat())
+}
+
+fn refused_without_output(folder: &Path, arguments: &[&str]) -> String {
     let before = entries(folder);
-    let with_output = [&["train", "--output", "out"], arguments].concat();
-    let Outcome { code, stdout, stderr } = run(folder, &with_output);
+    let Outcome { code, stdout, stderr } = run(folder, &[&["train"], arguments].concat());
     assert_eq!(code, Some(2), "{stdout}{stderr}");
     assert!(stderr.starts_with("error: "), "{stderr}");
     assert!(stderr.lines().count() <= 4, "{stderr}");
@@ -282,4 +285,76 @@ fn generating_with_what_is_not_there() {
         &with(&["--model", &model, "--prompt", "a", "--stop", ""]),
         &["stop string is empty"],
     );
+}
+
+#[test]
+fn examples_longer_than_the_context() {
+    let home = home();
+    let model = model("llama-tiny");
+    let fixed = ["--model", &model, "--data", "chats.jsonl"];
+    let message = refused(home.path(), &[&fixed[..], &["--max-length", "513"]].concat());
+    says(
+        &message,
+        &[
+            "--max-length 513",
+            "512 tokens",
+            "max_position_embeddings",
+            "--max-length 512 or less",
+        ],
+    );
+    // As long as the context is fine, and so is the default, which gives way.
+    for length in [&["--max-length", "512"][..], &[]] {
+        let once = ["train", "--max-steps", "1", "--output", "out", "--overwrite-output"];
+        let arguments = [&once[..], &fixed, length].concat();
+        run(home.path(), &arguments).good();
+        let settings = std::fs::read_to_string(home.path().join("out/training.toml")).unwrap();
+        says(&settings, &["max_length = 512"]);
+    }
+}
+
+#[test]
+fn writing_over_a_folder_without_a_name() {
+    let home = home();
+    let message = refused_without_output(home.path(), &["--overwrite-output"]);
+    says(
+        &message,
+        &[
+            "--overwrite-output is given without --output",
+            "leave --overwrite-output out",
+        ],
+    );
+}
+
+#[test]
+fn numbers_that_are_none_as_the_floats_that_are_computed_with() {
+    let home = home();
+    let model = model("llama-tiny");
+    for (flag, value) in [
+        ("--learning-rate", "1e-60"),
+        ("--learning-rate", "1e60"),
+        ("--adam-epsilon", "1e-300"),
+        ("--adam-beta2", "0.9999999999"),
+        ("--lora-dropout", "0.9999999999"),
+        ("--lora-alpha", "1e-300"),
+        ("--weight-decay", "1e300"),
+    ] {
+        let message = refused(home.path(), &["--model", &model, "--data", "chats.jsonl", flag, value]);
+        says(&message, &[&flag[2..].replace('-', "_")]);
+    }
+}
+
+#[test]
+fn targets_that_cannot_be_adapted() {
+    let home = home();
+    let model = model("llama-tiny");
+    for targets in ["lm_head", "q_proj,embed_tokens", ".*"] {
+        let message = refused(
+            home.path(),
+            &["--model", &model, "--data", "chats.jsonl", "--target-modules", targets],
+        );
+        says(
+            &message,
+            &["target_modules", "output head or the embedding", "all-linear"],
+        );
+    }
 }

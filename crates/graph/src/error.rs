@@ -171,6 +171,13 @@ impl Error {
     }
 }
 
+/// Lets `?` turn the engine's error into Candle's, in functions that return [`candle_core::Result`]; the text stays.
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        Self::wrap(error)
+    }
+}
+
 /// Adds what was being done to an error of Candle's.
 pub(crate) trait Context<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T>;

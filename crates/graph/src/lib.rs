@@ -16,17 +16,20 @@
 
 #[cfg(feature = "async-exec")]
 mod async_eval;
-pub mod backend;
+mod backend;
 mod compile;
 mod error;
 mod explain;
+// Public for the tests of this workspace, not part of the API: what operations and plans are made of.
+#[doc(hidden)]
 pub mod fused;
-pub mod grad;
+mod grad;
+#[doc(hidden)]
 pub mod graph;
 pub mod io;
 mod lazy_tensor;
 mod ops;
-pub mod pass;
+mod pass;
 mod plan;
 pub mod random;
 

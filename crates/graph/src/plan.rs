@@ -37,7 +37,8 @@ pub(crate) enum Sought {
     Missing {
         hash: u64,
         key: Key,
-        graph: Graph,
+        /// Boxed, because a graph holds a device, which is large where Metal is built.
+        graph: Box<Graph>,
         backend: Backend,
     },
 }
@@ -170,7 +171,7 @@ impl Plan {
         Sought::Missing {
             hash: recorded.hash(),
             key: recorded.key(),
-            graph: recorded.graph(),
+            graph: Box::new(recorded.graph()),
             backend,
         }
     }
@@ -252,7 +253,7 @@ impl Sought {
                 graph,
                 backend,
             } => {
-                let plan = Arc::new(Plan::make(key, graph, backend)?);
+                let plan = Arc::new(Plan::make(key, *graph, backend)?);
                 cache().insert(hash, Arc::clone(&plan));
                 Ok(plan)
             }

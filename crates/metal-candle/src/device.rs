@@ -5,6 +5,7 @@
 
 use std::borrow::Borrow;
 use std::panic::catch_unwind;
+use std::sync::LazyLock;
 
 use candle_core::{Device as CandleDevice, DeviceLocation};
 
@@ -72,8 +73,8 @@ impl Device {
                 format!("Metal device {index}: {why}. Use an index below the number of GPUs, or `Device::new_cpu()`")
             } else {
                 format!(
-                    "Metal device {index}: this program was built without Metal. On macOS build it with the feature \
-                     `metal` of candle-core; elsewhere use `Device::best()` or `Device::new_cpu()`"
+                    "Metal device {index}: this program was built without Metal, which exists on macOS alone. Use \
+                     `Device::best()` or `Device::new_cpu()`"
                 )
             };
             DeviceError::MetalUnavailable { reason }.into()
@@ -99,16 +100,20 @@ impl Device {
         })
     }
 
-    /// The Apple GPU number `index`, or the CPU where that is not available.
+    /// The Apple GPU number `index`, or the CPU where that is not available: then a warning, sent through [`tracing`],
+    /// says why. [`Self::best`] does not warn.
     #[must_use]
     pub fn new_with_fallback(index: usize) -> Self {
-        Self::new_metal(index).unwrap_or_default()
+        Self::new_metal(index).unwrap_or_else(|why| {
+            tracing::warn!("computing on the CPU: {why}");
+            Self::new_cpu()
+        })
     }
 
     /// The fastest device here: the first NVIDIA GPU, else the first Apple GPU, else the CPU.
     #[must_use]
     pub fn best() -> Self {
-        Self::new_cuda(0).unwrap_or_else(|_| Self::new_with_fallback(0))
+        Self::new_cuda(0).or_else(|_| Self::new_metal(0)).unwrap_or_default()
     }
 
     /// Whether this is the CPU.
@@ -129,10 +134,11 @@ impl Device {
         self.0.is_cuda()
     }
 
-    /// Whether this program, on this machine, can open the first Apple GPU.
+    /// Whether this program, on this machine, can open the first Apple GPU; tried once.
     #[must_use]
     pub fn is_metal_available() -> bool {
-        Self::new_metal(0).is_ok()
+        static AVAILABLE: LazyLock<bool> = LazyLock::new(|| Device::new_metal(0).is_ok());
+        *AVAILABLE
     }
 
     /// The kind and number of this device.
@@ -154,6 +160,18 @@ impl Device {
     #[must_use]
     pub const fn as_candle_device(&self) -> &CandleDevice {
         &self.0
+    }
+
+    /// The Candle device inside.
+    #[must_use]
+    pub fn into_candle_device(self) -> CandleDevice {
+        self.0
+    }
+
+    /// A device that Candle has opened.
+    #[must_use]
+    pub const fn from_candle_device(device: CandleDevice) -> Self {
+        Self(device)
     }
 }
 
@@ -185,6 +203,12 @@ impl From<CandleDevice> for Device {
 impl From<Device> for CandleDevice {
     fn from(device: Device) -> Self {
         device.0
+    }
+}
+
+impl AsRef<CandleDevice> for Device {
+    fn as_ref(&self) -> &CandleDevice {
+        &self.0
     }
 }
 

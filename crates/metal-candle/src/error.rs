@@ -65,6 +65,14 @@ pub enum Error {
     #[error(transparent)]
     Generate(Box<crate::inference::GenerateError>),
 
+    /// A program's own file operation failed; the crate itself reports [`Error::File`] with the file's name.
+    #[error("i/o error: {0}")]
+    Io(#[from] std::io::Error),
+
+    /// A program's own JSON cannot be read or written; the crate itself says which file.
+    #[error("JSON error: {0}")]
+    Json(#[from] serde_json::Error),
+
     /// A tensor or value given to an operation does not fit it.
     #[error("{operation}: {reason}")]
     InvalidInput {
@@ -182,6 +190,18 @@ pub enum TrainingError {
         vocabulary: usize,
     },
 
+    /// An example that is longer than the model's context.
+    #[error(
+        "training: an example has {tokens} tokens, but the context of the model is {context} (max_position_embeddings in \
+         config.json); cut examples with max_length"
+    )]
+    TooLong {
+        /// Tokens of the example.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+
     /// A setting is outside its range.
     #[error("invalid training configuration: {reason}")]
     InvalidConfig {
@@ -229,6 +249,19 @@ impl<T> During<T> for candle_core::Result<T> {
     }
 }
 
+/// A setting as messages write it: with what it is as an f32, where that is 0, 1 or infinite and the setting is not.
+#[cfg(feature = "graph")]
+pub(crate) fn setting_text(value: f64) -> String {
+    let narrow = f64::from(value as f32);
+    let lost = narrow != value && (narrow == 0.0 || narrow == 1.0 || narrow.is_infinite());
+    let note = if lost {
+        format!(" ({narrow} as a 32-bit float)")
+    } else {
+        String::new()
+    };
+    format!("{value}{note}")
+}
+
 /// A shape as messages write it: `(2, 3)`.
 pub(crate) fn shape_text(dims: &[usize]) -> String {
     let dims: Vec<String> = dims.iter().map(ToString::to_string).collect();
@@ -265,9 +298,34 @@ mod tests {
     }
 
     #[test]
+    fn question_mark_takes_errors_of_files_and_of_json() {
+        fn file() -> Result<String> {
+            Ok(std::fs::read_to_string("no/such/file")?)
+        }
+        fn json() -> Result<serde_json::Value> {
+            Ok(serde_json::from_str("{")?)
+        }
+        let (file, json) = (file().unwrap_err(), json().unwrap_err());
+        assert!(matches!(&file, Error::Io(e) if e.kind() == std::io::ErrorKind::NotFound));
+        assert!(file.to_string().starts_with("i/o error: "), "{file}");
+        assert!(matches!(&json, Error::Json(e) if e.is_eof()));
+        assert!(json.to_string().starts_with("JSON error: "), "{json}");
+    }
+
+    #[test]
     fn errors_cross_threads() {
         fn check<T: Send + Sync + 'static>() {}
         check::<Error>();
+    }
+
+    #[cfg(feature = "graph")]
+    #[test]
+    fn settings_say_what_is_lost_as_f32() {
+        assert_eq!([0.0, 1.0, 0.1, -3.0].map(setting_text), ["0", "1", "0.1", "-3"]);
+        assert_eq!(setting_text(0.999_999_999), "0.999999999 (1 as a 32-bit float)");
+        assert!(setting_text(1e-60).ends_with(" (0 as a 32-bit float)"));
+        assert!(setting_text(1e60).ends_with(" (inf as a 32-bit float)"));
+        assert_eq!(setting_text(f64::INFINITY), "inf");
     }
 
     #[test]

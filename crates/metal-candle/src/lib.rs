@@ -55,11 +55,43 @@ pub mod text;
 pub mod training;
 
 mod device;
+mod tensor_ext;
+
+/// The paths of version 1 to devices and tensor extensions.
+pub mod backend {
+    pub use crate::{Device, DeviceInfo, DeviceType, TensorExt};
+
+    /// The path of version 1 to [`Device`].
+    pub mod device {
+        pub use crate::{Device, DeviceInfo, DeviceType};
+    }
+
+    /// The path of version 1 to [`TensorExt`].
+    pub mod tensor {
+        pub use crate::TensorExt;
+    }
+}
 
 /// The programs of the README are compiled as documentation tests.
 #[cfg(all(doctest, feature = "graph"))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+/// And those of the guide for users of version 1.
+#[cfg(all(doctest, feature = "graph"))]
+#[doc = include_str!("../../../MIGRATION.md")]
+struct Migration;
+
 pub use device::{Device, DeviceInfo, DeviceType};
 pub use error::{Error, Result};
+#[cfg(feature = "graph")]
+pub use inference::{Generator, StreamToken};
+pub use tensor_ext::TensorExt;
+#[cfg(feature = "graph")]
+pub use training::Trainer;
+pub use training::{
+    AdamW, AdamWConfig, LRScheduler, LoRAConfig, LoRALayer, cross_entropy_loss, cross_entropy_loss_with_smoothing,
+};
+
+/// The version of this crate, as in its `Cargo.toml`.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -10,7 +10,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use common::{fixture, largest_difference, reference, tokens_of, values};
 use metal_candle::adapters::{
-    Adapter, AdapterConfig, AdapterError, AdapterParameters, TargetModules, apply, apply_adapter, attach,
+    Adapter, AdapterConfig, AdapterError, AdapterParameters, TargetModules, apply, apply_adapter, attach, detach,
 };
 use metal_candle::models::{CausalLm, load_model};
 use metal_candle::nn::Pass;
@@ -237,4 +237,132 @@ fn a_pass_without_the_factors_is_an_error_that_says_so() {
     let mut pass = Pass::from_start(2, &Device::Cpu).unwrap();
     let fault = model.logits(&tokens, &mut pass).unwrap_err().to_string();
     assert!(fault.starts_with("adapter: module 0 has no weights"), "{fault}");
+}
+
+/// The ways to put an adapter on.
+const WAYS: usize = 4;
+
+fn put_on(way: usize, model: &mut dyn CausalLm, adapter: &Adapter) -> Result<(), Box<AdapterError>> {
+    let other_layers = AdapterConfig {
+        target_modules: TargetModules::Names(vec!["down_proj".to_owned()]),
+        ..AdapterConfig::default()
+    };
+    match way {
+        0 => apply(model, &AdapterConfig::default(), 3).map(|_| ()),
+        1 => apply(model, &other_layers, 3).map(|_| ()),
+        2 => apply_adapter(model, adapter).map(|_| ()),
+        _ => attach(model, adapter),
+    }
+    .map_err(Box::new)
+}
+
+#[test]
+fn a_second_adapter_is_refused_until_the_first_is_detached() {
+    let adapter = adapter("llama-tiny");
+    let tokens = LazyTensor::from_data(&[5u32, 6, 7], &[1, 3], &Device::Cpu).unwrap();
+    let mut model = model("llama-tiny");
+    let plain = values(&logits(&*model, &tokens, &[], None));
+    assert_eq!(detach(&mut *model), 0);
+    for first in 0..WAYS {
+        put_on(first, &mut *model, &adapter).unwrap();
+        for second in 0..WAYS {
+            let fault = *put_on(second, &mut *model, &adapter).unwrap_err();
+            assert!(
+                matches!(&fault, AdapterError::AlreadyAdapted { module } if module.starts_with("model.layers.0.")),
+                "{fault}"
+            );
+            assert!(fault.to_string().contains("`adapters::detach`"), "{fault}");
+        }
+        assert!(detach(&mut *model) > 0);
+        assert_eq!(values(&logits(&*model, &tokens, &[], None)), plain);
+    }
+    // What is put on after that is the whole adapter.
+    let parameters = apply_adapter(&mut *model, &adapter).unwrap();
+    let expected = reference("adapters/peft-llama-tiny/reference.safetensors");
+    let tokens = tokens_of(&expected["input_ids"]);
+    let found = logits(&*model, &tokens, parameters.tensors(), None);
+    assert!(largest_difference(&found, &expected["logits"]) <= 1e-4);
+}
+
+/// Factors that the model does not take would be a silent nothing.
+#[test]
+fn a_pass_with_the_factors_of_another_model_is_an_error() {
+    let tokens = LazyTensor::from_data(&[5u32, 6], &[1, 2], &Device::Cpu).unwrap();
+    let mut model = model("qwen2-tiny");
+    let parameters = apply(&mut *model, &AdapterConfig::default(), 0).unwrap();
+    detach(&mut *model);
+    let given = |model: &dyn CausalLm, adapters: &[LazyTensor]| {
+        let mut pass = Pass::from_start(2, &Device::Cpu).unwrap().with_adapters(adapters);
+        model
+            .logits(&tokens, &mut pass)
+            .map(|_| ())
+            .map_err(|fault| fault.to_string())
+    };
+    let fault = given(&*model, parameters.tensors()).unwrap_err();
+    assert!(
+        fault.starts_with("adapter: ") && fault.contains("the model took 0"),
+        "{fault}"
+    );
+    let config = AdapterConfig {
+        target_modules: TargetModules::Names(vec!["q_proj".to_owned()]),
+        ..AdapterConfig::default()
+    };
+    let few = apply(&mut *model, &config, 0).unwrap();
+    given(&*model, few.tensors()).unwrap();
+    let more = [few.tensors(), &parameters.tensors()[..2]].concat();
+    let fault = given(&*model, &more).unwrap_err();
+    assert!(
+        fault.contains("holds 8 adapter tensors, but the model took 6"),
+        "{fault}"
+    );
+}
+
+/// PEFT's rule: of a list of targets one that matches is enough. A list for a new adapter is checked entry by entry.
+#[test]
+fn a_list_of_targets_for_many_architectures_is_peft_s() {
+    let mut listed = adapter("llama-tiny");
+    let expected = reference("adapters/peft-llama-tiny/reference.safetensors");
+    let tokens = tokens_of(&expected["input_ids"]);
+    let TargetModules::Names(entries) = &mut listed.config.target_modules else {
+        panic!("a list")
+    };
+    entries.extend(["c_attn".to_owned(), "query_key_value".to_owned()]);
+    let mut model = model("llama-tiny");
+    attach(&mut *model, &listed).unwrap();
+    assert!(largest_difference(&logits(&*model, &tokens, &[], None), &expected["logits"]) <= 1e-4);
+    detach(&mut *model);
+    let parameters = apply_adapter(&mut *model, &listed).unwrap();
+    assert!(
+        largest_difference(
+            &logits(&*model, &tokens, parameters.tensors(), None),
+            &expected["logits"]
+        ) <= 1e-4
+    );
+    detach(&mut *model);
+    assert!(matches!(
+        apply(&mut *model, &listed.config, 0),
+        Err(AdapterError::NothingMatched { target, .. }) if target == "`c_attn`"
+    ));
+    listed.config.target_modules = TargetModules::Names(vec!["c_attn".to_owned(), "wte".to_owned()]);
+    let fault = attach(&mut *model, &listed).unwrap_err().to_string();
+    assert!(fault.contains("`c_attn` or `wte` matches no linear layer"), "{fault}");
+}
+
+#[test]
+fn head_and_embedding_take_no_adapter() {
+    let mut model = model("llama-tiny");
+    for targets in [
+        TargetModules::Names(vec!["q_proj".to_owned(), "lm_head".to_owned()]),
+        TargetModules::Names(vec!["embed_tokens".to_owned()]),
+        TargetModules::from_text(".*(q_proj|lm_head)"),
+        TargetModules::from_text(".*"),
+    ] {
+        let config = AdapterConfig {
+            target_modules: targets,
+            ..AdapterConfig::default()
+        };
+        let fault = apply(&mut *model, &config, 0).unwrap_err();
+        assert!(matches!(&fault, AdapterError::HeadOrEmbedding { .. }), "{fault}");
+        assert!(fault.to_string().contains("`all-linear` means"), "{fault}");
+    }
 }

@@ -1,5 +1,7 @@
 //! A program as written against version 1: the names, the argument types and both kinds of device.
 
+use std::sync::{Arc, Mutex};
+
 use candle_core::{DType, Tensor, Var};
 use metal_candle::training::{
     AdamW, AdamWConfig, LRScheduler, LoRAConfig, LoRALayer, cross_entropy_loss, cross_entropy_loss_with_smoothing,
@@ -146,4 +148,103 @@ fn a_programs_own_candle_errors_become_ours() {
     let error = program().unwrap_err();
     assert!(matches!(error, Error::Candle { .. }));
     assert!(error.to_string().starts_with("candle error: "), "{error}");
+}
+
+#[test]
+fn a_device_converts_as_it_did() {
+    let ours = Device::from_candle_device(candle_core::Device::Cpu);
+    let reference: &candle_core::Device = ours.as_ref();
+    assert!(reference.is_cpu() && ours.is_cpu());
+    assert!(ours.clone().into_candle_device().is_cpu());
+    let candles: candle_core::Device = ours.into();
+    assert!(Device::from(candles).is_cpu());
+}
+
+/// What a function that returns the crate's result may pass on with `?`.
+#[test]
+fn a_programs_own_file_and_json_errors_become_ours() {
+    fn settings(path: &str) -> Result<LoRAConfig> {
+        let text = std::fs::read_to_string(path)?;
+        Ok(serde_json::from_str(&text)?)
+    }
+    assert!(matches!(settings("no/such/file.json"), Err(Error::Io(_))));
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    assert!(matches!(settings(manifest), Err(Error::Json(_))));
+    let config: LoRAConfig = serde_json::from_str(r#"{"rank": 4, "alpha": 8.0, "dropout": 0.0}"#).unwrap();
+    assert_eq!((config.rank, config.scaling()), (4, 2.0));
+}
+
+/// Everything that version 1 exported at the root and that there is still.
+#[test]
+fn the_root_and_the_module_paths_are_there() -> Result<()> {
+    use metal_candle::backend::{Device as BackendDevice, TensorExt as _};
+    use metal_candle::training::loss::cross_entropy_loss as loss_of_the_module;
+    use metal_candle::training::{lora, optimizer, scheduler};
+
+    assert_eq!(metal_candle::VERSION, env!("CARGO_PKG_VERSION"));
+    let config: metal_candle::LoRAConfig = lora::LoRAConfig::default();
+    let layer: lora::LoRALayer =
+        metal_candle::LoRALayer::new(4, 4, &lora::LoRAConfig { rank: 2, ..config }, &BackendDevice::new_cpu())?;
+    let mut adamw: optimizer::AdamW = metal_candle::AdamW::new(metal_candle::AdamWConfig::default())?;
+    let schedule: scheduler::LRScheduler = metal_candle::LRScheduler::constant(1e-3);
+
+    let x = Tensor::ones((1, 2, 4), DType::F32, &candle_core::Device::Cpu)?;
+    let targets = Tensor::new(&[[1u32, 2]], &candle_core::Device::Cpu)?;
+    let logits = (x.rms_norm(1e-6)? + layer.forward(&x)?)?;
+    let loss = loss_of_the_module(&logits, &targets, None)?;
+    assert_eq!(
+        loss.to_scalar::<f32>()?,
+        metal_candle::cross_entropy_loss(&logits, &targets, None)?.to_scalar::<f32>()?
+    );
+    adamw.set_lr(schedule.get_lr(0));
+    adamw.step_var(
+        layer.lora_b(),
+        loss.backward()?.get(layer.lora_b()).expect("B is in the loss"),
+    )?;
+    Ok(())
+}
+
+/// Lines that a subscriber wrote.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What `f` says through `tracing`.
+fn said(f: impl FnOnce()) -> String {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .finish();
+    tracing::subscriber::with_default(subscriber, f);
+    let bytes = lines.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn falling_back_to_the_cpu_is_said_and_choosing_it_is_not() {
+    // No machine has this many GPUs.
+    let text = said(|| assert!(Device::new_with_fallback(9999).is_cpu()));
+    assert!(
+        text.contains("WARN") && text.contains("computing on the CPU: Metal device not available"),
+        "{text}"
+    );
+    let text = said(|| assert!(Device::new_with_fallback(0).is_metal() || !Device::is_metal_available()));
+    assert_eq!(
+        text.contains("computing on the CPU"),
+        !Device::is_metal_available(),
+        "{text}"
+    );
+    let text = said(|| assert!(Device::new_cpu().is_cpu() && Device::best().info().index == 0));
+    assert_eq!(text, "");
 }

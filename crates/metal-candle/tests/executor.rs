@@ -143,7 +143,7 @@ fn the_wrong_number_of_inputs_is_said() {
     );
     assert_eq!(
         message(Operation::RMSNorm { eps: 1e-5 }, &[]),
-        "RMSNorm requires 1 or 2 inputs, got 0"
+        "RMSNorm requires 1 input, got 0"
     );
     assert_eq!(
         message(Operation::LoRA { scale: 1.0 }, &[v(), v()]),

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use common::{MODELS, fixture, largest_difference, reference, tokens_of};
-use metal_candle::models::{LoadError, LoadedModel, ModelConfig, from_parts, load, load_model};
+use metal_candle::models::{CausalLm, LoadError, LoadedModel, ModelConfig, from_parts, load, load_model};
 use metal_candle::nn::Pass;
 use metal_candle::text::Tokenizer;
 use metal_candle_graph::LazyTensor;
@@ -172,6 +172,112 @@ fn tensors_that_do_not_fit_are_all_named() {
     assert!(text.contains("missing: `lm_head.weight`"), "{text}");
 }
 
+/// As transformers 5 does: a head with values of its own is used; one that is the embedding is tied.
+#[test]
+fn a_head_beside_tied_embeddings_is_used_where_it_differs() {
+    let source = fixture("models/llama-tied-tiny");
+    let tied = candle_core::safetensors::load(source.join("model.safetensors"), &Device::Cpu).unwrap();
+    let embedding = &tied["model.embed_tokens.weight"];
+    let own = (embedding * 0.5).unwrap();
+    let ids = LazyTensor::from_data(&[3u32, 1, 4, 1, 5], &[1, 5], &Device::Cpu).unwrap();
+    let load_with_head = |head: Option<&Tensor>| {
+        let folder = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(&source).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let mut tensors = tied.clone();
+        tensors.extend(head.map(|head| ("lm_head.weight".to_owned(), head.clone())));
+        candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+        let config = ModelConfig::read(folder.path()).unwrap();
+        let loaded = load(folder.path(), DType::F32, &Device::Cpu);
+        // Tensors in memory are read by the same rule.
+        let in_memory = from_parts(&config, tensors, DType::F32, &Device::Cpu);
+        if let (Ok(loaded), Ok(same)) = (&loaded, &in_memory) {
+            let tied = |model: &dyn CausalLm| model.config().tie_word_embeddings;
+            assert_eq!(tied(&*loaded.model), tied(&**same));
+        }
+        assert_eq!(loaded.is_ok(), in_memory.is_ok());
+        loaded.map_err(|error| error.to_string())
+    };
+    let logits = |loaded: &LoadedModel| {
+        let mut pass = Pass::from_start(5, &Device::Cpu).unwrap();
+        loaded.model.logits(&ids, &mut pass).unwrap().eval().unwrap()
+    };
+    let plain = load_with_head(None).unwrap();
+    let same = load_with_head(Some(embedding)).unwrap();
+    assert!(same.warnings.is_empty() && same.model.config().tie_word_embeddings);
+    assert!(largest_difference(&logits(&plain), &logits(&same)) == 0.0);
+    let other = load_with_head(Some(&own)).unwrap();
+    assert!(!other.model.config().tie_word_embeddings);
+    assert!(
+        other.warnings.len() == 1 && other.warnings[0].contains("lm_head.weight"),
+        "{:?}",
+        other.warnings
+    );
+    let halved = (logits(&plain) * 0.5).unwrap();
+    assert!(largest_difference(&halved, &logits(&other)) <= 1e-5);
+    let misshapen = embedding.narrow(0, 0, 7).unwrap();
+    let fault = load_with_head(Some(&misshapen)).map(drop).unwrap_err();
+    assert!(
+        fault.contains("`lm_head.weight` is [7, 32] instead of [300, 32]"),
+        "{fault}"
+    );
+}
+
+/// Settings that ask for far more than the weights hold are refused by the header alone.
+#[test]
+fn sizes_beyond_the_weights_are_refused_before_anything_is_allocated() {
+    let source = fixture("models/llama-tiny");
+    let mut json: serde_json::Map<String, Value> =
+        serde_json::from_slice(&std::fs::read(source.join("config.json")).unwrap()).unwrap();
+    for (field, value) in [
+        ("vocab_size", 1 << 26),
+        ("hidden_size", 1 << 20),
+        ("intermediate_size", 1 << 22),
+        ("num_hidden_layers", 1024),
+        ("head_dim", 1 << 14),
+    ] {
+        json.insert(field.to_owned(), value.into());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), Value::from(json).to_string()).unwrap();
+    std::fs::copy(
+        source.join("model.safetensors"),
+        folder.path().join("model.safetensors"),
+    )
+    .unwrap();
+    let fault = load_model(folder.path(), DType::F32, &Device::Cpu)
+        .map(drop)
+        .unwrap_err();
+    let LoadError::Tensors { faults, .. } = fault else {
+        panic!("{fault}")
+    };
+    assert!(faults.missing.len() > 9000 && faults.misshapen.len() > 10);
+}
+
+#[test]
+fn what_a_folder_asks_for_and_does_not_get_is_said() {
+    let source = fixture("models/llama-tiny");
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["model.safetensors", "tokenizer.json"] {
+        std::fs::copy(source.join(name), folder.path().join(name)).unwrap();
+    }
+    let config = std::fs::read_to_string(source.join("config.json")).unwrap();
+    let config = config.replacen("\"attention_dropout\": 0.0", "\"attention_dropout\": 0.25", 1);
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let generation = r#"{"num_beams": 4, "max_time": 0.5, "do_sample": true, "no_repeat_ngram_size": 3}"#;
+    std::fs::write(folder.path().join("generation_config.json"), generation).unwrap();
+    let warnings = load(folder.path(), DType::F32, &Device::Cpu).unwrap().warnings;
+    assert_eq!(
+        warnings,
+        [
+            "config.json: attention_dropout = 0.25 is not applied in training",
+            "generation_config.json: not implemented and left out: num_beams = 4, max_time = 0.5",
+        ]
+    );
+}
+
 #[test]
 fn folders_that_are_no_models_say_why() {
     let fault = |folder: &Path| load(folder, DType::F32, &Device::Cpu).map(drop).unwrap_err();
@@ -180,7 +286,7 @@ fn folders_that_are_no_models_say_why() {
     let add = |name: &str| {
         std::fs::copy(fixture(&format!("models/llama-tiny/{name}")), folder.path().join(name)).unwrap();
     };
-    assert!(matches!(fault(folder.path()), LoadError::Config(_)));
+    assert!(matches!(fault(folder.path()), LoadError::NotAModel { .. }));
     add("config.json");
     assert!(matches!(fault(folder.path()), LoadError::Text(_)));
     add("tokenizer.json");

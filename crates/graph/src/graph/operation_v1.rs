@@ -22,8 +22,11 @@ impl Operation {
     /// ```
     ///
     /// # Errors
-    /// When number or shapes of the inputs do not fit; [`Operation::Input`] has the shape of its data, which is not here.
+    /// When number or shapes of the inputs do not fit. [`Operation::Input`] takes the shape of its data and returns it.
     pub fn output_shape(&self, inputs: &[&Shape]) -> Result<Shape> {
+        if let (Self::Input, [shape]) = (self, inputs) {
+            return Ok((*shape).clone());
+        }
         let dtypes = fitting_dtypes(self, inputs.len());
         let metas: Vec<Meta> = inputs
             .iter()
@@ -254,6 +257,15 @@ mod tests {
     }
 
     #[test]
+    fn an_input_has_the_shape_of_its_data() {
+        for shape in [Shape::from((2, 3)), Shape::from(0), Shape::from(())] {
+            assert_eq!(Operation::Input.output_shape(&[&shape]).unwrap(), shape);
+        }
+        let shape = Shape::from(2);
+        assert!(Operation::Input.output_shape(&[&shape, &shape]).is_err());
+    }
+
+    #[test]
     fn say_what_does_not_fit() {
         let (a, b) = (Shape::from((2, 3)), Shape::from((4, 5)));
         let message = |operation: Operation, inputs: &[&Shape]| operation.output_shape(inputs).unwrap_err().to_string();
@@ -267,6 +279,8 @@ mod tests {
             "Add: shapes [2, 3] and [4, 5] do not broadcast"
         );
         assert_eq!(message(Operation::Input, &[]), "Cannot execute Input operation");
+        let norm = Operation::RMSNorm { eps: 1e-5 };
+        assert_eq!(message(norm, &[]), "RMSNorm requires 1 input, got 0");
         let lora = Operation::LoRA { scale: 1.0 };
         let narrow = Shape::from((3, 2));
         assert_eq!(

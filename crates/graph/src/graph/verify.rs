@@ -188,7 +188,8 @@ pub fn check_inputs(operation: &Operation, inputs: &[&Meta]) -> Result<()> {
                 format!("{n} inputs")
             }
         };
-        let expected = match (signature.repeat, least == most) {
+        // Where required inputs are missing, the optional ones are beside the point.
+        let expected = match (signature.repeat, least == most || inputs.len() < least) {
             (true, _) => format!("at least {}", plural(least)),
             (false, true) => plural(least),
             (false, false) => format!("{least} or {}", plural(most)),

@@ -7,8 +7,10 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::error::Result;
+use super::files::fault_at;
 use super::target_modules::full_match;
 use super::{AdapterError, TargetModules};
+use crate::error::setting_text;
 use crate::models::{ConfigError, Fields};
 
 /// Name of the file within an adapter's folder.
@@ -38,6 +40,38 @@ const MUST_BE_OFF: [&str; 18] = [
     "use_qalora",
     "velora_config",
 ];
+
+/// Settings of PEFT that are read here, or that say nothing about what an adapter computes: where it comes from, how it was
+/// initialised, how its weights were distributed.
+const KNOWN: [&str; 24] = [
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "inference_mode",
+    "init_lora_weights",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+];
+
+/// Most unknown settings that are named, and the most characters of each.
+const MAX_NAMED: usize = 8;
 
 /// The settings of an adapter, under PEFT's names.
 #[derive(Debug, Clone, PartialEq)]
@@ -150,7 +184,8 @@ impl AdapterConfig {
             }
         };
         let rank = |r: usize| (1..=1 << 16).contains(&r);
-        let alpha = |a: f64| a > 0.0 && a.is_finite();
+        // What is computed with is an f32.
+        let alpha = |a: f64| a > 0.0 && (a as f32).is_normal();
         bound(
             "r",
             rank(self.r),
@@ -159,13 +194,13 @@ impl AdapterConfig {
         bound(
             "lora_alpha",
             alpha(self.lora_alpha),
-            format!("is {}, which is not above 0", self.lora_alpha),
+            format!("is {}, which is not above 0 and finite", setting_text(self.lora_alpha)),
         )?;
         let dropout = self.lora_dropout;
         bound(
             "lora_dropout",
-            (0.0..1.0).contains(&dropout),
-            format!("is {dropout}, which is not from 0 to below 1"),
+            dropout >= 0.0 && (dropout as f32) < 1.0,
+            format!("is {}, which is not from 0 to below 1", setting_text(dropout)),
         )?;
         for (pattern, r) in &self.rank_pattern {
             bound("rank_pattern", rank(*r), format!("gives `{pattern}` rank {r}"))?;
@@ -193,7 +228,8 @@ impl AdapterConfig {
         Self::from_json(&path, &map)
     }
 
-    /// Builds the settings from a parsed file; `path` is only named in messages. Unknown keys are ignored.
+    /// Builds the settings from a parsed file; `path` is only named in messages. Keys that PEFT does not have (yet) are
+    /// ignored, and named in a warning through `tracing` unless they are null, false or empty.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -216,6 +252,9 @@ impl AdapterConfig {
             AdapterError::Setting { field, reason } => fields.invalid(field, reason).into(),
             other => other,
         })?;
+        if let Some(warning) = unknown_settings(path, map) {
+            tracing::warn!("{warning}");
+        }
         Ok(config)
     }
 
@@ -256,12 +295,11 @@ impl AdapterConfig {
         })
     }
 
-    /// Writes `adapter_config.json` into a folder, atomically.
-    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+    /// Writes `adapter_config.json` into a folder, atomically; messages name it in the folder `shown`.
+    pub(super) fn write(&self, folder: &Path, shown: &Path) -> Result<()> {
         let text = format!("{:#}\n", self.to_json());
-        Ok(write_atomically(&folder.join(FILE), |out| {
-            out.write_all(text.as_bytes())
-        })?)
+        let written = write_atomically(&folder.join(FILE), |out| out.write_all(text.as_bytes()));
+        Ok(written.map_err(|fault| fault_at(fault, &shown.join(FILE)))?)
     }
 }
 
@@ -311,6 +349,36 @@ fn refuse_unsupported(fields: &Fields<'_>) -> std::result::Result<(), ConfigErro
         Some(Value::String(kind)) if ["gaussian", "eva", "orthogonal"].contains(&kind.as_str()) => Ok(()),
         Some(value) => Err(fields.unsupported("init_lora_weights", value, "true, false, gaussian, eva, orthogonal")),
     }
+}
+
+/// What to say about settings that nothing is known of.
+fn unknown_settings(path: &Path, map: &Map<String, Value>) -> Option<String> {
+    let unknown = |(key, value): &(&String, &Value)| {
+        !KNOWN.contains(&key.as_str()) && !MUST_BE_OFF.contains(&key.as_str()) && !is_off(value)
+    };
+    let keys: Vec<&str> = map.iter().filter(unknown).map(|(key, _)| key.as_str()).collect();
+    let short = |text: &str| text.chars().take(40).flat_map(char::escape_debug).collect::<String>();
+    let mut named: Vec<String> = keys
+        .iter()
+        .take(MAX_NAMED)
+        .map(|key| format!("`{}`", short(key)))
+        .collect();
+    if keys.len() > MAX_NAMED {
+        named.push(format!("{} more", keys.len() - MAX_NAMED));
+    }
+    let version = map.get("peft_version").and_then(Value::as_str);
+    let writer = version.map_or_else(
+        || "the file does not say by which PEFT".to_owned(),
+        |v| format!("written by PEFT {}", short(v)),
+    );
+    (!keys.is_empty()).then(|| {
+        format!(
+            "{}: unknown settings are ignored: {} ({writer}); if they change what the adapter computes, its results differ \
+             from PEFT's",
+            path.display(),
+            named.join(", ")
+        )
+    })
 }
 
 fn is_off(value: &Value) -> bool {

@@ -145,3 +145,50 @@ fn settings_made_in_code_are_validated() {
         })
     ));
 }
+
+#[test]
+fn unknown_settings_are_named_with_the_version_that_wrote_them() {
+    let said = |value: &Value| unknown_settings(Path::new("a/adapter_config.json"), value.as_object().unwrap());
+    let peft: Value = serde_json::from_str(PEFT).unwrap();
+    assert_eq!(said(&peft), None);
+    assert_eq!(said(&AdapterConfig::default().to_json()), None);
+    let off = json!({"peft_version": "9.1.0", "new_a": null, "new_b": false, "new_c": []});
+    assert_eq!(said(&off), None);
+    let text = said(&json!({"peft_version": "9.1.0", "r": 8, "new_a": {"x": 1}, "new_b": true})).unwrap();
+    assert!(
+        text.starts_with(
+            "a/adapter_config.json: unknown settings are ignored: `new_a`, `new_b` (written by PEFT 9.1.0)"
+        ),
+        "{text}"
+    );
+    let text = said(&json!({"new_a": 0})).unwrap();
+    assert!(text.contains("does not say by which PEFT"), "{text}");
+    // A hostile file makes no endless line.
+    let many: Map<String, Value> = (0..1000)
+        .map(|i| (format!("{i}\n{}", "x".repeat(1000)), json!(1)))
+        .collect();
+    let text = said(&Value::Object(many)).unwrap();
+    assert!(
+        text.contains("992 more") && text.len() < 1000 && text.lines().count() == 1,
+        "{text}"
+    );
+}
+
+/// Numbers that are sound as f64 and not as the f32 that is computed with.
+#[test]
+fn settings_are_checked_as_the_numbers_that_are_computed_with() {
+    let refused = |config: AdapterConfig| config.validate().unwrap_err().to_string();
+    let dropout = |lora_dropout| AdapterConfig {
+        lora_dropout,
+        ..Default::default()
+    };
+    assert!(refused(dropout(0.999_999_999)).contains("`lora_dropout` is 0.999999999"));
+    dropout(0.999).validate().unwrap();
+    for lora_alpha in [1e-50, 1e50] {
+        let text = refused(AdapterConfig {
+            lora_alpha,
+            ..Default::default()
+        });
+        assert!(text.contains("`lora_alpha`"), "{text}");
+    }
+}

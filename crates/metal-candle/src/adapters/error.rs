@@ -54,6 +54,25 @@ pub enum AdapterError {
         /// The last parts of the names of the model's linear layers.
         available: Vec<String>,
     },
+    /// A model that has an adapter already.
+    #[error(
+        "adapter: `{module}` has an adapter already, and a model takes one at a time: take it off with \
+         `adapters::detach` first"
+    )]
+    AlreadyAdapted {
+        /// The first layer that has one.
+        module: String,
+    },
+    /// An adapter on the output head or the embedding.
+    #[error("{place}: adapters on the output head or the embedding (`{module}`) are not supported{advice}")]
+    HeadOrEmbedding {
+        /// The file and tensor, or the setting, that names it.
+        place: String,
+        /// The module.
+        module: String,
+        /// What to do, if anything: begins with `; `.
+        advice: &'static str,
+    },
     /// A tensor that is neither half of a pair.
     #[error("{}: tensor `{}` is not a LoRA weight (base_model.model.<module>.lora_A.weight or lora_B.weight)", path.display(), name.escape_debug())]
     NotALoraWeight {

@@ -1,14 +1,19 @@
 //! An adapter's folder: settings and weights, read and written together.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use metal_candle_graph::io::{FileError, SafetensorsFile, safetensors, sync_folder};
 
+use super::config::FILE as SETTINGS;
 use super::error::Result;
 use super::{AdapterConfig, AdapterError};
 
+/// The modules of a model that take no adapter, by their full names.
+pub(super) const HEAD_AND_EMBEDDING: [&str; 2] = ["lm_head", "model.embed_tokens"];
 /// Name of the weights within an adapter's folder.
 const FILE: &str = "adapter_model.safetensors";
 /// More modules than any model has.
@@ -139,11 +144,13 @@ impl Adapter {
     }
 }
 
-/// Writes an adapter's folder, creating it if need be, so that PEFT can load it. Each file is written beside and renamed,
-/// the weights first, so a folder with settings has weights.
+/// Writes an adapter's folder, creating it if need be, so that PEFT can load it. Both files are complete on disk before one
+/// of them takes its place, and settings never lie beside the weights of others: a crash between the two leaves a
+/// folder without settings, which is no adapter.
 ///
 /// # Errors
-/// [`AdapterError`] if settings, shapes or values are not sound (nothing is written then), or a file cannot be written.
+/// [`AdapterError`] if settings, shapes or values are not sound, or a file cannot be written, for example because the disk is
+/// full; what was in the folder is untouched then.
 pub fn write_adapter(folder: &Path, config: &AdapterConfig, pairs: &BTreeMap<String, LoraPair>) -> Result<()> {
     config.validate()?;
     let path = folder.join(FILE);
@@ -165,27 +172,63 @@ pub fn write_adapter(folder: &Path, config: &AdapterConfig, pairs: &BTreeMap<Str
         }
     }
     create(folder)?;
+    let beside = tempfile::Builder::new().prefix(".adapter-").tempdir_in(folder);
+    let beside = beside.map_err(io_fault(folder, "create a folder in"))?;
     // PEFT's own mark; its loaders look for it.
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::write(&path, &tensors, &metadata)?;
-    config.write(folder)
+    safetensors::write(&beside.path().join(FILE), &tensors, &metadata).map_err(|fault| fault_at(fault, &path))?;
+    config.write(beside.path(), folder)?;
+    move_into_place(beside.path(), folder)
 }
 
-/// Creates the folder, so that it survives a power cut.
-fn create(folder: &Path) -> Result<()> {
-    let io = |source| AdapterError::Io {
-        path: folder.to_owned(),
-        action: "create the folder",
-        source,
+/// Puts finished files in place: the settings of others are gone before the weights come, and the new settings come last.
+fn move_into_place(beside: &Path, folder: &Path) -> Result<()> {
+    let (new, old) = (beside.join(SETTINGS), folder.join(SETTINGS));
+    let differs = match (fs::read(&new), fs::read(&old)) {
+        (_, Err(error)) if error.kind() == ErrorKind::NotFound => false,
+        (Ok(new), Ok(old)) => new != old,
+        _ => true,
     };
-    if folder.is_dir() {
-        return Ok(());
+    if differs {
+        fs::remove_file(&old).map_err(io_fault(&old, "remove"))?;
+        sync_folder(folder)?;
     }
-    std::fs::create_dir_all(folder).map_err(io)?;
-    match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => Ok(sync_folder(parent)?),
-        _ => Ok(sync_folder(Path::new("."))?),
+    for file in [FILE, SETTINGS] {
+        let place = folder.join(file);
+        fs::rename(beside.join(file), &place).map_err(io_fault(&place, "rename the finished file to"))?;
     }
+    Ok(sync_folder(folder)?)
+}
+
+fn io_fault(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> AdapterError {
+    let path = path.to_owned();
+    move |source| AdapterError::Io { path, action, source }
+}
+
+/// The same fault, at the place where the file was to be.
+pub(super) fn fault_at(fault: FileError, path: &Path) -> FileError {
+    match fault {
+        FileError::Io { action, source, .. } => FileError::Io {
+            path: path.to_owned(),
+            action,
+            source,
+        },
+        other => other,
+    }
+}
+
+/// Creates the folder and those on the way, so that they survive a power cut.
+fn create(folder: &Path) -> Result<()> {
+    let absent = |path: &&Path| !path.as_os_str().is_empty() && !path.is_dir();
+    let missing: Vec<&Path> = folder.ancestors().take_while(absent).collect();
+    fs::create_dir_all(folder).map_err(io_fault(folder, "create the folder"))?;
+    for made in missing {
+        match made.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent)?,
+            _ => sync_folder(Path::new("."))?,
+        }
+    }
+    Ok(())
 }
 
 /// The name of one half of a module's pair in PEFT's files.
@@ -198,6 +241,13 @@ fn modules(path: &Path, file: &SafetensorsFile) -> Result<BTreeSet<String>> {
     let mut modules = BTreeSet::new();
     for name in file.names() {
         let inner = name.strip_prefix("base_model.model.");
+        if let Some(module) = inner.and_then(head_or_embedding) {
+            return Err(AdapterError::HeadOrEmbedding {
+                place: format!("{}: tensor `{}`", path.display(), name.escape_debug()),
+                module: module.escape_debug().to_string(),
+                advice: "",
+            });
+        }
         let module = inner
             .and_then(|n| {
                 n.strip_suffix(".lora_A.weight")
@@ -222,6 +272,28 @@ fn modules(path: &Path, file: &SafetensorsFile) -> Result<BTreeSet<String>> {
         return Err(AdapterError::Empty { path: path.to_owned() });
     }
     Ok(modules)
+}
+
+/// The output head or the embedding, where a tensor belongs to one: PEFT saves factors of both, of embeddings under names of
+/// their own, and their whole weights beside them or after the vocabulary was resized.
+fn head_or_embedding(name: &str) -> Option<&str> {
+    let endings = [
+        ".lora_A.weight",
+        ".lora_B.weight",
+        ".lora_embedding_A",
+        ".lora_embedding_B",
+        ".base_layer.weight",
+        ".weight",
+    ];
+    let (ending, module) = endings
+        .iter()
+        .find_map(|ending| Some((ending, name.strip_suffix(ending)?)))?;
+    let last = module.rsplit('.').next().unwrap_or_default();
+    let is_one = ending.starts_with(".lora_embedding_")
+        || HEAD_AND_EMBEDDING
+            .iter()
+            .any(|known| known.rsplit('.').next() == Some(last));
+    is_one.then_some(module)
 }
 
 /// Both halves are there and have the module's rank.

@@ -38,7 +38,7 @@ fn expected() -> Vec<(String, usize, usize)> {
 /// A folder with sound settings and these tensors.
 fn folder(tensors: &[(&str, Tensor)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    config().write(folder.path()).unwrap();
+    config().write(folder.path(), folder.path()).unwrap();
     safetensors::write(&folder.path().join(FILE), tensors, &BTreeMap::new()).unwrap();
     folder
 }
@@ -114,7 +114,7 @@ fn one_half_of_a_pair_names_the_other() {
 fn tensors_that_are_no_lora_weights_are_named() {
     for name in [
         "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector.weight",
-        "base_model.model.lm_head.weight",
+        "base_model.model.model.norm.weight",
         "model.layers.0.self_attn.q_proj.lora_A.weight",
     ] {
         let (a, b) = (key(Q, 'A'), key(Q, 'B'));
@@ -216,7 +216,7 @@ fn pickles_are_refused_with_advice_and_missing_files_named() {
     let folder = tempfile::tempdir().unwrap();
     let absent = Adapter::read(folder.path(), &Device::Cpu).unwrap_err();
     assert!(absent.to_string().contains("adapter_config.json"), "{absent}");
-    config().write(folder.path()).unwrap();
+    config().write(folder.path(), folder.path()).unwrap();
     let absent = Adapter::read(folder.path(), &Device::Cpu).unwrap_err();
     assert!(absent.to_string().contains("adapter_model.safetensors"), "{absent}");
     std::fs::write(folder.path().join(PICKLE), b"x").unwrap();
@@ -230,4 +230,75 @@ fn pickles_are_refused_with_advice_and_missing_files_named() {
 fn a_file_without_tensors_is_named() {
     let none: [(&str, Tensor); 0] = [];
     assert!(matches!(read(&none), Err(AdapterError::Empty { .. })));
+}
+
+/// The names that PEFT gives to factors of the output head and of embeddings, and to whole weights that it saves beside them.
+#[test]
+fn adapters_on_head_or_embedding_are_refused_as_such() {
+    let (a, b) = (key(Q, 'A'), key(Q, 'B'));
+    for (name, module) in [
+        ("base_model.model.lm_head.lora_A.weight", "lm_head"),
+        ("base_model.model.lm_head.base_layer.weight", "lm_head"),
+        ("base_model.model.lm_head.weight", "lm_head"),
+        (
+            "base_model.model.model.embed_tokens.lora_embedding_A",
+            "model.embed_tokens",
+        ),
+        (
+            "base_model.model.model.embed_tokens.base_layer.weight",
+            "model.embed_tokens",
+        ),
+        ("base_model.model.transformer.wte.lora_embedding_B", "transformer.wte"),
+    ] {
+        let fault = read(&[(&a, matrix(2, 6)), (&b, matrix(6, 2)), (name, matrix(2, 2))]).unwrap_err();
+        assert!(
+            matches!(&fault, AdapterError::HeadOrEmbedding { module: m, .. } if m == module),
+            "{fault}"
+        );
+        let text = fault.to_string();
+        assert!(
+            text.contains(FILE) && text.contains(name) && text.contains("not supported"),
+            "{text}"
+        );
+    }
+}
+
+/// Settings that differ never lie beside the weights of others, whichever of the steps is the last.
+#[test]
+fn a_write_that_fails_leaves_what_was_there() {
+    let home = tempfile::tempdir().unwrap();
+    let content = || ["adapter_config.json", FILE].map(|file| fs::read(home.path().join(file)).unwrap());
+    write_adapter(home.path(), &config(), &pairs()).unwrap();
+    let before = content();
+
+    let wider = AdapterConfig {
+        lora_alpha: 8.0,
+        ..config()
+    };
+    let nan = BTreeMap::from([(
+        Q.to_owned(),
+        LoraPair {
+            a: (matrix(2, 6) * f64::NAN).unwrap(),
+            b: matrix(6, 2),
+        },
+    )]);
+    assert!(write_adapter(home.path(), &wider, &nan).is_err());
+    assert_eq!(content(), before);
+
+    // The settings cannot be replaced: they are a folder with something in it.
+    let blocked = tempfile::tempdir().unwrap();
+    fs::create_dir_all(blocked.path().join("adapter_config.json/x")).unwrap();
+    fs::write(blocked.path().join(FILE), b"old").unwrap();
+    let fault = write_adapter(blocked.path(), &wider, &pairs()).unwrap_err().to_string();
+    assert!(fault.contains("adapter_config.json: cannot remove"), "{fault}");
+    assert_eq!(fs::read(blocked.path().join(FILE)).unwrap(), b"old");
+    assert_eq!(
+        fs::read_dir(blocked.path()).unwrap().count(),
+        2,
+        "nothing is left beside"
+    );
+
+    write_adapter(home.path(), &wider, &pairs()).unwrap();
+    assert_eq!(Adapter::read(home.path(), &Device::Cpu).unwrap().config, wider);
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2, "nothing is left beside");
 }

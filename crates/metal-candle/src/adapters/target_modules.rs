@@ -7,6 +7,9 @@ use regex::{Regex, RegexBuilder};
 use super::AdapterError;
 use super::error::Result;
 
+/// Whether a module is a target.
+type Matcher<'t> = Box<dyn Fn(&str) -> bool + 't>;
+
 /// Which linear layers to adapt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetModules {
@@ -28,6 +31,32 @@ impl TargetModules {
             Self::Pattern(text.to_owned())
         }
     }
+
+    /// Whether a module is a target, by its full name. `head` is that of the output head.
+    pub(super) fn matcher<'t>(&'t self, head: &'t str) -> Result<Matcher<'t>> {
+        Ok(match self {
+            Self::Names(entries) => Box::new(|name| entries.iter().any(|entry| ends_with(name, entry))),
+            Self::AllLinear => Box::new(move |name| name != head),
+            Self::Pattern(pattern) => {
+                let regex = full_match("target_modules", pattern, "")?;
+                Box::new(move |name| regex.is_match(name))
+            }
+        })
+    }
+
+    /// What messages call it.
+    fn describe(&self) -> String {
+        match self {
+            Self::Names(entries) if entries.is_empty() => "an empty list".to_owned(),
+            Self::Names(entries) => entries
+                .iter()
+                .map(|entry| quoted(entry))
+                .collect::<Vec<_>>()
+                .join(" or "),
+            Self::AllLinear => "`all-linear`".to_owned(),
+            Self::Pattern(pattern) => format!("the pattern `{}`", pattern.escape_debug()),
+        }
+    }
 }
 
 /// The names among `linears` that `targets` picks, in the order of `linears`. `head` is the name of the output head,
@@ -47,38 +76,46 @@ impl TargetModules {
 /// [`AdapterError::NothingMatched`] for the first entry that no layer matches (stricter than PEFT, which lets a misspelt
 /// entry pass beside a good one), [`AdapterError::Pattern`].
 pub fn select(linears: &[String], targets: &TargetModules, head: &str) -> Result<Vec<String>> {
-    let nothing = |target: String| AdapterError::NothingMatched {
+    let Selection { picked, unmatched } = select_any(linears, targets, head)?;
+    match unmatched.first() {
+        None => Ok(picked),
+        Some(entry) => Err(nothing_matched(linears, quoted(entry))),
+    }
+}
+
+/// The layers that targets pick, and the entries that pick none.
+#[derive(Debug)]
+pub(super) struct Selection {
+    pub picked: Vec<String>,
+    pub unmatched: Vec<String>,
+}
+
+/// [`select`] as PEFT does it: one entry of a list that matches is enough. Lists in files are often written for several
+/// architectures.
+pub(super) fn select_any(linears: &[String], targets: &TargetModules, head: &str) -> Result<Selection> {
+    let wanted = targets.matcher(head)?;
+    let picked: Vec<String> = linears.iter().filter(|name| wanted(name)).cloned().collect();
+    if picked.is_empty() {
+        return Err(nothing_matched(linears, targets.describe()));
+    }
+    let TargetModules::Names(entries) = targets else {
+        let unmatched = Vec::new();
+        return Ok(Selection { picked, unmatched });
+    };
+    let matches_none = |entry: &&String| !linears.iter().any(|name| ends_with(name, entry));
+    let unmatched = entries.iter().filter(matches_none).cloned().collect();
+    Ok(Selection { picked, unmatched })
+}
+
+fn nothing_matched(linears: &[String], target: String) -> AdapterError {
+    AdapterError::NothingMatched {
         target,
         available: suffixes(linears),
-    };
-    let pick = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
-        linears.iter().filter(|name| wanted(name)).cloned().collect()
-    };
-    let (picked, target) = match targets {
-        TargetModules::Names(entries) => {
-            let unmatched = |entry: &&String| !linears.iter().any(|name| ends_with(name, entry));
-            if let Some(entry) = entries.iter().find(unmatched) {
-                return Err(nothing(format!("`{}`", entry.escape_debug())));
-            }
-            (
-                pick(&|name| entries.iter().any(|entry| ends_with(name, entry))),
-                "an empty list".to_owned(),
-            )
-        }
-        TargetModules::AllLinear => (pick(&|name| name != head), "`all-linear`".to_owned()),
-        TargetModules::Pattern(pattern) => {
-            let regex = full_match("target_modules", pattern, "")?;
-            (
-                pick(&|name| regex.is_match(name)),
-                format!("the pattern `{}`", pattern.escape_debug()),
-            )
-        }
-    };
-    if picked.is_empty() {
-        Err(nothing(target))
-    } else {
-        Ok(picked)
     }
+}
+
+pub(super) fn quoted(entry: &str) -> String {
+    format!("`{}`", entry.escape_debug())
 }
 
 /// PEFT's rule for names: the whole name, or whole parts of it from the right.

@@ -12,7 +12,9 @@ use candle_core::{Device, Tensor};
 use metal_candle_graph::{LazyTensor, random};
 
 use super::error::Result;
-use super::{Adapter, AdapterConfig, AdapterError, LoraPair, select, write_adapter};
+use super::files::HEAD_AND_EMBEDDING;
+use super::target_modules::{quoted, select_any};
+use super::{Adapter, AdapterConfig, AdapterError, LoraPair, TargetModules, select, write_adapter};
 use crate::models::CausalLm;
 use crate::nn::{Pass, Projection};
 
@@ -66,6 +68,10 @@ impl Projection for LoraLinear {
 
     fn out_features(&self) -> usize {
         self.base.out_features()
+    }
+
+    fn base(&self) -> Option<&Arc<dyn Projection>> {
+        Some(&self.base)
     }
 }
 
@@ -196,14 +202,29 @@ impl AdapterParameters {
     }
 }
 
-/// Wraps the linear layers that `config` targets, once per model, for training: `A` is uniform in
-/// `-1/sqrt(in)..1/sqrt(in)` as in PEFT, a function of `seed` and the number of the module; `B` is zero, so that nothing
-/// changes at first. From now on each [`Pass`] needs the returned factors.
+/// Wraps the linear layers that `config` targets for training: `A` is uniform in `-1/sqrt(in)..1/sqrt(in)` as in PEFT, a
+/// function of `seed` and the number of the module; `B` is zero, so that nothing changes at first. From now on, until
+/// [`detach`], each [`Pass`] needs the returned factors.
 ///
 /// # Errors
-/// [`AdapterError::Setting`] for a setting out of its range, [`AdapterError::NothingMatched`] for a target that no layer matches.
+/// [`AdapterError::AlreadyAdapted`] for a model that has an adapter, [`AdapterError::Setting`] for a setting out of its range,
+/// [`AdapterError::NothingMatched`] for a target that no layer matches, [`AdapterError::HeadOrEmbedding`] for one that
+/// means them. The model is unchanged then.
 pub fn apply(model: &mut dyn CausalLm, config: &AdapterConfig, seed: u64) -> Result<AdapterParameters> {
-    let modules = targets(model, config)?;
+    let linears = linears(model)?;
+    config.validate()?;
+    refuse_head_and_embedding(&config.target_modules)?;
+    let picked = select(&linears.names(), &config.target_modules, HEAD)?;
+    start(model, config, linears.modules(picked, config)?, seed)
+}
+
+/// Puts new factors around the modules.
+fn start(
+    model: &mut dyn CausalLm,
+    config: &AdapterConfig,
+    modules: Vec<AdaptedModule>,
+    seed: u64,
+) -> Result<AdapterParameters> {
     let device = model.head().device().clone();
     let mut tensors = Vec::with_capacity(2 * modules.len());
     for (number, module) in modules.iter().enumerate() {
@@ -227,10 +248,10 @@ pub fn apply(model: &mut dyn CausalLm, config: &AdapterConfig, seed: u64) -> Res
 /// Wraps a model with an adapter from a file, to go on training it; [`apply`] with the file's settings and weights.
 ///
 /// # Errors
-/// See [`apply`] and [`AdapterParameters::set_adapter`]. The model is wrapped only if the adapter fits.
+/// See [`attach`]. The model is wrapped only if the adapter fits.
 pub fn apply_adapter(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<AdapterParameters> {
-    check(model, adapter)?;
-    let mut parameters = apply(model, &adapter.config, 0)?;
+    let modules = check(model, adapter)?;
+    let mut parameters = start(model, &adapter.config, modules, 0)?;
     parameters.set_adapter(adapter)?;
     Ok(parameters)
 }
@@ -238,8 +259,9 @@ pub fn apply_adapter(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<Adap
 /// Wraps a model with an adapter from a file, to use it: the weights stay in the layers, and a [`Pass`] needs nothing.
 ///
 /// # Errors
-/// [`AdapterError`] naming the target that matches nothing, or the tensor that is missing, extra or misshapen; the
-/// model is unchanged then.
+/// [`AdapterError::AlreadyAdapted`] for a model that has an adapter; [`AdapterError`] naming the targets of which none matches a
+/// layer, or the tensor that is missing, extra or misshapen. The model is unchanged then. Of a list of targets one that
+/// matches is enough, as in PEFT; the others are named in a warning through `tracing`.
 pub fn attach(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<()> {
     let modules = check(model, adapter)?;
     let device = model.head().device().clone();
@@ -252,40 +274,114 @@ pub fn attach(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<()> {
     Ok(())
 }
 
+/// Takes the adapter off, whichever way it was put on: the model is the base model again, bit for bit, and can have
+/// another one. Returns the number of layers that had one; without any the model is left as it is.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use metal_candle::adapters::{self, AdapterConfig, AdapterError};
+///
+/// # fn main() -> Result<(), metal_candle::Error> {
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama-tiny");
+/// let mut model = metal_candle::models::load_model(folder, DType::F32, &Device::Cpu)?;
+/// let first = adapters::apply(&mut *model, &AdapterConfig::default(), 1)?;
+/// let refused = adapters::apply(&mut *model, &AdapterConfig::default(), 2);
+/// assert!(matches!(refused, Err(AdapterError::AlreadyAdapted { .. })));
+/// assert_eq!(adapters::detach(&mut *model), first.modules().len());
+/// adapters::apply(&mut *model, &AdapterConfig::default(), 2)?;
+/// # Ok(())
+/// # }
+/// ```
+pub fn detach(model: &mut dyn CausalLm) -> usize {
+    let mut count = 0;
+    model.for_each_linear(&mut |_, linear| {
+        count += usize::from(linear.base().is_some());
+        while let Some(base) = linear.base().cloned() {
+            *linear = base;
+        }
+    });
+    count
+}
+
 /// The modules of an adapter in a model that it fits.
 fn check(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<Vec<AdaptedModule>> {
-    let modules = targets(model, &adapter.config)?;
+    let linears = linears(model)?;
+    adapter.config.validate()?;
+    let selection = select_any(&linears.names(), &adapter.config.target_modules, HEAD)?;
+    let modules = linears.modules(selection.picked, &adapter.config)?;
     let sizes: Vec<_> = modules
         .iter()
         .map(|m| (m.name.clone(), m.in_features, m.out_features))
         .collect();
     adapter.check_against(&sizes)?;
+    if !selection.unmatched.is_empty() {
+        let entries: Vec<String> = selection.unmatched.iter().map(|entry| quoted(entry)).collect();
+        tracing::warn!(
+            "target_modules: no layer of this model matches {}; the adapter is on the others of the list",
+            entries.join(", ")
+        );
+    }
     Ok(modules)
 }
 
-/// The layers of a model that the settings target.
-fn targets(model: &mut dyn CausalLm, config: &AdapterConfig) -> Result<Vec<AdaptedModule>> {
-    config.validate()?;
-    let mut linears = Vec::new();
+/// The name of the output head, which `all-linear` leaves out.
+const HEAD: &str = HEAD_AND_EMBEDDING[0];
+
+/// Targets given for a new adapter must not mean what cannot be adapted: PEFT would adapt it too.
+fn refuse_head_and_embedding(targets: &TargetModules) -> Result<()> {
+    let wanted = targets.matcher(HEAD)?;
+    let is_all = matches!(targets, TargetModules::AllLinear);
+    match HEAD_AND_EMBEDDING.into_iter().find(|module| !is_all && wanted(module)) {
+        None => Ok(()),
+        Some(module) => Err(AdapterError::HeadOrEmbedding {
+            place: "target_modules".to_owned(),
+            module: module.to_owned(),
+            advice: "; `all-linear` means every other linear layer",
+        }),
+    }
+}
+
+/// The linear layers of a base model: name, input size, output size.
+struct Linears(Vec<(String, usize, usize)>);
+
+/// Those of a model without an adapter.
+fn linears(model: &mut dyn CausalLm) -> Result<Linears> {
+    let (mut linears, mut adapted) = (Vec::new(), None);
     model.for_each_linear(&mut |name, linear| {
+        if linear.base().is_some() {
+            adapted.get_or_insert_with(|| name.to_owned());
+        }
         linears.push((name.to_owned(), linear.in_features(), linear.out_features()));
     });
-    let names: Vec<String> = linears.iter().map(|(name, ..)| name.clone()).collect();
-    let picked = select(&names, &config.target_modules, "lm_head")?;
-    let sizes: HashMap<String, (usize, usize)> = linears.into_iter().map(|(name, i, o)| (name, (i, o))).collect();
-    let each = config.per_module()?;
-    let module = |name: String| {
-        let (in_features, out_features) = sizes[&name];
-        let (rank, scaling) = (each.rank_of(&name), each.scaling_of(&name));
-        AdaptedModule {
-            name,
-            in_features,
-            out_features,
-            rank,
-            scaling,
-        }
-    };
-    Ok(picked.into_iter().map(module).collect())
+    match adapted {
+        None => Ok(Linears(linears)),
+        Some(module) => Err(AdapterError::AlreadyAdapted { module }),
+    }
+}
+
+impl Linears {
+    fn names(&self) -> Vec<String> {
+        self.0.iter().map(|(name, ..)| name.clone()).collect()
+    }
+
+    /// The picked ones, with their ranks and scalings.
+    fn modules(&self, picked: Vec<String>, config: &AdapterConfig) -> Result<Vec<AdaptedModule>> {
+        let sizes: HashMap<&str, (usize, usize)> =
+            self.0.iter().map(|(name, i, o)| (name.as_str(), (*i, *o))).collect();
+        let each = config.per_module()?;
+        let module = |name: String| {
+            let (in_features, out_features) = sizes[name.as_str()];
+            let (rank, scaling) = (each.rank_of(&name), each.scaling_of(&name));
+            AdaptedModule {
+                name,
+                in_features,
+                out_features,
+                rank,
+                scaling,
+            }
+        };
+        Ok(picked.into_iter().map(module).collect())
+    }
 }
 
 /// Puts the wrappers in place.

@@ -4,7 +4,7 @@
 //! [`Cursor`], so a resumed run sees what an uninterrupted one would have seen. Few distinct shapes occur, because each
 //! shape is planned (and compiled) anew by whoever computes with it.
 
-use super::pack::first_fit;
+use super::pack::{PackedShape, pack};
 use super::{DataError, Dataset, Example, permutation};
 
 /// The target of a token after which nothing is to be learnt.
@@ -78,14 +78,15 @@ pub enum Layout {
     Padded,
     /// One example a row; every batch has `max_length` tokens a row, so that only one shape occurs.
     Fixed,
-    /// As many examples a row as first fit finds room for; every batch has the same shape.
+    /// As many examples a row as there is room for, the longest placed first. Every batch has the same shape, which suits the data: it holds at
+    /// most as many tokens as `rows` rows of `max_length`, in shorter and more rows where examples are short.
     Packed,
 }
 
 /// How examples become batches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// Rows of a batch, at least 1; a smaller data set makes smaller batches.
+    /// Rows of a batch, at least 1; a smaller data set makes smaller batches. See [`Layout::Packed`] for packed ones.
     pub rows: usize,
     /// Longest row in tokens; no example may be longer.
     pub max_length: usize,
@@ -143,6 +144,8 @@ pub struct Batches {
     options: BatchOptions,
     /// Tokens of a row, where all batches have the same.
     length: Option<usize>,
+    /// Rows of an epoch that hold examples.
+    filled: usize,
 }
 
 impl Batches {
@@ -167,18 +170,26 @@ impl Batches {
             let reason = format!("{}, but an example has {} tokens", options.max_length, stats.longest);
             return wrong("max_length", reason);
         }
-        let length = match options.layout {
-            Layout::Padded => None,
-            Layout::Fixed => Some(options.max_length),
-            // A small data set does not fill even one row of the full length.
-            Layout::Packed => Some(bucket_length(stats.tokens, options.max_length)),
-        };
-        options.rows = options.rows.min(stats.examples);
-        Ok(Self {
+        if options.layout != Layout::Packed {
+            options.rows = options.rows.min(stats.examples);
+        }
+        let mut batches = Self {
             dataset,
             options,
-            length,
-        })
+            length: None,
+            filled: stats.examples,
+        };
+        match batches.options.layout {
+            Layout::Padded => {}
+            Layout::Fixed => batches.length = Some(batches.options.max_length),
+            Layout::Packed => {
+                let lengths = batches.lengths(&(0..stats.examples).collect::<Vec<_>>());
+                let shape = PackedShape::choose(&lengths, batches.options.rows, batches.options.max_length);
+                (batches.options.rows, batches.length) = (shape.rows, Some(shape.length));
+                batches.filled = shape.filled;
+            }
+        }
+        Ok(batches)
     }
 
     /// The examples that the batches are made of.
@@ -187,14 +198,10 @@ impl Batches {
         &self.dataset
     }
 
-    /// How many batches an epoch has. With [`Layout::Packed`] this can differ between epochs, by how well rows fill.
+    /// How many batches an epoch has: the same in every epoch.
     #[must_use]
-    pub fn batches_in(&self, epoch: u64) -> usize {
-        let rows = match self.options.layout {
-            Layout::Packed => self.plan(epoch).len(),
-            Layout::Padded | Layout::Fixed => self.dataset.examples().len(),
-        };
-        rows.div_ceil(self.options.rows)
+    pub fn batches_in(&self, _epoch: u64) -> usize {
+        self.filled.div_ceil(self.options.rows)
     }
 
     /// The batches of one epoch.
@@ -214,20 +221,26 @@ impl Batches {
         }
     }
 
-    /// The examples of each row of an epoch.
-    fn plan(&self, epoch: u64) -> Vec<Vec<usize>> {
+    /// The examples in the order of an epoch.
+    fn order(&self, epoch: u64) -> Vec<usize> {
         let count = self.dataset.examples().len();
-        let order = match self.options.shuffle {
+        match self.options.shuffle {
             Some(seed) => permutation(count, seed, epoch),
             None => (0..count).collect(),
-        };
+        }
+    }
+
+    fn lengths(&self, order: &[usize]) -> Vec<usize> {
+        let length = |index: &usize| self.dataset.examples()[*index].tokens.len();
+        order.iter().map(length).collect()
+    }
+
+    /// The examples of each row of an epoch.
+    fn plan(&self, epoch: u64) -> Vec<Vec<usize>> {
+        let order = self.order(epoch);
         match (self.options.layout, self.length) {
             (Layout::Packed, Some(length)) => {
-                let lengths: Vec<usize> = order
-                    .iter()
-                    .map(|index| self.dataset.examples()[*index].tokens.len())
-                    .collect();
-                let rows = first_fit(&lengths, length);
+                let rows = pack(&self.lengths(&order), length);
                 rows.into_iter()
                     .map(|row| row.into_iter().map(|place| order[place]).collect())
                     .collect()

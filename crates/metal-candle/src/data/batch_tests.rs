@@ -68,16 +68,16 @@ fn a_packed_row_keeps_examples_apart() {
     let batches = Batches::new(Dataset::from_examples(examples).unwrap(), options(1, 6, Layout::Packed)).unwrap();
     let got: Vec<Batch> = batches.epoch(0).map(|(_, batch)| batch).collect();
     let n = IGNORED;
-    let first = Batch {
+    assert_eq!(got[0].tokens, [5, 6, 7, 9999, 9999, 9999]);
+    let second = Batch {
         rows: 1,
         length: 6,
-        tokens: vec![5, 6, 7, 8, 9, 9999],
-        targets: vec![6, 7, n, 9, n, n],
-        segments: vec![1, 1, 1, 2, 2, 0],
-        positions: vec![0, 1, 2, 0, 1, 0],
+        tokens: vec![1, 2, 3, 4, 8, 9],
+        targets: vec![2, 3, 4, n, 9, n],
+        segments: vec![1, 1, 1, 1, 2, 2],
+        positions: vec![0, 1, 2, 3, 0, 1],
     };
-    assert_eq!(got[0], first);
-    assert_eq!(got[1].tokens, [1, 2, 3, 4, 9999, 9999]);
+    assert_eq!(got[1], second);
 }
 
 #[test]
@@ -138,7 +138,26 @@ fn bad_settings_are_errors() {
 fn a_small_packed_data_set_has_a_short_row() {
     let batches = Batches::new(dataset(&[3, 4, 2]), options(1, 2048, Layout::Packed)).unwrap();
     let shapes: Vec<_> = batches.epoch(0).map(|(_, batch)| (batch.rows, batch.length)).collect();
-    assert_eq!(shapes, [(1, 16)]);
+    assert_eq!(shapes, [(2, 8)]);
+}
+
+/// Short examples fill neither a row of the greatest length nor a batch of such rows, in any epoch.
+#[test]
+fn packed_batches_of_short_data_are_small() {
+    let lengths: Vec<usize> = (0..60).map(|i| 12 + i % 17).collect();
+    let tokens: usize = lengths.iter().sum();
+    let packed = BatchOptions {
+        shuffle: Some(3),
+        ..options(8, 1024, Layout::Packed)
+    };
+    let batches = Batches::new(dataset(&lengths), packed).unwrap();
+    for epoch in 0..20 {
+        let computed: usize = batches.epoch(epoch).map(|(_, batch)| batch.tokens.len()).sum();
+        assert!(
+            2 * computed <= 3 * tokens,
+            "epoch {epoch}: {computed} places for {tokens} tokens"
+        );
+    }
 }
 
 /// The examples found in a batch by its segments: tokens with their targets.
@@ -196,7 +215,9 @@ proptest! {
         prop_assert_eq!(found, expected);
         for (index, (cursor, batch)) in all.iter().enumerate() {
             prop_assert_eq!(*cursor, Cursor { epoch, index });
-            let rows = rows.min(lengths.len());
+            // Packed batches have no more rows than their examples fill.
+            let rows = if layout == Layout::Packed { all[0].1.rows } else { rows.min(lengths.len()) };
+            prop_assert!(rows <= lengths.len());
             prop_assert_eq!((batch.rows, batch.tokens.len()), (rows, rows * batch.length));
             prop_assert!(layout == Layout::Padded || batch.length == all[0].1.length);
         }
@@ -224,9 +245,13 @@ proptest! {
 
 #[test]
 fn a_batch_has_no_more_rows_than_there_are_examples() {
-    for layout in [Layout::Padded, Layout::Fixed, Layout::Packed] {
+    // Packed, one row has room for all.
+    for (layout, rows) in [(Layout::Padded, 3), (Layout::Fixed, 3), (Layout::Packed, 1)] {
         let batches = Batches::new(dataset(&[4, 5, 6]), options(usize::MAX / 2, 40, layout)).unwrap();
-        assert_eq!((batches.batches_in(0), batches.epoch(0).next().unwrap().1.rows), (1, 3));
+        assert_eq!(
+            (batches.batches_in(0), batches.epoch(0).next().unwrap().1.rows),
+            (1, rows)
+        );
     }
 }
 

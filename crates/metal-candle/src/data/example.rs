@@ -1,16 +1,14 @@
 //! Examples: token ids, and which of them the model learns to say.
 //!
 //! Of a conversation the model learns what the assistant says and the end-of-turn token after it; of a prompt and its
-//! completion, the completion and the end-of-text token; of a text, everything. A conversation is tokenised once, whole,
-//! as it will be when generating; the assistant's turns are found in the text by rendering its beginnings.
+//! completion, the completion and the end-of-text token; of a text, everything. How one row becomes tokens is the matter
+//! of `maker.rs`; here are the options, the counts, and the set as a whole.
 
-use std::ops::Range;
 use std::path::Path;
 
-use serde_json::Value;
-
-use super::{DataError, Row, RowContent, RowFormat, Rows, split_indices};
-use crate::text::{ChatMessage, ChatTemplate, Encoded, TextError, Tokenizer};
+use super::maker::Maker;
+use super::{DataError, DataWarning, Rows, split_indices};
+use crate::text::Tokenizer;
 
 /// One sequence to train on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,10 +69,11 @@ pub struct Dataset {
     examples: Vec<Example>,
     truncated: Vec<bool>,
     dropped: usize,
+    warnings: Vec<DataWarning>,
 }
 
 impl Dataset {
-    /// Reads and tokenises a JSONL file.
+    /// Reads and tokenises a file of rows: JSONL, a JSON array, or pretty-printed objects.
     ///
     /// # Errors
     ///
@@ -104,11 +103,12 @@ impl Dataset {
                 reason,
             });
         }
-        let maker = Maker {
-            rows,
-            tokenizer,
-            everything: options.train_on_inputs,
+        let prompts = match tokenizer.chat_template() {
+            Some(_) => None,
+            None => rows.with_alpaca_prompt(),
         };
+        let rows = prompts.as_ref().unwrap_or(rows);
+        let mut maker = Maker::new(rows, tokenizer, options.train_on_inputs);
         let (mut dataset, mut cut_off) = (Self::default(), false);
         for row in &rows.rows {
             let mut example = maker.example(row)?;
@@ -131,6 +131,7 @@ impl Dataset {
                 advice,
             });
         }
+        dataset.warnings = maker.warnings();
         Ok(dataset)
     }
 
@@ -160,6 +161,7 @@ impl Dataset {
             examples,
             truncated,
             dropped: 0,
+            warnings: Vec::new(),
         })
     }
 
@@ -167,6 +169,12 @@ impl Dataset {
     #[must_use]
     pub fn examples(&self) -> &[Example] {
         &self.examples
+    }
+
+    /// What a user should know about the rows before training on them.
+    #[must_use]
+    pub fn warnings(&self) -> &[DataWarning] {
+        &self.warnings
     }
 
     /// Counts of what the data set holds.
@@ -184,7 +192,7 @@ impl Dataset {
     }
 
     /// Splits off the fraction `0 <= fraction < 1` of the examples for validation, chosen by the seed: what to train on,
-    /// and what to validate with. The count of dropped rows stays with the first.
+    /// and what to validate with. Warnings and the count of dropped rows stay with the first.
     ///
     /// # Errors
     ///
@@ -205,214 +213,17 @@ impl Dataset {
             );
         }
         let (train, validate) = split_indices(self.examples.len(), fraction, seed);
-        let take = |indices: &[usize], dropped| Self {
+        let take = |indices: &[usize]| Self {
             examples: indices.iter().map(|index| self.examples[*index].clone()).collect(),
             truncated: indices.iter().map(|index| self.truncated[*index]).collect(),
-            dropped,
+            ..Self::default()
         };
-        Ok((take(&train, self.dropped), take(&validate, 0)))
-    }
-}
-
-/// Makes examples of one file's rows.
-struct Maker<'a> {
-    rows: &'a Rows,
-    tokenizer: &'a Tokenizer,
-    everything: bool,
-}
-
-impl Maker<'_> {
-    fn example(&self, row: &Row) -> Result<Example, DataError> {
-        let mut example = match &row.content {
-            RowContent::Messages {
-                messages,
-                learn_from,
-                tools,
-            } => self.chat(row, messages, *learn_from, tools.as_ref())?,
-            RowContent::PromptCompletion { prompt, completion } => self.completion(row, prompt, completion)?,
-            RowContent::Text(text) => {
-                let mut tokens = self.encode(row, text)?;
-                self.end(&mut tokens)?;
-                Example {
-                    supervised: vec![true; tokens.len()],
-                    tokens,
-                }
-            }
+        let train = Self {
+            dropped: self.dropped,
+            warnings: self.warnings.clone(),
+            ..take(&train)
         };
-        if self.everything {
-            example.supervised.fill(true);
-        }
-        if let Some(first) = example.supervised.first_mut() {
-            *first = false;
-        }
-        Ok(example)
-    }
-
-    fn text_error(&self, row: &Row) -> impl Fn(TextError) -> DataError {
-        let (file, line) = (self.rows.file.clone(), row.line);
-        move |source| DataError::Text {
-            file: file.clone(),
-            line,
-            source,
-        }
-    }
-
-    /// A text with what the tokenizer puts before it, without what it puts after it.
-    fn encode(&self, row: &Row, text: &str) -> Result<Vec<u32>, DataError> {
-        let mut encoded = self
-            .tokenizer
-            .encode_with_offsets(text, true)
-            .map_err(self.text_error(row))?;
-        // Of an empty text only what stands in front can be kept: nothing tells the two apart.
-        while encoded.ids.len() > 1 && encoded.added.last() == Some(&true) {
-            encoded.ids.pop();
-            encoded.added.pop();
-        }
-        Ok(encoded.ids)
-    }
-
-    /// Appends the end-of-text token, unless the text wrote it.
-    fn end(&self, tokens: &mut Vec<u32>) -> Result<(), DataError> {
-        let end = self.tokenizer.eos_token_id();
-        let end = end.ok_or_else(|| DataError::NoEndOfText {
-            file: self.rows.file.clone(),
-        })?;
-        if tokens.last() != Some(&end) {
-            tokens.push(end);
-        }
-        Ok(())
-    }
-
-    /// The prompt must be tokenised as it will be when generating. Where tokenising both texts together agrees with
-    /// that, it is used (no space is invented between them); else each is tokenised alone.
-    fn completion(&self, row: &Row, prompt: &str, completion: &str) -> Result<Example, DataError> {
-        let prompt_tokens = self.encode(row, prompt)?;
-        let mut tokens = self.encode(row, &format!("{prompt}{completion}"))?;
-        if !tokens.starts_with(&prompt_tokens) {
-            let completion = self.tokenizer.encode(completion, false).map_err(self.text_error(row))?;
-            tokens = [prompt_tokens.clone(), completion].concat();
-        }
-        self.end(&mut tokens)?;
-        let supervised = (0..tokens.len()).map(|index| index >= prompt_tokens.len()).collect();
-        Ok(Example { tokens, supervised })
-    }
-
-    fn chat(
-        &self,
-        row: &Row,
-        messages: &[ChatMessage],
-        learn_from: usize,
-        tools: Option<&Value>,
-    ) -> Result<Example, DataError> {
-        let template = self.tokenizer.chat_template();
-        let template = template.ok_or_else(|| DataError::NoChatTemplate {
-            file: self.rows.file.clone(),
-        })?;
-        let chat = Chat {
-            template,
-            messages,
-            tools,
-        };
-        let text = chat.render(messages.len(), false).map_err(self.text_error(row))?;
-        let encoded = self
-            .tokenizer
-            .encode_with_offsets(&text, false)
-            .map_err(self.text_error(row))?;
-        let mut supervised = vec![false; encoded.ids.len()];
-        for turn in (learn_from..messages.len()).filter(|turn| messages[*turn].role() == "assistant") {
-            if self.everything {
-                break;
-            }
-            let span = chat.span(&text, turn).map_err(self.text_error(row))?;
-            let span = span.map_err(|what| DataError::NoPrefix {
-                file: self.rows.file.clone(),
-                line: row.line,
-                message: turn + 1,
-                what,
-            })?;
-            self.supervise(&mut supervised, &encoded, &text, span);
-        }
-        Ok(Example {
-            tokens: encoded.ids,
-            supervised,
-        })
-    }
-
-    /// Marks the tokens of a span of the text. White space that the template writes after its end-of-turn token is not
-    /// marked: generation has stopped before it.
-    fn supervise(&self, supervised: &mut [bool], encoded: &Encoded, text: &str, span: Range<usize>) {
-        let inside = tokens_of(&encoded.offsets, &span);
-        let last_special = inside
-            .iter()
-            .rposition(|index| self.tokenizer.is_special(encoded.ids[*index]));
-        let blank = |index: &usize| {
-            let (start, end) = encoded.offsets[*index];
-            text.get(start..end).is_some_and(|text| text.trim().is_empty())
-        };
-        let kept = match last_special {
-            Some(last) if inside[last + 1..].iter().all(blank) => last + 1,
-            _ => inside.len(),
-        };
-        for index in &inside[..kept] {
-            supervised[*index] = true;
-        }
-    }
-
-    /// What to do about a data set without a token to learn.
-    fn advice(&self, cut_at: Option<usize>) -> String {
-        match (cut_at, self.rows.format) {
-            (Some(length), _) => {
-                format!(
-                    "everything to learn comes after the first {length} tokens; raise max_length or shorten the prompts"
-                )
-            }
-            (None, RowFormat::Text) => "every text is empty".to_owned(),
-            (None, _) => "no message has the role \"assistant\"; add the answers, or train on everything \
-                (`train_on_inputs`, `--train-on-inputs`)"
-                .to_owned(),
-        }
-    }
-}
-
-/// Indices of the tokens that stand for a part of the span.
-fn tokens_of(offsets: &[(usize, usize)], span: &Range<usize>) -> Vec<usize> {
-    let mut inside = Vec::new();
-    let mut before = 0; // where the tokens so far end
-    for (index, (start, end)) in offsets.iter().copied().enumerate() {
-        // Some tokenizers trim white space from offsets; a token of nothing else is left empty, at its end.
-        let start = if start == end { before.min(start) } else { start };
-        if end > span.start && start < span.end {
-            inside.push(index);
-        }
-        before = before.max(end);
-    }
-    inside
-}
-
-/// A conversation and what renders it.
-struct Chat<'a> {
-    template: &'a ChatTemplate,
-    messages: &'a [ChatMessage],
-    tools: Option<&'a Value>,
-}
-
-impl Chat<'_> {
-    fn render(&self, count: usize, add_generation_prompt: bool) -> Result<String, TextError> {
-        self.template
-            .render_with_tools(&self.messages[..count], self.tools, add_generation_prompt)
-    }
-
-    /// The bytes of the whole text that one assistant turn wrote: from where generation would have begun to where the
-    /// text ends with that turn. The inner error says which end is not found.
-    fn span(&self, text: &str, turn: usize) -> Result<Result<Range<usize>, &'static str>, TextError> {
-        let (before, with) = (self.render(turn, true)?, self.render(turn + 1, false)?);
-        Ok(if !text.starts_with(&before) {
-            Err("beginning")
-        } else if !text.starts_with(&with) || with.len() < before.len() {
-            Err("end")
-        } else {
-            Ok(before.len()..with.len())
-        })
+        Ok((train, take(&validate)))
     }
 }
 

@@ -1,8 +1,9 @@
 //! Examples: which tokens are supervised, for every format of row.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
+use crate::text::ChatMessage;
 use crate::text::testing::{CHATML, byte_fallback, byte_level};
 
 fn rows(lines: &[Value]) -> Rows {
@@ -92,29 +93,16 @@ fn plain_templates_learn_their_line_break() {
     );
 }
 
+/// The last words are shouted, the others not: found by comparison, where beginnings are not enough.
 #[test]
-fn a_template_that_rewrites_the_past_is_refused() {
+fn a_template_that_rewrites_the_past_is_compared() {
     let shout_last = "{% for m in messages %}{{ m.content | upper if loop.last else m.content }};{% endfor %}";
-    let tokenizer = byte_level(Some(shout_last));
     let row = chat(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
-    let error = dataset(&tokenizer, std::slice::from_ref(&row), &DatasetOptions::default())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("data.jsonl:1: message 2: the chat template does not only append"),
-        "{error}"
-    );
-    assert!(
-        error.contains("up to the beginning of this turn") && error.contains("train_on_inputs"),
-        "{error}"
-    );
-    assert_eq!(marked(&tokenizer, &row, true), "a[;b;c;D;]");
+    assert_eq!(marked(&byte_level(Some(shout_last)), &row, false), "a;[b;]c;[D;]");
+    assert_eq!(marked(&byte_level(Some(shout_last)), &row, true), "a[;b;c;D;]");
     let end_once =
         "{% for m in messages %}<{{ m.content }}{{ '!' if loop.last and not add_generation_prompt }}{% endfor %}";
-    let error = dataset(&byte_level(Some(end_once)), &[row], &DatasetOptions::default())
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("up to the end of this turn"), "{error}");
+    assert_eq!(marked(&byte_level(Some(end_once)), &row, false), "<a[<b]<c[<d!]");
 }
 
 #[test]
@@ -125,19 +113,22 @@ fn prompts_learn_only_their_completion() {
         ("hello", "<|endoftext|>", "<|bos|>hello[<|endoftext|>]"),
         ("", "yes", "<|bos|>[yes<|endoftext|>]"),
         ("yes", "", "<|bos|>yes[<|endoftext|>]"),
-        // Tokenised together the two would share a token ("hello"); generating, the prompt stands alone.
-        ("hel", "lo", "<|bos|>hel[lo<|endoftext|>]"),
+        // Tokenised together the two share a token.
+        ("hel", "lo", "<|bos|>[hello<|endoftext|>]"),
     ];
     for (prompt, completion, expected) in cases {
         let row = json!({"prompt": prompt, "completion": completion});
         assert_eq!(marked(&tokenizer, &row, false), expected);
-        let tokens = dataset(&tokenizer, &[row], &DatasetOptions::default())
-            .unwrap()
-            .examples()[0]
-            .tokens
-            .clone();
-        assert!(tokens.starts_with(&tokenizer.encode(prompt, true).unwrap()), "{prompt}");
     }
+    let rows = [("hel", "lo"), ("hello", " yes"), ("a", "yes")].map(|(p, c)| json!({"prompt": p, "completion": c}));
+    let warnings = |rows: &[Value]| {
+        dataset(&tokenizer, rows, &DatasetOptions::default())
+            .unwrap()
+            .warnings()
+            .to_vec()
+    };
+    assert_eq!(warnings(&rows), [DataWarning::SharedToken { rows: 1 }]);
+    assert!(warnings(&rows[1..]).is_empty());
     let row = json!({"prompt": "hello", "completion": " yes"});
     assert_eq!(marked(&tokenizer, &row, true), "<|bos|>[hello yes<|endoftext|>]");
     // No space is invented between the two, although this tokenizer puts one before every text.
@@ -290,4 +281,21 @@ fn examples_made_elsewhere_are_checked() {
         error.to_string(),
         "examples: example 0: 2 tokens but 1 supervised flags"
     );
+}
+
+/// Alpaca rows are conversations where the model has a template; else they have the prompt of the Alpaca models.
+#[test]
+fn alpaca_rows_suit_models_with_and_without_a_template() {
+    let row = json!({"instruction": "hello", "input": "world", "output": "yes"});
+    assert_eq!(
+        marked(&byte_level(Some(CHATML)), &row, false),
+        "<|im_start|>user\nhello\nworld<|im_end|>\n<|im_start|>assistant\n[yes<|im_end|>]\n"
+    );
+    let plain = marked(&byte_level(None), &row, false);
+    assert!(
+        plain.starts_with("<|bos|>Below is an instruction that describes a task, paired with an input"),
+        "{plain}"
+    );
+    let end = "\n\n### Instruction:\nhello\n\n### Input:\nworld\n\n### Response:\n[yes<|endoftext|>]";
+    assert!(plain.ends_with(end), "{plain}");
 }

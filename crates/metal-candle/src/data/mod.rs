@@ -1,4 +1,4 @@
-//! Training data: JSONL rows become [`Example`]s (token ids, and which of them the model learns to say), and examples
+//! Training data: rows of JSON become [`Example`]s (token ids, and which of them the model learns to say), and examples
 //! become [`Batch`]es of one shape.
 //!
 //! Rows are read by [`Rows`], rendered and tokenised by [`Dataset`], put in a seeded order and padded or packed by
@@ -7,16 +7,23 @@
 
 mod batch;
 mod example;
+mod foreign;
 mod jsonl;
+mod layout;
+mod maker;
 mod pack;
 mod shuffle;
+mod source;
+mod turns;
+mod warning;
 
 use crate::text::TextError;
 
 pub use batch::{Batch, BatchIter, BatchOptions, Batches, Cursor, IGNORED, Layout, bucket_length};
 pub use example::{Dataset, DatasetOptions, DatasetStats, Example};
-pub use jsonl::{Row, RowContent, RowFormat, Rows};
+pub use jsonl::{FileLayout, Row, RowContent, RowFormat, Rows};
 pub use shuffle::{permutation, split_indices};
+pub use warning::DataWarning;
 
 /// What can go wrong between a data file and a batch.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +36,14 @@ pub enum DataError {
         file: String,
         /// The operating system's reason.
         source: std::io::Error,
+    },
+    /// The file holds something else than JSON rows: an archive, a table, a binary file.
+    #[error("{file}: {reason}")]
+    NotRows {
+        /// The file.
+        file: String,
+        /// What it is, and how to make rows of it.
+        reason: String,
     },
     /// A line is not a row of the file's format.
     #[error("{file}:{line}: {reason}{}", further(*more))]
@@ -44,7 +59,8 @@ pub enum DataError {
     },
     /// The file has no rows.
     #[error(
-        "{file}: no rows; expected one JSON object a line, with \"messages\", \"prompt\" and \"completion\", or \"text\""
+        "{file}: no rows; expected JSON objects, one a line, with \"messages\", \"conversations\", \"instruction\" and \
+         \"output\", \"prompt\" and \"completion\", or \"text\""
     )]
     Empty {
         /// The file.
@@ -78,21 +94,17 @@ pub enum DataError {
         /// The tokenizer's or the template's reason.
         source: TextError,
     },
-    /// The template does not say where an assistant's turn begins or ends.
-    #[error(
-        "{file}:{line}: message {message}: the chat template does not only append (the text up to the {what} of this turn \
-         changes as the conversation goes on), so what the assistant says cannot be told apart; train on everything \
-         (`train_on_inputs`, `--train-on-inputs`), or use a chat template that only appends"
-    )]
-    NoPrefix {
+    /// What an assistant's message became in the rendered conversation is not known.
+    #[error("{file}:{line}: message {message}: {reason}")]
+    Turn {
         /// The file.
         file: String,
         /// The row's line, from 1.
         line: usize,
         /// The assistant's message, from 1.
         message: usize,
-        /// Which end of the turn cannot be found: `beginning` or `end`.
-        what: &'static str,
+        /// Why, and what to do.
+        reason: &'static str,
     },
     /// No example has a token to learn.
     #[error("{file}: no token to learn in {rows} rows: {advice}")]

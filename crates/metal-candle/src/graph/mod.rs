@@ -1,7 +1,17 @@
-//! The lazy engine: tensors that record operations, gradients, compiled functions. See [`metal_candle_graph`].
+//! The lazy engine: tensors that record operations, gradients, compiled functions.
+//!
+//! What a program needs of it: [`LazyTensor`] and its operations with their settings, [`value_and_grad`], [`compile`],
+//! choice of backend and threads, what plans cost, and checked files ([`io`]). Passes, nodes and kernels stay inside.
 
 mod async_executor;
 
-pub use metal_candle_graph::*;
+pub use metal_candle_graph::{
+    AdamWOptions, AdamWState, Approximate, AttentionInputs, AttentionOptions, Backend, CallError, Compiled,
+    CrossEntropyOptions, Distribution, Error, Explanation, Kernel, KernelGroup, LazyTensor, Meta, NodeId, Operation,
+    PlanMemory, QuantFormat, Quantized, Result, Statistics, compile, eval_all, io, limits, prepare, random,
+    release_memory, statistics, threads, value_and_grad, with_backend, with_threads,
+};
+#[cfg(feature = "async-exec")]
+pub use metal_candle_graph::{Evaluation, eval_all_async};
 
 pub use async_executor::AsyncExecutor;

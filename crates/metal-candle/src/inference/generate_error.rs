@@ -20,6 +20,14 @@ pub enum GenerateError {
         /// Number of tokens of the model.
         vocab_size: usize,
     },
+    /// A stop token that the model does not have.
+    #[error("stop token {id} is outside the vocabulary of {vocab_size} tokens, so it would never be met")]
+    StopTokenOutOfVocabulary {
+        /// The token.
+        id: u32,
+        /// Number of tokens of the model.
+        vocab_size: usize,
+    },
     /// Prompt and answer do not fit the model's context.
     #[error(
         "the prompt of {prompt} tokens and up to {max_new_tokens} new ones exceed the model's context of {limit} tokens \

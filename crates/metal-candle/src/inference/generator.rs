@@ -1,15 +1,17 @@
 //! From a prompt to text: encode the prompt, let the decoder read it, then choose token after token and hand out the text
 //! as it becomes whole.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use metal_candle_graph::LazyTensor;
 
 use super::stop::StopText;
-use super::{Decoder, GenerateError, KvCache, Sampler, SamplingConfig};
+use super::stream_token::{Chooser, Listener, StreamToken};
+use super::{Decoder, GenerateError, KvCache, LogitsProcessors, Sampler, SamplingConfig};
 use crate::models::LoadedModel;
-use crate::text::{ChatMessage, TextStream, Tokenizer};
+use crate::text::{ChatMessage, TextStream, Tokenizer, end_of_turn_tokens};
 
 /// What to continue.
 #[derive(Debug, Clone, Copy)]
@@ -29,9 +31,12 @@ pub struct GenerationOptions {
     pub max_new_tokens: usize,
     /// How each token is chosen.
     pub sampling: SamplingConfig,
-    /// Texts that end the answer; they are not part of it.
+    /// Which tokens may not come next.
+    pub processors: LogitsProcessors,
+    /// Texts that end the answer; they are not part of it. Special tokens, which the answer's text leaves out, are seen
+    /// as the vocabulary spells them.
     pub stop_strings: Vec<String>,
-    /// Tokens that end the answer; `None` for those of the model.
+    /// Tokens that end the answer; `None` for [`Generator::stop_tokens`].
     pub stop_tokens: Option<Vec<u32>>,
 }
 
@@ -41,6 +46,7 @@ impl Default for GenerationOptions {
         Self {
             max_new_tokens: 256,
             sampling: SamplingConfig::default(),
+            processors: LogitsProcessors::default(),
             stop_strings: Vec::new(),
             stop_tokens: None,
         }
@@ -77,7 +83,7 @@ pub struct Generation {
     pub decode_time: Duration,
 }
 
-/// Generates text with a model. Making one costs nothing; the first prompt traces the steps, later ones replay them.
+/// Generates text with a model. The first prompt traces the steps, later ones replay them.
 ///
 /// ```no_run
 /// use std::ops::ControlFlow;
@@ -107,11 +113,21 @@ impl<'m> Generator<'m> {
     /// A generator for a loaded model.
     #[must_use]
     pub fn new(loaded: &'m LoadedModel) -> Self {
+        let mut stop_tokens = loaded.stop_tokens();
+        let turn = end_of_turn_tokens(&loaded.tokenizer);
+        stop_tokens.extend(turn.into_iter().filter(|token| !loaded.stop_tokens().contains(token)));
         Self {
             decoder: Decoder::new(&*loaded.model),
             tokenizer: &loaded.tokenizer,
-            stop_tokens: loaded.stop_tokens(),
+            stop_tokens,
         }
+    }
+
+    /// The tokens that end an answer where the options name none: those of [`LoadedModel::stop_tokens`], and those with which the
+    /// chat template ends the assistant's turn ([`end_of_turn_tokens`]).
+    #[must_use]
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.stop_tokens
     }
 
     /// Generates with these factors of the model's adapters from now on; see
@@ -132,15 +148,61 @@ impl<'m> Generator<'m> {
         options: &GenerationOptions,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generation, GenerateError> {
+        self.run(prompt, options, on_text, None)
+    }
+
+    /// Continues a prompt as [`generate`](Self::generate) does, token by token: `on_token` receives each token as soon as
+    /// it is chosen, with its text and probability, and may end the generation by returning `Break`.
+    ///
+    /// ```no_run
+    /// # use std::ops::ControlFlow;
+    /// # use metal_candle::inference::{GenerationOptions, Generator, Prompt};
+    /// # fn stream(generator: &Generator) -> Result<(), metal_candle::Error> {
+    /// generator.generate_stream(Prompt::Text("Once upon"), &GenerationOptions::default(), &mut |token| {
+    ///     println!("{} {:?} {:.3}", token.token_id, token.text, token.log_probability);
+    ///     ControlFlow::Continue(())
+    /// })?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_stream(
+        &self,
+        prompt: Prompt<'_>,
+        options: &GenerationOptions,
+        on_token: &mut dyn FnMut(&StreamToken) -> ControlFlow<()>,
+    ) -> Result<Generation, GenerateError> {
+        let text = RefCell::new(String::new());
+        let mut collect = |piece: &str| {
+            text.borrow_mut().push_str(piece);
+            ControlFlow::Continue(())
+        };
+        let listener = Listener {
+            on_token,
+            text: &text,
+            stop_tokens: options.stop_tokens.as_ref().unwrap_or(&self.stop_tokens),
+        };
+        self.run(prompt, options, &mut collect, Some(listener))
+    }
+
+    fn run(
+        &self,
+        prompt: Prompt<'_>,
+        options: &GenerationOptions,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+        listener: Option<Listener<'_>>,
+    ) -> Result<Generation, GenerateError> {
         let prompt = self.encode(prompt)?;
         self.check(&prompt, options)?;
-        let sampler = Sampler::new(options.sampling.clone())?;
+        let sampler = Chooser::new(Sampler::new(options.sampling.clone())?, listener);
         let start = Instant::now();
         let mut cache = self.decoder.cache(1)?;
         let logits = self.decoder.read(&mut cache, &[&prompt])?;
         let prompt_time = start.elapsed();
         let start = Instant::now();
-        let output = Output::new(TextStream::new(self.tokenizer, true), &options.stop_strings, on_text);
+        let output = Output::new(self.tokenizer, &options.stop_strings, on_text);
         let (text, tokens, finish_reason) = self.decode(&mut cache, logits, &prompt, options, sampler, output)?;
         let decode_time = start.elapsed();
         Ok(Generation {
@@ -177,6 +239,14 @@ impl<'m> Generator<'m> {
         if options.stop_strings.iter().any(String::is_empty) {
             return Err(GenerateError::EmptyStopString);
         }
+        if let Some(&id) = options
+            .stop_tokens
+            .iter()
+            .flatten()
+            .find(|&&id| id as usize >= vocab_size)
+        {
+            return Err(GenerateError::StopTokenOutOfVocabulary { id, vocab_size });
+        }
         if let Some(position) = prompt.iter().position(|&id| id as usize >= vocab_size) {
             return Err(GenerateError::TokenOutOfVocabulary {
                 id: prompt[position],
@@ -202,7 +272,7 @@ impl<'m> Generator<'m> {
         mut logits: Vec<f32>,
         prompt: &[u32],
         options: &GenerationOptions,
-        mut sampler: Sampler,
+        mut sampler: Chooser<'_>,
         mut output: Output<'_>,
     ) -> Result<(String, Vec<u32>, FinishReason), GenerateError> {
         let stop_tokens = options.stop_tokens.as_ref().unwrap_or(&self.stop_tokens);
@@ -210,9 +280,16 @@ impl<'m> Generator<'m> {
         let mut reason = None;
         while reason.is_none() && history.len() < prompt.len() + options.max_new_tokens {
             if history.len() > prompt.len() {
+                if sampler.tell().is_break() {
+                    reason = Some(FinishReason::Cancelled);
+                    break;
+                }
                 logits = self.decoder.next(cache, &history[history.len() - 1..])?;
             }
-            let token = sampler.sample(&mut logits, &history)?;
+            let process = |logits: &mut [f32]| {
+                options.processors.apply(logits, &history, prompt.len(), stop_tokens);
+            };
+            let token = sampler.sample(&mut logits, &history, process)?;
             history.push(token);
             reason = if stop_tokens.contains(&token) {
                 Some(FinishReason::StopToken)
@@ -221,12 +298,15 @@ impl<'m> Generator<'m> {
             };
         }
         let (text, reason) = output.finish(reason.unwrap_or(FinishReason::Length))?;
+        // The last token comes with the text that was held back; there is nothing left to cancel.
+        let _ended = sampler.tell();
         Ok((text, history.split_off(prompt.len()), reason))
     }
 }
 
 /// Text on its way to the caller.
 struct Output<'o> {
+    tokenizer: &'o Tokenizer,
     stream: TextStream<'o>,
     stop: StopText<'o>,
     on_text: &'o mut dyn FnMut(&str) -> ControlFlow<()>,
@@ -234,9 +314,10 @@ struct Output<'o> {
 }
 
 impl<'o> Output<'o> {
-    fn new(stream: TextStream<'o>, stops: &'o [String], on_text: &'o mut dyn FnMut(&str) -> ControlFlow<()>) -> Self {
+    fn new(tokenizer: &'o Tokenizer, stops: &'o [String], on_text: &'o mut dyn FnMut(&str) -> ControlFlow<()>) -> Self {
         Self {
-            stream,
+            tokenizer,
+            stream: TextStream::new(tokenizer, true),
             stop: StopText::new(stops),
             on_text,
             text: String::new(),
@@ -246,11 +327,27 @@ impl<'o> Output<'o> {
     /// Takes a token; says whether it ends the text.
     fn token(&mut self, token: u32) -> Result<Option<FinishReason>, GenerateError> {
         let piece = self.stream.push(token)?;
-        Ok(piece.and_then(|piece| self.piece(&piece)))
+        if let Some(reason) = piece.and_then(|piece| self.piece(&piece)) {
+            return Ok(Some(reason));
+        }
+        let special = self
+            .tokenizer
+            .is_special(token)
+            .then(|| self.tokenizer.token(token))
+            .flatten();
+        Ok(special.and_then(|special| {
+            let looked_at = self.stop.push_hidden(&special);
+            self.ready(looked_at)
+        }))
     }
 
     fn piece(&mut self, piece: &str) -> Option<FinishReason> {
-        let (ready, stopped) = self.stop.push(piece);
+        let looked_at = self.stop.push(piece);
+        self.ready(looked_at)
+    }
+
+    /// Hands out what is ready; says whether the text ends with it.
+    fn ready(&mut self, (ready, stopped): (String, bool)) -> Option<FinishReason> {
         let cancelled = self.hand_out(&ready);
         if stopped {
             Some(FinishReason::StopString)

@@ -1,9 +1,10 @@
-//! From logits to a token: penalty, temperature, top-k, top-p, min-p, and a draw.
+//! From logits to a token: penalty, temperature, the filters of `filters.rs`, and a draw.
 //!
 //! The steps, their order and their treatment of ties are those of `transformers`. The draw comes from a counter-based
 //! generator keyed by seed and step, so the same seed gives the same tokens and a step can be repeated alone.
 //! Never changes the order of the vocabulary, and never returns a token whose logit is not a number.
 
+use super::filters;
 use crate::models::GenerationConfig;
 
 /// How the next token is chosen.
@@ -17,6 +18,14 @@ pub struct SamplingConfig {
     pub top_p: f64,
     /// Keep tokens at least this likely relative to the likeliest; 0 keeps all. From 0 to 1.
     pub min_p: f64,
+    /// Keep the tokens whose surprise is nearest to the expected one, up to this probability; 1 keeps all. Above 0, up to 1.
+    pub typical_p: f64,
+    /// Keep tokens at least this likely; 0 keeps all. From 0 to below 1.
+    pub epsilon_cutoff: f64,
+    /// Keep tokens at least this likely, or less where many are likely; 0 keeps all. From 0 to below 1.
+    pub eta_cutoff: f64,
+    /// Keep the likeliest tokens up to this share of the entropy, if given. Above 0, up to 1.
+    pub top_h: Option<f64>,
     /// Divides positive logits of tokens that occurred and multiplies negative ones; 1 is none. Above 0.
     pub repetition_penalty: f64,
     /// Key of the random draws.
@@ -31,6 +40,10 @@ impl Default for SamplingConfig {
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
+            typical_p: 1.0,
+            epsilon_cutoff: 0.0,
+            eta_cutoff: 0.0,
+            top_h: None,
             repetition_penalty: 1.0,
             seed: 0,
         }
@@ -55,6 +68,10 @@ impl SamplingConfig {
             top_k: generation.top_k.unwrap_or(50),
             top_p: generation.top_p.unwrap_or(1.0),
             min_p: generation.min_p.unwrap_or(0.0),
+            typical_p: generation.typical_p.unwrap_or(1.0),
+            epsilon_cutoff: generation.epsilon_cutoff.unwrap_or(0.0),
+            eta_cutoff: generation.eta_cutoff.unwrap_or(0.0),
+            top_h: generation.top_h,
             repetition_penalty,
             seed,
         }
@@ -76,6 +93,13 @@ impl SamplingConfig {
         bound("temperature", t, t >= 0.0 && t.is_finite(), "0 (greedy) or above")?;
         bound("top_p", p, (0.0..=1.0).contains(&p), "from 0 to 1")?;
         bound("min_p", m, (0.0..=1.0).contains(&m), "from 0 to 1")?;
+        let (y, above) = (self.typical_p, "above 0, up to 1");
+        bound("typical_p", y, y > 0.0 && y <= 1.0, above)?;
+        let h = self.top_h.unwrap_or(1.0);
+        bound("top_h", h, h > 0.0 && h <= 1.0, above)?;
+        for (name, cutoff) in [("epsilon_cutoff", self.epsilon_cutoff), ("eta_cutoff", self.eta_cutoff)] {
+            bound(name, cutoff, (0.0..1.0).contains(&cutoff), "from 0 to below 1")?;
+        }
         bound("repetition_penalty", r, r > 0.0 && r.is_finite(), "above 0")
     }
 }
@@ -182,11 +206,17 @@ impl Sampler {
                 0.0
             };
         }
-        let mut kept = top_k(logits, self.config.top_k);
+        if let Some(share) = self.config.top_h {
+            filters::top_h(logits, share);
+        }
+        let mut kept = filters::top_k(logits, self.config.top_k);
         kept.sort_unstable_by(|(a, x), (b, y)| x.total_cmp(y).then(a.cmp(b)));
-        normalise(&mut kept);
-        top_p(&mut kept, self.config.top_p);
-        min_p(&mut kept, self.config.min_p);
+        filters::softmax(&mut kept);
+        filters::top_p(&mut kept, self.config.top_p);
+        filters::min_p(&mut kept, self.config.min_p);
+        filters::typical_p(&mut kept, self.config.typical_p);
+        filters::epsilon(&mut kept, self.config.epsilon_cutoff);
+        filters::eta(&mut kept, self.config.eta_cutoff);
         kept
     }
 }
@@ -237,48 +267,6 @@ fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
             }
         }
     }
-}
-
-/// Tokens with a logit of at least the `k`-th largest, so ties at the edge all stay; 0 keeps all.
-fn top_k(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
-    let mut edge = f32::NEG_INFINITY;
-    if k > 0 && k < logits.len() {
-        let mut order = logits.to_vec();
-        edge = *order.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
-    }
-    let ids = (0u32..).zip(logits.iter().copied());
-    ids.filter(|&(_, l)| l >= edge && l > f32::NEG_INFINITY).collect()
-}
-
-/// Turns logits into probabilities: softmax. The largest logit is 0.
-fn normalise(kept: &mut [(u32, f32)]) {
-    for (_, logit) in kept.iter_mut() {
-        *logit = logit.exp();
-    }
-    let sum: f32 = kept.iter().map(|(_, p)| p).sum();
-    for (_, probability) in kept.iter_mut() {
-        *probability /= sum;
-    }
-}
-
-/// Drops the unlikeliest tokens while what is dropped adds up to at most `1 - p`; keeps at least one.
-fn top_p(kept: &mut Vec<(u32, f32)>, p: f64) {
-    if p >= 1.0 {
-        return;
-    }
-    let (mut sum, spare) = (0.0, (1.0 - p) as f32);
-    let dropped = kept.iter().take_while(|(_, probability)| {
-        sum += probability;
-        sum <= spare
-    });
-    let dropped = dropped.count().min(kept.len() - 1);
-    kept.drain(..dropped);
-}
-
-/// Drops tokens less likely than `p` times the likeliest.
-fn min_p(kept: &mut Vec<(u32, f32)>, p: f64) {
-    let edge = p as f32 * kept.last().map_or(0.0, |&(_, largest)| largest);
-    kept.retain(|&(_, probability)| probability >= edge);
 }
 
 /// The token in whose share of the whole the number from `[0, 1)` falls.

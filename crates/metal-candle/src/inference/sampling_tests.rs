@@ -45,7 +45,7 @@ fn cases() -> [Case; 10] {
     ];
     let all = [0.140_796_1, 0., 0., 0., 0.399_007_1, 0.061_189_7, 0., 0., 0.399_007_1, 0.];
     let every =
-        SamplingConfig { temperature: 0.8, top_k: 6, top_p: 0.9, min_p: 0.05, repetition_penalty: 1.2, seed: 0 };
+        SamplingConfig { temperature: 0.8, top_k: 6, top_p: 0.9, min_p: 0.05, repetition_penalty: 1.2, ..plain() };
     [
         ("temperature", SamplingConfig { temperature: 0.7, ..plain() }, &[], warm),
         ("top-k", SamplingConfig { top_k: 3, ..plain() }, &[], topped),
@@ -66,6 +66,45 @@ fn probabilities_equal_transformers() {
         let found = probabilities(config, history);
         for (token, (f, e)) in found.iter().zip(expected).enumerate() {
             assert!((f - e).abs() < 2e-6, "{name}, token {token}: {f} against {e}");
+        }
+    }
+}
+
+/// Drawn settings and logits; the probabilities are those of transformers' warpers in the order of `generate`.
+#[derive(serde::Deserialize)]
+struct Drawn {
+    settings: serde_json::Map<String, serde_json::Value>,
+    logits: Vec<f32>,
+    history: Vec<u32>,
+    probabilities: Vec<f32>,
+}
+
+#[test]
+fn probabilities_of_drawn_settings_equal_transformers() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/parity/sampling.json");
+    let cases: Vec<Drawn> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert!(cases.len() >= 60);
+    for (number, case) in cases.iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = serde_json::Value::Object(case.settings.clone()).to_string();
+        std::fs::write(folder.path().join("generation_config.json"), settings).unwrap();
+        let generation = GenerationConfig::read(folder.path()).unwrap();
+        assert!(generation.unsupported.is_empty());
+        let config = SamplingConfig::suggested_by(&generation, 0);
+        let mut logits = case.logits.clone();
+        penalise(&mut logits, &case.history, config.repetition_penalty as f32);
+        let kept = Sampler::new(config).unwrap().kept(&mut logits);
+        let whole: f32 = kept.iter().map(|(_, p)| p).sum();
+        let mut found = vec![0.0; logits.len()];
+        for (id, p) in kept {
+            found[id as usize] = p / whole;
+        }
+        for (token, (f, e)) in found.iter().zip(&case.probabilities).enumerate() {
+            assert!(
+                (f - e).abs() < 2e-6,
+                "case {number}, token {token}: {f} against {e} with {:?}",
+                case.settings
+            );
         }
     }
 }
@@ -166,6 +205,22 @@ fn settings_are_validated() {
             repetition_penalty: 0.0,
             ..plain()
         },
+        SamplingConfig {
+            typical_p: 0.0,
+            ..plain()
+        },
+        SamplingConfig {
+            epsilon_cutoff: 1.0,
+            ..plain()
+        },
+        SamplingConfig {
+            eta_cutoff: -0.1,
+            ..plain()
+        },
+        SamplingConfig {
+            top_h: Some(0.0),
+            ..plain()
+        },
     ];
     for config in bad {
         assert!(matches!(Sampler::new(config), Err(SamplingError::Setting { .. })));
@@ -204,7 +259,7 @@ proptest! {
         min_p in 0f64..=1.0, seed: u64,
     ) {
         prop_assume!(logits.iter().any(|l| l.is_finite()));
-        let config = SamplingConfig { temperature, top_k, top_p, min_p, repetition_penalty: 1.1, seed };
+        let config = SamplingConfig { temperature, top_k, top_p, min_p, repetition_penalty: 1.1, seed, ..plain() };
         let mut penalised = logits.clone();
         penalise(&mut penalised, &history, 1.1);
         let token = Sampler::new(config).unwrap().sample(&mut logits.clone(), &history).unwrap() as usize;

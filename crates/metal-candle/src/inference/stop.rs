@@ -1,10 +1,16 @@
 //! Stop strings: text is held back as long as it may be the beginning of one, so nothing of it is ever handed out.
+//!
+//! Stop strings are looked for in the text with its special tokens, which are not handed out.
+
+use std::ops::Range;
 
 /// Text on its way out.
 #[derive(Debug)]
 pub(super) struct StopText<'s> {
     stops: &'s [String],
     held: String,
+    /// Parts of `held` that are looked at but not handed out, in order.
+    hidden: Vec<Range<usize>>,
 }
 
 impl<'s> StopText<'s> {
@@ -13,6 +19,7 @@ impl<'s> StopText<'s> {
         Self {
             stops,
             held: String::new(),
+            hidden: Vec::new(),
         }
     }
 
@@ -20,16 +27,38 @@ impl<'s> StopText<'s> {
     pub fn push(&mut self, piece: &str) -> (String, bool) {
         self.held.push_str(piece);
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.held.truncate(at);
-            return (std::mem::take(&mut self.held), true);
+            return (self.release(at), true);
         }
-        let rest = self.held.split_off(self.safe());
-        (std::mem::replace(&mut self.held, rest), false)
+        (self.release(self.safe()), false)
+    }
+
+    /// Takes the text of a special token: as [`push`](Self::push), but it is not handed out.
+    pub fn push_hidden(&mut self, piece: &str) -> (String, bool) {
+        let start = self.held.len();
+        self.hidden.push(start..start + piece.len());
+        self.push(piece)
     }
 
     /// What was held back, at the end of the text.
     pub fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+        self.release(self.held.len())
+    }
+
+    /// Takes the first `end` bytes out; returns what of them is not hidden.
+    fn release(&mut self, end: usize) -> String {
+        let rest = self.held.split_off(end);
+        let taken = std::mem::replace(&mut self.held, rest);
+        let (mut out, mut at, mut later) = (String::with_capacity(end), 0, Vec::new());
+        for hidden in self.hidden.drain(..) {
+            out.push_str(&taken[at.min(end)..hidden.start.min(end)]);
+            at = hidden.end;
+            if at > end {
+                later.push(hidden.start.saturating_sub(end)..at - end);
+            }
+        }
+        out.push_str(&taken[at.min(end)..]);
+        self.hidden = later;
+        out
     }
 
     /// Bytes that no stop string can begin in.
@@ -80,6 +109,39 @@ mod tests {
                     "{text:?} by {size}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn special_tokens_are_seen_and_not_handed_out() {
+        let stops = ["<end>".to_owned(), "b<x>c".to_owned()];
+        let run = |pieces: &[&str]| {
+            let (mut out, mut stop) = (String::new(), StopText::new(&stops));
+            for piece in pieces {
+                let (ready, stopped) = if piece.starts_with('<') {
+                    stop.push_hidden(piece)
+                } else {
+                    stop.push(piece)
+                };
+                out.push_str(&ready);
+                if stopped {
+                    return (out, true);
+                }
+            }
+            out.push_str(&stop.finish());
+            (out, false)
+        };
+        for (pieces, text, stopped) in [
+            (&["a", "<end>", "b"][..], "a", true),
+            (&["a", "<x>", "b"][..], "ab", false),
+            (&["ab", "<x>", "c"][..], "a", true),
+            (&["ab", "<x>", "d"][..], "abd", false),
+            (&["ab", "<x>"][..], "ab", false),
+            (&["<x>", "a", "<x>", "<end>"][..], "a", true),
+            // Spelled out, it is no special token, and found as well.
+            (&["a<e", "nd>"][..], "a", true),
+        ] {
+            assert_eq!(run(pieces), (text.to_owned(), stopped), "{pieces:?}");
         }
     }
 

@@ -6,12 +6,15 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
-use metal_candle_graph::io::read_json_object;
 use serde_json::{Map, Value};
 
-use super::{ConfigError, Fields, RopeConfig};
+use super::{ConfigError, Fields, RopeConfig, read_settings};
 
 type Result<T> = std::result::Result<T, ConfigError>;
+
+/// What `num_key_value_heads` and `sliding_window` are in a `qwen2` model whose file lacks them, as in transformers.
+const QWEN2_KEY_VALUE_HEADS: usize = 32;
+const QWEN2_SLIDING_WINDOW: usize = 4096;
 
 /// The model families that can be loaded, by `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +89,8 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text; empty if not given.
     pub eos_token_ids: Vec<u32>,
+    /// What the file asks for that is not done; each a sentence for the user.
+    pub warnings: Vec<String>,
 }
 
 impl ModelConfig {
@@ -95,7 +100,7 @@ impl ModelConfig {
     /// [`ConfigError`] naming the file and the field that is missing, mistyped, unsupported or inconsistent.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let map = read_json_object(&path)?;
+        let map = read_settings(&path)?;
         Self::from_json(&path, &map)
     }
 
@@ -117,12 +122,12 @@ impl ModelConfig {
     pub fn from_json(path: &Path, map: &Map<String, Value>) -> Result<Self> {
         let fields = Fields::new(path, map);
         let architecture = architecture(path, &fields)?;
-        only(&fields, "hidden_act", "silu")?;
+        refuse_unsupported(&fields)?;
         let llama = architecture == Architecture::Llama;
         let num_hidden_layers = size(&fields, "num_hidden_layers", 1024, None)?;
         let positions = Some(architecture.default_positions());
         let max_position_embeddings = size(&fields, "max_position_embeddings", 1 << 30, positions)?;
-        let heads = Heads::read(&fields)?;
+        let heads = Heads::read(&fields, architecture)?;
         Ok(Self {
             path: path.to_owned(),
             architecture,
@@ -141,8 +146,11 @@ impl ModelConfig {
             mlp_bias: llama && fields.bool("mlp_bias")?.unwrap_or(false),
             sliding_windows: sliding_windows(&fields, architecture, num_hidden_layers)?,
             dtype: dtype(&fields)?,
-            bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
-            eos_token_ids: fields.token_ids("eos_token_id")?,
+            bos_token_id: special_tokens(&fields, "bos_token_id", llama.then_some(1))?
+                .first()
+                .copied(),
+            eos_token_ids: special_tokens(&fields, "eos_token_id", llama.then_some(2))?,
+            warnings: warnings(&fields)?,
         })
     }
 
@@ -174,10 +182,17 @@ struct Heads {
 }
 
 impl Heads {
-    fn read(fields: &Fields<'_>) -> Result<Self> {
+    fn read(fields: &Fields<'_>, architecture: Architecture) -> Result<Self> {
         let hidden = size(fields, "hidden_size", 1 << 20, None)?;
         let query = size(fields, "num_attention_heads", 1 << 12, None)?;
-        let key_value = size(fields, "num_key_value_heads", 1 << 12, Some(query))?;
+        // null stands for as many as query heads everywhere; a field that is absent, in `qwen2`, for 32 where that fits.
+        let absent = architecture == Architecture::Qwen2 && !fields.has("num_key_value_heads");
+        let default = if absent && query.is_multiple_of(QWEN2_KEY_VALUE_HEADS) {
+            QWEN2_KEY_VALUE_HEADS
+        } else {
+            query
+        };
+        let key_value = size(fields, "num_key_value_heads", 1 << 12, Some(default))?;
         if !query.is_multiple_of(key_value) {
             let reason = format!("is {key_value}, which does not divide num_attention_heads, {query}");
             return Err(fields.invalid("num_key_value_heads", reason));
@@ -217,12 +232,47 @@ fn epsilon(fields: &Fields<'_>) -> Result<f64> {
     Err(fields.invalid("rms_norm_eps", format!("is {value}, which is not between 0 and 1")))
 }
 
-/// A text field with one supported value, which is also its default.
-fn only(fields: &Fields<'_>, field: &str, supported: &'static str) -> Result<()> {
+/// Settings that change what a model computes and are not implemented: refused, never ignored.
+fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
+    // The two names that transformers has for x * sigmoid(x).
+    one_of(fields, "hidden_act", &["silu".into(), "swish".into()], "silu, swish")?;
+    let causal = "true, for a model that generates text";
+    one_of(fields, "is_causal", &[true.into()], causal)?;
+    for (field, supported) in [
+        (
+            "quantization_config",
+            "weights in f32, f16 or bf16: save the model dequantised, then load it with quantisation",
+        ),
+        ("per_layer_config", "the same sizes in every layer"),
+    ] {
+        if let Some(found) = fields.get(field) {
+            return Err(fields.unsupported(field, found, supported));
+        }
+    }
+    Ok(())
+}
+
+/// Settings that change training alone and are not implemented.
+fn warnings(fields: &Fields<'_>) -> Result<Vec<String>> {
+    let dropout = fields.f64("attention_dropout")?.filter(|rate| *rate != 0.0);
+    let said = |rate| format!("config.json: attention_dropout = {rate} is not applied in training");
+    Ok(dropout.map(said).into_iter().collect())
+}
+
+/// A field with few supported values, of which the first is the default.
+fn one_of(fields: &Fields<'_>, field: &str, values: &[Value], supported: &'static str) -> Result<()> {
     match fields.get(field) {
-        Some(value) if value.as_str() != Some(supported) => Err(fields.unsupported(field, value, supported)),
+        Some(value) if !values.contains(value) => Err(fields.unsupported(field, value, supported)),
         _ => Ok(()),
     }
+}
+
+/// Token ids of a field; where it is absent, not null, transformers' default of the architecture.
+fn special_tokens(fields: &Fields<'_>, field: &str, default: Option<u32>) -> Result<Vec<u32>> {
+    if fields.has(field) {
+        return fields.token_ids(field);
+    }
+    Ok(default.into_iter().collect())
 }
 
 fn dtype(fields: &Fields<'_>) -> Result<Option<DType>> {
@@ -249,7 +299,8 @@ fn sliding_windows(fields: &Fields<'_>, architecture: Architecture, layers: usiz
         return Ok(vec![None; layers]);
     }
     let window = match fields.bool("use_sliding_window")? {
-        Some(true) => Some(size(fields, "sliding_window", 1 << 30, None)?),
+        Some(true) if fields.has("sliding_window") && fields.get("sliding_window").is_none() => None,
+        Some(true) => Some(size(fields, "sliding_window", 1 << 30, Some(QWEN2_SLIDING_WINDOW))?),
         _ => None,
     };
     let Some(types) = fields.texts("layer_types")? else {

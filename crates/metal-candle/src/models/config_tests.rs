@@ -1,4 +1,4 @@
-//! Settings as transformers writes them, and settings that lie.
+//! Settings as transformers writes them, and settings that contradict themselves or ask for too much.
 
 use serde_json::json;
 
@@ -52,8 +52,10 @@ fn defaults_are_those_of_transformers() {
         }
     );
     assert!(!config.tie_word_embeddings && !config.attention_bias && !config.mlp_bias);
-    assert_eq!((config.dtype, config.bos_token_id), (None, None));
+    assert_eq!(config.dtype, None);
+    assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![2]));
     let qwen = with(qwen2(), json!({})).unwrap();
+    assert_eq!((qwen.bos_token_id, qwen.eos_token_ids), (None, vec![]));
     assert!(qwen.attention_bias && !qwen.mlp_bias && qwen.tie_word_embeddings);
     assert_eq!((qwen.max_position_embeddings, qwen.head_dim), (32_768, 8));
     assert_eq!(qwen.sliding_windows, [None; 3]);
@@ -68,6 +70,16 @@ fn token_ids_and_dtype() {
     .unwrap();
     assert_eq!((config.eos_token_ids, config.bos_token_id), (vec![2, 7], Some(1)));
     assert_eq!(config.dtype, Some(DType::BF16));
+    let none = with(llama(), json!({"eos_token_id": null, "bos_token_id": null})).unwrap();
+    assert_eq!((none.eos_token_ids, none.bos_token_id), (vec![], None));
+    for negative in [json!(-1), json!([-1])] {
+        let none = with(llama(), json!({"eos_token_id": negative})).unwrap();
+        assert!(none.eos_token_ids.is_empty());
+    }
+    assert_eq!(
+        with(llama(), json!({"eos_token_id": [7, -1]})).unwrap().eos_token_ids,
+        [7]
+    );
     assert_eq!(
         with(llama(), json!({"dtype": "float32"})).unwrap().dtype,
         Some(DType::F32)
@@ -85,8 +97,72 @@ fn old_and_new_rope_keys_agree() {
     both["rope_theta"] = json!(500_000.0);
     let new = with(llama(), json!({"rope_parameters": both})).unwrap();
     assert_eq!(old.rope, new.rope);
+    // An empty object is none; where both are there, the older one wins.
+    let empty = with(llama(), json!({"rope_scaling": {}, "rope_parameters": both})).unwrap();
+    assert_eq!(empty.rope, new.rope);
+    let older = json!({"type": "linear", "factor": 2});
+    let two = with(llama(), json!({"rope_scaling": older, "rope_parameters": both})).unwrap();
+    assert_eq!(two.rope.scaling, RopeScaling::Linear { factor: 2.0 });
     let linear = with(llama(), json!({"rope_scaling": {"type": "linear", "factor": 2}})).unwrap();
     assert_eq!(linear.rope.scaling, RopeScaling::Linear { factor: 2.0 });
+}
+
+#[test]
+fn the_original_context_of_the_file_wins_over_the_nested_one() {
+    let original = |scaling: &Value, top: Value| {
+        let changes = json!({
+            "rope_scaling": scaling, "original_max_position_embeddings": top, "max_position_embeddings": 512,
+        });
+        match with(llama(), changes).unwrap().rope.scaling {
+            RopeScaling::Llama3 {
+                original_max_position_embeddings,
+                ..
+            }
+            | RopeScaling::Yarn {
+                original_max_position_embeddings,
+                ..
+            } => original_max_position_embeddings,
+            other => panic!("{other:?}"),
+        }
+    };
+    let llama3 = json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4});
+    for mut scaling in [llama3, json!({"type": "yarn", "factor": 4})] {
+        assert_eq!(original(&scaling, Value::Null), 512);
+        assert_eq!(original(&scaling, json!(32)), 32);
+        scaling["original_max_position_embeddings"] = json!(64);
+        assert_eq!(original(&scaling, Value::Null), 64);
+        assert_eq!(original(&scaling, json!(32)), 32);
+    }
+    let zero = json!({"rope_scaling": {"type": "yarn"}, "original_max_position_embeddings": 0});
+    assert!(
+        fault(zero)
+            .to_string()
+            .contains("`original_max_position_embeddings` is 0")
+    );
+}
+
+#[test]
+fn the_attention_factor_of_yarn() {
+    let factor = |mut scaling: Value| {
+        scaling["rope_type"] = json!("yarn");
+        with(llama(), json!({"rope_scaling": scaling}))
+            .unwrap()
+            .rope
+            .attention_factor()
+    };
+    let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} against {expected}");
+    near(factor(json!({"factor": 4})), 0.1 * 4f64.ln() + 1.0);
+    near(factor(json!({"factor": 0.5})), 1.0);
+    near(factor(json!({"factor": 4, "attention_factor": 0.5})), 0.5);
+    let both = json!({"factor": 4, "mscale": 0.7, "mscale_all_dim": 1.3});
+    near(factor(both), (0.07 * 4f64.ln() + 1.0) / (0.13 * 4f64.ln() + 1.0));
+    near(factor(json!({"factor": 4, "mscale": 0.7})), 0.1 * 4f64.ln() + 1.0);
+    // Without a factor, the ratio of the two contexts.
+    near(
+        factor(json!({"original_max_position_embeddings": 512})),
+        0.1 * 4f64.ln() + 1.0,
+    );
+    near(factor(json!({})), 1.0);
 }
 
 /// Head dimension 24, where the exponent itself rounds; values of transformers 5's `LlamaRotaryEmbedding`.
@@ -216,7 +292,9 @@ fn wrong_types_are_named() {
         ("tie_word_embeddings", json!(1)),
         ("rope_theta", json!({})),
         ("rope_scaling", json!(2)),
-        ("eos_token_id", json!(-1)),
+        ("eos_token_id", json!("2")),
+        ("eos_token_id", json!(2.0)),
+        ("rms_norm_eps", json!("Infinity")),
         ("dtype", json!(16)),
     ] {
         let fault = fault(json!({ field: value }));
@@ -263,8 +341,22 @@ fn impossible_sizes_are_named() {
 #[test]
 fn rope_scaling_that_lies_is_named() {
     for (scaling, field) in [
-        (json!({"rope_type": "yarn", "factor": 2}), "rope_scaling.rope_type"),
-        (json!({"type": "dynamic", "factor": 2}), "rope_scaling.type"),
+        (json!({"rope_type": "longrope", "factor": 2}), "rope_scaling.rope_type"),
+        (json!({"type": "su", "factor": 2}), "rope_scaling.type"),
+        (json!({"type": "mrope", "mrope_section": [1, 1]}), "rope_scaling.type"),
+        (json!({"full_attention": {}}), "rope_scaling.full_attention"),
+        (json!({"rope_type": "dynamic"}), "rope_scaling.factor"),
+        (json!({"rope_type": "yarn", "factor": -2}), "rope_scaling.factor"),
+        (json!({"rope_type": "yarn", "beta_fast": -1}), "rope_scaling.beta_fast"),
+        (
+            json!({"rope_type": "yarn", "attention_factor": 0}),
+            "rope_scaling.attention_factor",
+        ),
+        (json!({"rope_type": "yarn", "rope_theta": 1}), "rope_scaling.rope_theta"),
+        (
+            json!({"rope_type": "yarn", "original_max_position_embeddings": 0}),
+            "rope_scaling.original_max_position_embeddings",
+        ),
         (json!({"type": "linear"}), "rope_scaling.factor"),
         (json!({"type": "linear", "factor": 0}), "rope_scaling.factor"),
         (
@@ -284,9 +376,9 @@ fn rope_scaling_that_lies_is_named() {
         assert!(text.contains(&format!("`{field}`")), "{text}");
     }
     assert!(
-        fault(json!({"rope_scaling": {"type": "yarn"}}))
+        fault(json!({"rope_scaling": {"type": "longrope"}}))
             .to_string()
-            .contains("default, linear, llama3")
+            .contains("default, linear, dynamic, llama3, yarn")
     );
 }
 
@@ -305,8 +397,47 @@ fn what_is_not_implemented_is_refused() {
         fault(json!({"dtype": "float8_e4m3fn"})),
         ConfigError::Unsupported { .. }
     ));
-    let window = with(qwen2(), json!({"use_sliding_window": true, "sliding_window": null})).unwrap_err();
-    assert!(matches!(window, ConfigError::Missing { .. }));
+    for (field, value) in [
+        ("hidden_act", json!("SiLU")),
+        ("hidden_act", json!("gelu_pytorch_tanh")),
+        ("is_causal", json!(false)),
+        ("quantization_config", json!({"quant_method": "gptq"})),
+        ("per_layer_config", json!({"0": {}})),
+        ("partial_rotary_factor", json!(0.5)),
+    ] {
+        let fault = fault(json!({ field: value }));
+        assert!(
+            matches!(&fault, ConfigError::Unsupported { field: f, .. } if f == field),
+            "{fault}"
+        );
+    }
+    for same in [
+        json!({"hidden_act": "swish"}),
+        json!({"is_causal": true, "quantization_config": null, "attention_dropout": 0.0}),
+    ] {
+        assert_eq!(with(llama(), same).unwrap().warnings, [""; 0]);
+    }
+    let dropout = with(llama(), json!({"attention_dropout": 0.1})).unwrap().warnings;
+    assert!(
+        dropout.len() == 1 && dropout[0].contains("attention_dropout = 0.1"),
+        "{dropout:?}"
+    );
+}
+
+/// Of fields that are absent, and of those that are null.
+#[test]
+fn qwen2_has_defaults_of_its_own() {
+    let mut base = qwen2();
+    base["num_attention_heads"] = json!(64);
+    base["hidden_size"] = json!(512);
+    base["num_key_value_heads"] = Value::Null;
+    assert_eq!(with(base.clone(), json!({})).unwrap().num_key_value_heads, 64);
+    base.as_object_mut().unwrap().remove("num_key_value_heads");
+    assert_eq!(with(base, json!({})).unwrap().num_key_value_heads, 32);
+    let window = json!({"use_sliding_window": true, "max_window_layers": 0});
+    assert_eq!(with(qwen2(), window).unwrap().sliding_windows, [Some(4096); 3]);
+    let null = json!({"use_sliding_window": true, "max_window_layers": 0, "sliding_window": null});
+    assert_eq!(with(qwen2(), null).unwrap().sliding_windows, [None; 3]);
 }
 
 #[test]
@@ -314,6 +445,19 @@ fn a_folder_without_settings_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let fault = ModelConfig::read(folder.path()).unwrap_err();
     assert!(matches!(fault, ConfigError::File(_)) && fault.to_string().contains("config.json"));
-    std::fs::write(folder.path().join("config.json"), llama().to_string()).unwrap();
+    let write = |text: String| std::fs::write(folder.path().join("config.json"), text).unwrap();
+    write(llama().to_string());
     assert_eq!(ModelConfig::read(folder.path()).unwrap().hidden_size, 24);
+    // With a byte order mark, and numbers that JSON does not have in a field that nobody reads.
+    let text = llama().to_string();
+    let odd = text.replacen('{', "{\"time_step_limit\": [0.0, Infinity], \"x\": NaN, ", 1);
+    write(format!("\u{feff}{odd}"));
+    assert_eq!(ModelConfig::read(folder.path()).unwrap().hidden_size, 24);
+    // In a field that is read they are no numbers.
+    write(text.replacen('{', "{\"rms_norm_eps\": NaN, ", 1));
+    let fault = ModelConfig::read(folder.path()).unwrap_err().to_string();
+    assert!(
+        fault.contains("`rms_norm_eps` should be a number, found \"NaN\""),
+        "{fault}"
+    );
 }

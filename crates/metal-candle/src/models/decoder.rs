@@ -62,29 +62,30 @@ impl Decoder {
         weights: &Weights,
         block: impl Fn(usize) -> std::result::Result<Block, LoadError>,
     ) -> std::result::Result<Self, LoadError> {
-        let embed_tokens = Embedding::new(weights.get("model.embed_tokens.weight")?);
-        let tied = config.tie_word_embeddings;
-        let mut lm_head = if tied {
-            embed_tokens.weight().clone()
-        } else {
-            weights.get("lm_head.weight")?
-        };
+        let embed_tokens = Embedding::new(weights.embedding(config)?);
+        let own_head = weights.own_head(config, embed_tokens.weight())?;
+        let tied = own_head.is_none();
+        let mut lm_head = own_head.unwrap_or_else(|| embed_tokens.weight().clone());
         let name = if tied { "model.embed_tokens" } else { "lm_head" };
         let quantized_head = weights.quantized(name, &lm_head, None)?;
         // The embedding is there for its rows anyway; a head of its own is kept in one form only.
         if let (Some(quantized), false) = (&quantized_head, tied) {
             lm_head = quantized.weight(lm_head.dtype())?;
         }
+        let rotary = Rotary::new(&config.inverse_frequencies(), embed_tokens.weight().device())?;
         Ok(Self {
             layers: (0..config.num_hidden_layers)
                 .map(block)
                 .collect::<std::result::Result<_, _>>()?,
             norm: weights.rms_norm("model.norm", config)?,
-            rotary: Rotary::new(&config.inverse_frequencies(), embed_tokens.weight().device())?,
+            rotary: rotary.with_attention_factor(config.rope.attention_factor()),
             embed_tokens,
             lm_head,
             quantized_head,
-            config: config.clone(),
+            config: ModelConfig {
+                tie_word_embeddings: tied,
+                ..config.clone()
+            },
         })
     }
 }
@@ -100,6 +101,7 @@ impl CausalLm for Decoder {
         for layer in &self.layers {
             x = layer.forward(&x, &rotation, pass)?;
         }
+        pass.check_adapters_taken()?;
         self.norm.forward(&x)
     }
 

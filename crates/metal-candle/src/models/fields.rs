@@ -1,6 +1,6 @@
 //! Typed access to the fields of a JSON settings file; every error names the file and the field.
 //!
-//! `null` counts as absent, as Python's writers use it; unknown fields are ignored.
+//! `null` counts as absent, as Python's writers use it; unknown fields are ignored here.
 
 use std::path::Path;
 
@@ -29,6 +29,16 @@ impl<'a> Fields<'a> {
     /// The value, if present and not null.
     pub(crate) fn get(&self, field: &str) -> Option<&'a Value> {
         self.map.get(field).filter(|v| !v.is_null())
+    }
+
+    /// Whether the field is there, be it null.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.map.contains_key(field)
+    }
+
+    /// Whether there is no field.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map.is_empty()
     }
 
     /// A nested object.
@@ -67,16 +77,26 @@ impl<'a> Fields<'a> {
         self.typed(field, "text", Value::as_str)
     }
 
-    /// A token id or a list of them; empty if absent.
+    /// A token id or a list of them; empty if absent. A negative id, such as the -1 of some exporters, is no token's.
     pub(crate) fn token_ids(&self, field: &str) -> Result<Vec<u32>> {
-        let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         let ids = |v: &Value| match v {
-            Value::Array(list) => list.iter().map(id).collect(),
-            one => id(one).map(|one| vec![one]),
+            Value::Array(_) => ids(v),
+            one => whole(one).map(|id| u32::try_from(id).into_iter().collect()),
         };
         Ok(self
             .typed(field, "a token id or a list of token ids", ids)?
             .unwrap_or_default())
+    }
+
+    /// A list of lists of token ids; empty if absent. A list with a negative id is left out: it never occurs.
+    pub(crate) fn token_id_lists(&self, field: &str) -> Result<Vec<Vec<u32>>> {
+        let possible = |v: &Value| {
+            let list = ids(v)?;
+            Some((list.len() == v.as_array()?.len()).then_some(list))
+        };
+        let lists = |v: &'a Value| v.as_array()?.iter().map(possible).collect::<Option<Vec<_>>>();
+        let lists = self.typed(field, "a list of lists of token ids", lists)?;
+        Ok(lists.unwrap_or_default().into_iter().flatten().collect())
     }
 
     /// A list of texts.
@@ -137,8 +157,19 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// A whole number that is no larger than token ids are. Negative ones, which are no tokens, are whole numbers, too.
+fn whole(value: &Value) -> Option<i64> {
+    value.as_i64().filter(|id| *id <= i64::from(u32::MAX))
+}
+
+/// The token ids of a list, without negative ones.
+fn ids(value: &Value) -> Option<Vec<u32>> {
+    let all: Option<Vec<i64>> = value.as_array()?.iter().map(whole).collect();
+    Some(all?.into_iter().filter_map(|id| u32::try_from(id).ok()).collect())
+}
+
 /// A value as text of at most 60 characters, so that an error stays one line.
-fn shortened(value: &Value) -> String {
+pub(super) fn shortened(value: &Value) -> String {
     let text = value.to_string();
     let mut short: String = text.chars().take(60).collect();
     if short.len() < text.len() {

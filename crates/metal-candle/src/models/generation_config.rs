@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use metal_candle_graph::io::read_json_object;
+use serde_json::{Value, json};
 
-use super::{ConfigError, Fields};
+use super::fields::shortened;
+use super::{ConfigError, Fields, read_settings};
 
 /// The suggestions that this library follows; every one is optional, an absent file is all of them absent.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -25,12 +26,61 @@ pub struct GenerationConfig {
     pub top_p: Option<f64>,
     /// Keep tokens at least this likely relative to the likeliest.
     pub min_p: Option<f64>,
+    /// Keep the tokens of the most typical surprise up to this probability.
+    pub typical_p: Option<f64>,
+    /// Keep tokens at least this likely.
+    pub epsilon_cutoff: Option<f64>,
+    /// Keep tokens at least this likely, or less where the entropy is high.
+    pub eta_cutoff: Option<f64>,
+    /// Keep the likeliest tokens up to this share of the entropy.
+    pub top_h: Option<f64>,
     /// Penalty on tokens that occurred.
     pub repetition_penalty: Option<f64>,
     /// Most tokens to generate.
     pub max_new_tokens: Option<usize>,
     /// Most tokens of prompt and answer together.
     pub max_length: Option<usize>,
+    /// Fewest tokens of prompt and answer together.
+    pub min_length: Option<usize>,
+    /// Fewest tokens to generate.
+    pub min_new_tokens: Option<usize>,
+    /// No run of so many tokens occurs twice; 0 forbids none.
+    pub no_repeat_ngram_size: Option<usize>,
+    /// Runs of tokens that are never generated.
+    pub bad_words_ids: Vec<Vec<u32>>,
+    /// Tokens that are never generated.
+    pub suppress_tokens: Vec<u32>,
+    /// Tokens that do not begin an answer.
+    pub begin_suppress_tokens: Vec<u32>,
+    /// Settings that ask for something that is not implemented, as `num_beams = 4`; the others are followed.
+    pub unsupported: Vec<String>,
+}
+
+/// Settings that are not implemented, each with the values that ask for nothing; null and absent always do.
+fn not_implemented() -> [(&'static str, Vec<Value>); 20] {
+    let (zero, one, no) = ([json!(0), json!(0.0)], [json!(1), json!(1.0)], [json!(false)]);
+    [
+        ("num_beams", one.to_vec()),
+        ("num_beam_groups", one.to_vec()),
+        ("diversity_penalty", zero.to_vec()),
+        ("constraints", Vec::new()),
+        ("force_words_ids", Vec::new()),
+        ("num_return_sequences", one.to_vec()),
+        ("penalty_alpha", zero.to_vec()),
+        ("dola_layers", Vec::new()),
+        ("guidance_scale", one.to_vec()),
+        ("sequence_bias", Vec::new()),
+        ("encoder_repetition_penalty", one.to_vec()),
+        ("encoder_no_repeat_ngram_size", zero.to_vec()),
+        ("forced_bos_token_id", Vec::new()),
+        ("forced_eos_token_id", Vec::new()),
+        ("exponential_decay_length_penalty", Vec::new()),
+        ("remove_invalid_values", no.to_vec()),
+        ("watermarking_config", Vec::new()),
+        ("token_healing", no.to_vec()),
+        ("stop_strings", Vec::new()),
+        ("max_time", Vec::new()),
+    ]
 }
 
 impl GenerationConfig {
@@ -43,8 +93,11 @@ impl GenerationConfig {
         if path.symlink_metadata().is_err() {
             return Ok(Self::default());
         }
-        let map = read_json_object(&path)?;
-        let fields = Fields::new(&path, &map);
+        let map = read_settings(&path)?;
+        Self::from_fields(&Fields::new(&path, &map))
+    }
+
+    fn from_fields(fields: &Fields<'_>) -> Result<Self, ConfigError> {
         Ok(Self {
             eos_token_ids: fields.token_ids("eos_token_id")?,
             bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
@@ -54,11 +107,31 @@ impl GenerationConfig {
             top_k: fields.usize("top_k")?,
             top_p: fields.f64("top_p")?,
             min_p: fields.f64("min_p")?,
+            typical_p: fields.f64("typical_p")?,
+            epsilon_cutoff: fields.f64("epsilon_cutoff")?,
+            eta_cutoff: fields.f64("eta_cutoff")?,
+            top_h: fields.f64("top_h")?,
             repetition_penalty: fields.f64("repetition_penalty")?,
             max_new_tokens: fields.usize("max_new_tokens")?,
             max_length: fields.usize("max_length")?,
+            min_length: fields.usize("min_length")?,
+            min_new_tokens: fields.usize("min_new_tokens")?,
+            no_repeat_ngram_size: fields.usize("no_repeat_ngram_size")?,
+            bad_words_ids: fields.token_id_lists("bad_words_ids")?,
+            suppress_tokens: fields.token_ids("suppress_tokens")?,
+            begin_suppress_tokens: fields.token_ids("begin_suppress_tokens")?,
+            unsupported: unsupported(fields),
         })
     }
+}
+
+/// The settings that ask for what is not implemented.
+fn unsupported(fields: &Fields<'_>) -> Vec<String> {
+    let asks = |(field, neutral): (&'static str, Vec<Value>)| {
+        let value = fields.get(field).filter(|value| !neutral.contains(value))?;
+        Some(format!("{field} = {}", shortened(value)))
+    };
+    not_implemented().into_iter().filter_map(asks).collect()
 }
 
 #[cfg(test)]
@@ -92,10 +165,37 @@ mod tests {
     }
 
     #[test]
+    fn ids_that_are_no_tokens_are_left_out() {
+        assert!(read(r#"{"eos_token_id": -1}"#).unwrap().eos_token_ids.is_empty());
+        assert_eq!(read(r#"{"eos_token_id": [-1, 4]}"#).unwrap().eos_token_ids, [4]);
+        let config = read(r#"{"suppress_tokens": [-1, 3], "bad_words_ids": [[5, -1], [6], [7, 8]]}"#).unwrap();
+        assert_eq!(config.suppress_tokens, [3]);
+        assert_eq!(config.bad_words_ids, [vec![6], vec![7, 8]]);
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_named_where_it_matters() {
+        let neutral =
+            r#"{"num_beams": 1, "penalty_alpha": 0.0, "typical_p": 0.9, "guidance_scale": null, "max_time": null}"#;
+        assert!(read(neutral).unwrap().unsupported.is_empty());
+        let asked =
+            r#"{"do_sample": true, "num_beams": 4, "typical_p": 0.9, "forced_eos_token_id": 2, "stop_strings": ["x"]}"#;
+        assert_eq!(
+            read(asked).unwrap().unsupported,
+            ["num_beams = 4", "forced_eos_token_id = 2", r#"stop_strings = ["x"]"#]
+        );
+    }
+
+    #[test]
     fn wrong_types_name_the_field() {
         for (text, field) in [
             (r#"{"eos_token_id": "x"}"#, "eos_token_id"),
-            (r#"{"eos_token_id": [1, -2]}"#, "eos_token_id"),
+            (r#"{"eos_token_id": [1, 2.5]}"#, "eos_token_id"),
+            (r#"{"bad_words_ids": [1, 2]}"#, "bad_words_ids"),
+            (r#"{"bad_words_ids": [["x"]]}"#, "bad_words_ids"),
+            (r#"{"suppress_tokens": "none"}"#, "suppress_tokens"),
+            (r#"{"no_repeat_ngram_size": -1}"#, "no_repeat_ngram_size"),
+            (r#"{"temperature": NaN}"#, "temperature"),
             (r#"{"eos_token_id": 4294967296}"#, "eos_token_id"),
             (r#"{"temperature": "hot"}"#, "temperature"),
             (r#"{"top_k": 1.5}"#, "top_k"),

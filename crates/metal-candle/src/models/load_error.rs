@@ -18,6 +18,14 @@ pub enum LoadError {
         /// The folder.
         path: PathBuf,
     },
+    /// The folder is no model in Hugging Face's layout.
+    #[error("{}: {reason}", path.display())]
+    NotAModel {
+        /// The folder, or the file that was given instead.
+        path: PathBuf,
+        /// What is there, and what to do.
+        reason: String,
+    },
     /// `config.json` or `generation_config.json` cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),

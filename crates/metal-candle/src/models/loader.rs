@@ -7,7 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use metal_candle_graph::LazyTensor;
 use metal_candle_graph::io::Checkpoint;
 
-use super::weights::Weights;
+use super::folder::{existing, without_weights};
+use super::weights::{UNTIED, Weights};
 use super::{Architecture, CausalLm, GenerationConfig, LoadError, LoadOptions, ModelConfig, QuantFormat, llama, qwen2};
 use crate::text::Tokenizer;
 
@@ -19,6 +20,8 @@ pub struct LoadedModel {
     pub tokenizer: Tokenizer,
     /// How its authors suggest to generate.
     pub generation: GenerationConfig,
+    /// What the folder asks for that is not done, or done otherwise; each a sentence for the user.
+    pub warnings: Vec<String>,
 }
 
 impl LoadedModel {
@@ -42,6 +45,7 @@ impl LoadedModel {
             model,
             tokenizer,
             generation,
+            warnings: Vec::new(),
         })
     }
 
@@ -106,7 +110,26 @@ pub fn load_with(
     let config = ModelConfig::read(folder)?;
     let tokenizer = Tokenizer::from_folder(folder)?;
     let generation = GenerationConfig::read(folder)?;
-    LoadedModel::new(read(&config, folder, options, device.borrow())?, tokenizer, generation)
+    let mut loaded = LoadedModel::new(read(&config, folder, options, device.borrow())?, tokenizer, generation)?;
+    loaded.warnings = warnings(&config, &loaded);
+    for warning in &loaded.warnings {
+        tracing::warn!("{}: {warning}", folder.display());
+    }
+    Ok(loaded)
+}
+
+/// What the settings of a folder ask for and do not get.
+fn warnings(config: &ModelConfig, loaded: &LoadedModel) -> Vec<String> {
+    let mut warnings = config.warnings.clone();
+    if config.tie_word_embeddings && !loaded.model.config().tie_word_embeddings {
+        warnings.push(format!("config.json: {UNTIED}"));
+    }
+    let unsupported = &loaded.generation.unsupported;
+    if !unsupported.is_empty() {
+        let list = unsupported.join(", ");
+        warnings.push(format!("generation_config.json: not implemented and left out: {list}"));
+    }
+    warnings
 }
 
 /// Loads `config.json` and the weights of a model folder, without a tokenizer.
@@ -175,7 +198,8 @@ fn read(
     device: &Device,
 ) -> Result<Box<dyn CausalLm>, LoadError> {
     float(options.dtype)?;
-    build(config, &Weights::of_folder(Checkpoint::open(folder)?, options, device))
+    let checkpoint = Checkpoint::open(folder).map_err(|error| without_weights(folder, error))?;
+    build(config, &Weights::of_folder(checkpoint, options, device))
 }
 
 /// The registry: which file builds which `model_type`.
@@ -185,16 +209,6 @@ fn build(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn CausalLm>, L
         Architecture::Llama => llama::build(config, weights)?,
         Architecture::Qwen2 => qwen2::build(config, weights)?,
     }))
-}
-
-fn existing(folder: &Path) -> Result<&Path, LoadError> {
-    if folder.is_dir() {
-        Ok(folder)
-    } else {
-        Err(LoadError::NoFolder {
-            path: folder.to_owned(),
-        })
-    }
 }
 
 fn float(dtype: DType) -> Result<DType, LoadError> {

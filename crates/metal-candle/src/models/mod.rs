@@ -7,6 +7,7 @@ mod config;
 mod config_error;
 mod decoder;
 mod fields;
+mod folder;
 mod generation_config;
 mod llama;
 mod load_error;
@@ -15,7 +16,9 @@ mod loader;
 mod parameters;
 mod qwen2;
 mod random;
+mod rope_frequencies;
 mod rope_scaling;
+mod settings_file;
 mod weights;
 
 pub use config::{Architecture, ModelConfig};
@@ -29,3 +32,4 @@ pub use loader::{LoadedModel, from_parts, from_recorded, load, load_model, load_
 pub use metal_candle_graph::QuantFormat;
 pub use random::{random, random_parameters, random_with};
 pub use rope_scaling::{RopeConfig, RopeScaling};
+pub(crate) use settings_file::read_settings;

@@ -1,11 +1,11 @@
 //! Rotary position embeddings as a model folder describes them: base frequency and scaling.
 //!
-//! Frequencies are computed in f32, step by step as `transformers` does, because its rounding is part of what
-//! the weights were trained with.
+//! Both spellings are read: `rope_theta` beside `rope_scaling` (transformers 4), and `rope_parameters` with both inside
+//! (transformers 5). The numbers made of them are in `rope_frequencies.rs`.
 
 use super::{ConfigError, Fields};
 
-const SUPPORTED: &str = "default, linear, llama3";
+const SUPPORTED: &str = "default, linear, dynamic, llama3, yarn";
 
 /// The rotary embedding of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +27,12 @@ pub enum RopeScaling {
         /// The divisor, above 0.
         factor: f64,
     },
+    /// The base grows with texts longer than `max_position_embeddings`. Up to there, which is the longest context that is
+    /// generated and trained on, frequencies are those of [`Default`](Self::Default).
+    Dynamic {
+        /// How fast the base grows, above 0.
+        factor: f64,
+    },
     /// Long wavelengths divided by a factor, short ones kept, those between interpolated (Llama 3.1).
     Llama3 {
         /// The divisor of long wavelengths, above 0.
@@ -38,13 +44,29 @@ pub enum RopeScaling {
         /// Context length of pre-training, in tokens.
         original_max_position_embeddings: usize,
     },
+    /// Long wavelengths divided by a factor, short ones kept, with a linear ramp over the dimensions between, and cosines
+    /// and sines scaled (`YaRN`).
+    Yarn {
+        /// The divisor of long wavelengths, above 0.
+        factor: f64,
+        /// Factor on cosines and sines.
+        attention_factor: f64,
+        /// Turns within the original context above which a dimension is kept.
+        beta_fast: f64,
+        /// Turns within the original context below which a dimension is divided.
+        beta_slow: f64,
+        /// Whether the ends of the ramp are rounded to whole dimensions.
+        truncate: bool,
+        /// Context length of pre-training, in tokens.
+        original_max_position_embeddings: usize,
+    },
 }
 
 impl RopeConfig {
     /// Reads `rope_theta` with `rope_scaling`, or the newer `rope_parameters` that holds both.
     pub(super) fn read(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Self, ConfigError> {
-        // transformers prefers the older key where both are there.
-        let scaling = match fields.object("rope_scaling")? {
+        // transformers prefers the older key where both are there; an empty object counts as absent.
+        let scaling = match fields.object("rope_scaling")?.filter(|s| !s.is_empty()) {
             Some(scaling) => Some(scaling),
             None => fields.object("rope_parameters")?,
         };
@@ -61,94 +83,150 @@ impl RopeConfig {
                 _ => {}
             }
         }
-        let scaling = scaling.map_or(Ok(RopeScaling::Default), |s| {
-            RopeScaling::read(&s, max_position_embeddings)
+        let scaling = scaling.map_or(Ok(RopeScaling::Default), |scaling| {
+            let context = Context::read(fields, &scaling, max_position_embeddings)?;
+            RopeScaling::read(&scaling, theta, context)
         })?;
         Ok(Self { theta, scaling })
     }
 
-    /// Angle per position of each pair of a head's dimensions, in radians: `head_dim / 2` values,
-    /// `theta^(-2i / head_dim)` adjusted by the scaling.
-    ///
-    /// ```
-    /// use metal_candle::models::{RopeConfig, RopeScaling};
-    ///
-    /// let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 2.0 } };
-    /// assert_eq!(rope.inverse_frequencies(4), [0.5, 0.005]);
-    /// ```
+    /// Factor on cosines and sines; 1 but for `YaRN`.
     #[must_use]
-    pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f32> {
-        let theta = self.theta as f32;
-        let frequency = |i: usize| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32);
-        (0..head_dim / 2).map(|i| self.scaling.adjust(frequency(i))).collect()
+    pub fn attention_factor(&self) -> f64 {
+        match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            RopeScaling::Default
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Dynamic { .. }
+            | RopeScaling::Llama3 { .. } => 1.0,
+        }
+    }
+}
+
+/// Lengths of context, in tokens.
+#[derive(Clone, Copy)]
+struct Context {
+    /// Of pre-training.
+    original: usize,
+    /// Of the model.
+    longest: usize,
+}
+
+impl Context {
+    /// As in transformers, `original_max_position_embeddings` of the file itself wins over that of the scaling.
+    fn read(file: &Fields<'_>, scaling: &Fields<'_>, longest: usize) -> Result<Self, ConfigError> {
+        const FIELD: &str = "original_max_position_embeddings";
+        for fields in [file, scaling] {
+            match fields.usize(FIELD)? {
+                Some(0) => return Err(fields.invalid(FIELD, "is 0")),
+                Some(original) => return Ok(Self { original, longest }),
+                None => {}
+            }
+        }
+        Ok(Self {
+            original: longest,
+            longest,
+        })
     }
 }
 
 impl RopeScaling {
-    fn read(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Self, ConfigError> {
+    fn read(fields: &Fields<'_>, theta: f64, context: Context) -> Result<Self, ConfigError> {
         let key = if fields.get("rope_type").is_some() {
             "rope_type"
         } else {
             "type"
         };
         match fields.str(key)?.unwrap_or("default") {
-            "default" => Ok(Self::Default),
+            "default" => {
+                // Of a model whose layers differ, the objects are named by the kinds of layers.
+                for kind in ["full_attention", "sliding_attention"] {
+                    if let Some(nested) = fields.get(kind) {
+                        return Err(fields.unsupported(kind, nested, "one rotary embedding for all layers"));
+                    }
+                }
+                Ok(Self::Default)
+            }
             "linear" => Ok(Self::Linear {
                 factor: positive(fields, "factor")?,
             }),
-            "llama3" => {
-                let (low, high) = (
-                    positive(fields, "low_freq_factor")?,
-                    positive(fields, "high_freq_factor")?,
-                );
-                if low >= high {
-                    return Err(fields.invalid(
-                        "high_freq_factor",
-                        format!("is {high}, not above low_freq_factor, {low}"),
-                    ));
-                }
-                let original = fields
-                    .usize("original_max_position_embeddings")?
-                    .unwrap_or(max_position_embeddings);
-                if original == 0 {
-                    return Err(fields.invalid("original_max_position_embeddings", "is 0"));
-                }
-                Ok(Self::Llama3 {
-                    factor: positive(fields, "factor")?,
-                    low_freq_factor: low,
-                    high_freq_factor: high,
-                    original_max_position_embeddings: original,
-                })
-            }
+            "dynamic" => Ok(Self::Dynamic {
+                factor: positive(fields, "factor")?,
+            }),
+            "llama3" => Self::llama3(fields, context),
+            "yarn" => Self::yarn(fields, theta, context),
             other => Err(fields.unsupported(key, &other.into(), SUPPORTED)),
         }
     }
 
-    fn adjust(&self, frequency: f32) -> f32 {
-        match *self {
-            Self::Default => frequency,
-            Self::Linear { factor } => frequency / factor as f32,
-            Self::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => {
-                let original = original_max_position_embeddings as f64;
-                let factor = factor as f32;
-                let wavelength = std::f64::consts::TAU as f32 / frequency;
-                if wavelength < (original / high_freq_factor) as f32 {
-                    return frequency;
-                }
-                if wavelength > (original / low_freq_factor) as f32 {
-                    return frequency / factor;
-                }
-                let smooth = (original as f32 / wavelength - low_freq_factor as f32)
-                    / (high_freq_factor - low_freq_factor) as f32;
-                (1.0 - smooth) * frequency / factor + smooth * frequency
-            }
+    fn llama3(fields: &Fields<'_>, context: Context) -> Result<Self, ConfigError> {
+        let (low, high) = (
+            positive(fields, "low_freq_factor")?,
+            positive(fields, "high_freq_factor")?,
+        );
+        if low >= high {
+            return Err(fields.invalid(
+                "high_freq_factor",
+                format!("is {high}, not above low_freq_factor, {low}"),
+            ));
         }
+        Ok(Self::Llama3 {
+            factor: positive(fields, "factor")?,
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_max_position_embeddings: context.original,
+        })
     }
+
+    fn yarn(fields: &Fields<'_>, theta: f64, context: Context) -> Result<Self, ConfigError> {
+        if theta <= 1.0 {
+            return Err(fields.invalid("rope_theta", format!("is {theta}; yarn needs one above 1")));
+        }
+        let factor = match fields.get("factor") {
+            Some(_) => positive(fields, "factor")?,
+            None => context.longest as f64 / context.original as f64,
+        };
+        // 0 stands for the default, as in transformers.
+        let or = |field, default| match fields.f64(field)? {
+            None | Some(0.0) => Ok(default),
+            Some(_) => positive(fields, field),
+        };
+        Ok(Self::Yarn {
+            factor,
+            attention_factor: attention_factor(fields, factor)?,
+            beta_fast: or("beta_fast", 32.0)?,
+            beta_slow: or("beta_slow", 1.0)?,
+            truncate: fields.bool("truncate")?.unwrap_or(true),
+            original_max_position_embeddings: context.original,
+        })
+    }
+}
+
+/// The factor of `YaRN` on cosines and sines: as given, else by the two `mscale` settings, else by `factor` alone.
+fn attention_factor(fields: &Fields<'_>, factor: f64) -> Result<f64, ConfigError> {
+    if let Some(given) = fields.f64("attention_factor")? {
+        if given > 0.0 && given <= 1e9 {
+            return Ok(given);
+        }
+        let reason = format!("is {given}, which is not between 0 and 1e9");
+        return Err(fields.invalid("attention_factor", reason));
+    }
+    let scale = |by: f64| {
+        if factor <= 1.0 {
+            1.0
+        } else {
+            0.1 * by * factor.ln() + 1.0
+        }
+    };
+    let set = |field| Ok::<_, ConfigError>(fields.f64(field)?.filter(|x| *x != 0.0));
+    let value = match (set("mscale")?, set("mscale_all_dim")?) {
+        (Some(above), Some(below)) => scale(above) / scale(below),
+        _ => scale(1.0),
+    };
+    if value.is_finite() {
+        return Ok(value);
+    }
+    Err(fields.invalid("mscale_all_dim", "makes the attention factor infinite"))
 }
 
 /// A required number above 0.
@@ -158,89 +236,4 @@ fn positive(fields: &Fields<'_>, field: &str) -> Result<f64, ConfigError> {
         return Ok(value);
     }
     Err(fields.invalid(field, format!("is {value}, which is not between 0 and 1e9")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Head dimension 16; the expected values are `inv_freq` of transformers 5's `LlamaRotaryEmbedding`.
-    #[test]
-    #[expect(clippy::excessive_precision, reason = "the constants are f32 values printed in full")]
-    fn frequencies_equal_transformers() {
-        let llama3 = |factor, original| RopeScaling::Llama3 {
-            factor,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: original,
-        };
-        for (theta, scaling, expected) in [
-            (
-                1e4,
-                RopeScaling::Default,
-                [
-                    1.0,
-                    0.316_227_763_9,
-                    0.100_000_001_5,
-                    0.031_622_778_62,
-                    0.009_999_999_777,
-                    0.003_162_277_862,
-                    0.001_000_000_047,
-                    0.000_316_227_786_2,
-                ],
-            ),
-            (
-                1e4,
-                RopeScaling::Linear { factor: 4.0 },
-                [
-                    0.25,
-                    0.079_056_940_97,
-                    0.025_000_000_37,
-                    0.007_905_694_656,
-                    0.002_499_999_944,
-                    0.000_790_569_465_6,
-                    0.000_250_000_011_9,
-                    7.905_694_656e-5,
-                ],
-            ),
-            (
-                5e5,
-                llama3(8.0, 8192),
-                [
-                    1.0,
-                    0.193_922_758_1,
-                    0.037_606_030_7,
-                    0.007_292_665_076,
-                    0.000_524_846_022,
-                    3.428_102_355e-5,
-                    6.647_869_668e-6,
-                    1.289_173_156e-6,
-                ],
-            ),
-            (
-                1e4,
-                llama3(32.0, 64),
-                [
-                    1.0,
-                    0.236_687_108_9,
-                    0.003_725_355_025,
-                    0.000_988_211_832,
-                    0.000_312_499_993,
-                    9.882_118_32e-5,
-                    3.125_000_148e-5,
-                    9.882_118_32e-6,
-                ],
-            ),
-        ] {
-            let found = RopeConfig {
-                theta,
-                scaling: scaling.clone(),
-            }
-            .inverse_frequencies(16);
-            for (f, e) in found.iter().zip::<[f32; 8]>(expected) {
-                assert!((f - e).abs() <= 3e-7 * e, "{scaling:?}: {f} against {e}");
-            }
-            assert_eq!(found.len(), 8);
-        }
-    }
 }

@@ -3,7 +3,7 @@
 //! Names and shapes are compared with what the settings ask for before a weight is read, so a folder that does not fit
 //! costs nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -25,7 +25,17 @@ pub(super) struct Weights {
 enum Source {
     Folder(Checkpoint),
     Memory(HashMap<String, LazyTensor>),
+    /// May be placeholders of a traced function, which have no values yet.
+    Recorded(HashMap<String, LazyTensor>),
 }
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+/// What is done where the settings tie the head to the embedding and the weights do not.
+pub(super) const UNTIED: &str =
+    "tie_word_embeddings is true, but lm_head.weight has values of its own: it is used, as in transformers";
+/// Numbers compared at a time.
+const PIECE: usize = 1 << 22;
 
 impl Weights {
     pub fn of_folder(checkpoint: Checkpoint, options: LoadOptions, device: &Device) -> Self {
@@ -64,7 +74,7 @@ impl Weights {
     pub fn of_recorded(tensors: HashMap<String, LazyTensor>, quantization: Option<QuantFormat>) -> Self {
         // Neither is asked for where nothing is converted.
         Self {
-            source: Source::Memory(tensors),
+            source: Source::Recorded(tensors),
             dtype: DType::F32,
             quantization,
             device: Device::Cpu,
@@ -79,13 +89,43 @@ impl Weights {
                 self.dtype,
                 &self.device,
             )?)?),
-            Source::Memory(tensors) => tensors.get(name).cloned().ok_or_else(|| {
+            Source::Memory(tensors) | Source::Recorded(tensors) => tensors.get(name).cloned().ok_or_else(|| {
                 self.faults(TensorFaults {
                     missing: vec![name.to_owned()],
                     ..TensorFaults::default()
                 })
             }),
         }
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Folder(checkpoint) => checkpoint.contains(name),
+            Source::Memory(tensors) | Source::Recorded(tensors) => tensors.contains_key(name),
+        }
+    }
+
+    /// The embedding. Of tied weights that were saved as the head alone, the head.
+    pub fn embedding(&self, config: &ModelConfig) -> Result<LazyTensor, LoadError> {
+        let only_head = config.tie_word_embeddings && !self.contains(EMBEDDING) && self.contains(HEAD);
+        self.get(if only_head { HEAD } else { EMBEDDING })
+    }
+
+    /// The output head, unless it is the embedding. As in transformers, weights that hold both with other values are not
+    /// tied, whatever the settings say.
+    pub fn own_head(&self, config: &ModelConfig, embedding: &LazyTensor) -> Result<Option<LazyTensor>, LoadError> {
+        if !config.tie_word_embeddings {
+            return self.get(HEAD).map(Some);
+        }
+        if !self.contains(HEAD) || !self.contains(EMBEDDING) {
+            return Ok(None);
+        }
+        let head = self.get(HEAD)?;
+        if !matches!(self.source, Source::Recorded(_)) && same_values(&head, embedding)? {
+            return Ok(None);
+        }
+        tracing::warn!("{UNTIED}");
+        Ok(Some(head))
     }
 
     /// The linear layer of that name.
@@ -124,8 +164,14 @@ impl Weights {
     /// Compares names and shapes with those that the settings imply, before anything is read.
     pub fn check(&self, config: &ModelConfig) -> Result<(), LoadError> {
         let found = self.shapes()?;
-        let expected: BTreeMap<String, Vec<usize>> = config.parameter_shapes().into_iter().collect();
-        let known: BTreeSet<&String> = expected.keys().collect();
+        let mut expected: BTreeMap<String, Vec<usize>> = config.parameter_shapes().into_iter().collect();
+        if config.tie_word_embeddings && found.contains_key(HEAD) {
+            // The head may be there beside the embedding, or in its place.
+            expected.insert(HEAD.to_owned(), vec![config.vocab_size, config.hidden_size]);
+            if !found.contains_key(EMBEDDING) {
+                expected.remove(EMBEDDING);
+            }
+        }
         let mut faults = TensorFaults::default();
         for (name, shape) in &expected {
             match found.get(name) {
@@ -138,7 +184,7 @@ impl Weights {
         }
         let unexpected = found
             .keys()
-            .filter(|name| !known.contains(name) && !is_redundant(name, config));
+            .filter(|name| !expected.contains_key(*name) && !is_redundant(name));
         faults.unexpected = unexpected.cloned().collect();
         if faults.is_empty() {
             Ok(())
@@ -153,14 +199,16 @@ impl Weights {
                 let shape = |name: &str| Ok((name.to_owned(), checkpoint.info(name)?.shape.clone()));
                 checkpoint.names().map(shape).collect()
             }
-            Source::Memory(tensors) => Ok(tensors.iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect()),
+            Source::Memory(tensors) | Source::Recorded(tensors) => {
+                Ok(tensors.iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect())
+            }
         }
     }
 
     fn faults(&self, faults: TensorFaults) -> LoadError {
         let source = match &self.source {
             Source::Folder(checkpoint) => checkpoint.folder().to_owned(),
-            Source::Memory(_) => PathBuf::from("tensors in memory"),
+            Source::Memory(_) | Source::Recorded(_) => PathBuf::from("tensors in memory"),
         };
         LoadError::Tensors {
             source_name: source,
@@ -170,6 +218,28 @@ impl Weights {
 }
 
 /// Tensors that some exports carry although they follow from the settings.
-fn is_redundant(name: &str, config: &ModelConfig) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || (name == "lm_head.weight" && config.tie_word_embeddings)
+fn is_redundant(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq")
+}
+
+/// Whether two tables `(rows, columns)` hold the same numbers.
+fn same_values(a: &LazyTensor, b: &LazyTensor) -> Result<bool, LoadError> {
+    let (a, b) = (a.eval()?, b.eval()?);
+    let compare = || {
+        let (rows, columns) = a.dims2()?;
+        // In pieces, so that large tables are not copied whole.
+        let piece = (PIECE / columns.max(1)).max(1);
+        for first in (0..rows).step_by(piece) {
+            let count = piece.min(rows - first);
+            let differ = a.narrow(0, first, count)?.ne(&b.narrow(0, first, count)?)?;
+            if differ.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? > 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    compare().map_err(|source: candle_core::Error| LoadError::Tensor {
+        name: HEAD.to_owned(),
+        source: Box::new(source),
+    })
 }

@@ -25,6 +25,8 @@ pub use pass::{Cache, Pass};
 pub use quantized_linear::QuantizedLinear;
 pub use rope::{Rotary, Rotation};
 
+use std::sync::Arc;
+
 use metal_candle_graph::LazyTensor;
 
 /// A linear map of the last dimension: a [`Linear`] layer, or what stands in its place.
@@ -40,4 +42,9 @@ pub trait Projection: Send + Sync {
 
     /// Size of the last dimension of the output.
     fn out_features(&self) -> usize;
+
+    /// The projection inside, where this one is an adapter around it.
+    fn base(&self) -> Option<&Arc<dyn Projection>> {
+        None
+    }
 }

@@ -3,6 +3,8 @@
 //! Everything here is a tensor handle, so a compiled function can pass its arguments: a training step or a decoding
 //! step then has one plan however often it runs.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use candle_core::{DType, Device};
 use metal_candle_graph::{Error, LazyTensor, Result};
 
@@ -13,6 +15,8 @@ pub struct Pass<'a> {
     segments: Option<LazyTensor>,
     cache: Option<Cache>,
     adapters: &'a [LazyTensor],
+    /// How many modules took their weights so far.
+    taken: AtomicUsize,
     dropout: Option<LazyTensor>,
 }
 
@@ -34,6 +38,7 @@ impl<'a> Pass<'a> {
             segments: None,
             cache: None,
             adapters: &[],
+            taken: AtomicUsize::new(0),
             dropout: None,
         }
     }
@@ -109,11 +114,30 @@ impl<'a> Pass<'a> {
     /// When the pass was not given so many.
     pub fn adapter(&self, index: usize) -> Result<(&LazyTensor, &LazyTensor)> {
         if let Some([a, b]) = self.adapters.get(2 * index..2 * index + 2) {
+            self.taken.fetch_add(1, Ordering::Relaxed);
             return Ok((a, b));
         }
         let message = format!(
             "module {index} has no weights: the pass holds {} adapter tensors",
             self.adapters.len()
+        );
+        Err(Error::Shape {
+            operation: "adapter",
+            message,
+        })
+    }
+
+    /// Whether the model took all adapter weights there are: weights that have no effect are a mistake.
+    ///
+    /// # Errors
+    /// When it did not.
+    pub(crate) fn check_adapters_taken(&self) -> Result<()> {
+        let (taken, given) = (2 * self.taken.load(Ordering::Relaxed), self.adapters.len());
+        if taken == given {
+            return Ok(());
+        }
+        let message = format!(
+            "the pass holds {given} adapter tensors, but the model took {taken}; is the adapter on this model?"
         );
         Err(Error::Shape {
             operation: "adapter",

@@ -11,6 +11,8 @@ use metal_candle_graph::{LazyTensor, Result};
 pub struct Rotary {
     /// `(1, 1, head_dim / 2)`, f32.
     inverse_frequencies: LazyTensor,
+    /// Factor on cosines and sines.
+    attention_factor: f64,
 }
 
 /// Cosines and sines of a pass.
@@ -29,7 +31,17 @@ impl Rotary {
         let shape = [1, 1, inverse_frequencies.len()];
         Ok(Self {
             inverse_frequencies: LazyTensor::from_slice(inverse_frequencies, &shape, device)?,
+            attention_factor: 1.0,
         })
+    }
+
+    /// With a factor on cosines and sines, as `YaRN` has it; 1 is none.
+    #[must_use]
+    pub fn with_attention_factor(self, attention_factor: f64) -> Self {
+        Self {
+            attention_factor,
+            ..self
+        }
     }
 
     /// The rotation at `positions` `(batch or 1, seq)` for activations of `dtype`.
@@ -41,9 +53,13 @@ impl Rotary {
             .cast(DType::F32)?
             .unsqueeze(2)?
             .mul(&self.inverse_frequencies)?;
+        let scaled = |x: LazyTensor| match self.attention_factor {
+            1.0 => Ok(x),
+            factor => x.mul_scalar(factor as f32),
+        };
         Ok(Rotation {
-            cos: angles.cos()?.cast(dtype)?,
-            sin: angles.sin()?.cast(dtype)?,
+            cos: scaled(angles.cos()?)?.cast(dtype)?,
+            sin: scaled(angles.sin()?)?.cast(dtype)?,
         })
     }
 }

@@ -1,120 +1,27 @@
 //! Chat templates: the Jinja program beside a model that writes a conversation as the text the model was trained on.
 //!
-//! Renders what transformers' `apply_chat_template` renders (trimmed blocks, `raise_exception`, `strftime_now`, plain
-//! `tojson`, Python's string methods). A template is a stranger's program: it runs with a budget of work and output,
-//! reads no file, and sees only the messages, the tools and the names of the special tokens. The budget does not cover all:
-//! the engine compares and concatenates (`==`, `~`) lists that hold one another many times over without charging. So
-//! there is a limit of time too. Whoever renders is free again then, but the thread works on, and `~` takes memory for it,
-//! until the program ends; a template that came to this is not rendered again.
+//! Renders what transformers' `apply_chat_template` renders. A template is a stranger's program: it runs with a budget of
+//! work, output and time, reads no file, and sees only the messages, the tools and the names of the special tokens. The
+//! language itself is in [`jinja`](super::jinja).
 
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Value, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
-use regex::Regex;
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
-use super::{TextError, clock, first_line, guarded_deep, json};
+use super::jinja::{Budget, Fault, FaultKind, Program, Settings, Value};
+use super::{ChatMessage, TextError, clock, deep, first_line};
 
-/// Work one rendering may do: instructions, and 64 bytes of text each; so also at most 64 MB of memory.
-const FUEL: u64 = 1_000_000;
+/// Work one rendering may do: operations, and 64 bytes of text each; so also at most 256 MB of memory.
+const FUEL: u64 = 4_000_000;
 /// Longest text one rendering may write.
 const MAX_OUTPUT: usize = 16 << 20;
 /// Longest template that is compiled.
-const MAX_SOURCE: usize = 64 << 10;
-/// Longest stretch of a template without the end of a tag; the engine's compiler takes quadratic time in an expression.
-const MAX_TAG: usize = 8 << 10;
-/// Longest time one rendering or compilation may take, where neither work nor output ended it.
+pub(super) const MAX_SOURCE: usize = 1 << 20;
+/// Longest time one rendering may take, where neither work nor output ended it.
 const MAX_TIME: Duration = Duration::from_secs(5);
-const NAME: &str = "chat_template";
-const REFUSED: &str = "raise_exception: ";
 
-/// One message of a conversation: an object with at least a `role`, and whatever else the template reads.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ChatMessage {
-    fields: Map<String, Json>,
-}
-
-impl ChatMessage {
-    /// A message with a role (`system`, `user`, `assistant`) and its text.
-    #[must_use]
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        let fields = [
-            ("role".to_owned(), Json::String(role.into())),
-            ("content".to_owned(), Json::String(content.into())),
-        ];
-        Self {
-            fields: fields.into_iter().collect(),
-        }
-    }
-
-    /// A message as JSON. Fields besides `role` and `content` (`tool_calls`, `name`, ...) reach the template unchanged.
-    ///
-    /// # Errors
-    ///
-    /// [`TextError::Message`] unless it is an object with a string `role`, and a `content` that is a string, a list or
-    /// null (or absent beside `tool_calls`).
-    pub fn from_json(value: &Json) -> Result<Self, TextError> {
-        let wrong = |reason: String| TextError::Message { reason };
-        let Json::Object(fields) = value else {
-            return Err(wrong(format!(
-                "expected an object with \"role\" and \"content\", found {}",
-                kind(Some(value))
-            )));
-        };
-        match fields.get("role") {
-            Some(Json::String(_)) => {}
-            other => {
-                return Err(wrong(format!(
-                    "expected field \"role\" (string), found {}",
-                    kind(other)
-                )));
-            }
-        }
-        match fields.get("content") {
-            Some(Json::String(_) | Json::Array(_) | Json::Null) => {}
-            None if fields.contains_key("tool_calls") => {}
-            other => {
-                return Err(wrong(format!(
-                    "expected field \"content\" (string), found {}",
-                    kind(other)
-                )));
-            }
-        }
-        Ok(Self { fields: fields.clone() })
-    }
-
-    /// Who speaks.
-    #[must_use]
-    pub fn role(&self) -> &str {
-        self.fields.get("role").and_then(Json::as_str).unwrap_or_default()
-    }
-
-    /// What is said, where that is plain text.
-    #[must_use]
-    pub fn content(&self) -> Option<&str> {
-        self.fields.get("content").and_then(Json::as_str)
-    }
-}
-
-/// What a JSON value is, in a word for error messages.
-pub(crate) fn kind(value: Option<&Json>) -> &'static str {
-    match value {
-        None => "nothing",
-        Some(Json::Null) => "null",
-        Some(Json::Bool(_)) => "boolean",
-        Some(Json::Number(_)) => "number",
-        Some(Json::String(_)) => "string",
-        Some(Json::Array(_)) => "list",
-        Some(Json::Object(_)) => "object",
-    }
-}
-
-/// A compiled chat template.
+/// A chat template: one program, or one for conversations with tools and one for those without.
 ///
 /// ```
 /// use metal_candle::text::{ChatMessage, ChatTemplate};
@@ -127,19 +34,57 @@ pub(crate) fn kind(value: Option<&Json>) -> &'static str {
 /// ```
 #[derive(Clone)]
 pub struct ChatTemplate {
-    file: String,
-    source: String,
-    environment: Arc<Environment<'static>>,
+    /// The template of conversations without tools, or why there is none.
+    default: Variant,
+    /// The template of conversations with tools, where that is another one.
+    tool_use: Option<Variant>,
+    variables: Arc<Vec<(Arc<str>, Arc<str>)>>,
+    /// The time that `strftime_now` tells, in seconds since 1970; the system's clock where it is absent.
+    clock: Option<i64>,
+    fuel: u64,
     max_time: Duration,
-    /// A rendering did not end in time. Shared with clones, so that one template keeps one thread busy at most.
-    stuck: Arc<AtomicBool>,
+}
+
+/// A template with the file that it comes from.
+#[derive(Clone)]
+pub(super) struct Variant {
+    file: Arc<str>,
+    source: Arc<str>,
+    program: Result<Program, Fault>,
+}
+
+impl Variant {
+    /// Compiles a template; a failure is kept for the one who renders it.
+    pub fn new(file: &str, source: &str) -> Self {
+        let program = if source.len() > MAX_SOURCE {
+            let reason = format!("its source has {} bytes, more than {MAX_SOURCE}", source.len());
+            Err(Fault::new(FaultKind::Budget, reason))
+        } else {
+            let parsed = deep(|| Program::parse(source));
+            parsed.unwrap_or_else(|reason| Err(Fault::new(FaultKind::Syntax, reason)))
+        };
+        Self {
+            file: file.into(),
+            source: source.into(),
+            program,
+        }
+    }
+
+    /// A template that cannot be used, for this reason.
+    pub fn broken(file: &str, reason: &str) -> Self {
+        Self {
+            file: file.into(),
+            source: "".into(),
+            program: Err(Fault::new(FaultKind::Syntax, reason)),
+        }
+    }
 }
 
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChatTemplate")
-            .field("file", &self.file)
-            .field("source", &self.source)
+            .field("file", &self.default.file)
+            .field("source", &self.default.source)
             .finish_non_exhaustive()
     }
 }
@@ -150,65 +95,48 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`TextError::TemplateSyntax`] where it does not parse, [`TextError::TemplateBudget`] over 64 KiB of source or 8 KiB in a single tag.
+    /// [`TextError::TemplateSyntax`] where it does not parse, [`TextError::TemplateBudget`] over 1 MiB of source.
     pub fn new<K, V>(file: &str, source: &str, variables: impl IntoIterator<Item = (K, V)>) -> Result<Self, TextError>
     where
         K: Into<String>,
         V: Into<String>,
     {
-        let refused = |reason| {
-            Err(TextError::TemplateBudget {
-                file: file.to_owned(),
-                reason,
-            })
-        };
-        if source.len() > MAX_SOURCE {
-            return refused(format!("its source has {} bytes, more than {MAX_SOURCE}", source.len()));
-        }
-        if source
-            .split("%}")
-            .flat_map(|part| part.split("}}"))
-            .any(|part| part.len() > MAX_TAG)
-        {
-            return refused(format!("a tag or text in it has more than {MAX_TAG} bytes"));
-        }
-        let mut environment = environment();
-        for (name, value) in variables {
-            environment.add_global(name.into(), Value::from(value.into()));
-        }
-        let compiled = without_generation_tags(source);
-        let done = guarded_deep(MAX_TIME, move || {
-            environment.add_template_owned(NAME, compiled).map(|()| environment)
-        });
-        match done {
-            Ok(Some(Ok(environment))) => Ok(Self {
-                file: file.to_owned(),
-                source: source.to_owned(),
-                environment: Arc::new(environment),
-                max_time: MAX_TIME,
-                stuck: Arc::default(),
-            }),
-            Ok(Some(Err(error))) => Err(explain(file, &error)),
-            Ok(None) => refused(too_slow(MAX_TIME)),
-            Err(reason) => Err(TextError::TemplateSyntax {
-                file: file.to_owned(),
-                line: 1,
-                reason,
-            }),
+        let variables = variables
+            .into_iter()
+            .map(|(name, value)| (name.into().into(), value.into().into()));
+        let template = Self::from_variants(Variant::new(file, source), None, variables.collect());
+        match &template.default.program {
+            Ok(_) => Ok(template),
+            Err(fault) => Err(explain(file, fault)),
         }
     }
 
-    /// The template as it was written.
+    /// A template of compiled parts. One that does not compile fails when it is rendered.
+    pub(super) fn from_variants(
+        default: Variant,
+        tool_use: Option<Variant>,
+        variables: Vec<(Arc<str>, Arc<str>)>,
+    ) -> Self {
+        Self {
+            default,
+            tool_use,
+            variables: Arc::new(variables),
+            clock: None,
+            fuel: FUEL,
+            max_time: MAX_TIME,
+        }
+    }
+
+    /// The template as it was written (the one for conversations without tools).
     #[must_use]
     pub fn source(&self) -> &str {
-        &self.source
+        &self.default.source
     }
 
     /// The same template with the clock of `strftime_now` stopped at `seconds` since 1970 (UTC).
     #[must_use]
     pub fn with_clock(mut self, seconds: i64) -> Self {
-        Arc::make_mut(&mut self.environment)
-            .add_function("strftime_now", move |format: &str| strftime(format, seconds));
+        self.clock = Some(seconds);
         self
     }
 
@@ -217,12 +145,14 @@ impl ChatTemplate {
     /// # Errors
     ///
     /// [`TextError::TemplateRefused`] where the template calls `raise_exception`, [`TextError::TemplateRender`] where it
-    /// fails, [`TextError::TemplateBudget`] where it works or writes without end, or did so before.
+    /// fails, [`TextError::TemplateBudget`] where it works or writes without end, and those of [`new`](Self::new) where
+    /// the template of a folder does not compile.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TextError> {
         self.render_with_tools(messages, None, add_generation_prompt)
     }
 
-    /// [`render`](Self::render) with the descriptions of the tools (a JSON list) that the model may call.
+    /// [`render`](Self::render) with the descriptions of the tools (a JSON list) that the model may call. Where the model
+    /// has a template of its own for tools (named `tool_use`), that one is rendered.
     ///
     /// # Errors
     ///
@@ -233,235 +163,101 @@ impl ChatTemplate {
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Result<String, TextError> {
-        let messages: Vec<Value> = messages.iter().map(|message| json::object(&message.fields)).collect();
-        let context = Value::from_pairs([
-            ("messages", Value::from(messages)),
-            ("tools", tools.map_or(Value::from(()), json::to_template)),
-            ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-        ]);
-        let failed = |reason| TextError::TemplateRender {
-            file: self.file.clone(),
-            line: 1,
-            reason,
+        self.render_settings(messages, tools, add_generation_prompt, None)
+    }
+
+    /// [`render_with_tools`](Self::render_with_tools) without a generation prompt, and with these texts before and after
+    /// what stands in `{% generation %}`.
+    pub(super) fn render_marked(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&Json>,
+        marks: (&str, &str),
+    ) -> Result<String, TextError> {
+        self.render_settings(messages, tools, false, Some(marks))
+    }
+
+    /// Whether the template for such a conversation marks what the assistant writes with `{% generation %}`.
+    pub(super) fn marks_generation(&self, tools: Option<&Json>) -> bool {
+        self.variant(tools)
+            .program
+            .as_ref()
+            .is_ok_and(Program::marks_generation)
+    }
+
+    /// The template for conversations with or without tools.
+    fn variant(&self, tools: Option<&Json>) -> &Variant {
+        let has_tools = tools.is_some_and(|tools| !tools.is_null());
+        self.tool_use.as_ref().filter(|_| has_tools).unwrap_or(&self.default)
+    }
+
+    fn render_settings(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+        marks: Option<(&str, &str)>,
+    ) -> Result<String, TextError> {
+        let Variant { file, program, .. } = self.variant(tools);
+        let program = program.as_ref().map_err(|fault| explain(file, fault))?;
+        let settings = Settings {
+            max_output: MAX_OUTPUT,
+            now: self.clock.unwrap_or_else(clock::now),
+            marks,
         };
-        let done = if self.stuck.load(Ordering::Relaxed) {
-            None
-        } else {
-            let environment = Arc::clone(&self.environment);
-            guarded_deep(self.max_time, move || render(&environment, context)).map_err(failed)?
-        };
-        let Some(rendered) = done else {
-            self.stuck.store(true, Ordering::Relaxed);
-            return Err(TextError::TemplateBudget {
-                file: self.file.clone(),
-                reason: too_slow(self.max_time),
-            });
-        };
-        let bytes = rendered.map_err(|error| explain(&self.file, &error))?;
-        String::from_utf8(bytes).map_err(|error| failed(error.to_string()))
+        let budget = Budget::new(self.fuel, self.max_time);
+        // Values are not shared between threads, so they are made on the one that renders.
+        let done = deep(|| {
+            let messages = messages
+                .iter()
+                .map(|message| Value::from_fields(&message.fields()))
+                .collect();
+            let named = self
+                .variables
+                .iter()
+                .map(|(name, text)| (name.clone(), Value::Str(text.clone())));
+            let variables = [
+                ("messages".into(), Value::list(messages)),
+                ("tools".into(), tools.map_or(Value::None, Value::from_json)),
+                ("documents".into(), Value::None),
+                ("add_generation_prompt".into(), Value::Bool(add_generation_prompt)),
+            ];
+            program.render(budget, settings, named.chain(variables))
+        });
+        match done {
+            Ok(rendered) => rendered.map_err(|fault| explain(file, &fault)),
+            Err(reason) => Err(TextError::TemplateRender {
+                file: file.to_string(),
+                line: 1,
+                reason,
+            }),
+        }
     }
 }
 
-fn render(environment: &Environment<'static>, context: Value) -> Result<Vec<u8>, Error> {
-    let mut out = Limited::default();
-    environment.get_template(NAME)?.render_captured_to(context, &mut out)?;
-    Ok(out.bytes)
-}
-
-fn too_slow(limit: Duration) -> String {
-    format!("it took longer than {} s", limit.as_secs_f64())
-}
-
-/// The engine's error as ours.
-fn explain(file: &str, error: &Error) -> TextError {
-    let (file, line) = (file.to_owned(), error.line().unwrap_or(1));
-    let detail = error.detail().unwrap_or_default();
-    if let Some(message) = detail.strip_prefix(REFUSED) {
-        return TextError::TemplateRefused {
+/// The engine's failure as ours.
+fn explain(file: &str, fault: &Fault) -> TextError {
+    let (file, line) = (file.to_owned(), fault.line().unwrap_or(1));
+    let message = fault.message();
+    match fault.kind() {
+        FaultKind::Raised => TextError::TemplateRefused {
             file,
             message: message.to_owned(),
-        };
-    }
-    let reason = if detail.is_empty() {
-        error.kind().to_string()
-    } else {
-        format!("{}: {detail}", error.kind())
-    };
-    let reason = first_line(&reason);
-    match error.kind() {
-        ErrorKind::OutOfFuel => {
-            let reason = "it did more work than a conversation can need; shorten the conversation or mend the template";
-            TextError::TemplateBudget {
-                file,
-                reason: reason.to_owned(),
-            }
-        }
-        ErrorKind::WriteFailure => TextError::TemplateBudget {
+        },
+        FaultKind::Budget => TextError::TemplateBudget {
             file,
-            reason: format!("it wrote more than {MAX_OUTPUT} bytes"),
+            reason: message.to_owned(),
         },
-        ErrorKind::SyntaxError | ErrorKind::BadEscape => TextError::TemplateSyntax { file, line, reason },
-        _ => TextError::TemplateRender { file, line, reason },
-    }
-}
-
-/// An environment that behaves like the one of transformers.
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    // Building fails only for odd delimiters, and these are the usual ones.
-    environment.set_syntax(
-        SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .unwrap_or_default(),
-    );
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
-    environment.set_debug(false); // errors would keep (and print) the template's variables
-    environment.set_unknown_method_callback(method);
-    // Containers are paid for before they are printed; the engine charges only for the text they became.
-    environment.set_formatter(|out, state, value| {
-        pay_for(state, value, 0)?;
-        minijinja::escape_formatter(out, state, value)
-    });
-    environment.add_filter("tojson", json::tojson);
-    environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
-    });
-    environment.add_function("strftime_now", |format: &str| strftime(format, clock::now()));
-    environment
-}
-
-fn strftime(format: &str, seconds: i64) -> Result<String, Error> {
-    clock::strftime(format, seconds).map_err(|reason| Error::new(ErrorKind::InvalidOperation, reason))
-}
-
-/// `{% generation %}` marks assistant text for transformers' masks and writes nothing itself: make it an `if true`.
-fn without_generation_tags(source: &str) -> String {
-    static TAG: LazyLock<Option<Regex>> =
-        LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").ok());
-    let Some(tag) = TAG.as_ref() else {
-        return source.to_owned();
-    };
-    tag.replace_all(source, |found: &regex::Captures| {
-        let statement = if found.get(2).is_some() { "endif" } else { "if true" };
-        format!("{{%{} {statement} {}%}}", &found[1], &found[3])
-    })
-    .into_owned()
-}
-
-/// Charges for every element of a container, nested ones each time they occur: a list may hold another many times.
-fn pay_for(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
-    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
-        return state.consume_fuel(u64::from(depth > 0));
-    }
-    if depth > json::MAX_DEPTH {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "a list is nested too deeply to be printed",
-        ));
-    }
-    for item in value.try_iter()?.checked() {
-        let item = item?;
-        let inner = if value.kind() == ValueKind::Map {
-            value.get_item(&item)?
-        } else {
-            item
-        };
-        pay_for(state, &inner, depth + 1)?;
-    }
-    state.consume_fuel(1)
-}
-
-/// Python's methods of strings, maps and lists, each paid for before it runs: some make text far larger than their inputs.
-fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    let size = |value: &Value| value.as_str().map_or_else(|| value.len().unwrap_or(1), str::len) as u64;
-    let own = size(value);
-    let given: u64 = args.iter().map(size).sum();
-    let written = match (name, value.as_str()) {
-        ("join", Some(_)) => match args.first() {
-            Some(list) => joined(state, own, list)?,
-            None => 0,
+        FaultKind::Syntax => TextError::TemplateSyntax {
+            file,
+            line,
+            reason: first_line(message),
         },
-        ("replace", Some(text)) => {
-            let found = args
-                .first()
-                .and_then(Value::as_str)
-                .map_or(0, |old| text.matches(old).count());
-            (found as u64).saturating_mul(args.get(1).map_or(0, size))
-        }
-        ("format", Some(text)) => formatted(text, args)?,
-        // Lists of pieces: a slot holds more than the byte it stands for.
-        ("split" | "splitlines", Some(_)) => own.saturating_mul(24),
-        _ => 0,
-    };
-    state.consume_fuel(1 + own.saturating_add(given).saturating_add(written) / 64)?;
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
-}
-
-/// Bytes that `separator.join(list)` writes.
-fn joined(state: &State, separator: u64, list: &Value) -> Result<u64, Error> {
-    let mut total = 0u64;
-    for item in list.try_iter()?.checked() {
-        state.consume_fuel(1)?;
-        let item = item?;
-        if matches!(item.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                format!("join: expected strings, found {}", item.kind()),
-            ));
-        }
-        total = total
-            .saturating_add(separator)
-            .saturating_add(item.as_str().map_or(32, str::len) as u64);
-    }
-    Ok(total)
-}
-
-/// Bytes that `text.format(args)` may write; widths and precisions of more than three digits are refused.
-fn formatted(text: &str, args: &[Value]) -> Result<u64, Error> {
-    let refused = |reason: &str| Err(Error::new(ErrorKind::InvalidOperation, format!("format: {reason}")));
-    let mut digits = 0;
-    for letter in text.chars() {
-        digits = if letter.is_ascii_digit() { digits + 1 } else { 0 };
-        if digits > 3 {
-            return refused("numbers of more than three digits are not allowed in the pattern");
-        }
-    }
-    let mut widest = 1000u64;
-    for value in args {
-        match value.kind() {
-            ValueKind::String => {
-                widest = widest.saturating_add(value.as_str().map_or(0, str::len) as u64);
-            }
-            ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
-                return refused("lists and maps are not allowed as arguments");
-            }
-            _ => {}
-        }
-    }
-    Ok(widest.saturating_mul(text.matches('{').count() as u64))
-}
-
-/// Output that refuses to grow past [`MAX_OUTPUT`].
-#[derive(Default)]
-struct Limited {
-    bytes: Vec<u8>,
-}
-
-impl io::Write for Limited {
-    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + more.len() > MAX_OUTPUT {
-            return Err(io::Error::other("output too long"));
-        }
-        self.bytes.extend_from_slice(more);
-        Ok(more.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        FaultKind::Failed => TextError::TemplateRender {
+            file,
+            line,
+            reason: first_line(message),
+        },
     }
 }
 

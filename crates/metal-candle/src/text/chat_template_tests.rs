@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value as Json;
+
 use super::*;
 
 const TEMPLATES: [(&str, &str); 5] = [
@@ -101,8 +103,8 @@ fn hostile_templates_are_stopped() {
         format!("{big}{{{{ ns.s * 9 }}}}{{{{ ns.s * 9 }}}}"),
         format!("{}{}", "{{ [".repeat(9000), "] }}"),
         "(".repeat(9) + &"{{ (".to_owned().repeat(9000),
-        "{{ ".to_owned() + &"(".repeat(100_000),
-        "{% if true %}".repeat(20_000),
+        "{{ ".to_owned() + &"(".repeat(1_000_000),
+        "{% if true %}".repeat(70_000),
     ];
     for source in cases {
         let start = Instant::now();
@@ -117,31 +119,40 @@ fn hostile_templates_are_stopped() {
     }
 }
 
-/// Comparing and concatenating is not paid for, so it is given up after a while. Each thread left behind ends soon here.
+/// Comparing lists that hold one another many times over is paid for, element by element.
 #[test]
-fn a_rendering_that_hangs_is_given_up() {
+fn comparing_is_paid_for() {
     let grow = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(24) %}{% set ns.a = [ns.a, ns.a] %}\
                 {% set ns.b = [ns.b, ns.b] %}{% endfor %}";
-    for hang in ["ns.a == ns.b", "ns.a in [ns.b]", "ns.a < ns.b", "[ns.a, ns.b] | unique"] {
-        let mut template = inline(&format!("{{% if messages %}}{grow}{{{{ {hang} }}}}{{% endif %}}"));
-        template.max_time = Duration::from_millis(30);
-        let clone = template.clone();
+    for hang in [
+        "ns.a == ns.b",
+        "ns.a in [ns.b]",
+        "ns.a < ns.b",
+        "[ns.a, ns.b] | sort",
+        "ns.a ~ 'x'",
+        "'%s' % [ns.a]",
+    ] {
+        let template = inline(&format!("{{% if messages %}}{grow}{{{{ {hang} }}}}{{% endif %}}"));
         let error = template.render(&[ChatMessage::new("user", "x")], false).unwrap_err();
         assert!(matches!(error, TextError::TemplateBudget { .. }), "{hang}: {error}");
-        assert_eq!(
-            error.to_string(),
-            "t: chat template stopped: it took longer than 0.03 s"
-        );
-        // Never again, not even where it would not hang.
-        assert!(clone.render(&[], false).is_err());
+        assert_eq!(template.render(&[], false).unwrap(), "");
     }
+}
+
+/// Where neither work nor output ends a rendering, time does.
+#[test]
+fn a_rendering_ends_in_time() {
+    let mut template = inline("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}");
+    (template.fuel, template.max_time) = (u64::MAX, Duration::from_millis(30));
+    let error = template.render(&[], false).unwrap_err().to_string();
+    assert_eq!(error, "t: chat template stopped: it took longer than 0.03 s");
 }
 
 /// Sources and values nested as deeply as a template can make them do not overflow the stack.
 #[test]
 fn deep_templates_do_not_overflow() {
     let chain = |before: &str, link: &str, after: &str| {
-        let limit = if link.contains('}') { MAX_SOURCE } else { MAX_TAG };
+        let limit = 200_000;
         let room = limit - before.len() - after.len();
         format!("{before}{}{after}", link.repeat(room / link.len()))
     };
@@ -191,10 +202,9 @@ fn the_limits_are_named() {
             .to_string()
             .contains("it wrote more than 16777216 bytes")
     );
-    for source in ["{{ a }}".repeat(MAX_SOURCE / 7 + 1), " ".repeat(MAX_TAG + 1)] {
-        let error = ChatTemplate::new("t", &source, [("", ""); 0]).unwrap_err();
-        assert!(matches!(error, TextError::TemplateBudget { .. }));
-    }
+    let error = ChatTemplate::new("t", &" ".repeat(MAX_SOURCE + 1), [("", ""); 0]).unwrap_err();
+    assert!(matches!(error, TextError::TemplateBudget { .. }));
+    assert!(ChatTemplate::new("t", &"{{ a }} text ".repeat(40_000), [("", ""); 0]).is_ok());
 }
 
 /// A long but honest conversation is far from the limits.
@@ -235,6 +245,7 @@ fn messages_are_checked() {
         let error = ChatMessage::from_json(&value).unwrap_err().to_string();
         assert_eq!(error, format!("chat message: {expected}"));
     }
-    let message = ChatMessage::from_json(&serde_json::json!({"role": "assistant", "tool_calls": []})).unwrap();
+    let calls = serde_json::json!([{"name": "w"}]);
+    let message = ChatMessage::from_json(&serde_json::json!({"role": "assistant", "tool_calls": calls})).unwrap();
     assert_eq!((message.role(), message.content()), ("assistant", None));
 }

@@ -2,7 +2,6 @@
 //!
 //! Dates are UTC, so that a template renders the same on every machine. No time zone, no locale but English.
 
-use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const MONTHS: [&str; 12] = [
@@ -55,53 +54,152 @@ fn civil(days: i64) -> (i64, usize, i64) {
     (year_of_era + era * 400 + i64::from(month <= 2), month as usize, day)
 }
 
-/// Formats `seconds` since 1970 (UTC) by C's `strftime` letters; a letter outside the common ones is an error.
-pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, String> {
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    let (year, month, day) = civil(days);
-    let (weekday, month_name) = (DAYS[(days + 4).rem_euclid(7) as usize], MONTHS[month - 1]);
-    let day_of_year = (1..=366).find(|n| civil(days - n).0 < year).unwrap_or(1);
-    let hour12 = (hour + 11) % 12 + 1;
-    let mut out = String::new();
-    let mut letters = format.chars();
-    while let Some(letter) = letters.next() {
-        if letter != '%' {
-            out.push(letter);
-            continue;
+/// One moment, taken apart.
+struct Moment {
+    seconds: i64,
+    year: i64,
+    month: usize,
+    day: i64,
+    hour: i64,
+    minute: i64,
+    second: i64,
+    /// From Sunday, 0.
+    weekday: i64,
+    /// From 1.
+    day_of_year: i64,
+}
+
+impl Moment {
+    fn new(seconds: i64) -> Self {
+        let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+        let (year, month, day) = civil(days);
+        Self {
+            seconds,
+            year,
+            month,
+            day,
+            hour: second / 3600,
+            minute: second / 60 % 60,
+            second: second % 60,
+            weekday: (days + 4).rem_euclid(7),
+            day_of_year: (1..=366).find(|n| civil(days - n).0 < year).unwrap_or(1),
         }
-        let mut letter = letters.next();
-        let bare = letter == Some('-'); // %-d: no leading zero
-        if bare {
-            letter = letters.next();
-        }
-        let width = |full: usize| if bare { 0 } else { full };
-        let written = match letter {
-            Some('Y') => write!(out, "{year}"),
-            Some('y') => write!(out, "{:0w$}", year.rem_euclid(100), w = width(2)),
-            Some('m') => write!(out, "{month:0w$}", w = width(2)),
-            Some('d') => write!(out, "{day:0w$}", w = width(2)),
-            Some('e') => write!(out, "{day:w$}", w = width(2)),
-            Some('H') => write!(out, "{hour:0w$}", w = width(2)),
-            Some('I') => write!(out, "{hour12:0w$}", w = width(2)),
-            Some('M') => write!(out, "{minute:0w$}", w = width(2)),
-            Some('S') => write!(out, "{second:0w$}", w = width(2)),
-            Some('j') => write!(out, "{day_of_year:0w$}", w = width(3)),
-            Some('p') => write!(out, "{}", if hour < 12 { "AM" } else { "PM" }),
-            Some('B') => write!(out, "{month_name}"),
-            Some('b' | 'h') => write!(out, "{}", &month_name[..3]),
-            Some('A') => write!(out, "{weekday}"),
-            Some('a') => write!(out, "{}", &weekday[..3]),
-            Some('F') => write!(out, "{year}-{month:02}-{day:02}"),
-            Some('T') => write!(out, "{hour:02}:{minute:02}:{second:02}"),
-            Some('Z') => write!(out, "UTC"),
-            Some('%') => write!(out, "%"),
-            other => {
-                return Err(format!("strftime_now: unknown format letter {other:?} in {format:?}"));
-            }
-        };
-        written.map_err(|error| error.to_string())?;
     }
+
+    /// Year and week of ISO 8601: weeks start on Monday and belong to the year of their Thursday.
+    fn iso_week(&self) -> (i64, i64) {
+        let days = self.seconds.div_euclid(86_400);
+        let thursday = days - (self.weekday + 6) % 7 + 3;
+        let year = civil(thursday).0;
+        let first = (1..=366).find(|n| civil(thursday - n).0 < year).unwrap_or(1);
+        (year, (first - 1) / 7 + 1)
+    }
+
+    /// A number with the width and the fill that its letter has by default.
+    fn number(&self, letter: char) -> Option<(i64, usize, char)> {
+        let hour12 = (self.hour + 11) % 12 + 1;
+        Some(match letter {
+            'Y' => (self.year, 0, '0'),
+            'G' => (self.iso_week().0, 0, '0'),
+            'C' => (self.year.div_euclid(100), 2, '0'),
+            'y' => (self.year.rem_euclid(100), 2, '0'),
+            'g' => (self.iso_week().0.rem_euclid(100), 2, '0'),
+            'm' => (self.month as i64, 2, '0'),
+            'd' => (self.day, 2, '0'),
+            'e' => (self.day, 2, ' '),
+            'H' => (self.hour, 2, '0'),
+            'k' => (self.hour, 2, ' '),
+            'I' => (hour12, 2, '0'),
+            'l' => (hour12, 2, ' '),
+            'M' => (self.minute, 2, '0'),
+            'S' => (self.second, 2, '0'),
+            'f' => (0, 6, '0'),
+            'j' => (self.day_of_year, 3, '0'),
+            'U' => ((self.day_of_year + 6 - self.weekday) / 7, 2, '0'),
+            'W' => ((self.day_of_year + 6 - (self.weekday + 6) % 7) / 7, 2, '0'),
+            'V' => (self.iso_week().1, 2, '0'),
+            'u' => ((self.weekday + 6) % 7 + 1, 1, '0'),
+            'w' => (self.weekday, 1, '0'),
+            's' => (self.seconds, 0, '0'),
+            _ => return None,
+        })
+    }
+
+    fn text(&self, letter: char) -> Option<String> {
+        let (weekday, month) = (DAYS[self.weekday as usize], MONTHS[self.month - 1]);
+        let half = if self.hour < 12 { "AM" } else { "PM" };
+        let whole = |format| strftime(format, self.seconds).unwrap_or_default();
+        Some(match letter {
+            'A' => weekday.to_owned(),
+            'a' => weekday[..3].to_owned(),
+            'B' => month.to_owned(),
+            'b' | 'h' => month[..3].to_owned(),
+            'p' => half.to_owned(),
+            'P' => half.to_lowercase(),
+            'c' => whole("%a %b %e %H:%M:%S %Y"),
+            'D' | 'x' => whole("%m/%d/%y"),
+            'F' => whole("%Y-%m-%d"),
+            'R' => whole("%H:%M"),
+            'r' => whole("%I:%M:%S %p"),
+            'T' | 'X' => whole("%H:%M:%S"),
+            // Python's clock in templates knows no time zone.
+            'Z' | 'z' => String::new(),
+            'n' => "\n".to_owned(),
+            't' => "\t".to_owned(),
+            '%' => "%".to_owned(),
+            _ => return None,
+        })
+    }
+}
+
+/// Formats `seconds` since 1970 (UTC) by the letters of Python's `strftime` on Linux in the C locale. As there, what is no
+/// letter stays as it is.
+///
+/// # Errors
+///
+/// Widths (`%10d`) and the letters `E` and `O` are not supported.
+pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, String> {
+    let moment = Moment::new(seconds);
+    let mut out = String::new();
+    let mut rest = format;
+    while let Some(at) = rest.find('%') {
+        out.push_str(&rest[..at]);
+        let field = &rest[at + 1..];
+        let flag = field.chars().next().filter(|flag| "-_0^".contains(*flag));
+        let body = &field[usize::from(flag.is_some())..];
+        let Some(letter) = body.chars().next() else {
+            out.push_str(&rest[at..]);
+            return Ok(out);
+        };
+        if letter.is_ascii_digit() || matches!(letter, 'E' | 'O' | '#' | '+') {
+            return Err(format!(
+                "strftime_now: {letter:?} after % is not supported (in {format:?})"
+            ));
+        }
+        rest = &body[letter.len_utf8()..];
+        if let Some((number, width, fill)) = moment.number(letter) {
+            let fill = match flag {
+                Some('_') => ' ',
+                Some('0') => '0',
+                _ => fill,
+            };
+            let digits = number.to_string();
+            let missing = if flag == Some('-') {
+                0
+            } else {
+                width.saturating_sub(digits.len())
+            };
+            out.extend(std::iter::repeat_n(fill, missing));
+            out.push_str(&digits);
+        } else if let Some(text) = moment.text(letter) {
+            out.push_str(&if flag == Some('^') { text.to_uppercase() } else { text });
+        } else {
+            out.push('%');
+            out.extend(flag);
+            out.push(letter);
+        }
+    }
+    out.push_str(rest);
     Ok(out)
 }
 
@@ -122,9 +220,10 @@ mod tests {
     }
 
     #[test]
-    fn unknown_letters_are_errors() {
-        assert!(strftime("%Q", 0).is_err());
-        assert!(strftime("50%", 0).is_err());
+    fn widths_are_refused_and_unknown_letters_stay() {
+        assert!(strftime("%10d", 0).is_err());
+        assert!(strftime("%Ey", 0).is_err());
+        assert_eq!(strftime("%Q 50%", 0).as_deref(), Ok("%Q 50%"));
     }
 
     const CASES: &[(i64, &str, &str)] = &[
@@ -139,5 +238,60 @@ mod tests {
         (4_107_542_399, "%d %b %Y", "28 Feb 2100"),
         (4_107_542_400, "%d %b %Y", "01 Mar 2100"),
         (-1, "%d %b %Y %H", "31 Dec 1969 23"),
+        (
+            0,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "1970-W01-4 00 00 4 19 70 001|Thu Jan  1 00:00:00 1970|01/01/70 00:00 12:00:00 AM",
+        ),
+        (
+            951782400,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2000-W09-2 09 09 2 20 00 060|Tue Feb 29 00:00:00 2000|02/29/00 00:00 12:00:00 AM",
+        ),
+        (
+            1735689599,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2025-W01-2 52 53 2 20 25 366|Tue Dec 31 23:59:59 2024|12/31/24 23:59 11:59:59 PM",
+        ),
+        (
+            1741305600,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2025-W10-5 09 09 5 20 25 066|Fri Mar  7 00:00:00 2025|03/07/25 00:00 12:00:00 AM",
+        ),
+        (
+            4107542399,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2100-W08-7 09 08 0 21 00 059|Sun Feb 28 23:59:59 2100|02/28/00 23:59 11:59:59 PM",
+        ),
+        (
+            -1,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "1970-W01-3 52 52 3 19 70 365|Wed Dec 31 23:59:59 1969|12/31/69 23:59 11:59:59 PM",
+        ),
+        (
+            1609459199,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2020-W53-4 52 52 4 20 20 366|Thu Dec 31 23:59:59 2020|12/31/20 23:59 11:59:59 PM",
+        ),
+        (
+            1230768000,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2009-W01-4 00 00 4 20 09 001|Thu Jan  1 00:00:00 2009|01/01/09 00:00 12:00:00 AM",
+        ),
+        (
+            1262304000,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2009-W53-5 00 00 5 20 09 001|Fri Jan  1 00:00:00 2010|01/01/10 00:00 12:00:00 AM",
+        ),
+        (
+            1104537600,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2004-W53-6 00 00 6 20 04 001|Sat Jan  1 00:00:00 2005|01/01/05 00:00 12:00:00 AM",
+        ),
+        (
+            1672531200,
+            "%G-W%V-%u %U %W %w %C %g %j|%c|%D %R %r",
+            "2022-W52-7 01 00 0 20 22 001|Sun Jan  1 00:00:00 2023|01/01/23 00:00 12:00:00 AM",
+        ),
     ];
 }

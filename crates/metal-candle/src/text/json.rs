@@ -1,96 +1,56 @@
-//! JSON between `serde_json` and the template engine, and the `tojson` filter as chat templates expect it.
+//! The `tojson` filter as chat templates expect it.
 //!
 //! Hugging Face replaces Jinja's `tojson` (which escapes HTML) by Python's `json.dumps(x, ensure_ascii=False)`; this is
 //! that function: `", "` and `": "` between items, keys in their order, non-ASCII text as it is.
 
 use std::fmt::Write;
 
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, ErrorKind, State, Value};
+use super::jinja::{Args, Budget, Fault, FaultKind, Outcome, Value, float};
 
-/// Nesting of lists and maps that is followed before giving up.
-pub(super) const MAX_DEPTH: usize = 100;
 /// Widest indentation of one level.
-const MAX_INDENT: usize = 16;
-
-/// A JSON value as a value of the template engine.
-pub(super) fn to_template(value: &serde_json::Value) -> Value {
-    match value {
-        serde_json::Value::Null => Value::from(()),
-        serde_json::Value::Bool(flag) => Value::from(*flag),
-        serde_json::Value::Number(number) => number
-            .as_i64()
-            .map(Value::from)
-            .or_else(|| number.as_u64().map(Value::from))
-            .unwrap_or_else(|| Value::from(number.as_f64().unwrap_or(f64::NAN))),
-        serde_json::Value::String(text) => Value::from(text.as_str()),
-        serde_json::Value::Array(items) => Value::from(items.iter().map(to_template).collect::<Vec<_>>()),
-        serde_json::Value::Object(fields) => object(fields),
-    }
-}
-
-/// A JSON object as a map of the template engine, keys in their order.
-pub(super) fn object(fields: &serde_json::Map<String, serde_json::Value>) -> Value {
-    Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), to_template(value))))
+const MAX_INDENT: i128 = 64;
+fn failed<T>(message: impl Into<String>) -> Outcome<T> {
+    Err(Fault::new(FaultKind::Failed, message))
 }
 
 /// The filter `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-#[allow(clippy::needless_pass_by_value)] // the engine's signature
-pub(super) fn tojson(
-    state: &State,
-    value: &Value,
-    ensure_ascii: Option<Value>,
-    indent: Option<Value>,
-    options: Kwargs,
-) -> Result<String, Error> {
-    let ascii = match ensure_ascii {
-        Some(flag) => flag.is_true(),
-        None => options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-    };
+pub(super) fn tojson(budget: &Budget, value: &Value, args: Args) -> Outcome<Value> {
+    let [ascii, indent, separators, sort_keys] =
+        args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = match indent {
-        Some(width) => Some(width),
-        None => options.get::<Option<Value>>("indent")?,
+        None | Some(Value::None) => None,
+        Some(Value::Str(text)) => Some(text.to_string()),
+        Some(width) => match width.as_int() {
+            Some(width) if width <= MAX_INDENT => Some(" ".repeat(usize::try_from(width).unwrap_or(0))),
+            _ => return failed(format!("tojson: indent must be a string or at most {MAX_INDENT}")),
+        },
     };
-    let indent = match indent.filter(|width| !width.is_none()) {
-        Some(width) => Some(width.as_usize().filter(|n| *n <= MAX_INDENT).ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidOperation,
-                format!("tojson: indent must be 0..={MAX_INDENT}, got {width}"),
-            )
-        })?),
-        None => None,
-    };
-    let (comma, colon) = match options.get::<Option<Vec<String>>>("separators")?.as_deref() {
-        Some([comma, colon]) => (comma.clone(), colon.clone()),
-        Some(_) => {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "tojson: separators must be two strings",
-            ));
-        }
+    let (comma, colon) = match separators.filter(|separators| !separators.is_none()) {
         None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
+        Some(pair) => match &pair.iterate(budget)?[..] {
+            [Value::Str(comma), Value::Str(colon)] => (comma.to_string(), colon.to_string()),
+            _ => return failed("tojson: separators must be two strings"),
+        },
     };
-    let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    options.assert_all_used()?;
     let mut dump = Dump {
-        state,
-        ascii,
+        budget,
+        ascii: ascii.is_some_and(|flag| flag.truth()),
         indent,
         comma,
         colon,
-        sort_keys,
+        sort_keys: sort_keys.is_some_and(|flag| flag.truth()),
         out: String::new(),
         charged: 0,
     };
     dump.value(value, 0)?;
-    Ok(dump.out)
+    Ok(Value::from(dump.out))
 }
 
 /// `json.dumps` in the making.
-struct Dump<'a, 'b, 'c> {
-    state: &'a State<'b, 'c>,
+struct Dump<'a> {
+    budget: &'a Budget,
     ascii: bool,
-    indent: Option<usize>,
+    indent: Option<String>,
     comma: String,
     colon: String,
     sort_keys: bool,
@@ -98,62 +58,72 @@ struct Dump<'a, 'b, 'c> {
     charged: usize,
 }
 
-impl Dump<'_, '_, '_> {
-    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > MAX_DEPTH {
-            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: nested too deeply"));
-        }
+impl Dump<'_> {
+    fn value(&mut self, value: &Value, depth: usize) -> Outcome<()> {
         // Shared sublists can make the text exponentially larger than the value: pay while writing.
-        self.state
-            .consume_fuel(1 + ((self.out.len() - self.charged) / 64) as u64)?;
+        self.budget.bytes(self.out.len() - self.charged)?;
         self.charged = self.out.len();
-        match value.kind() {
-            ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.number(value),
-            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
-                self.list('[', ']', items, depth, |dump, item| dump.value(&item, depth + 1))?;
+        match value {
+            Value::None => self.out.push_str("null"),
+            Value::Bool(flag) => self.out.push_str(if *flag { "true" } else { "false" }),
+            Value::Int(number) => {
+                let _ = write!(self.out, "{number}"); // writing to a String cannot fail
             }
-            ValueKind::Map => {
-                let mut keys = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
+            Value::Float(number) => self.out.push_str(&json_float(*number)),
+            Value::Str(text) | Value::Safe(text) => self.string(text),
+            Value::List(items) | Value::Tuple(items) | Value::Group(items) => {
+                self.list('[', ']', items, depth, |dump, item| dump.value(item, depth + 1))?;
+            }
+            Value::Dict(dict) => {
+                let mut entries = dict.entries().to_vec();
                 if self.sort_keys {
-                    keys.sort();
+                    sort_entries(&mut entries)?;
                 }
-                self.list('{', '}', keys, depth, |dump, key| {
-                    let text = if key.kind() == ValueKind::Bool {
-                        key.to_string().to_lowercase()
-                    } else {
-                        key.to_string()
-                    };
-                    dump.string(&text);
+                self.list('{', '}', &entries, depth, |dump, (key, value)| {
+                    dump.key(key)?;
                     let colon = dump.colon.clone();
                     dump.out.push_str(&colon);
-                    dump.value(&value.get_item(&key)?, depth + 1)
+                    dump.value(value, depth + 1)
                 })?;
             }
-            kind => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("tojson: a value of type {kind} is not JSON"),
+            _ => {
+                return failed(format!(
+                    "TypeError: Object of type {} is not JSON serializable",
+                    value.type_name()
                 ));
             }
         }
         Ok(())
     }
 
-    fn list(
+    fn key(&mut self, key: &Value) -> Outcome<()> {
+        match key {
+            Value::Str(text) | Value::Safe(text) => self.string(text),
+            Value::None => self.string("null"),
+            Value::Bool(flag) => self.string(if *flag { "true" } else { "false" }),
+            Value::Int(number) => self.string(&number.to_string()),
+            Value::Float(number) => self.string(&json_float(*number)),
+            _ => {
+                return failed(format!(
+                    "TypeError: keys must be str, int, float, bool or None, not {}",
+                    key.type_name()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn list<T>(
         &mut self,
         open: char,
         close: char,
-        items: Vec<Value>,
+        items: &[T],
         depth: usize,
-        mut write: impl FnMut(&mut Self, Value) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+        mut write: impl FnMut(&mut Self, &T) -> Outcome<()>,
+    ) -> Outcome<()> {
         self.out.push(open);
-        let empty = items.is_empty();
-        for (index, item) in items.into_iter().enumerate() {
+        self.budget.enter()?;
+        for (index, item) in items.iter().enumerate() {
             if index > 0 {
                 let comma = self.comma.clone();
                 self.out.push_str(&comma);
@@ -161,7 +131,8 @@ impl Dump<'_, '_, '_> {
             self.line(depth + 1);
             write(self, item)?;
         }
-        if !empty {
+        self.budget.leave();
+        if !items.is_empty() {
             self.line(depth);
         }
         self.out.push(close);
@@ -170,30 +141,9 @@ impl Dump<'_, '_, '_> {
 
     /// With an indent, a new line at this depth.
     fn line(&mut self, depth: usize) {
-        if let Some(width) = self.indent {
+        if let Some(indent) = &self.indent {
             self.out.push('\n');
-            self.out.extend(std::iter::repeat_n(' ', width * depth));
-        }
-    }
-
-    /// Python's number: 1.0, 1e-05, 1e+16, NaN, Infinity.
-    fn number(&mut self, value: &Value) {
-        if value.is_integer() {
-            self.out.push_str(&value.to_string());
-            return;
-        }
-        let number = f64::try_from(value.clone()).unwrap_or(f64::NAN);
-        if number.is_infinite() {
-            self.out.push_str(if number > 0.0 { "Infinity" } else { "-Infinity" });
-            return;
-        }
-        let text = format!("{number:?}"); // the shortest text that reads back, like Python's repr
-        match text.split_once('e') {
-            Some((digits, power)) => {
-                let (sign, power) = power.strip_prefix('-').map_or(('+', power), |power| ('-', power));
-                let _ = write!(self.out, "{digits}e{sign}{power:0>2}"); // cannot fail
-            }
-            None => self.out.push_str(&text),
+            (0..depth).for_each(|_| self.out.push_str(indent));
         }
     }
 
@@ -222,5 +172,38 @@ impl Dump<'_, '_, '_> {
         for unit in letter.encode_utf16(&mut [0; 2]) {
             let _ = write!(self.out, "\\u{unit:04x}"); // writing to a String cannot fail
         }
+    }
+}
+
+fn json_float(number: f64) -> String {
+    match number {
+        _ if number.is_nan() => "NaN".to_owned(),
+        _ if number.is_infinite() => if number > 0.0 { "Infinity" } else { "-Infinity" }.to_owned(),
+        _ => float(number),
+    }
+}
+
+/// Text keys in the order of their characters; Python orders no other mix of keys.
+fn sort_entries(entries: &mut [(Value, Value)]) -> Outcome<()> {
+    if entries.iter().any(|(key, _)| key.as_str().is_none()) {
+        return failed("tojson: sort_keys needs keys that are strings");
+    }
+    entries.sort_by(|(left, _), (right, _)| left.as_str().cmp(&right.as_str()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_integers_are_written_digit_for_digit() {
+        let text = r#"{"a": [18446744073709551616, -170141183460469231731687303715884105727], "b": "18446744073709551616",
+                       "c": 18446744073709551615, "d": 1e30, "e": 12345678901234567890.5, "f": NaN}"#;
+        let value = crate::text::python_json::parse(text.as_bytes()).unwrap();
+        let budget = Budget::new(1000, std::time::Duration::from_secs(9));
+        let written = tojson(&budget, &Value::from_json(&value), Args::default()).unwrap();
+        let expected = r#"{"a": [18446744073709551616, -170141183460469231731687303715884105727], "b": "18446744073709551616", "c": 18446744073709551615, "d": 1e+30, "e": 1.2345678901234567e+19, "f": NaN}"#;
+        assert_eq!(written.as_str(), Some(expected));
     }
 }

@@ -4,21 +4,32 @@
 //! Everything here reads files that a stranger may have written. A file that lies gives a [`TextError`] that names the
 //! file and the field; it never panics, and a chat template runs with a budget. Nothing here knows a model or a tensor.
 
+mod assemble;
 mod chat_template;
 mod clock;
+mod folder;
+mod generation_tags;
+mod jinja;
 mod json;
+mod message;
+pub(crate) mod python_json;
+mod split;
+mod stand_in;
 mod stream;
 mod tokenizer;
+mod turn_end;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::Duration;
 
-pub(crate) use chat_template::kind as json_kind;
-pub use chat_template::{ChatMessage, ChatTemplate};
+pub use chat_template::ChatTemplate;
+pub(crate) use generation_tags::generation_spans;
+pub use message::ChatMessage;
+pub(crate) use message::{kind as json_kind, unquote};
+pub(crate) use stand_in::{Extent, Found, StandIns, strings};
 pub use stream::TextStream;
 pub use tokenizer::{Encoded, Tokenizer};
+pub use turn_end::end_of_turn_tokens;
 
 /// What can go wrong with tokenizers and chat templates.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +42,24 @@ pub enum TextError {
         file: PathBuf,
         /// The operating system's reason.
         source: std::io::Error,
+    },
+    /// A file is larger than any that is in use.
+    #[error("{}: larger than {} MiB, which no such file in use is; is it the right one?", file.display(), limit >> 20)]
+    TooLarge {
+        /// The file.
+        file: PathBuf,
+        /// Most bytes that are read.
+        limit: u64,
+    },
+    /// The folder has a vocabulary that is not in the form of `tokenizer.json`.
+    #[error("{}: has {found} but no tokenizer.json; make one with `pip install transformers sentencepiece protobuf tiktoken` and then: {command}", folder.display())]
+    Unconverted {
+        /// The folder.
+        folder: PathBuf,
+        /// The vocabulary that was found.
+        found: String,
+        /// The command that converts it.
+        command: String,
     },
     /// A file is not the JSON object it should be.
     #[error("{file}: not a JSON object: {reason}")]
@@ -125,26 +154,16 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     })
 }
 
-/// [`guarded`], on a thread of its own with a deep stack: the template engine follows nesting of its source and its
-/// values by recursion. `None` where the work is not done in time: no thread can be ended from outside, so it is left to
-/// itself, until it is done or the program ends.
-fn guarded_deep<T: Send + 'static>(
-    limit: Duration,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<Option<T>, String> {
-    const STACK: usize = 512 << 20; // reserved, not used, until something nests that deep
-    let (done, result) = sync_channel(1);
-    let thread = std::thread::Builder::new().stack_size(STACK);
-    let thread = thread.spawn(move || done.send(guarded(|| Ok(work()))));
-    let thread = thread.map_err(|error| format!("no thread for it: {error}"))?;
-    match result.recv_timeout(limit) {
-        Err(RecvTimeoutError::Timeout) => Ok(None),
-        Err(RecvTimeoutError::Disconnected) => Err("internal failure".to_owned()),
-        Ok(result) => {
-            let _ = thread.join(); // it has nothing left to say
-            result.map(Some)
-        }
-    }
+/// [`guarded`], on a thread of its own with a deep stack: templates are followed by recursion, and values that nest are
+/// dropped by it.
+fn deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    const STACK: usize = 256 << 20; // reserved, not used, until something nests that deep
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK);
+        let thread = thread.spawn_scoped(scope, || guarded(|| Ok(work())));
+        let thread = thread.map_err(|error| format!("no thread for it: {error}"))?;
+        thread.join().unwrap_or_else(|_| Err("internal failure".to_owned()))
+    })
 }
 
 /// The first line of an error text, so that one bad file does not fill the screen.
@@ -161,3 +180,6 @@ fn first_line(text: &str) -> String {
 
 #[cfg(test)]
 pub(crate) mod testing;
+
+#[cfg(test)]
+mod micro_template_tests;

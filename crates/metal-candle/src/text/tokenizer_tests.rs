@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::text::ChatMessage;
+use crate::text::folder::{CONFIG, GENERATION, SPECIAL, TEMPLATE, TEMPLATE_FOLDER, TOKENIZER};
 use crate::text::testing::{CHATML, byte_level, byte_level_json};
 
 /// A folder with these files beside the test tokenizer.
@@ -11,7 +12,9 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join(TOKENIZER), byte_level_json()).unwrap();
     for (name, text) in files {
-        std::fs::write(folder.path().join(name), text).unwrap();
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
     }
     folder
 }
@@ -137,15 +140,19 @@ fn files_that_lie_are_named() {
         ),
         (
             CONFIG,
-            r#"{"chat_template": []}"#,
-            "the list has no template named \"default\"",
+            r#"{"chat_template": [3]}"#,
+            "expected a list of objects with \"name\" and \"template\" (strings)",
         ),
         (
             CONFIG,
-            r#"{"chat_template": "\n{% if %}"}"#,
-            "tokenizer_config.json: chat template, line 2: ",
+            r#"{"added_tokens_decoder": {"x": {"content": "y"}}}"#,
+            "field \"added_tokens_decoder\": token \"x\": expected an id",
         ),
-        (TEMPLATE, "{{ a", "chat_template.jinja: chat template, line 1: "),
+        (
+            CONFIG,
+            r#"{"added_tokens_decoder": {"1": {}}}"#,
+            "field \"added_tokens_decoder\": token \"1\": missing field `content`",
+        ),
         (
             GENERATION,
             r#"{"eos_token_id": -1}"#,
@@ -180,6 +187,124 @@ fn files_that_lie_are_named() {
         error.starts_with("/no/such/folder/tokenizer.json: cannot be read: "),
         "{error}"
     );
+}
+
+/// A template that cannot be used is an error where it is rendered; texts can be encoded all the same.
+#[test]
+fn a_broken_template_is_an_error_when_it_is_needed() {
+    let long = "x".repeat((1 << 20) + 1);
+    let in_list = r#"{"chat_template": [{"name": "rag", "template": "x"}, {"name": "tool_use", "template": "t"}]}"#;
+    let cases = [
+        (
+            CONFIG,
+            r#"{"chat_template": "\n{% if %}"}"#,
+            "tokenizer_config.json: chat template, line 2: ",
+        ),
+        (TEMPLATE, "{{ a", "chat_template.jinja: chat template, line 1: "),
+        (
+            TEMPLATE,
+            &long,
+            "chat_template.jinja: chat template, line 1: larger than 1 MiB",
+        ),
+        (
+            CONFIG,
+            in_list,
+            "the model has no template named \"default\", only rag, tool_use",
+        ),
+    ];
+    for (file, text, expected) in cases {
+        let tokenizer = Tokenizer::from_folder(folder(&[(file, text)]).path()).unwrap();
+        assert!(!tokenizer.encode("hello", false).unwrap().is_empty());
+        let template = tokenizer.chat_template().unwrap();
+        let error = template.render(&[], false).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error:?} should contain {expected:?}");
+    }
+}
+
+/// transformers takes `tool_use` where there are tools, an empty list too, and `default` otherwise.
+#[test]
+fn conversations_with_tools_take_their_own_template() {
+    let in_list = json!({"chat_template": [{"name": "tool_use", "template": "tools {{ tools }}"},
+                                           {"name": "default", "template": "plain"}]})
+    .to_string();
+    let additional = format!("{TEMPLATE_FOLDER}/tool_use.jinja");
+    let files: [&[(&str, &str)]; 2] = [
+        &[(CONFIG, &in_list)],
+        &[
+            (TEMPLATE, "plain"),
+            (&additional, "tools {{ tools }}"),
+            (CONFIG, r#"{"chat_template": "no"}"#),
+        ],
+    ];
+    for files in files {
+        let tokenizer = Tokenizer::from_folder(folder(files).path()).unwrap();
+        let template = tokenizer.chat_template().unwrap();
+        assert_eq!(template.render(&[], false).unwrap(), "plain");
+        for (tools, expected) in [
+            (json!(null), "plain"),
+            (json!([]), "tools []"),
+            (json!([1]), "tools [1]"),
+        ] {
+            assert_eq!(template.render_with_tools(&[], Some(&tools), false).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn templates_see_every_token_that_has_a_name() {
+    let config = json!({"eos_token": "<|im_end|>", "image_token": {"content": "<img>"}, "add_bos_token": true,
+                        "extra_special_tokens": {"audio": "<audio>"}, "unk_token": null,
+                        "chat_template": "{{ eos_token }}{{ image_token }}{{ audio }}{{ add_bos_token }}{{ unk_token }}"})
+    .to_string();
+    let tokenizer = Tokenizer::from_folder(folder(&[(CONFIG, &config)]).path()).unwrap();
+    let text = tokenizer.chat_template().unwrap().render(&[], false).unwrap();
+    assert_eq!(text, "<|im_end|><img><audio>");
+}
+
+#[test]
+fn files_are_read_with_a_bound() {
+    for (name, bytes, most) in [(TOKENIZER, 129 << 20, "128 MiB"), (CONFIG, 17 << 20, "16 MiB")] {
+        let folder = folder(&[]);
+        let file = std::fs::File::create(folder.path().join(name)).unwrap();
+        file.set_len(bytes).unwrap();
+        let error = Tokenizer::from_folder(folder.path()).unwrap_err();
+        assert!(matches!(error, TextError::TooLarge { .. }), "{error}");
+        assert!(
+            error.to_string().contains(&format!("{name}: larger than {most}")),
+            "{error}"
+        );
+    }
+    let folder = folder(&[]);
+    std::fs::create_dir(folder.path().join(CONFIG)).unwrap();
+    let error = Tokenizer::from_folder(folder.path()).unwrap_err().to_string();
+    assert!(
+        error.ends_with("tokenizer_config.json: cannot be read: it is not a regular file"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_byte_order_mark_is_passed_over() {
+    let folder = folder(&[(CONFIG, "\u{FEFF}{\"eos_token\": \"<|im_end|>\"}")]);
+    let marked = [b"\xEF\xBB\xBF".as_slice(), &byte_level_json()].concat();
+    std::fs::write(folder.path().join(TOKENIZER), marked).unwrap();
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+    assert_eq!(tokenizer.eos_token_id(), tokenizer.token_id("<|im_end|>"));
+}
+
+#[test]
+fn other_vocabularies_say_how_to_convert_them() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.model"), "x").unwrap();
+    let error = Tokenizer::from_folder(folder.path()).unwrap_err();
+    assert!(matches!(error, TextError::Unconverted { .. }));
+    let shown = folder.path().display();
+    let expected = format!(
+        "{shown}: has tokenizer.model but no tokenizer.json; make one with `pip install transformers sentencepiece protobuf \
+         tiktoken` and then: python -c \"from transformers import AutoTokenizer; \
+         AutoTokenizer.from_pretrained(r'{shown}').save_pretrained(r'{shown}')\""
+    );
+    assert_eq!(error.to_string(), expected);
 }
 
 /// Every truncation of a good file, and many damaged ones, give a tokenizer or an error, never a panic.

@@ -13,8 +13,7 @@ use crate::error::{Result, TrainingError};
 /// assert_eq!(config.scaling(), 2.0);
 /// assert!(config.validate().is_ok());
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "graph", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LoRAConfig {
     /// Inner dimension of the update; 4 to 32 is usual. More rank, more capacity and more parameters.
     pub rank: usize,

@@ -8,7 +8,7 @@ mod lora_config;
 mod lora_layer;
 #[cfg(feature = "graph")]
 mod lora_lazy;
-mod loss;
+pub mod loss;
 mod lr_scheduler;
 #[cfg(feature = "graph")]
 mod schedule;
@@ -34,3 +34,18 @@ pub use trainer::{Event, StepReport, Summary, Trainer};
 pub use trainer_config::TrainerConfig;
 
 pub use crate::error::TrainingError;
+
+/// The path of version 1 to the adapter layer.
+pub mod lora {
+    pub use super::{LoRAConfig, LoRALayer};
+}
+
+/// The path of version 1 to the optimizer.
+pub mod optimizer {
+    pub use super::{AdamW, AdamWConfig};
+}
+
+/// The path of version 1 to the learning-rate schedules.
+pub mod scheduler {
+    pub use super::LRScheduler;
+}

@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 use metal_candle_graph::{AdamWOptions, CrossEntropyOptions, Explanation, LazyTensor, compile};
 
 use super::TrainingError;
-use super::stepper::Stepper;
+use super::stepper::{StepOutcome, Stepper};
 use super::trainer_config::TrainerConfig;
 use crate::adapters::AdapterParameters;
 use crate::data::{Batch, BatchOptions, Batches, Cursor, Dataset, Layout};
@@ -18,9 +18,19 @@ use crate::nn::Pass;
 
 /// What the observer of a run hears.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Event {
     /// An optimizer step is done.
     Step(StepReport),
+    /// A batch of the validation set was measured. Breaking off here ends the run without this evaluation.
+    Evaluating {
+        /// Optimizer steps done so far.
+        step: usize,
+        /// Batches measured.
+        batches: usize,
+        /// Batches of the validation set.
+        total_batches: usize,
+    },
     /// The validation set was measured.
     Evaluation {
         /// Optimizer steps done so far.
@@ -72,6 +82,8 @@ pub struct Summary {
     pub first_loss: f64,
     /// Loss of the last step.
     pub last_loss: f64,
+    /// Steps that were left out because loss or norm was not finite.
+    pub skipped_steps: usize,
     /// The last evaluation's loss.
     pub evaluation_loss: Option<f64>,
     /// Whether the observer ended the run.
@@ -113,6 +125,7 @@ pub struct Trainer<'m> {
     device: Device,
     total_steps: usize,
     skipped_in_a_row: usize,
+    last_outcome: Option<StepOutcome>,
 }
 
 impl<'m> Trainer<'m> {
@@ -129,7 +142,7 @@ impl<'m> Trainer<'m> {
         pad_token: u32,
     ) -> Result<Self> {
         config.validate()?;
-        check_tokens(model, [Some(&train), validation.as_ref()])?;
+        check_examples(model, [Some(&train), validation.as_ref()])?;
         let layout = if config.packing { Layout::Packed } else { Layout::Padded };
         let options = |shuffle| BatchOptions {
             rows: config.per_device_train_batch_size,
@@ -169,6 +182,7 @@ impl<'m> Trainer<'m> {
             device,
             total_steps,
             skipped_in_a_row: 0,
+            last_outcome: None,
         })
     }
 
@@ -176,6 +190,18 @@ impl<'m> Trainer<'m> {
     #[must_use]
     pub fn total_steps(&self) -> usize {
         self.total_steps
+    }
+
+    /// Batches of the first epoch; packed rows can make a few more or fewer in others.
+    #[must_use]
+    pub fn batches_per_epoch(&self) -> usize {
+        self.train.batches_in(0)
+    }
+
+    /// Optimizer steps applied so far: those left out for loss or norm that is not finite do not count.
+    #[must_use]
+    pub fn updates(&self) -> usize {
+        self.stepper.updates()
     }
 
     /// The adapter as it is now.
@@ -190,7 +216,7 @@ impl<'m> Trainer<'m> {
     /// Runs to the end, or until the observer breaks off; either way the parameters are those of the last whole step.
     ///
     /// # Errors
-    /// When a step fails, or too many steps in a row have a loss or gradient that is not finite.
+    /// When a step fails, or too many steps in a row have a loss or gradient that is not finite, or all of a whole run.
     pub fn run(&mut self, observer: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<Summary> {
         let start = Instant::now();
         let mut run = Summary {
@@ -200,6 +226,7 @@ impl<'m> Trainer<'m> {
             supervised_tokens: 0,
             first_loss: f64::NAN,
             last_loss: f64::NAN,
+            skipped_steps: 0,
             evaluation_loss: None,
             stopped_early: false,
         };
@@ -225,25 +252,21 @@ impl<'m> Trainer<'m> {
                 run.first_loss = report.loss;
             }
             run.last_loss = report.loss;
+            run.skipped_steps += usize::from(report.skipped);
             run.stopped_early = observer(&Event::Step(report)).is_break();
             let due = self
                 .config
                 .eval_steps
                 .is_some_and(|every| run.steps.is_multiple_of(every));
-            if !run.stopped_early
-                && (due || run.steps == self.total_steps)
-                && let Some((loss, supervised_tokens)) = self.evaluate()?
-            {
-                run.evaluation_loss = Some(loss);
-                let event = Event::Evaluation {
-                    step: run.steps,
-                    loss,
-                    supervised_tokens,
-                };
-                run.stopped_early = observer(&event).is_break();
+            if !run.stopped_early && (due || run.steps == self.total_steps) {
+                self.evaluate_within(&mut run, observer)?;
             }
         }
         run.seconds = start.elapsed().as_secs_f64();
+        // A short run may end before so many steps were left out that it gives up.
+        if run.skipped_steps == run.steps && !run.stopped_early {
+            return Err(self.not_finite().into());
+        }
         Ok(run)
     }
 
@@ -252,15 +275,48 @@ impl<'m> Trainer<'m> {
     /// # Errors
     /// When a kernel fails.
     pub fn evaluate(&self) -> Result<Option<(f64, usize)>> {
+        self.measure(&mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// An evaluation of a run, which the observer may break off.
+    fn evaluate_within(&self, run: &mut Summary, observer: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<()> {
+        let step = run.steps;
+        let measured = self.measure(&mut |batches, total_batches| {
+            let going_on = observer(&Event::Evaluating {
+                step,
+                batches,
+                total_batches,
+            });
+            run.stopped_early |= going_on.is_break();
+            going_on
+        })?;
+        if let Some((loss, supervised_tokens)) = measured {
+            run.evaluation_loss = Some(loss);
+            let event = Event::Evaluation {
+                step,
+                loss,
+                supervised_tokens,
+            };
+            run.stopped_early |= observer(&event).is_break();
+        }
+        Ok(())
+    }
+
+    /// See [`evaluate`](Self::evaluate); `going_on` hears of each batch, and `None` comes out where it breaks off.
+    fn measure(&self, going_on: &mut dyn FnMut(usize, usize) -> ControlFlow<()>) -> Result<Option<(f64, usize)>> {
         let Some(validation) = &self.validation else {
             return Ok(None);
         };
         let (mut sum, mut count) = (0.0, 0);
-        for (_, batch) in validation.epoch(0) {
+        let total = validation.batches_in(0);
+        for (done, (_, batch)) in (1..).zip(validation.epoch(0)) {
             let mut arguments = self.stepper.parameters().to_vec();
             arguments.extend(self.inputs(&batch, 0)?);
             sum += (self.evaluator)(arguments)?[0].cast(DType::F64)?.to_scalar::<f64>()?;
             count += batch.supervised_tokens();
+            if going_on(done, total).is_break() {
+                return Ok(None);
+            }
         }
         Ok(Some((sum / count.max(1) as f64, count)))
     }
@@ -289,14 +345,9 @@ impl<'m> Trainer<'m> {
             .step(&inputs, supervised_tokens, learning_rate, self.config.max_grad_norm)
             .map_err(|error| self.named(error))?;
         self.skipped_in_a_row = if outcome.applied { 0 } else { self.skipped_in_a_row + 1 };
+        self.last_outcome = Some(outcome);
         if self.skipped_in_a_row > self.config.max_nonfinite_steps {
-            let steps = self.skipped_in_a_row;
-            return Err(TrainingError::NotFinite {
-                steps,
-                loss: outcome.loss,
-                grad_norm: outcome.grad_norm,
-            }
-            .into());
+            return Err(self.not_finite().into());
         }
         Ok(StepReport {
             step: step + 1,
@@ -314,6 +365,16 @@ impl<'m> Trainer<'m> {
             seconds: start.elapsed().as_secs_f64(),
             skipped: !outcome.applied,
         })
+    }
+
+    /// Why training gives up.
+    fn not_finite(&self) -> TrainingError {
+        let last = |part: fn(&StepOutcome) -> f64| self.last_outcome.as_ref().map_or(f64::NAN, part);
+        TrainingError::NotFinite {
+            steps: self.skipped_in_a_row,
+            loss: last(|outcome| outcome.loss),
+            grad_norm: last(|outcome| outcome.grad_norm),
+        }
     }
 
     /// A batch as the compiled functions take it: tokens, targets, dropout key, and for packed rows segments and positions.
@@ -387,16 +448,17 @@ fn total_steps(train: &Batches, config: &TrainerConfig) -> usize {
     (steps + (rest / group as f64).ceil() as usize).max(1)
 }
 
-/// Token ids outside the vocabulary are refused before any device sees them.
-fn check_tokens(model: &dyn CausalLm, sets: [Option<&Dataset>; 2]) -> Result<()> {
-    let vocabulary = model.config().vocab_size;
-    let tokens = sets
-        .into_iter()
-        .flatten()
-        .flat_map(Dataset::examples)
-        .flat_map(|example| &example.tokens);
-    match tokens.copied().find(|&token| token as usize >= vocabulary) {
-        None => Ok(()),
-        Some(token) => Err(TrainingError::Token { token, vocabulary }.into()),
+/// Token ids outside the vocabulary, and examples beyond the context, are refused before any device sees them.
+fn check_examples(model: &dyn CausalLm, sets: [Option<&Dataset>; 2]) -> Result<()> {
+    let (vocabulary, context) = (model.config().vocab_size, model.config().max_position_embeddings);
+    for example in sets.into_iter().flatten().flat_map(Dataset::examples) {
+        let tokens = example.tokens.len();
+        if tokens > context {
+            return Err(TrainingError::TooLong { tokens, context }.into());
+        }
+        if let Some(&token) = example.tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            return Err(TrainingError::Token { token, vocabulary }.into());
+        }
     }
+    Ok(())
 }

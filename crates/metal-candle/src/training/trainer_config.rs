@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainingError;
 use super::schedule::Schedule;
-use crate::error::Result;
+use crate::error::{Result, setting_text};
 
 /// More epochs are a mistake, and would take long even to count.
 const MOST_EPOCHS: f64 = 1e5;
@@ -19,13 +19,13 @@ pub struct TrainerConfig {
     pub num_train_epochs: f64,
     /// Optimizer steps; where given, it decides instead of the epochs.
     pub max_steps: Option<usize>,
-    /// Rows of a batch.
+    /// Rows of a batch; with `packing`, a batch holds as many tokens as so many rows of `max_length`.
     pub per_device_train_batch_size: usize,
     /// Batches whose gradients make one optimizer step.
     pub gradient_accumulation_steps: usize,
     /// Longest row in tokens.
     pub max_length: usize,
-    /// Several examples in one row; they do not see each other.
+    /// Several examples in one row; they do not see each other. Rows are as long as suits the data, up to `max_length`.
     pub packing: bool,
     /// The learning rate after the warm-up.
     pub lr_scheduler_type: Schedule,
@@ -83,10 +83,12 @@ impl TrainerConfig {
     /// Naming the setting, its value and its range.
     pub fn validate(&self) -> Result<()> {
         let positive = |x: f64| x.is_finite() && x > 0.0;
-        let share = |x: f64| (0.0..1.0).contains(&x);
+        // The optimizer computes in f32, where a number may be another: 1e-50 is 0, 0.99999999 is 1.
+        let positive32 = |x: f64| positive(f64::from(x as f32));
+        let share = |x: f64| x >= 0.0 && (x as f32) < 1.0;
         let checks = [
             (
-                positive(self.learning_rate),
+                positive32(self.learning_rate),
                 "learning_rate",
                 self.learning_rate,
                 "finite and above 0",
@@ -118,7 +120,7 @@ impl TrainerConfig {
                 "at least 0 and below 1",
             ),
             (
-                self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+                (self.weight_decay as f32).is_finite() && self.weight_decay >= 0.0,
                 "weight_decay",
                 self.weight_decay,
                 "finite and at least 0",
@@ -136,13 +138,13 @@ impl TrainerConfig {
                 "at least 0 and below 1",
             ),
             (
-                positive(self.adam_epsilon),
+                positive32(self.adam_epsilon),
                 "adam_epsilon",
                 self.adam_epsilon,
                 "finite and above 0",
             ),
             (
-                self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0,
+                self.max_grad_norm == 0.0 || positive32(self.max_grad_norm),
                 "max_grad_norm",
                 self.max_grad_norm,
                 "finite and at least 0",
@@ -151,7 +153,10 @@ impl TrainerConfig {
         ];
         match checks.into_iter().find(|(fits, ..)| !fits) {
             None => Ok(()),
-            Some((_, name, value, range)) => Err(TrainingError::config(format!("{name} must be {range}, got {value}"))),
+            Some((_, name, value, range)) => Err(TrainingError::config(format!(
+                "{name} must be {range}, got {}",
+                setting_text(value)
+            ))),
         }
     }
 

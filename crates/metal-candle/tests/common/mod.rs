@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod seeded;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 

@@ -1,0 +1,145 @@
+//! Why a template fails, and the budget of work it runs with.
+//!
+//! Every loop of the engine spends from the budget, so that a hostile template ends with a [`Fault`]. Nothing here
+//! knows a template.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// What kind of failure a [`Fault`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::text) enum FaultKind {
+    /// The template does not parse, or uses what this engine refuses.
+    Syntax,
+    /// The template called `raise_exception`.
+    Raised,
+    /// The budget of work, output or time is spent.
+    Budget,
+    /// Anything else that Python would raise.
+    Failed,
+}
+
+/// A failure with its line in the template.
+#[derive(Clone, Debug)]
+pub(in crate::text) struct Fault(Box<Details>);
+
+#[derive(Clone, Debug)]
+struct Details {
+    kind: FaultKind,
+    message: String,
+    line: Option<usize>,
+}
+
+pub(in crate::text) type Outcome<T> = Result<T, Fault>;
+
+impl Fault {
+    pub fn new(kind: FaultKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Details {
+            kind,
+            message: message.into(),
+            line: None,
+        }))
+    }
+
+    pub fn kind(&self) -> FaultKind {
+        self.0.kind
+    }
+
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    pub fn line(&self) -> Option<usize> {
+        self.0.line
+    }
+
+    /// The same failure at this line, unless a line is known.
+    pub fn at(mut self, line: usize) -> Self {
+        self.0.line.get_or_insert(line);
+        self
+    }
+}
+
+/// A failure at run time.
+pub(super) fn failed<T>(message: impl Into<String>) -> Outcome<T> {
+    Err(Fault::new(FaultKind::Failed, message))
+}
+
+/// Nesting of values, calls and statements that is followed.
+const MAX_DEPTH: usize = 200;
+/// How often the clock is read, in units of work.
+const CLOCK_EVERY: u64 = 4096;
+
+/// What one rendering may still do: units of work (an operation, or 64 bytes of text), time, nesting.
+pub(in crate::text) struct Budget {
+    work: Cell<u64>,
+    until_clock: Cell<u64>,
+    deadline: Instant,
+    time: Duration,
+    depth: Cell<usize>,
+}
+
+impl Budget {
+    pub fn new(work: u64, time: Duration) -> Self {
+        Self {
+            work: Cell::new(work),
+            until_clock: Cell::new(CLOCK_EVERY),
+            deadline: Instant::now() + time,
+            time,
+            depth: Cell::new(0),
+        }
+    }
+
+    /// Pays for units of work.
+    pub fn spend(&self, units: u64) -> Outcome<()> {
+        let Some(left) = self.work.get().checked_sub(units) else {
+            self.work.set(0);
+            let reason = "it did more work than a conversation can need; shorten the conversation or mend the template";
+            return Err(Fault::new(FaultKind::Budget, reason));
+        };
+        self.work.set(left);
+        let next = self.until_clock.get().saturating_sub(units);
+        if next > 0 {
+            self.until_clock.set(next);
+            return Ok(());
+        }
+        self.until_clock.set(CLOCK_EVERY);
+        if Instant::now() > self.deadline {
+            let reason = format!("it took longer than {} s", self.time.as_secs_f64());
+            return Err(Fault::new(FaultKind::Budget, reason));
+        }
+        Ok(())
+    }
+
+    /// Pays for text that is read or written.
+    pub fn bytes(&self, count: usize) -> Outcome<()> {
+        self.spend(1 + count as u64 / 64)
+    }
+
+    /// Pays for list slots, which take more memory than bytes of text.
+    pub fn slots(&self, count: usize) -> Outcome<()> {
+        self.spend(1 + count as u64)
+    }
+
+    /// Runs work one level deeper.
+    pub fn nested<T>(&self, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+        self.enter()?;
+        let result = work();
+        self.leave();
+        result
+    }
+
+    /// One level deeper; [`leave`](Self::leave) comes back.
+    pub fn enter(&self) -> Outcome<()> {
+        let depth = self.depth.get();
+        if depth >= MAX_DEPTH {
+            return failed(format!("RecursionError: nested more than {MAX_DEPTH} levels deep"));
+        }
+        self.depth.set(depth + 1);
+        Ok(())
+    }
+
+    pub fn leave(&self) {
+        self.depth.set(self.depth.get().saturating_sub(1));
+    }
+}

@@ -1,0 +1,441 @@
+//! JSON as Python's `json` module reads it: `NaN` and `Infinity` are numbers, and integers keep all their digits.
+//!
+//! Data files are written by Python, and what is wrong with them must be named where it stands: a fault has the offset of
+//! its byte. A lone surrogate, a key that occurs twice and deep nesting are faults. Values that nobody asks for are checked
+//! and passed over without taking memory. Numbers that `serde_json::Number` cannot hold are carried as a marked object
+//! ([`exact_number`]), because its own remedy (`arbitrary_precision`) changes how every crate of a program reads numbers.
+
+use serde_json::{Map, Value as Json};
+
+/// Deepest nesting of lists and objects.
+const MAX_DEPTH: usize = 100;
+/// Most values that one text may hold: a list of empty lists takes many times the memory of its text.
+const MAX_VALUES: usize = 1 << 19;
+/// The only key of an object that stands for a number.
+const NUMBER: &str = "$metal_candle::integer";
+
+/// What is wrong with a text, and where.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Fault {
+    /// Offset of the byte that is wrong; the length of the text where it ends too early.
+    pub at: usize,
+    /// What is wrong.
+    pub reason: String,
+    /// The text ends before the value does, and not within a string.
+    pub is_unfinished: bool,
+}
+
+type Read<T> = Result<T, Fault>;
+
+/// The columns of a row: values of those that are wanted, names of all.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Columns {
+    /// Wanted columns.
+    pub values: Map<String, Json>,
+    /// Names of the other columns, each with the first byte of its value.
+    pub others: Vec<(String, u8)>,
+}
+
+/// Reads one value and nothing after it.
+pub(crate) fn parse(text: &[u8]) -> Read<Json> {
+    let mut parser = Parser::new(text);
+    let value = parser.value(0, true)?.unwrap_or_default();
+    parser.end()?;
+    Ok(value)
+}
+
+/// Reads an object's columns that are `wanted`; checks the others and passes over them. `None` where the text is a value
+/// of another kind.
+pub(crate) fn columns(text: &[u8], wanted: &[&str]) -> Read<Option<Columns>> {
+    let mut parser = Parser::new(text);
+    parser.blank();
+    if parser.peek() != Some(b'{') {
+        parser.value(0, false)?;
+        return parser.end().map(|()| None);
+    }
+    let mut columns = Columns::default();
+    parser.object(|parser, at, name| {
+        let seen = |columns: &Columns| columns.values.contains_key(&name) || columns.others.iter().any(|c| c.0 == name);
+        if seen(&columns) {
+            return Err(twice(at, &name));
+        }
+        parser.blank();
+        let first = parser.peek().unwrap_or_default();
+        let keep = wanted.contains(&name.as_str());
+        match parser.value(1, keep)? {
+            Some(value) => {
+                columns.values.insert(name, value);
+            }
+            None if columns.others.len() < MAX_NAMES => columns.others.push((name, first)),
+            None => {}
+        }
+        Ok(())
+    })?;
+    parser.end()?;
+    Ok(Some(columns))
+}
+
+/// Names of columns that are remembered.
+const MAX_NAMES: usize = 64;
+
+/// Null, or pandas' word for it.
+pub(crate) fn is_missing(value: &Json) -> bool {
+    value.is_null() || number(value) == Some("NaN")
+}
+
+/// The text of a number that `serde_json::Number` cannot hold, as a value.
+pub(crate) fn exact_number(text: &str) -> Json {
+    let mut fields = Map::new();
+    fields.insert(NUMBER.to_owned(), Json::String(text.to_owned()));
+    Json::Object(fields)
+}
+
+/// The text of such a number: an integer beyond 64 bits, `NaN`, `Infinity` or `-Infinity`.
+pub(crate) fn number(value: &Json) -> Option<&str> {
+    match value {
+        Json::Object(fields) if fields.len() == 1 => fields.get(NUMBER).and_then(Json::as_str),
+        _ => None,
+    }
+}
+
+fn twice(at: usize, name: &str) -> Fault {
+    let name: String = name.chars().take(40).collect();
+    Fault {
+        at,
+        reason: format!("the key \"{name}\" occurs twice in one object"),
+        is_unfinished: false,
+    }
+}
+
+struct Parser<'a> {
+    text: &'a [u8],
+    at: usize,
+    values: usize,
+}
+
+impl<'a> Parser<'a> {
+    fn new(text: &'a [u8]) -> Self {
+        Self { text, at: 0, values: 0 }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.get(self.at).copied()
+    }
+
+    /// A fault here.
+    fn fault<T>(&self, reason: impl Into<String>) -> Read<T> {
+        Self::fault_at(self.at, reason)
+    }
+
+    fn fault_at<T>(at: usize, reason: impl Into<String>) -> Read<T> {
+        Err(Fault {
+            at,
+            reason: reason.into(),
+            is_unfinished: false,
+        })
+    }
+
+    /// Something else than `what` stands here, or nothing.
+    fn expected<T>(&self, what: &str) -> Read<T> {
+        match self.peek() {
+            None => Err(Fault {
+                at: self.at,
+                reason: format!("ends where {what} is expected"),
+                is_unfinished: true,
+            }),
+            Some(byte) if byte.is_ascii_graphic() => self.fault(format!("expected {what}, found `{}`", byte as char)),
+            Some(_) => self.fault(format!("expected {what}")),
+        }
+    }
+
+    fn blank(&mut self) {
+        while self
+            .peek()
+            .is_some_and(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
+        {
+            self.at += 1;
+        }
+    }
+
+    /// Nothing may follow.
+    fn end(&mut self) -> Read<()> {
+        self.blank();
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => self.fault("there is more text after the value"),
+        }
+    }
+
+    /// Whether this byte stood here; it is passed.
+    fn pass(&mut self, byte: u8) -> bool {
+        let is_here = self.peek() == Some(byte);
+        self.at += usize::from(is_here);
+        is_here
+    }
+
+    /// A value; `None` unless it is to be kept.
+    fn value(&mut self, depth: usize, keep: bool) -> Read<Option<Json>> {
+        self.blank();
+        if depth > MAX_DEPTH {
+            return self.fault(format!("lists and objects are nested more than {MAX_DEPTH} deep"));
+        }
+        self.values += usize::from(keep);
+        if self.values > MAX_VALUES {
+            return self.fault(format!("holds more than {MAX_VALUES} values"));
+        }
+        match self.peek() {
+            Some(b'"') => Ok(self.string(keep)?.map(Json::String)),
+            Some(b'{') => self.map(depth, keep),
+            Some(b'[') => self.list(depth, keep),
+            Some(b'-' | b'0'..=b'9' | b'N' | b'I') => self.number(keep),
+            Some(b't') => self.word("true", keep.then_some(Json::Bool(true))),
+            Some(b'f') => self.word("false", keep.then_some(Json::Bool(false))),
+            Some(b'n') => self.word("null", keep.then_some(Json::Null)),
+            _ => self.expected("a value"),
+        }
+    }
+
+    fn word<T>(&mut self, word: &str, value: T) -> Read<T> {
+        let rest = &self.text[self.at..];
+        if rest.starts_with(word.as_bytes()) {
+            self.at += word.len();
+            return Ok(value);
+        }
+        if !word.as_bytes().starts_with(rest) {
+            return self.expected("a value");
+        }
+        Err(Fault {
+            at: self.text.len(),
+            reason: format!("ends within `{word}`"),
+            is_unfinished: true,
+        })
+    }
+
+    fn map(&mut self, depth: usize, keep: bool) -> Read<Option<Json>> {
+        let mut fields = Map::new();
+        self.object(|parser, at, name| {
+            let value = parser.value(depth + 1, keep)?;
+            if let Some(value) = value
+                && fields.insert(name.clone(), value).is_some()
+            {
+                return Err(twice(at, &name));
+            }
+            Ok(())
+        })?;
+        Ok(keep.then_some(Json::Object(fields)))
+    }
+
+    /// An object; `field` gets the offset and name of each key and reads the value.
+    fn object(&mut self, mut field: impl FnMut(&mut Self, usize, String) -> Read<()>) -> Read<()> {
+        self.at += 1;
+        self.blank();
+        if self.pass(b'}') {
+            return Ok(());
+        }
+        loop {
+            self.blank();
+            if self.peek() != Some(b'"') {
+                return self.expected("a key in double quotes");
+            }
+            let at = self.at;
+            let name = self.string(true)?.unwrap_or_default();
+            self.blank();
+            if !self.pass(b':') {
+                return self.expected("`:` after the key");
+            }
+            field(self, at, name)?;
+            self.blank();
+            if self.pass(b'}') {
+                return Ok(());
+            }
+            if !self.pass(b',') {
+                return self.expected("`,` or `}`");
+            }
+        }
+    }
+
+    fn list(&mut self, depth: usize, keep: bool) -> Read<Option<Json>> {
+        self.at += 1;
+        let mut items = Vec::new();
+        self.blank();
+        if self.pass(b']') {
+            return Ok(keep.then_some(Json::Array(items)));
+        }
+        loop {
+            items.extend(self.value(depth + 1, keep)?);
+            self.blank();
+            if self.pass(b']') {
+                return Ok(keep.then_some(Json::Array(items)));
+            }
+            if !self.pass(b',') {
+                return self.expected("`,` or `]`");
+            }
+        }
+    }
+
+    /// A number by JSON's grammar, `NaN`, `Infinity` or `-Infinity`.
+    fn number(&mut self, keep: bool) -> Read<Option<Json>> {
+        let start = self.at;
+        self.pass(b'-');
+        match self.peek() {
+            Some(b'N') if start == self.at => return self.word("NaN", keep.then(|| exact_number("NaN"))),
+            Some(b'I') => {
+                let text = if start == self.at { "Infinity" } else { "-Infinity" };
+                return self.word("Infinity", keep.then(|| exact_number(text)));
+            }
+            Some(b'0') => self.at += 1,
+            Some(b'1'..=b'9') => self.digits()?,
+            _ => return self.expected("a digit"),
+        }
+        let whole = self.at;
+        if self.pass(b'.') {
+            self.digits()?;
+        }
+        if self.pass(b'e') || self.pass(b'E') {
+            let _ = self.pass(b'+') || self.pass(b'-');
+            self.digits()?;
+        }
+        if !keep {
+            return Ok(None);
+        }
+        // Only ASCII stands between the two.
+        let text = String::from_utf8_lossy(&self.text[start..self.at]);
+        if whole < self.at {
+            return Ok(Some(float(&text)));
+        }
+        match integer(&text) {
+            Some(number) => Ok(Some(number)),
+            None => Self::fault_at(start, "an integer of more than 127 bits; write it as a string"),
+        }
+    }
+
+    fn digits(&mut self) -> Read<()> {
+        if !self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
+            return self.expected("a digit");
+        }
+        while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
+            self.at += 1;
+        }
+        Ok(())
+    }
+
+    /// A string; its escapes are read only where it is kept.
+    fn string(&mut self, keep: bool) -> Read<Option<String>> {
+        self.at += 1;
+        let mut out = Vec::new();
+        loop {
+            let plain = self.at;
+            while self
+                .peek()
+                .is_some_and(|byte| byte != b'"' && byte != b'\\' && byte >= b' ')
+            {
+                self.at += 1;
+            }
+            let part = &self.text[plain..self.at];
+            if let Err(error) = std::str::from_utf8(part) {
+                return Self::fault_at(plain + error.valid_up_to(), "not UTF-8; save the file as UTF-8");
+            }
+            if keep {
+                out.extend_from_slice(part);
+            }
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    // Made of checked parts and whole characters.
+                    return Ok(keep.then(|| String::from_utf8_lossy(&out).into_owned()));
+                }
+                Some(b'\\') => self.escape(keep.then_some(&mut out))?,
+                Some(_) => {
+                    return self.fault("a line break or control character within a string; write it as \\n or \\u00..");
+                }
+                None => return self.fault("ends within a string; a line break within a string is written as \\n"),
+            }
+        }
+    }
+
+    fn escape(&mut self, out: Option<&mut Vec<u8>>) -> Read<()> {
+        let start = self.at;
+        self.at += 1;
+        let letter = match self.peek() {
+            Some(b'n') => '\n',
+            Some(b't') => '\t',
+            Some(b'r') => '\r',
+            Some(b'b') => '\u{8}',
+            Some(b'f') => '\u{c}',
+            Some(byte @ (b'"' | b'\\' | b'/')) => byte as char,
+            Some(b'u') if out.is_none() => {
+                self.at += 1;
+                return self.hex().map(|_| ());
+            }
+            Some(b'u') => {
+                self.at += 1;
+                self.unicode(start)?
+            }
+            Some(_) => return Self::fault_at(start, "a backslash that begins no escape; write it as \\\\"),
+            None => return self.fault("ends within a string"),
+        };
+        if !matches!(self.text.get(start + 1), Some(b'u')) {
+            self.at += 1;
+        }
+        if let Some(out) = out {
+            out.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes());
+        }
+        Ok(())
+    }
+
+    /// The character of `\uXXXX`, or of two that are a pair of surrogates; `start` is the backslash's offset.
+    fn unicode(&mut self, start: usize) -> Read<char> {
+        let lone = |unit: u32| {
+            let advice = "half of a character that was cut in two; remove it, or write both halves";
+            Self::fault_at(start, format!("lone surrogate \\u{unit:04x}: {advice}"))
+        };
+        let first = self.hex()?;
+        if let Some(letter) = char::from_u32(first) {
+            return Ok(letter);
+        }
+        if first >= 0xDC00 || !self.text[self.at..].starts_with(b"\\u") {
+            return lone(first);
+        }
+        self.at += 2;
+        let second = self.hex()?;
+        if !(0xDC00..0xE000).contains(&second) {
+            return lone(first);
+        }
+        let letter = char::from_u32(0x1_0000 + ((first - 0xD800) << 10) + (second - 0xDC00));
+        Ok(letter.unwrap_or(char::REPLACEMENT_CHARACTER))
+    }
+
+    fn hex(&mut self) -> Read<u32> {
+        let digits = self.text.get(self.at..self.at + 4).unwrap_or_default();
+        if digits.len() < 4 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return self.fault("expected four hexadecimal digits after \\u");
+        }
+        self.at += 4;
+        let value = |unit: u32, digit: &u8| unit * 16 + (*digit as char).to_digit(16).unwrap_or_default();
+        Ok(digits.iter().fold(0, value))
+    }
+}
+
+/// An integer of up to 127 bits; `-0` is 0, as in Python.
+fn integer(text: &str) -> Option<Json> {
+    if let Ok(number) = text.parse::<i64>() {
+        Some(Json::from(number))
+    } else if let Ok(number) = text.parse::<u64>() {
+        Some(Json::from(number))
+    } else {
+        text.parse::<i128>().is_ok().then(|| exact_number(text))
+    }
+}
+
+/// A number with a point or an exponent; beyond what a float holds it is infinite, as in Python.
+fn float(text: &str) -> Json {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Json::from(number),
+        _ if text.starts_with('-') => exact_number("-Infinity"),
+        _ => exact_number("Infinity"),
+    }
+}
+
+#[cfg(test)]
+#[path = "python_json_tests.rs"]
+mod tests;
