@@ -50,7 +50,8 @@ impl Marks {
                 .all(|text| !text.contains(&marks.open) && !text.contains(&marks.close))
         };
         // A text has no more numbers than bytes, so the search ends.
-        (0..).map(marks).find(absent).unwrap_or_else(|| marks(0))
+        let most = texts.iter().map(|text| text.len() as u64).sum();
+        (0..=most).map(marks).find(absent).unwrap_or_else(|| marks(0))
     }
 
     /// The text without its marks, and what stood between them; `None` unless each is closed. A marked text inside a
