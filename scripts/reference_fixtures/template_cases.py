@@ -126,7 +126,7 @@ NUMBERS = expressions(
     "1 != 2 != 1", "3 > 2 >= 2", "1 < none", "none < none", "[1, 2] < [1, 3]", "[1] < [1, 0]", "(1, 2) == [1, 2]", "[1, 'a'] < [1, 2]", "{'a': 1} == {'a': 1.0}",
     "{} < {}", "1 in [1.0]", "true in [1]", "none in [none]", "'a' in {'a': 1}", "2 in {'a': 1}", "1 not in [1]", "not 1 in [1]", "1 in 5", "1 in none",
     "1 in undefined_name", "2 in range(3)", "5 in range(3)", "10 | round", "2.5 | round", "3.5 | round", "2.675 | round(2)", "1234 | round(-2)", "1250 | round(-2)",
-    "1234.5 | round(-2)", "2.1 | round(0, 'ceil')", "2.9 | round(method='floor')", "2.123 | round(2, 'ceil')", "5 | round(1, 'floor')", "'a' | round", "-5 | abs", "-5.5 | abs",
+    "1234.5 | round(-2)", "1250.5 | round(-2)", "1250.0 | round(-2)", "1350.0 | round(-2)", "-1250.5 | round(-2)", "-1250 | round(-2)", "-1350 | round(-2)", "5.5 | round(-1)", "4.9 | round(-1)", "1e300 | round(-2)", "2.1 | round(0, 'ceil')", "2.9 | round(method='floor')", "2.123 | round(2, 'ceil')", "5 | round(1, 'floor')", "'a' | round", "-5 | abs", "-5.5 | abs",
     "'a' | abs", "'42' | int", "'42.7' | int", "'x' | int", "'x' | int(7)", "'0x1F' | int(base=16)", "'ff' | int(0, 16)", "'1_000' | int", "' 12 ' | int", "'-0b11' | int(0, 2)",
     "42.9 | int", "-42.9 | int", "none | int", "true | int", "[] | int(3)", "'1e3' | int", "'3.5' | float", "'x' | float", "'x' | float(1.5)", "none | float", "'inf' | float",
     "' 1e3 ' | float", "'1_0.5' | float", "3 | float", "undefined_name | int", "170141183460469231731687303715884105727", "99999999999999999999 + 1",

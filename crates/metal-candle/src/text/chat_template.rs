@@ -12,8 +12,8 @@ use serde_json::Value as Json;
 use super::jinja::{Budget, Fault, FaultKind, Program, Settings, Value};
 use super::{ChatMessage, TextError, clock, deep, first_line};
 
-/// Work one rendering may do: operations, and 64 bytes of text each; so also at most 256 MB of memory.
-const FUEL: u64 = 4_000_000;
+/// Work one rendering may do: operations, and 64 bytes of text each; so also at most 128 MB of memory.
+const FUEL: u64 = 2_000_000;
 /// Longest text one rendering may write.
 const MAX_OUTPUT: usize = 16 << 20;
 /// Longest template that is compiled.

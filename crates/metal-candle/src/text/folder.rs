@@ -46,6 +46,9 @@ const OTHER_VOCABULARIES: [&str; 5] = [
 /// A special token by its field: its text and the file that names it.
 pub(super) type SpecialTokens = BTreeMap<&'static str, (String, &'static str)>;
 
+/// Names and texts of tokens.
+type Variables = Vec<(Arc<str>, Arc<str>)>;
+
 /// The contents of a folder, each with the name that errors give it.
 #[derive(Default)]
 pub(super) struct Sources {
@@ -192,7 +195,7 @@ impl Sources {
     }
 
     /// The variables that chat templates see: every special token that has a name.
-    fn template_variables(&self) -> Result<Vec<(Arc<str>, Arc<str>)>, TextError> {
+    fn template_variables(&self) -> Result<Variables, TextError> {
         let mut named: BTreeMap<String, String> = BTreeMap::new();
         for (file, fields) in [(SPECIAL, &self.special), (CONFIG, &self.config)] {
             for (name, value) in fields {

@@ -25,12 +25,11 @@ impl Interpreter<'_> {
             Found::Value(found) => Ok(found),
             Found::Unsafe => Ok(unsafe_attribute(value, name)),
             Found::Nothing => {
-                if let Value::Dict(dict) = value {
-                    if let Some(item) = dict.get_text(name) {
-                        return Ok(item.clone());
-                    }
-                }
-                Ok(missing_attribute(value, name))
+                let item = match value {
+                    Value::Dict(dict) => dict.get_text(name).cloned(),
+                    _ => None,
+                };
+                Ok(item.unwrap_or_else(|| missing_attribute(value, name)))
             }
         }
     }

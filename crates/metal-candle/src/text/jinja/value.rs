@@ -146,12 +146,11 @@ impl Dict {
 
     pub fn insert_text(&mut self, key: &str, value: Value) {
         let key: Text = key.into();
-        match self.texts.get(&key) {
-            Some(at) => self.entries[*at].1 = value,
-            None => {
-                self.texts.insert(key.clone(), self.entries.len());
-                self.entries.push((Value::Str(key), value));
-            }
+        if let Some(at) = self.texts.get(&key) {
+            self.entries[*at].1 = value;
+        } else {
+            self.texts.insert(key.clone(), self.entries.len());
+            self.entries.push((Value::Str(key), value));
         }
     }
 }

@@ -98,10 +98,8 @@ fn posix<'p>(pattern: &'p str, out: &mut String) -> Result<&'p str, String> {
         "word" => WORD_IN_BRACKETS,
         _ => return Err(format!("the class [:{name}:] is not supported")),
     };
-    out.push_str(&if negated {
-        format!("[^{class}]")
-    } else {
-        format!("[{class}]")
-    });
+    out.push_str(if negated { "[^" } else { "[" });
+    out.push_str(class);
+    out.push(']');
     Ok(&pattern[end + 2..])
 }

@@ -21,7 +21,7 @@ const MAX_COMPILED: usize = 32 << 20;
 
 /// A compiled split pattern.
 #[derive(Clone, Debug)]
-pub(super) enum SplitPattern {
+pub(in crate::text) enum SplitPattern {
     Linear(regex::Regex),
     /// The pattern before the tail, then a group for white space.
     WithTail(regex::Regex),

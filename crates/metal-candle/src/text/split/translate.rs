@@ -152,7 +152,8 @@ impl Translation<'_> {
                 return Err(format!("the group (?{names} is not supported"));
             }
             // Ruby's `m` lets the dot match line ends.
-            self.out.push_str(&format!("(?{}", names.replace('m', "s")));
+            self.out.push_str("(?");
+            self.out.push_str(&names.replace('m', "s"));
             self.out.push_str(&after[..1]);
             self.rest = &after[1..];
             if after.starts_with(')') {

@@ -146,30 +146,42 @@ fn round_float(number: f64, places: i32) -> f64 {
     if !number.is_finite() {
         return number;
     }
-    match usize::try_from(places) {
-        Ok(places) => format!("{number:.places$}").parse().unwrap_or(number),
-        Err(_) => {
-            // The digits before the point, cut by text: exact, as the digits after it are.
-            let whole = number.trunc() as i128;
-            match round_int(whole, places) {
-                Ok(Value::Int(rounded)) if number.abs() < 1e38 => (rounded as f64).copysign(number),
-                _ => number,
-            }
-        }
+    if let Ok(places) = usize::try_from(places) {
+        return format!("{number:.places$}").parse().unwrap_or(number);
     }
+    if number.abs() >= 1e38 {
+        return number;
+    }
+    let size = number.abs();
+    let (whole, above) = (size.trunc() as i128, size.fract() > 0.0);
+    // A fraction makes a tie more than a half: one more than twice the whole keeps that.
+    let rounded = if above {
+        round_half(2 * whole + 1, 2, places)
+    } else {
+        round_half(whole, 1, places)
+    };
+    (rounded as f64).copysign(number)
+}
+
+/// `number / scale` rounded to tens, hundreds, ... by a negative number of places, half to even.
+fn round_half(number: i128, scale: i128, places: i32) -> i128 {
+    let unit = 10i128
+        .checked_pow(places.unsigned_abs())
+        .and_then(|unit| unit.checked_mul(scale));
+    let Some(unit) = unit else {
+        return 0;
+    };
+    let (down, rest) = (number.div_euclid(unit), number.rem_euclid(unit));
+    let up = rest > unit - rest || rest == unit - rest && down % 2 != 0;
+    (down + i128::from(up)).saturating_mul(unit / scale)
 }
 
 fn round_int(number: i128, places: i32) -> Outcome<Value> {
-    let Ok(drop) = u32::try_from(-places) else {
+    if places >= 0 {
         return Ok(Value::Int(number));
-    };
-    let Some(unit) = 10i128.checked_pow(drop) else {
-        return Ok(Value::Int(0));
-    };
-    let (down, rest) = (number.div_euclid(unit), number.rem_euclid(unit));
-    let up = rest * 2 > unit || rest * 2 == unit && down % 2 != 0;
-    match (down + i128::from(up)).checked_mul(unit) {
-        Some(rounded) => Ok(Value::Int(rounded)),
-        None => failed("an integer of more than 127 bits is not supported"),
+    }
+    match round_half(number, 1, places) {
+        i128::MAX | i128::MIN => failed("an integer of more than 127 bits is not supported"),
+        rounded => Ok(Value::Int(rounded)),
     }
 }

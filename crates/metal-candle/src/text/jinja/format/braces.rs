@@ -103,9 +103,9 @@ impl Formatter<'_, '_, '_> {
                 let mut out = String::new();
                 for letter in value.repr(budget)?.chars() {
                     if letter.is_ascii() {
-                        out.push(letter)
+                        out.push(letter);
                     } else {
-                        push_code(letter, &mut out)
+                        push_code(letter, &mut out);
                     }
                 }
                 Value::from(out)

@@ -196,9 +196,9 @@ fn ascii(text: &str) -> String {
     let mut out = String::new();
     for letter in text.chars() {
         if letter.is_ascii() {
-            out.push(letter)
+            out.push(letter);
         } else {
-            push_code(letter, &mut out)
+            push_code(letter, &mut out);
         }
     }
     out
@@ -220,16 +220,16 @@ fn integer(kind: char, value: &Value, field: &Field) -> Outcome<String> {
     let number = match value {
         Value::Undefined(message) => return failed(&**message),
         Value::Float(number) if decimal && number.is_finite() && number.abs() < 1e38 => number.trunc() as i128,
-        _ => match value.as_int() {
-            Some(number) => number,
-            None => {
+        _ => {
+            let Some(number) = value.as_int() else {
                 let wanted = if decimal { "a real number is" } else { "an integer is" };
                 return failed(format!(
                     "TypeError: %{kind} format: {wanted} required, not {}",
                     value.type_name()
                 ));
-            }
-        },
+            };
+            number
+        }
     };
     let mut digits = int_digits(number, kind, false);
     if let Some(least) = field.precision {
