@@ -143,11 +143,11 @@ mod tests {
         };
         let mut chooser = Chooser::new(Sampler::new(config).unwrap(), Some(listener));
         assert!(chooser.tell().is_continue());
-        assert_eq!(chooser.sample(&mut [1.0, 2.0], &[]), Ok(1));
+        assert_eq!(chooser.sample(&mut [1.0, 2.0], &[], |_| ()), Ok(1));
         text.borrow_mut().push_str("one");
         assert!(chooser.tell().is_continue() && chooser.tell().is_continue());
         // The penalty decides; the logit told is the model's.
-        assert_eq!(chooser.sample(&mut [1.0, 2.0], &[1]), Ok(0));
+        assert_eq!(chooser.sample(&mut [1.0, 2.0], &[1], |_| ()), Ok(0));
         assert!(chooser.tell().is_continue());
         assert_eq!(told, [(1, Some("one".into()), 2.0, false), (0, None, 1.0, true)]);
     }

@@ -1,7 +1,7 @@
 //! Text in and out of a model: [`Tokenizer`] turns text into token ids and back, [`ChatTemplate`] turns a
 //! conversation into text, [`TextStream`] turns ids that arrive one by one into text that is never broken.
 //!
-//! Everything here reads files that a stranger may have written. A file that lies gives a [`TextError`] that names the
+//! Everything here reads files that a stranger may have written. A malformed file gives a [`TextError`] that names the
 //! file and the field; it never panics, and a chat template runs with a budget. Nothing here knows a model or a tensor.
 
 mod assemble;
