@@ -299,7 +299,7 @@ mod tests {
         assert!(long.contains("writes beside"), "{long}");
         let own_input = fault(|input, output| {
             negate(input, output, 0..4);
-            negate(output, input, 2..3);
+            negate(input, input, 2..3);
         });
         assert!(own_input.contains("writes beside"), "{own_input}");
         let reads_on = fault(|input, output| {
