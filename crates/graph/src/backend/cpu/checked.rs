@@ -275,6 +275,7 @@ mod tests {
     }
 
     /// `output[i] = -input[i]`, as it should be.
+    #[allow(clippy::cast_ptr_alignment)] // blocks are aligned
     fn negate(input: *mut u8, output: *mut u8, range: std::ops::Range<usize>) {
         for i in range {
             // SAFETY: the blocks are larger than what the tests touch, guards included.
