@@ -380,10 +380,10 @@ pub(crate) fn broadcast(name: &'static str, shapes: &[&[usize]]) -> Result<Vec<u
 }
 
 fn reduced(name: &'static str, dims: &[usize], over: &[usize]) -> Result<Vec<usize>> {
-    if let Some(pair) = over.windows(2).find(|pair| pair[0] == pair[1]) {
+    if let Some(&[twice, _]) = over.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(Error::shape(
             name,
-            format!("dimension {} appears twice in {over:?}", pair[0]),
+            format!("dimension {twice} appears twice in {over:?}"),
         ));
     }
     let ascending = over.windows(2).all(|pair| pair[0] < pair[1]);

@@ -34,7 +34,9 @@ impl<F: FnMut(u64)> Words<F> {
 
     fn sizes(&mut self, sizes: &[usize]) {
         self.size(sizes.len());
-        sizes.iter().for_each(|&size| self.size(size));
+        for &size in sizes {
+            self.size(size);
+        }
     }
 
     fn meta(&mut self, meta: &Meta) {
@@ -56,7 +58,9 @@ impl<F: FnMut(u64)> Words<F> {
 
     fn expression(&mut self, Expression { inputs, terms }: &Expression) {
         self.size(inputs.len());
-        inputs.iter().for_each(|meta| self.meta(meta));
+        for meta in inputs {
+            self.meta(meta);
+        }
         self.size(terms.len());
         for term in terms {
             self.operation(&term.operation);
@@ -133,7 +137,9 @@ impl<F: FnMut(u64)> Words<F> {
             O::Elementwise(expression) => self.expression(expression),
             O::MatmulSum { terms, scale, dtype } => {
                 self.size(terms.len());
-                terms.iter().for_each(|term| self.word(*term as u64));
+                for &term in terms {
+                    self.word(term as u64);
+                }
                 self.single(*scale);
                 self.dtype(*dtype);
             }

@@ -275,6 +275,7 @@ mod tests {
     }
 
     /// `output[i] = -input[i]`, as it should be.
+    #[allow(clippy::cast_ptr_alignment)] // blocks are aligned
     fn negate(input: *mut u8, output: *mut u8, range: std::ops::Range<usize>) {
         for i in range {
             // SAFETY: the blocks are larger than what the tests touch, guards included.
@@ -299,7 +300,7 @@ mod tests {
         assert!(long.contains("writes beside"), "{long}");
         let own_input = fault(|input, output| {
             negate(input, output, 0..4);
-            negate(output, input, 2..3);
+            negate(input, input, 2..3);
         });
         assert!(own_input.contains("writes beside"), "{own_input}");
         let reads_on = fault(|input, output| {

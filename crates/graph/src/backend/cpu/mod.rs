@@ -279,8 +279,7 @@ impl Program {
             let copy = copies.next_if(|(copied, _)| *copied == input);
             pointers.push(match (copy.map(|(_, copy)| copy), value) {
                 (Some(Copied::Buffer(buffer)), _) => pointer_mut(buffer.storage_mut()),
-                (Some(Copied::Tensor(tensor)), _) => lock(tensor),
-                (None, Value::Tensor(tensor)) => lock(tensor),
+                (Some(Copied::Tensor(tensor)), _) | (None, Value::Tensor(tensor)) => lock(tensor),
                 (None, Value::Host(buffer)) if self.written[input] => match Arc::get_mut(buffer) {
                     Some(buffer) => pointer_mut(buffer.storage_mut()),
                     None => return Err(Error::internal("an input that a plan overwrites is shared")),

@@ -12,8 +12,9 @@ use super::kernels::reduce::{self, ReduceShape};
 use super::kernels::{KernelError, random};
 use super::operand::Operands;
 use super::products::product;
+use super::steps::Check;
 use super::view::View;
-use super::{Memory, with_float, with_type};
+use super::{with_float, with_type};
 use crate::error::{Error, Result};
 use crate::graph::{Distribution, GraphNode, Meta, Operation};
 
@@ -314,11 +315,7 @@ macro_rules! with_index {
 }
 
 /// Checks indices into a dimension of `size`.
-fn check_step<'a>(
-    name: &'static str,
-    indices: &'a View,
-    size: usize,
-) -> impl FnOnce(&mut Operands) -> Box<dyn Fn(&Memory) -> Result<()> + Send + Sync> + 'a {
+fn check_step<'a>(name: &'static str, indices: &'a View, size: usize) -> impl FnOnce(&mut Operands) -> Check + 'a {
     move |operands| {
         let indices = operands.read(indices);
         Box::new(move |memory| {
@@ -403,7 +400,7 @@ fn check_position<'a>(
     name: &'static str,
     position: &'a View,
     (length, size): (usize, usize),
-) -> impl FnOnce(&mut Operands) -> Box<dyn Fn(&Memory) -> Result<()> + Send + Sync> + 'a {
+) -> impl FnOnce(&mut Operands) -> Check + 'a {
     move |operands| {
         let position = operands.read(position);
         // SAFETY: one element, read only.

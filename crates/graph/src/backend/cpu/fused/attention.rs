@@ -7,6 +7,7 @@ use super::super::build::{Builder, is_zero};
 use super::super::kernels::attention::{AttentionShape, HeadsView, Mask, attention, attention_vjp};
 use super::super::kernels::{Float, Real};
 use super::super::operand::{Operands, Read};
+use super::super::steps::Check;
 use super::super::view::View;
 use super::super::{Memory, with_float};
 use super::{Views, collect, wanted_outputs};
@@ -83,7 +84,7 @@ impl Inputs<View> {
     }
 
     /// Checks that the queries lie among the keys.
-    fn check(&self) -> impl FnOnce(&mut Operands) -> Box<dyn Fn(&Memory) -> Result<()> + Send + Sync> + '_ {
+    fn check(&self) -> impl FnOnce(&mut Operands) -> Check + '_ {
         move |operands| {
             let (queries, keys) = (self.shape.queries, self.shape.keys);
             // Only a causal mask looks at it.

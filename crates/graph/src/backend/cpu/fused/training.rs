@@ -11,6 +11,7 @@ use super::super::kernels::cross_entropy::{
 use super::super::kernels::{Float, Real};
 use super::super::operand::{Operands, Read, Write};
 use super::super::primitives::{checked, index_error};
+use super::super::steps::Check;
 use super::super::view::View;
 use super::super::{Memory, with_float};
 use super::{Views, collect, wanted_outputs, write_some};
@@ -34,10 +35,7 @@ unsafe fn loss_inputs<'a, T>(views: &[Read], memory: &'a Memory, options: CrossE
 }
 
 /// Checks that every target is in the vocabulary or the ignored one.
-fn check(
-    inputs: &[View],
-    options: CrossEntropyOptions,
-) -> impl FnOnce(&mut Operands) -> Box<dyn Fn(&Memory) -> Result<()> + Send + Sync> + '_ {
+fn check(inputs: &[View], options: CrossEntropyOptions) -> impl FnOnce(&mut Operands) -> Check + '_ {
     move |operands| {
         let (targets, vocab) = (operands.read(&inputs[2]), inputs[1].dims[0]);
         Box::new(move |memory| {

@@ -63,13 +63,11 @@ fn class(row: usize, target: i64, vocab: usize) -> Result<usize, KernelError> {
 /// # Errors
 /// If one is not.
 pub fn check_targets(targets: &[i64], vocab: usize, ignore_index: i64) -> Result<(), KernelError> {
-    let counted = targets
+    let mut counted = targets
         .iter()
         .enumerate()
         .filter(|(_, target)| **target != ignore_index);
-    counted
-        .map(|(row, &target)| class(row, target, vocab).map(drop))
-        .collect()
+    counted.try_for_each(|(row, &target)| class(row, target, vocab).map(drop))
 }
 
 impl<T: Float> CrossEntropy<'_, T> {
