@@ -179,8 +179,9 @@ impl Sources {
         inner.token_to_id(text).map(Some).ok_or_else(unknown)
     }
 
-    /// A token id, or a list of them, of `generation_config.json`.
+    /// A token id, or a list of them, of `generation_config.json`; a negative one is none, as in transformers.
     pub fn generation_ids(&self, field: &str) -> Result<Vec<u32>, TextError> {
+        let is_negative = |value: &Json| value.as_i64().is_some_and(|id| id < 0);
         let id = |value: &Json| {
             value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
                 let found = first_line(&value.to_string());
@@ -189,7 +190,8 @@ impl Sources {
         };
         match self.generation.get(field) {
             None | Some(Json::Null) => Ok(Vec::new()),
-            Some(Json::Array(ids)) => ids.iter().map(id).collect(),
+            Some(Json::Array(ids)) => ids.iter().filter(|id| !is_negative(id)).map(id).collect(),
+            Some(value) if is_negative(value) => Ok(Vec::new()),
             Some(value) => Ok(vec![id(value)?]),
         }
     }

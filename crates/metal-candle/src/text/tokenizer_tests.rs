@@ -155,8 +155,8 @@ fn files_that_lie_are_named() {
         ),
         (
             GENERATION,
-            r#"{"eos_token_id": -1}"#,
-            "field \"eos_token_id\": expected a token id, found -1",
+            r#"{"eos_token_id": 1.5}"#,
+            "field \"eos_token_id\": expected a token id, found 1.5",
         ),
         (
             GENERATION,
