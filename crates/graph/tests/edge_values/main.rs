@@ -1,10 +1,12 @@
-//! NaN, infinities, zeros, integers that overflow and parameters out of range: the same on both backends, and as PyTorch
-//! (2.9) has it where PyTorch has it. Expected numbers are written out.
+//! NaN, infinities, zeros, integers that overflow and parameters out of range: the same on both backends, and as in
+//! `PyTorch` where it has the operation. Expected numbers are written out.
 
 mod refused;
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{Backend, Error, LazyTensor, Result, value_and_grad, with_backend};
+
+type Binary = fn(&LazyTensor, &LazyTensor) -> Result<LazyTensor>;
 
 const NAN: f64 = f64::NAN;
 const INF: f64 = f64::INFINITY;
@@ -175,7 +177,7 @@ fn elementwise_functions_at_their_edges() {
     for (name, f, expected) in cases {
         gives(name, &expected, |dtype| f(&f64s(&edges).cast(dtype)?));
     }
-    let comparisons: [(&str, fn(&LazyTensor, &LazyTensor) -> Result<LazyTensor>, [f64; 5]); 3] = [
+    let comparisons: [(&str, Binary, [f64; 5]); 3] = [
         ("equal", LazyTensor::equal, [0.0, 1.0, 0.0, 1.0, 1.0]),
         ("less", LazyTensor::less, [0.0, 0.0, 1.0, 0.0, 0.0]),
         ("less_equal", LazyTensor::less_equal, [0.0, 1.0, 1.0, 1.0, 1.0]),
