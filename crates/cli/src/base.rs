@@ -6,7 +6,6 @@ use candle_core::Device;
 use metal_candle::models::{self, LoadOptions, LoadedModel, QuantFormat};
 use metal_candle::nn::QuantizedLinear;
 
-use crate::console::warn;
 use crate::demo;
 use crate::error::{Failure, Result};
 
@@ -41,9 +40,6 @@ impl Base {
             return Err(Failure::with_tip(format!("{name}: no such folder"), TIP));
         }
         let loaded = models::load_with(folder, options, device).map_err(Failure::checking)?;
-        for warning in &loaded.warnings {
-            warn(&format!("warning: {name}: {warning}"));
-        }
         Ok(Self {
             loaded,
             name,

@@ -121,7 +121,7 @@ pub fn load_with(
 /// What the settings of a folder ask for and do not get.
 fn warnings(config: &ModelConfig, loaded: &LoadedModel) -> Vec<String> {
     let mut warnings = config.warnings.clone();
-    if config.tie_word_embeddings && !loaded.model.config().tie_word_embeddings {
+    if is_untied(config, &*loaded.model) {
         warnings.push(format!("config.json: {UNTIED}"));
     }
     let unsupported = &loaded.generation.unsupported;
@@ -154,7 +154,17 @@ pub fn load_model_with(
     device: &(impl Borrow<Device> + ?Sized),
 ) -> Result<Box<dyn CausalLm>, LoadError> {
     let folder = existing(folder.as_ref())?;
-    read(&ModelConfig::read(folder)?, folder, options, device.borrow())
+    let config = ModelConfig::read(folder)?;
+    let model = read(&config, folder, options, device.borrow())?;
+    if is_untied(&config, &*model) {
+        tracing::warn!("{}: config.json: {UNTIED}", folder.display());
+    }
+    Ok(model)
+}
+
+/// Whether a head beside tied embeddings differs from them and is used.
+fn is_untied(config: &ModelConfig, model: &dyn CausalLm) -> bool {
+    config.tie_word_embeddings && !model.config().tie_word_embeddings
 }
 
 /// Builds a model from tensors in memory, by their names in checkpoints; they are converted to `dtype`.

@@ -124,7 +124,6 @@ impl Weights {
         if !matches!(self.source, Source::Recorded(_)) && same_values(&head, embedding)? {
             return Ok(None);
         }
-        tracing::warn!("{UNTIED}");
         Ok(Some(head))
     }
 
