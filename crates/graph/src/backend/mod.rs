@@ -27,7 +27,7 @@ pub enum Backend {
     /// The engine's own kernels on the host.
     Cpu,
     /// As [`Self::Cpu`], slowly: each kernel runs by itself and twice, on memory that shows whether it reads and writes what
-    /// it declared. A kernel that does not is an [`Error::Internal`]. For tests.
+    /// it declared. A kernel that does not is an [`Error::Internal`](crate::Error::Internal). For tests.
     Checked,
     /// As [`Self::Candle`], with no pass run over the graph: what passes are compared with, bit for bit.
     Unoptimised,
