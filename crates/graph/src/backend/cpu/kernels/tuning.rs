@@ -1,6 +1,7 @@
-//! The sizes that decide how kernels are cut and which of them run, on the CPU. All were chosen by timing on x86-64 (AMD
-//! Zen 4 and Zen 3, Intel Sapphire Rapids; two to sixteen cores) with `metal-candle bench` and `explain`; `cargo bench` and
-//! those commands show what a change of one does. None changes a result: sizes that fix the order of a sum are not here.
+//! The sizes that decide how kernels are cut and which of them run, on the CPU. They were chosen by timing on x86-64 (AMD
+//! Zen 4 and Zen 3, Intel with AVX-512 and AMX) with `metal-candle bench` and `explain`, which show what a change of one
+//! does. How work is cut changes no result; which kernel runs (the numbers of rows and terms of products) may round sums
+//! differently. Sizes that fix the order of a sum are not here.
 
 /// Loops over elements.
 pub(crate) mod loops {
