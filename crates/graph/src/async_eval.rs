@@ -1,8 +1,8 @@
-//! Evaluation as a future: plans run on one worker thread, in the order in which they were asked for, and whoever polls
-//! is woken when the values are there. It needs no particular executor and never blocks the thread that polls.
+//! Asynchronous evaluation: plans run on one worker thread, in the order in which they were submitted, and the polling
+//! task is woken when the values are ready. It needs no particular executor and never blocks the thread that polls.
 //!
-//! While the worker runs one step, other threads record the next. What they record on tensors that are not there yet is
-//! ordinary: when its turn comes, they are.
+//! While the worker runs one step, other threads record the next. Operations recorded on tensors that are still being
+//! computed need nothing special: their turn comes after those tensors are evaluated.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -18,28 +18,29 @@ use crate::backend::{forced, threads, with_backend, with_threads};
 use crate::error::Result;
 use crate::lazy_tensor::{LazyTensor, eval_all};
 
-/// A running evaluation; resolves to the value, once. Dropping it lets the evaluation end unobserved.
+/// A running evaluation: a future that resolves to the value, once. Dropping it does not cancel the evaluation.
 #[must_use = "the value comes out of the future"]
 pub struct Evaluation<T = Tensor> {
     slot: Arc<Mutex<Slot<T>>>,
 }
 
-/// What the worker and the future share.
+/// The state shared by the worker and the future.
 enum Slot<T> {
     Running(Option<Waker>),
-    /// The value, or the panic of the kernel.
+    /// The value, or the payload of a kernel's panic.
     Done(thread::Result<Result<T>>),
     Taken,
 }
 
 fn lock<T>(slot: &Mutex<Slot<T>>) -> MutexGuard<'_, Slot<T>> {
-    // Every change is one assignment.
+    // Every update is a single assignment, so a poisoned lock holds a valid state.
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Hands a job to the worker, which lives as long as the process; does it here where there can be none.
+/// Submits a job to the worker thread, which lives as long as the process; runs it here if the thread cannot be
+/// started.
 fn hand_over(job: Job) {
     static WORKER: LazyLock<Option<Sender<Job>>> = LazyLock::new(|| {
         let (sender, jobs) = channel::<Job>();
@@ -56,7 +57,7 @@ fn hand_over(job: Job) {
     }
 }
 
-/// Starts `evaluate` under this thread's choice of backend and number of threads.
+/// Starts `evaluate` with this thread's backend and number of threads.
 fn start<T: Send + 'static>(evaluate: impl FnOnce() -> Result<T> + Send + 'static) -> Evaluation<T> {
     let slot = Arc::new(Mutex::new(Slot::Running(None)));
     let (backend, threads, ours) = (forced(), threads(), Arc::clone(&slot));
@@ -77,7 +78,7 @@ fn start<T: Send + 'static>(evaluate: impl FnOnce() -> Result<T> + Send + 'stati
     Evaluation { slot }
 }
 
-/// Starts [`eval_all`] on the worker thread: the tensors become one plan, what they share is computed once.
+/// Starts [`eval_all`] on the worker thread: the tensors become one plan, and common subexpressions are computed once.
 ///
 /// # Errors
 /// The future resolves to the errors of [`eval_all`].
@@ -120,7 +121,7 @@ impl<T> Future for Evaluation<T> {
     type Output = Result<T>;
 
     /// # Panics
-    /// Where the kernel panicked, and when polled again after the value was taken.
+    /// If the kernel panicked, and if polled again after the value was taken.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut slot = lock(&self.slot);
         if let Slot::Running(waker) = &mut *slot {
@@ -147,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    /// Parks on a channel until it is woken.
+    /// A waker that parks on a channel.
     struct Bell(mpsc::SyncSender<()>);
 
     impl Wake for Bell {
@@ -190,7 +191,7 @@ mod tests {
         );
     }
 
-    /// Holds a tensor's memory until it is told to let go.
+    /// Holds the lock on a tensor's storage until it is opened.
     struct Gate {
         shut: mpsc::SyncSender<()>,
         open: Mutex<mpsc::Receiver<()>>,
@@ -212,8 +213,8 @@ mod tests {
         matches!(&*lock(&evaluation.slot), Slot::Done(_))
     }
 
-    /// The worker is in the middle of a step until the gate opens. Meanwhile this thread records the next steps, asks for
-    /// them, and evaluates something else.
+    /// The worker is in the middle of a step until the gate opens. Meanwhile this thread records the next steps,
+    /// submits them, and evaluates something else.
     #[test]
     fn the_next_step_is_recorded_while_this_one_runs() {
         let memory = Tensor::new(&[1f32, 2.0], &Device::Cpu).unwrap();
@@ -223,7 +224,7 @@ mod tests {
             open: Mutex::new(opens),
         };
         thread::scope(|scope| {
-            // Goes with this closure, also where a test fails: the gate opens then too.
+            // Moved into this closure, so that the gate also opens if the test fails.
             let open = open;
             scope.spawn(|| memory.inplace_op1(&gate).unwrap());
             is_shut.recv().unwrap();

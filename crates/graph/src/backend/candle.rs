@@ -1,6 +1,6 @@
-//! Any operation on any of Candle's devices, one Candle call (or a few) at a time: the reference that the other backends
-//! are compared with, and the fallback where they have nothing. Fused operations never arrive here: the plan has replaced
-//! them by their fallbacks.
+//! The reference backend: interprets any operation on any Candle device, one Candle call (or a few) per node. Other
+//! backends are compared with it, and it is the fallback for devices without kernels. Fused operations never arrive
+//! here: the plan has replaced them by their fallbacks.
 
 mod checks;
 mod integers;
@@ -20,7 +20,7 @@ use crate::random;
 /// Runs a graph node by node.
 pub(crate) struct Interpreter {
     graph: Graph,
-    /// For each node, the nodes whose values are not needed after it.
+    /// For each node, the nodes whose live range ends there.
     dead_after: Vec<Vec<u32>>,
 }
 
@@ -51,7 +51,7 @@ impl Executable for Interpreter {
         self.run_with(inputs, |_, node, inputs| execute(node, inputs, &self.graph.device))
     }
 
-    /// Without waiting for the device: on a GPU this is the time that launching takes.
+    /// Does not synchronise with the device: on a GPU this measures launch time.
     fn run_timed(&self, inputs: &mut Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings> {
         self.run_with(inputs, |index, node, inputs| {
             let start = Instant::now();
@@ -64,7 +64,7 @@ impl Executable for Interpreter {
         })
     }
 
-    /// Every value has memory of its own until its last use.
+    /// Each value has its own allocation until its last use.
     fn footprint(&self) -> Footprint {
         let bytes = |node: &GraphNode| {
             if node.operation == Operation::Input || node.operation.is_view() {
@@ -90,7 +90,7 @@ impl Executable for Interpreter {
 }
 
 impl Interpreter {
-    /// Runs all nodes in order by `run`, which gets the number of each and its inputs.
+    /// Runs all nodes in order; `run` gets the node's index and its inputs.
     fn run_with(
         &self,
         inputs: &Bindings,
@@ -125,12 +125,12 @@ impl Interpreter {
     }
 }
 
-/// A value that the graph says is there.
+/// The error for a value that was freed or never computed.
 fn missing() -> Error {
     Error::internal("a value of the graph is missing where it is read")
 }
 
-/// One operation. The inputs' shapes have been checked when it was recorded.
+/// Executes one node. The inputs' shapes were checked when it was recorded.
 fn execute(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> Result<Tensor> {
     let candle = |source| {
         let shapes: Vec<String> = inputs.iter().map(|t| format!("{:?}", t.dims())).collect();
@@ -142,13 +142,14 @@ fn execute(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> Result<Tens
     check_data(node, inputs).map_err(candle)??;
     let meta = &node.outputs[0];
     if meta.shape.elem_count() == 0 {
-        // Candle's functions are not made for tensors without elements.
+        // Candle's functions do not handle empty tensors.
         return Tensor::zeros(&meta.shape, meta.dtype, device).map_err(candle);
     }
     lower(node, inputs, device).map_err(candle)?
 }
 
-/// The table, for results with elements and data that fits. The outer result is Candle's, the inner one the engine's own.
+/// The table of operations, for non-empty results and checked data. The outer result is Candle's, the inner one the
+/// engine's.
 #[allow(clippy::too_many_lines)]
 fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::Result<Result<Tensor>> {
     use Operation as O;
@@ -197,7 +198,7 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
             let fit = |t: &Tensor| t.broadcast_as(&meta.shape)?.contiguous();
             fit(inputs[0])?.where_cond(&fit(inputs[1])?, &fit(inputs[2])?)?
         }
-        // Sums of nothing.
+        // Sums over no elements.
         O::Sum { .. } | O::Pad { .. } | O::Matmul if x().elem_count() == 0 => zeros()?,
         O::Sum { dims } if x().dtype().is_int() => integers::sum(x(), dims, &meta.shape)?,
         O::Sum { dims } => sum(x(), dims)?,
@@ -259,7 +260,8 @@ fn lower(node: &GraphNode, inputs: &[&Tensor], device: &Device) -> candle_core::
     Ok(Ok(tensor))
 }
 
-/// Candle's powers are `exp(y ln x)`, which is NaN for negative bases and for `0^0`: computed on the host, and moved.
+/// Candle's `pow` is `exp(y ln x)`, which is NaN for negative bases and for `0^0`: computed on the host and copied to
+/// the device.
 fn pow(x: &Tensor, y: &Tensor, shape: &Shape) -> candle_core::Result<Tensor> {
     let list = |t: &Tensor| {
         t.broadcast_as(shape)?
@@ -273,7 +275,7 @@ fn pow(x: &Tensor, y: &Tensor, shape: &Shape) -> candle_core::Result<Tensor> {
         .to_device(x.device())
 }
 
-/// The larger or smaller of two, or the one that is NaN: Candle passes over a NaN on the right.
+/// The larger or smaller of two elements, NaN if either is NaN: Candle ignores a NaN on the right.
 fn or_nan(x: &Tensor, y: &Tensor, chosen: &Tensor) -> candle_core::Result<Tensor> {
     if x.dtype().is_int() {
         return Ok(chosen.clone());
@@ -285,13 +287,13 @@ fn or_nan(x: &Tensor, y: &Tensor, chosen: &Tensor) -> candle_core::Result<Tensor
     either(x, &either(y, chosen)?)
 }
 
-/// For each place of a result that is reduced over `dims`, whether NaN is among what it is made of.
+/// For each element of a reduction over `dims`, whether any of the reduced elements is NaN.
 fn has_nan(x: &Tensor, dims: &[usize]) -> candle_core::Result<Tensor> {
     dims.iter()
         .try_fold(x.ne(x)?, |t, &dim| reducible(&t, dim)?.max_keepdim(dim))
 }
 
-/// Candle's maxima pass over NaN that are not the first.
+/// Candle's maximum ignores NaN except in the first place.
 fn max(x: &Tensor, dims: &[usize]) -> candle_core::Result<Tensor> {
     let top = dims
         .iter()
@@ -327,7 +329,7 @@ fn iota(dim: usize, dims: &[usize], dtype: DType, device: &Device) -> candle_cor
         .contiguous()
 }
 
-/// Numbers are drawn on the host, where their definition is, and moved.
+/// Random numbers are generated on the host by the definition and copied to the device.
 fn random(
     distribution: Distribution,
     meta: &Meta,
@@ -395,7 +397,7 @@ fn slice_update(x: &Tensor, update: &Tensor, dim: usize, position: usize) -> can
     concat(&[&before, update, &after], dim)
 }
 
-/// Candle looks for the rows of an empty part behind the end of its memory, so empty parts are left out.
+/// Candle computes an out-of-bounds offset for an empty part, so empty parts are left out.
 fn concat(parts: &[&Tensor], dim: usize) -> candle_core::Result<Tensor> {
     let full: SmallVec<[&Tensor; 4]> = parts.iter().copied().filter(|part| part.elem_count() > 0).collect();
     Tensor::cat(if full.is_empty() { parts } else { &full }, dim)

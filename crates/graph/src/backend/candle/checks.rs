@@ -1,11 +1,11 @@
-//! What may be wrong with the data of an operation, found out before Candle sees it.
+//! Checks of data that an operation depends on (indices, positions, targets), before Candle's kernels see it.
 
 use candle_core::{DType, Tensor};
 
 use crate::error::{Error, Result};
 use crate::graph::{GraphNode, Operation};
 
-/// Whether indices and positions lie in the dimensions that they are for. The outer result is Candle's.
+/// Checks that indices and positions are in range. The outer result is Candle's.
 pub(super) fn check_data(node: &GraphNode, inputs: &[&Tensor]) -> candle_core::Result<Result<()>> {
     use Operation as O;
     let size = |dim: &usize| inputs[0].dims()[*dim];
@@ -18,7 +18,7 @@ pub(super) fn check_data(node: &GraphNode, inputs: &[&Tensor]) -> candle_core::R
         }
         O::DynamicSlice { dim, length } => Ok(in_box(name, position(1)?, *length, size(dim))),
         O::SliceUpdate { dim } => Ok(in_box(name, position(2)?, inputs[1].dims()[*dim], size(dim))),
-        // What these compute does not fail for any data; the fused ones never arrive here.
+        // No data makes these fail; fused operations never arrive here.
         O::Input
         | O::Constant { .. }
         | O::Iota { .. }
@@ -87,7 +87,7 @@ fn bounded(operation: &'static str, indices: &Tensor, size: usize) -> candle_cor
     Ok(outside.map_or(Ok(()), |index| Err(Error::Index { operation, index, size })))
 }
 
-/// Whether `position..position + length` lies in a dimension of `size`.
+/// Checks that `position..position + length` lies in a dimension of `size`.
 fn in_box(operation: &'static str, position: usize, length: usize, size: usize) -> Result<()> {
     if position + length <= size {
         return Ok(());

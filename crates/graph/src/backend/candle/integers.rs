@@ -1,5 +1,6 @@
-//! Integers wrap. Candle's own arithmetic is Rust's: in a build with overflow checks it panics where a result does not fit,
-//! and it panics on division by zero in every build. So integers are computed on the host, plainly, and moved back.
+//! Wrapping integer arithmetic. Candle's own arithmetic is Rust's: in a build with overflow checks it panics on
+//! overflow, and it panics on division by zero in every build. So integers are computed on the host and copied back to
+//! the device.
 
 use candle_core::{DType, Device, Result, Shape, Tensor, WithDType};
 
@@ -10,7 +11,7 @@ trait Integer: WithDType {
     fn plus(self, other: Self) -> Self;
     fn minus(self, other: Self) -> Self;
     fn times(self, other: Self) -> Self;
-    /// Truncated; 0 where the divisor is 0.
+    /// The truncated quotient; 0 where the divisor is 0.
     fn over(self, other: Self) -> Self;
 }
 
@@ -94,7 +95,7 @@ pub(super) fn sum(x: &Tensor, dims: &[usize], shape: &Shape) -> Result<Tensor> {
     })
 }
 
-/// `x` with `updates` added along `dim`: whole slices by `indices (m)`, or single elements by an index each.
+/// `x` with `updates` added along `dim`: whole slices by `indices (m)`, or single elements with one index each.
 pub(super) fn add_at(whole: bool, dim: usize, x: &Tensor, indices: &Tensor, updates: &Tensor) -> Result<Tensor> {
     let inner: usize = x.dims()[dim + 1..].iter().product();
     let (size, added) = (x.dims()[dim], updates.dims()[dim]);

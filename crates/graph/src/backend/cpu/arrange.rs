@@ -1,5 +1,5 @@
-//! Orders the steps of a program, decides which checks run before all of them and which inputs may be overwritten, and
-//! places the buffers.
+//! Orders the steps of a program, moves checks to the front, decides which inputs may be overwritten, and assigns arena
+//! offsets to buffers.
 
 use std::ops::Range;
 
@@ -16,8 +16,8 @@ use super::view::BufferId;
 use crate::graph::{Meta, cost};
 
 impl Builder<'_> {
-    /// Takes the checks that look only at what the plan is given: they run before the first step. What a plan computes
-    /// itself is checked where it is there.
+    /// Takes out the checks that read only plan inputs: they run before the first step. Checks of computed values run
+    /// right before their step.
     pub fn early_checks(&mut self) -> Vec<Check> {
         let is_given = |id: &BufferId| match self.buffers[*id].origin {
             Origin::Computed => false,
@@ -29,8 +29,8 @@ impl Builder<'_> {
         early.filter_map(|(step, _)| step.check.take()).collect()
     }
 
-    /// Which inputs the steps may overwrite where they lie: those that no step writes while a later step may fail. The
-    /// others are copied first, so that a run that fails leaves its inputs as they were.
+    /// For each input, whether steps may overwrite it in place: no step that may fail runs after the first write to it.
+    /// The others are copied first, so that a failed run leaves its inputs unchanged.
     pub fn overwritable(&self, tasks: &[Range<usize>]) -> Vec<bool> {
         let last_check = self.steps.iter().rposition(|step| step.check.is_some());
         let mut overwritable = self.written.clone();
@@ -38,7 +38,7 @@ impl Builder<'_> {
             return overwritable;
         };
         for (step, access) in self.accesses.iter().enumerate() {
-            // A step checks before it writes. Tasks run in no order.
+            // A step checks before it writes. Tasks run in no particular order.
             if step < last_check || tasks.len() > 1 {
                 for &id in &access.writes {
                     if let Origin::Input(input) = self.buffers[id].origin {
@@ -50,8 +50,8 @@ impl Builder<'_> {
         overwritable
     }
 
-    /// Puts the steps of each task next to each other; the places of each task. Where there is one task, joins steps in
-    /// pieces instead.
+    /// Reorders the steps so that those of each task are contiguous; returns the range of each task. With a single
+    /// task, merges steps that run in pieces instead.
     pub fn order_by_tasks(&mut self) -> Vec<Range<usize>> {
         let written = |id: &BufferId| match self.buffers[*id].origin {
             Origin::Computed => true,
@@ -82,7 +82,7 @@ impl Builder<'_> {
         std::iter::once(0..self.steps.len()).collect()
     }
 
-    /// Puts the steps into another order, those of one place joined.
+    /// Permutes the steps; those of one entry of `places` are merged into one.
     fn arrange(&mut self, places: &[SmallVec<[usize; 1]>]) {
         let mut steps: Vec<Option<Step>> = std::mem::take(&mut self.steps).into_iter().map(Some).collect();
         let mut take = |members: &SmallVec<[usize; 1]>| {
@@ -118,7 +118,7 @@ impl Builder<'_> {
         self.owners = places.iter().map(owners).collect();
     }
 
-    /// Element operations of a node, about.
+    /// Approximate element operations of a node.
     pub(super) fn work(&self, node: usize) -> f64 {
         let node = &self.graph.nodes[node];
         let inputs: SmallVec<[&Meta; 4]> = node.inputs.iter().map(|&input| self.graph.meta(input)).collect();
@@ -126,7 +126,7 @@ impl Builder<'_> {
         cost::flops(&node.operation, &inputs, &node.outputs) + made as f64
     }
 
-    /// Puts what has no place of its own into the arena, for each task a part.
+    /// Assigns arena offsets to all buffers without fixed memory, with a separate part of the arena for each task.
     pub fn place_rest(&self, fixed: &FxHashMap<BufferId, Place>, tasks: &[Range<usize>]) -> (Vec<Place>, usize) {
         let in_arena: Vec<BufferId> = (0..self.buffers.len())
             .filter(|id| self.buffers[*id].origin == Origin::Computed && !fixed.contains_key(id))
@@ -146,7 +146,7 @@ impl Builder<'_> {
         (places, bytes)
     }
 
-    /// The first and the last step that touch each buffer. One that no step touches has no elements.
+    /// The live range of each buffer: its first and last step. A buffer that no step touches is empty.
     fn touched(&self) -> Vec<(usize, usize)> {
         let mut touched = vec![(usize::MAX, 0); self.buffers.len()];
         for (step, access) in self.accesses.iter().enumerate() {
@@ -158,7 +158,7 @@ impl Builder<'_> {
         touched.iter().map(|&(first, last)| (first.min(last), last)).collect()
     }
 
-    /// Offsets of these buffers; those of two tasks do not overlap.
+    /// Arena offsets of these buffers; those of two tasks do not overlap.
     fn offsets(&self, buffers: &[BufferId], tasks: &[Range<usize>]) -> (Vec<usize>, usize) {
         let touched = self.touched();
         let life = |&id: &BufferId| {

@@ -1,8 +1,8 @@
-//! Boxes at run-time positions: reading and writing `length` slices of a dimension.
+//! Slices at run-time positions: reading and writing `length` indices of a dimension.
 
 use crate::error::{Error, Result};
 
-/// The block `(outer, size, inner)` around a dimension.
+/// A shape seen as `(outer, size, inner)` around one dimension.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Block {
     pub outer: usize,
@@ -19,7 +19,7 @@ pub(super) fn block_around(dims: &[usize], dim: usize) -> Block {
     }
 }
 
-/// Whether `position..position + length` lies in a dimension of `size`.
+/// Checks that `position..position + length` lies in a dimension of `size`.
 pub(super) fn check_box(operation: &'static str, position: u32, length: usize, size: usize) -> Result<()> {
     let position = position as usize;
     if position + length <= size {

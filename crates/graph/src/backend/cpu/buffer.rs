@@ -1,6 +1,7 @@
-//! The memory of results. A large buffer whose last handle is gone waits for the next result of its type and size, since
-//! touching fresh pages costs more than writing old ones: a training step gets the gradients' buffers of the step before.
-//! What waits and what is in use are never more than was in use at once.
+//! Output buffers, and a pool that recycles large ones. A large buffer whose last handle was dropped is kept for the
+//! next result of the same type and size, since touching fresh pages costs more than writing to mapped ones: a training
+//! step reuses the gradient buffers of the step before. The pool and the buffers in use together never exceed the peak
+//! use so far.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,13 +11,13 @@ use half::{bf16, f16};
 use crate::error::{Error, Result};
 use crate::graph::Meta;
 
-/// Bytes from which on a buffer waits; smaller ones are the allocator's business.
+/// Minimum size in bytes of a pooled buffer; smaller ones go to the allocator.
 const LARGE: usize = 1 << 17;
 
-/// Runs with large results that a buffer waits for.
+/// A buffer stays in the pool for this many runs with large results.
 const PATIENCE: u64 = 16;
 
-/// A result, held by the engine alone. Contiguous.
+/// An output buffer, owned by the engine. Contiguous.
 pub(crate) struct Buffer(CpuStorage);
 
 const NONE: CpuStorage = CpuStorage::U8(Vec::new());
@@ -30,7 +31,7 @@ impl Buffer {
         Self(storage)
     }
 
-    /// Memory for a result of `len` elements: reserved, not written, the vector empty.
+    /// An empty output buffer with capacity for `len` elements, not initialised.
     pub fn with_room(dtype: DType, len: usize) -> Result<Self> {
         if is_large(dtype, len)
             && let Some(storage) = pool().take(dtype, len)
@@ -62,7 +63,7 @@ impl Buffer {
         &mut self.0
     }
 
-    /// The storage, which whoever gets it frees.
+    /// The storage; it does not return to the pool.
     pub fn into_storage(mut self) -> CpuStorage {
         let storage = std::mem::replace(&mut self.0, NONE);
         let bytes = large_bytes_of(&storage);
@@ -72,7 +73,7 @@ impl Buffer {
         storage
     }
 
-    /// Takes the contents away.
+    /// Moves the contents out.
     pub fn take(&mut self) -> Self {
         std::mem::replace(self, Self(NONE))
     }
@@ -99,22 +100,22 @@ fn is_large(dtype: DType, len: usize) -> bool {
     len * dtype.size_in_bytes() >= LARGE
 }
 
-/// Whether a result of this kind comes from the pool.
+/// Whether a result of this shape and dtype comes from the pool.
 pub(super) fn is_large_result(meta: &Meta) -> bool {
     is_large(meta.dtype, meta.shape.elem_count())
 }
 
-/// Begins a run with large results.
+/// Marks the start of a run with large results.
 pub(super) fn begin_run() {
     let mut pool = pool();
     pool.run += 1;
     let oldest = pool.run.saturating_sub(PATIENCE);
-    // In the order in which they came.
+    // Sorted by age.
     let gone = pool.waiting.partition_point(|waiting| waiting.since < oldest);
     pool.drop_first(gone);
 }
 
-/// Frees what waits.
+/// Frees all pooled buffers.
 pub(super) fn release() {
     let mut pool = pool();
     let all = pool.waiting.len();
@@ -122,14 +123,14 @@ pub(super) fn release() {
     pool.most = pool.used;
 }
 
-/// Large buffers, in bytes where nothing else is said.
+/// Large free buffers. Sizes are in bytes unless stated otherwise.
 struct Pool {
     waiting: Vec<Waiting>,
     waiting_bytes: usize,
     used: usize,
-    /// The most that has been in use at once.
+    /// Peak use.
     most: usize,
-    /// Runs with large results so far.
+    /// Number of runs with large results.
     run: u64,
 }
 
@@ -147,7 +148,7 @@ impl Pool {
         run: 0,
     };
 
-    /// The buffer of this type and size that came last.
+    /// Takes the most recently freed buffer of this type and size.
     fn take(&mut self, dtype: DType, len: usize) -> Option<CpuStorage> {
         let fits = |waiting: &Waiting| waiting.dtype == dtype && waiting.len == len;
         let found = self.waiting.remove(self.waiting.iter().rposition(fits)?);
@@ -162,7 +163,7 @@ impl Pool {
         self.keep_the_limit();
     }
 
-    /// An empty buffer that nobody uses any more.
+    /// Returns a free buffer, emptied, to the pool.
     fn add(&mut self, storage: CpuStorage, dtype: DType, len: usize) {
         let waiting = Waiting {
             storage,
@@ -176,7 +177,7 @@ impl Pool {
         self.keep_the_limit();
     }
 
-    /// Frees what has waited longest where all together is more than was ever in use.
+    /// Frees the oldest buffers while pooled and used bytes together exceed the peak use.
     fn keep_the_limit(&mut self) {
         let (mut count, mut all) = (0, self.used + self.waiting_bytes);
         while all > self.most && count < self.waiting.len() {
@@ -192,12 +193,12 @@ impl Pool {
     }
 }
 
-/// An empty buffer with room for `len` elements.
+/// A free buffer with capacity for `len` elements.
 struct Waiting {
     storage: CpuStorage,
     dtype: DType,
     len: usize,
-    /// The run after which it came.
+    /// The run in which it was freed.
     since: u64,
 }
 
@@ -207,7 +208,7 @@ impl Waiting {
     }
 }
 
-/// Bytes of a storage where they are many, else 0.
+/// The size of a storage in bytes if it is large, else 0.
 fn large_bytes_of(storage: &CpuStorage) -> usize {
     let bytes = match storage {
         CpuStorage::F32(data) => data.capacity() * size_of::<f32>(),
@@ -222,7 +223,7 @@ fn large_bytes_of(storage: &CpuStorage) -> usize {
     if bytes >= LARGE { bytes } else { 0 }
 }
 
-/// Forgets the elements and tells for how many there is room; `None` for a type that results never have.
+/// Clears the vector and returns its dtype and capacity; `None` for a dtype that results never have.
 fn emptied(storage: &mut CpuStorage) -> Option<(DType, usize)> {
     fn room<T>(data: &mut Vec<T>) -> usize {
         data.clear();
@@ -267,10 +268,10 @@ mod tests {
             panic!("the second one waits");
         };
         assert_eq!((found.capacity(), pool.waiting_bytes, pool.used), (5, 20, 20));
-        // Another one, of a new size: the oldest goes, and no more.
+        // Another one, of a new size: only the oldest is freed.
         pool.use_more(4 * 3);
         assert_eq!((waiting(&pool), pool.used, pool.most), (vec![1], 32, 40));
-        // More in use than ever: nothing can wait beside it.
+        // Use at a new peak: nothing can be kept.
         pool.use_more(4 * 4);
         assert_eq!((waiting(&pool), pool.used, pool.most), (vec![], 48, 48));
     }

@@ -1,4 +1,4 @@
-//! From an optimised graph to a program: gives every value a view of some buffer, makes one step per kernel call and
+//! Lowers an optimised graph to a program: gives every value a view of some buffer, makes one step per kernel call and
 //! decides what is overwritten in place. `arrange.rs` orders the steps and places the buffers.
 
 use rustc_hash::FxHashMap;
@@ -17,11 +17,11 @@ use crate::error::Result;
 use crate::fused::dequant_matmul::QuantFormat;
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef};
 
-/// A buffer while the program is being built.
+/// A buffer of the program under construction.
 pub(super) struct Buffer {
     pub bytes: usize,
     pub origin: Origin,
-    /// The last node that needs what is in it.
+    /// The last node that needs its contents.
     needed_until: usize,
 }
 
@@ -39,26 +39,26 @@ pub(super) struct Builder<'a> {
     views: Vec<SmallVec<[View; 1]>>,
     pub(super) buffers: Vec<Buffer>,
     pub(super) steps: Vec<Step>,
-    /// The nodes that each step computes for.
+    /// The graph nodes that each step computes.
     pub(super) owners: Vec<SmallVec<[usize; 1]>>,
-    /// What each step touches.
+    /// The buffers that each step reads and writes.
     pub(super) accesses: Vec<Access>,
-    /// The views behind that, where the plan is to be checked as it runs.
+    /// The views behind these, kept if the program is to run checked.
     pub(super) declared: Option<Vec<Declared>>,
-    /// What the check of each step reads; empty where it has none.
+    /// The buffers that each step's check reads; empty for a step without one.
     pub(super) checked: Vec<SmallVec<[BufferId; 1]>>,
     constants: Vec<u64>,
     inputs: Vec<Meta>,
     pub(super) written: Vec<bool>,
-    /// For each value, the last node that needs it, through views too.
+    /// For each value, the last node that needs it, also through views.
     needed: Vec<SmallVec<[usize; 1]>>,
     /// Contiguous copies of strided values.
     copies: FxHashMap<ValueRef, View>,
-    /// Values quantised against weights in a format.
+    /// Activations already quantised against weights in a format.
     pub quantized: FxHashMap<(ValueRef, QuantFormat), View>,
 }
 
-/// The program of a graph; `checked` keeps what each step declared.
+/// Builds the program of a graph; `checked` keeps what each step declared.
 pub(super) fn build(graph: &Graph, checked: bool) -> Result<Program> {
     let mut builder = Builder {
         graph,
@@ -89,7 +89,7 @@ pub(super) fn build(graph: &Graph, checked: bool) -> Result<Program> {
     builder.finish()
 }
 
-/// The last node that needs each value. A view's need is its source's.
+/// The end of each value's live range: the last node that needs it. A view extends the live range of its source.
 fn needed_until(graph: &Graph) -> Vec<SmallVec<[usize; 1]>> {
     let mut needed: Vec<SmallVec<[usize; 1]>> = graph
         .nodes
@@ -130,7 +130,7 @@ impl Builder<'_> {
         node.inputs.iter().map(|&input| self.view(input).clone()).collect()
     }
 
-    /// A contiguous view of an input: its own if it is, else that of a copy, made once.
+    /// A contiguous view of an input: its own if it is contiguous, else that of a copy, which is made once.
     pub fn contiguous(&mut self, value: ValueRef) -> Result<View> {
         let view = self.view(value).clone();
         if view.is_contiguous() {
@@ -177,16 +177,16 @@ impl Builder<'_> {
         self.fresh(meta.shape.dims(), meta.dtype)
     }
 
-    /// The output over one of the candidates' buffers where that is whole, of the same size, computed by this plan and
-    /// not needed any more; else a new buffer. Only for kernels that read an element before they write it; `candidates`
-    /// are the views of all inputs.
+    /// An output that reuses the buffer of a candidate if that view covers the whole buffer, has the same size, is
+    /// computed by this plan and is dead after this node; else a new buffer. Only for kernels that read an element
+    /// before they write it; `candidates` are the views of all inputs.
     pub fn output_over(&mut self, node: &GraphNode, candidates: &[&View]) -> View {
         let meta = &node.outputs[0];
         let alike =
             |a: &View, b: &View| a.offset == b.offset && a.dims == b.dims && a.is_contiguous() && b.is_contiguous();
         let over = candidates.iter().find(|view| {
             let buffer = &self.buffers[view.buffer];
-            // Another look at the same memory, say its transpose, must not be overwritten while it is read.
+            // A second view of the same memory, such as its transpose, must not be overwritten while it is read.
             if candidates
                 .iter()
                 .any(|other| other.buffer == view.buffer && !alike(other, view))
@@ -206,8 +206,8 @@ impl Builder<'_> {
         }
     }
 
-    /// A view of an input's value that a step may write: its own buffer where nobody needs the old value any more, else a
-    /// copy. For updates of a few elements, and of optimizer state.
+    /// A view of an input's value that a step may overwrite: its own buffer if the old value is dead after this node,
+    /// else a copy. For updates of a few elements, and of optimizer state.
     pub fn writable(&mut self, value: ValueRef) -> Result<View> {
         let view = self.view(value).clone();
         let buffer = &self.buffers[view.buffer];
@@ -229,7 +229,7 @@ impl Builder<'_> {
         }
     }
 
-    /// A constant of every element `value`, as strides of zero over one element.
+    /// A constant tensor: a single element viewed with strides of zero.
     pub fn constant(&mut self, meta: &Meta, bytes: [u8; 8]) -> View {
         self.constants.push(u64::from_ne_bytes(bytes));
         let buffer = self.buffer(8, Origin::Constant(self.constants.len() - 1));
@@ -251,7 +251,8 @@ impl Builder<'_> {
         View::contiguous(buffer, meta.shape.dims(), meta.dtype)
     }
 
-    /// Appends a kernel call. `declare` declares its operands and returns the call; one that writes nothing is left out.
+    /// Appends a kernel call. `declare` declares its operands and returns the call; a call without elements to write is
+    /// dropped.
     pub fn step<R>(&mut self, declare: impl FnOnce(&mut Operands) -> R)
     where
         R: Fn(&Memory) + Send + Sync + 'static,
@@ -261,8 +262,8 @@ impl Builder<'_> {
         self.append(operands, Work::Whole(Box::new(run)), None);
     }
 
-    /// As [`Self::step`], of a call that some data would make fail: `check` declares what it looks at, and finds out before
-    /// anything is written. It looks at data even where the call writes nothing.
+    /// Like [`Self::step`], for a call that fails on some data: `check` declares what it reads, and runs before
+    /// anything is written. The check runs even if the call writes nothing.
     pub fn checked_step<C, R>(
         &mut self,
         check: impl FnOnce(&mut Operands) -> C,
@@ -278,7 +279,7 @@ impl Builder<'_> {
         self.append(operands, Work::Whole(Box::new(run)), Some(check));
     }
 
-    /// As [`Self::step`], in so many pieces, of so many multiply-adds together, that run in any order and on any thread.
+    /// Like [`Self::step`], in `count` pieces with `work` multiply-adds in total, which run in any order on any thread.
     pub fn step_in_pieces<R>(&mut self, (count, work): (usize, usize), declare: impl FnOnce(&mut Operands) -> R)
     where
         R: Fn(&Memory, usize) + Send + Sync + 'static,
@@ -319,7 +320,7 @@ impl Builder<'_> {
         self.buffers.len() - 1
     }
 
-    /// Gives the node's outputs their views.
+    /// Assigns the views of the node's outputs.
     fn assign(&mut self, views: SmallVec<[View; 1]>) {
         for (view, &needed) in views.iter().zip(&self.needed[self.node]) {
             let buffer = &mut self.buffers[view.buffer];

@@ -1,6 +1,7 @@
-//! Runs a program with each step alone in memory that shows what it touches. Every buffer has a block of its own between
-//! guards. A step runs twice on other rubbish: in the guards, in what it did not declare to read, and in place of all buffers
-//! that it did not declare at all. Its results must be the same, and everything else must stay as it was. For tests.
+//! Runs a program step by step in poisoned memory, to verify what each step declared. Every buffer has a block of its
+//! own between guards. A step runs twice with different poison: in the guards, in elements that it did not declare to
+//! read, and in all undeclared buffers. Both runs must give the same results, and all other memory must stay unchanged.
+//! For tests.
 
 use smallvec::SmallVec;
 
@@ -10,15 +11,15 @@ use super::{Buffer, Memory, Outcome, Place, Pointers, Program, filled, first_ele
 use crate::backend::{Bindings, Executable, Footprint, Value};
 use crate::error::{Error, Result};
 
-/// Bytes before and after a buffer, more than any kernel could miss it by in one step.
+/// Guard bytes before and after a buffer, more than a kernel could plausibly overrun in one step.
 const GUARD: usize = 256;
-/// What stands in what a step must not depend on: NaN as a float, then a small number.
+/// Poison bytes for memory that a step must not depend on: NaN as a float, then a small number.
 const RUBBISH: [u8; 2] = [0xff, 0x11];
 
-/// A program whose steps are looked at.
+/// A program that checks its steps as they run.
 pub(super) struct Checked(pub Program);
 
-/// A buffer's memory, guards around it, aligned as an arena is.
+/// A buffer between guards, aligned like an arena.
 #[derive(Clone)]
 struct Block {
     lines: Vec<Line>,
@@ -49,7 +50,7 @@ impl Block {
     }
 }
 
-/// Lines as bytes.
+/// Cache lines as bytes.
 trait FlattenedBytes {
     fn as_flattened_bytes(&mut self) -> &mut [u8];
 }
@@ -61,7 +62,7 @@ impl FlattenedBytes for Vec<Line> {
     }
 }
 
-/// Which bytes of a buffer belong to some views.
+/// A mask of the bytes of a buffer that the views cover.
 fn mask<'a>(bytes: usize, id: BufferId, views: impl IntoIterator<Item = &'a View>) -> Vec<bool> {
     let mut mask = vec![false; bytes];
     for view in views.into_iter().filter(|view| view.buffer == id) {
@@ -78,7 +79,7 @@ fn mask<'a>(bytes: usize, id: BufferId, views: impl IntoIterator<Item = &'a View
     mask
 }
 
-/// One buffer of a step: its block, and which bytes the step reads and writes.
+/// A buffer that a step touches, and which of its bytes the step reads and writes.
 struct Touched {
     id: BufferId,
     reads: Vec<bool>,
@@ -86,11 +87,11 @@ struct Touched {
 }
 
 impl Checked {
-    /// A block for each buffer, those of inputs and constants filled.
+    /// A block for each buffer; inputs and constants are filled in.
     fn blocks(&self, inputs: &Bindings) -> Result<Vec<Block>> {
         let program = &self.0;
         let mut given = inputs.clone();
-        // A second handle of each: nothing is overwritten.
+        // A second handle to each input, so that nothing is overwritten.
         let mut copies = program.copies(&given)?;
         let mut guards = SmallVec::<[_; 4]>::new();
         let addresses = program.addresses(&mut given, &mut copies, |tensor| {
@@ -104,7 +105,7 @@ impl Checked {
             .map(|(place, &bytes)| {
                 let mut block = Block::new(bytes);
                 match *place {
-                    // SAFETY: the input has so many bytes, and is locked while it is read.
+                    // SAFETY: the input has at least `bytes` bytes, and its read lock is held.
                     Place::Input(i) if bytes > 0 => unsafe {
                         block.start().copy_from_nonoverlapping(addresses[i], bytes);
                     },
@@ -116,7 +117,7 @@ impl Checked {
             .collect())
     }
 
-    /// Runs step `index` on both kinds of rubbish.
+    /// Runs step `index` with both poisons.
     fn step(&self, index: usize, blocks: &mut [Block]) -> Result<()> {
         let declared = &self.0.declared[index];
         let touched = touched(declared, &self.0.buffers);
@@ -141,7 +142,7 @@ impl Checked {
         Ok(())
     }
 
-    /// Runs a step once; what it wrote of each buffer.
+    /// Runs a step once; returns what it wrote to each buffer.
     fn run_on(
         &self,
         rubbish: u8,
@@ -172,7 +173,7 @@ impl Checked {
             let block = &mut blocks[touched.id];
             let written = block.contents().iter().zip(&touched.writes);
             results.push(written.filter(|(_, writes)| **writes).map(|(byte, _)| *byte).collect());
-            // What it may write is made equal: the rest has to be.
+            // Masks out the declared writes: everything else must be unchanged.
             let made = block.contents().iter_mut().zip(given.contents()).zip(&touched.writes);
             made.filter(|(_, writes)| **writes)
                 .for_each(|((byte, given), _)| *byte = *given);
@@ -193,7 +194,7 @@ impl Checked {
         ))
     }
 
-    /// What the steps left of a result.
+    /// The value of a result after the last step.
     fn result(&self, index: usize, blocks: &mut [Block]) -> Result<Value> {
         let (meta, outcome) = &self.0.outputs[index];
         let place = match outcome {
@@ -205,7 +206,7 @@ impl Checked {
         let len = meta.shape.elem_count();
         let mut buffer = Buffer::with_room(meta.dtype, len)?;
         let to = pointer_mut(buffer.storage_mut());
-        // SAFETY: the room is for as many bytes as the block has, and all of them are written.
+        // SAFETY: the buffer has capacity for the block's bytes, and all of them are written.
         unsafe {
             to.copy_from_nonoverlapping(blocks[id].start(), meta.bytes());
             Ok(filled(buffer, len).into())
@@ -213,7 +214,7 @@ impl Checked {
     }
 }
 
-/// The buffers that a step declared, each once.
+/// The buffers that a step declared, without duplicates.
 fn touched(declared: &Declared, bytes: &[usize]) -> Vec<Touched> {
     let mut ids: SmallVec<[BufferId; 8]> = declared.access().buffers().collect();
     ids.sort_unstable();
@@ -260,7 +261,7 @@ mod tests {
     use crate::LazyTensor;
     use crate::graph::numbered;
 
-    /// The negatives of four numbers, by a kernel that gets the addresses of input and output.
+    /// Negates four numbers with a kernel that gets the addresses of input and output.
     fn run(kernel: impl Fn(*mut u8, *mut u8) + Send + Sync + 'static) -> Result<Vec<f32>> {
         let x = LazyTensor::hollow(&[4], DType::F32);
         let graph = numbered::flatten(&[x.neg()?])?.graph;
@@ -274,11 +275,11 @@ mod tests {
         Ok(tensor.to_vec1().unwrap())
     }
 
-    /// `output[i] = -input[i]`, as it should be.
+    /// The correct kernel: `output[i] = -input[i]`.
     #[allow(clippy::cast_ptr_alignment)] // blocks are aligned
     fn negate(input: *mut u8, output: *mut u8, range: std::ops::Range<usize>) {
         for i in range {
-            // SAFETY: the blocks are larger than what the tests touch, guards included.
+            // SAFETY: the blocks, guards included, are larger than the offsets that the tests use.
             unsafe { *output.cast::<f32>().add(i) = -*input.cast::<f32>().add(i) };
         }
     }

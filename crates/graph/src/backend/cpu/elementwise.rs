@@ -1,5 +1,5 @@
-//! Loops over strided operands: one output element from the elements at the same place of the inputs. Dimensions that are
-//! adjacent in every operand are merged, so that most calls are one flat loop; broadcasts are strides of zero.
+//! Loops over strided operands: each output element depends on the input elements at the same position. Dimensions that
+//! are contiguous in every operand are merged, so that most calls are one flat loop; broadcasts are strides of zero.
 
 use std::ops::Range;
 
@@ -12,24 +12,25 @@ use super::operand::{Read, Write};
 use super::tape::INPUTS;
 use super::view::{View, row_major};
 
-/// Elements of a row that are reduced in one go: sums of many such parts, added in pairs, stay accurate.
+/// Elements of a row that are reduced sequentially: partial sums of such chunks are added pairwise, so long sums stay
+/// accurate.
 const CHUNK: usize = 4096;
 
-/// One number for each input. No run needs the heap for it.
+/// One number per input, without heap allocation.
 pub(super) type PerInput = SmallVec<[usize; INPUTS]>;
 
 /// The loop nest of an elementwise operation.
 pub(super) struct Nest {
     /// Outer dimensions, merged, with the strides of the inputs in each.
     outer: Vec<(usize, PerInput)>,
-    /// Elements of the innermost loop.
+    /// Trip count of the innermost loop.
     inner: usize,
-    /// Strides of the inputs in it.
+    /// Strides of the inputs in the innermost loop.
     pub steps: PerInput,
 }
 
 impl Nest {
-    /// The nest over `dims`, which the inputs broadcast to. The output is contiguous.
+    /// The loop nest over `dims`, to which the inputs broadcast. The output is contiguous.
     pub fn new(dims: &[usize], inputs: &[&View]) -> Self {
         let inputs: Vec<View> = inputs.iter().map(|view| view.broadcast(dims)).collect();
         let out = row_major(dims);
@@ -55,7 +56,7 @@ impl Nest {
         }
     }
 
-    /// Calls `f(offsets of the inputs, offset of the output, length)` for every piece, in parallel where it is much.
+    /// Calls `f(input offsets, output offset, length)` for every piece, in parallel if the work is large.
     pub fn for_pieces(&self, f: impl Fn(&[usize], usize, usize) + Sync) {
         let rows = self.rows();
         let pieces = self.inner.div_ceil(PIECE);
@@ -91,8 +92,8 @@ impl Nest {
         }
     }
 
-    /// Calls `f(offsets of the inputs, number of the piece, length)` for some pieces, each of at most [`CHUNK`] elements
-    /// next to each other, from `start` (offsets of the inputs) on.
+    /// Calls `f(input offsets, chunk index, length)` for a range of chunks, each of at most [`CHUNK`] consecutive
+    /// elements, starting from `start` (offsets of the inputs).
     pub fn for_chunks(&self, start: &[usize], pieces: Range<usize>, mut f: impl FnMut(&[usize], usize, usize)) {
         let along = self.chunks_of_row();
         let mut row = self.row(pieces.start / along.max(1));
@@ -108,7 +109,7 @@ impl Nest {
         }
     }
 
-    /// How many pieces [`for_chunks`](Self::for_chunks) knows.
+    /// The number of chunks that [`for_chunks`](Self::for_chunks) iterates over.
     pub fn chunks(&self) -> usize {
         self.rows() * self.chunks_of_row()
     }
@@ -117,7 +118,7 @@ impl Nest {
         self.inner.div_ceil(CHUNK)
     }
 
-    /// How many elements the loops pass.
+    /// The number of elements of the nest.
     pub fn elements(&self) -> usize {
         self.rows() * self.inner
     }
@@ -126,7 +127,7 @@ impl Nest {
         self.outer.iter().map(|(size, _)| size).product()
     }
 
-    /// Where element `number` lies in the inputs.
+    /// The offset of element `number` in each input.
     pub fn offsets(&self, number: usize) -> PerInput {
         let mut offsets = self.row(number / self.inner.max(1)).offsets;
         let along = number % self.inner.max(1);
@@ -135,7 +136,7 @@ impl Nest {
         offsets
     }
 
-    /// Where row `number` begins.
+    /// The position of row `number`.
     fn row(&self, number: usize) -> Row {
         let mut row = Row {
             index: SmallVec::from_elem(0, self.outer.len()),
@@ -151,7 +152,7 @@ impl Nest {
         row
     }
 
-    /// On to the next row; divisions would cost more than a short row.
+    /// Advances to the next row; division would cost more than a short row.
     fn next(&self, row: &mut Row) {
         for ((size, strides), index) in self.outer.iter().zip(&mut row.index).rev() {
             *index += 1;
@@ -166,13 +167,13 @@ impl Nest {
     }
 }
 
-/// A row of the innermost loop: its place in the outer dimensions, and where the inputs' elements begin.
+/// A row of the innermost loop: its index in the outer dimensions, and the offsets of its first elements in the inputs.
 struct Row {
     index: SmallVec<[usize; 4]>,
     offsets: PerInput,
 }
 
-/// Addresses that tasks share: each writes a part of the output that no other touches.
+/// Base addresses shared by tasks: each task writes a disjoint part of the output.
 pub(super) struct Addresses<T, U> {
     inputs: SmallVec<[*const T; INPUTS]>,
     out: *mut U,
@@ -182,7 +183,7 @@ pub(super) struct Addresses<T, U> {
 unsafe impl<T, U> Sync for Addresses<T, U> {}
 
 impl Addresses<u8, u8> {
-    /// Of operands of any types, in bytes.
+    /// For operands of any dtype, in bytes.
     pub fn bytes(memory: &Memory, inputs: &[Read], out: &Write) -> Self {
         Self {
             inputs: inputs.iter().map(|view| view.address(memory)).collect(),
@@ -192,7 +193,7 @@ impl Addresses<u8, u8> {
 }
 
 impl<T, U> Addresses<T, U> {
-    /// Of operands of one type.
+    /// For operands of one dtype.
     pub fn new(memory: &Memory, inputs: &[&Read], out: &Write) -> Self {
         Self {
             inputs: inputs.iter().map(|view| view.pointer::<T>(memory)).collect(),
@@ -200,7 +201,7 @@ impl<T, U> Addresses<T, U> {
         }
     }
 
-    /// Through methods, so that closures capture the whole and not the bare pointers.
+    /// Access through methods, so that closures capture the struct and not its raw pointers.
     pub fn input(&self, i: usize, offset: usize) -> *const T {
         self.inputs[i].wrapping_add(offset)
     }
@@ -210,7 +211,7 @@ impl<T, U> Addresses<T, U> {
     }
 }
 
-/// `y[i] = f(x[i])`. `y` may be exactly `x`.
+/// `y[i] = f(x[i])`. `y` may alias `x` exactly.
 pub(super) fn map1<T: Copy, U: Copy>(
     memory: &Memory,
     nest: &Nest,
@@ -222,7 +223,7 @@ pub(super) fn map1<T: Copy, U: Copy>(
     let step = nest.steps[0];
     nest.for_pieces(|offsets, out, len| {
         let (x, y) = (addresses.input(0, offsets[0]), addresses.out(out));
-        // SAFETY: the nest stays inside the views, and the plan gave their buffers room.
+        // SAFETY: the nest stays inside the views, and the plan allocated their buffers.
         unsafe {
             match step {
                 1 => (0..len).for_each(|i| *y.add(i) = f(*x.add(i))),
@@ -232,7 +233,7 @@ pub(super) fn map1<T: Copy, U: Copy>(
     });
 }
 
-/// `z[i] = f(x[i], y[i])`. `z` may be exactly `x` or `y`.
+/// `z[i] = f(x[i], y[i])`. `z` may alias `x` or `y` exactly.
 pub(super) fn map2<T: Copy, U: Copy>(
     memory: &Memory,
     nest: &Nest,
@@ -250,7 +251,7 @@ pub(super) fn map2<T: Copy, U: Copy>(
     });
 }
 
-/// `z[i] = if mask[i] != 0 { x[i] } else { y[i] }`. `z` may be exactly `x` or `y`.
+/// `z[i] = if mask[i] != 0 { x[i] } else { y[i] }`. `z` may alias `x` or `y` exactly.
 pub(super) fn select<T: Copy>(memory: &Memory, nest: &Nest, [mask, x, y]: [&Read; 3], out: &Write) {
     let addresses = Addresses::<T, T>::new(memory, &[x, y], out);
     let masks = Masks(mask.pointer::<u8>(memory));
@@ -269,10 +270,10 @@ pub(super) fn select<T: Copy>(memory: &Memory, nest: &Nest, [mask, x, y]: [&Read
     });
 }
 
-/// The masks of a choice, which tasks only read.
+/// The masks of a select, which tasks only read.
 struct Masks(*const u8);
 
-// SAFETY: see above.
+// SAFETY: only read.
 unsafe impl Sync for Masks {}
 
 impl Masks {
@@ -281,7 +282,7 @@ impl Masks {
     }
 }
 
-/// Copies `from` to the places of `to`: both strided, of the same dimensions.
+/// Copies the elements of `from` to those of `to`: both strided, with the same dimensions.
 pub(super) fn copy_strided<T: Copy>(memory: &Memory, from: &Read, to: &Write) {
     if to.len() == 0 {
         return;

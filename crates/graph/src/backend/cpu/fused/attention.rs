@@ -1,4 +1,4 @@
-//! Attention and its vjp: strides go to the kernel as they are, so heads and cached keys are never copied.
+//! Lowers attention and its vjp. Strides are passed to the kernel unchanged, so heads and cached keys are never copied.
 
 use smallvec::smallvec;
 
@@ -14,7 +14,7 @@ use super::{Views, collect, wanted_outputs};
 use crate::error::Result;
 use crate::graph::{AttentionOptions, GraphNode, ValueRef};
 
-/// The inputs that forward and backward share.
+/// The inputs shared by forward and backward.
 struct Inputs<V> {
     shape: AttentionShape,
     q: V,
@@ -29,7 +29,7 @@ impl Inputs<View> {
     fn new(builder: &mut Builder<'_>, inputs: &[ValueRef], options: AttentionOptions) -> Result<Self> {
         let mut heads = |i: usize| {
             let view = builder.view(inputs[i]).clone();
-            // Channels must lie one after the other; anything else may be strided.
+            // Channels must be contiguous; all other dimensions may be strided.
             if view.strides[3] == 1 || view.dims[3] == 1 {
                 Ok(view)
             } else {
@@ -83,11 +83,11 @@ impl Inputs<View> {
         }
     }
 
-    /// Checks that the queries lie among the keys.
+    /// Checks that the positions of the queries are within the keys.
     fn check(&self) -> impl FnOnce(&mut Operands) -> Check + '_ {
         move |operands| {
             let (queries, keys) = (self.shape.queries, self.shape.keys);
-            // Only a causal mask looks at it.
+            // Only a causal mask uses the offset.
             let offset = self.offset.as_ref().filter(|_| self.options.causal && keys > 0);
             let Some(offset) = offset.map(|view| operands.read(view)) else {
                 return Box::new(|_| Ok(()));
@@ -103,7 +103,7 @@ impl Inputs<View> {
 
 impl Inputs<Read> {
     /// # Safety
-    /// Nobody writes the segments while the mask lives.
+    /// The segments must not be written while the mask is alive.
     unsafe fn mask<'a>(&self, memory: &'a Memory) -> Mask<'a> {
         // SAFETY: one element, read only.
         let offset = self
@@ -179,7 +179,7 @@ pub(super) fn backward(
     let with_g_lse = !is_zero(builder.graph, node.inputs[count + 3]);
     let gradients = wanted_outputs::<3>(builder, node, wanted);
     let outputs = collect(&gradients);
-    // The kernel makes all three together; those that nobody wants go to scratch.
+    // The kernel always computes all three; gradients that are not requested go to scratch.
     let like = [&inputs.q, &inputs.k, &inputs.v].map(|view| view.dims.clone());
     let dtype = inputs.q.dtype;
     let mut like = like.into_iter();

@@ -1,4 +1,4 @@
-//! Softmax, layer norm, GELU and products with quantised weights.
+//! Lowers softmax, layer norm, GELU and products with quantised weights.
 
 use candle_core::DType;
 use smallvec::smallvec;
@@ -90,7 +90,7 @@ pub(super) fn layer_norm_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, w
     let gradients = wanted_outputs::<3>(builder, node, wanted);
     let outputs = collect(&gradients);
     let [dx, dweight, dbias] = gradients;
-    // The kernel always makes dx; where nobody wants it, it goes to scratch.
+    // The kernel always computes dx; if it is not requested, it goes to scratch.
     let dx = dx.unwrap_or_else(|| builder.fresh(&inputs[0].dims, inputs[0].dtype));
     let n = dx.dims[dx.dims.len() - 1];
     with_float!(dx.dtype, T => {
@@ -196,7 +196,7 @@ struct Quantized {
 }
 
 impl Quantized {
-    /// Of the inputs of the product.
+    /// From the inputs of the product.
     fn of(operands: &mut Operands, format: QuantFormat, inputs: &[View]) -> Self {
         Self {
             format,
@@ -206,7 +206,7 @@ impl Quantized {
     }
 
     /// # Safety
-    /// Nobody writes them while they live.
+    /// The weights must not be written while they are borrowed.
     unsafe fn weights<'a>(&self, memory: &'a Memory) -> Weights<'a> {
         let [rows, blocks] = [0, 1].map(|i| self.scales.dims[i]);
         // SAFETY: the caller's promise.
@@ -221,7 +221,7 @@ impl Quantized {
     }
 }
 
-/// The product of `m` rows, quantised once for all products with them, in pieces.
+/// A product of `m` rows in pieces; the rows are quantised once for all products that read them.
 fn few_rows<T: Float>(
     builder: &mut Builder<'_>,
     input: ValueRef,
@@ -234,9 +234,9 @@ fn few_rows<T: Float>(
     let activations = builder.quantized.get(&(input, format)).cloned().unwrap_or_else(|| {
         let made = builder.fresh(&[activation_bytes(m, cols)], DType::U8);
         builder.step(|operands| {
-            // Lines are padded, and the padding is never read.
+            // Rows are padded, and the padding is never read.
             let (from, to) = (operands.read(&inputs[0]), operands.update(&made));
-            // SAFETY: the input is read only; the bytes are this step's to write.
+            // SAFETY: the input is only read; the quantised rows are written by this step only.
             move |memory| unsafe { quantize(from.slice::<T>(memory), cols, format, to.pointer::<u8>(memory)) }
         });
         builder.quantized.insert((input, format), made.clone());
@@ -250,7 +250,7 @@ fn few_rows<T: Float>(
         move |memory, i| {
             let range = i * piece..rows.min((i + 1) * piece);
             let x = Activations::of(activations.pointer::<u8>(memory), m, cols);
-            // SAFETY: the operands are read only, and these columns of the output are this piece's to write.
+            // SAFETY: the operands are only read, and these columns of the output are written by this piece only.
             unsafe {
                 let (weights, out) = (quantized.weights(memory), Shared::raw(to.pointer::<T>(memory)));
                 piece_of_few_rows(&x, m, &weights, range, out);

@@ -1,4 +1,4 @@
-//! Lowers fused operations to the kernels, and says which it has. What is not listed runs as its fallback.
+//! Lowers fused operations to kernels, and tells which have one. Operations not listed here run as their fallbacks.
 
 mod attention;
 mod layers;
@@ -24,7 +24,7 @@ type Views = SmallVec<[View; 1]>;
 /// Whether there is a kernel for this node.
 pub(crate) fn has_kernel(graph: &Graph, node: &GraphNode) -> bool {
     use Operation as O;
-    // Kernels are made for inputs with elements; what they would make of none, the fallback says.
+    // Kernels expect non-empty inputs; the fallback defines the result for empty ones.
     let is_empty = |meta: &Meta| meta.shape.elem_count() == 0;
     if node.inputs.iter().any(|&input| is_empty(graph.meta(input))) && !node.outputs.iter().all(is_empty) {
         return false;
@@ -42,7 +42,7 @@ pub(crate) fn has_kernel(graph: &Graph, node: &GraphNode) -> bool {
         | O::AdamW(_)
         | O::Elementwise(_)
         | O::SharedMatmul { .. } => true,
-        // The kernel scales products, not what is added to them.
+        // The kernel scales the products, not the addends.
         O::MatmulSum { terms, scale, .. } => scale.to_bits() == 1f32.to_bits() || !terms.contains(&SumTerm::Addend),
         O::LoRA { .. } => products::keeps_lora(graph, node),
         O::ValueAndVjp { of, .. } => matches!(**of, O::CrossEntropy(_)),
@@ -137,7 +137,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
 /// Input and output memory of a kernel that may work in place.
 ///
 /// # Safety
-/// `T` is the dtype of both views, and the plan let the output lie over the input only where nobody needs it.
+/// `T` is the dtype of both views, and the output aliases the input only if the input is dead after this step.
 unsafe fn in_out<'a, T>(memory: &'a Memory, x: &Read, y: &Write) -> InOut<'a, T> {
     // SAFETY: the caller's promise; both views are contiguous and of one length.
     unsafe { InOut::from_raw(x.pointer::<T>(memory), y.pointer::<T>(memory), x.len()) }
@@ -164,7 +164,7 @@ fn rms_norm_step(builder: &mut Builder<'_>, node: &GraphNode, eps: f64) -> Resul
     Ok(smallvec![out])
 }
 
-/// Outputs for the wanted gradients, `None` where nobody asks.
+/// Output views of the requested gradients; `None` for the others.
 fn wanted_outputs<const N: usize>(builder: &mut Builder<'_>, node: &GraphNode, wanted: u32) -> [Option<View>; N] {
     let mut next = 0;
     std::array::from_fn(|i| {
@@ -175,12 +175,12 @@ fn wanted_outputs<const N: usize>(builder: &mut Builder<'_>, node: &GraphNode, w
     })
 }
 
-/// An operand for a view that is written, where it is there.
+/// A write operand for an optional view.
 fn write_some(operands: &mut Operands, view: Option<&View>) -> Option<Write> {
     view.map(|view| operands.write(view))
 }
 
-/// The wanted views in order.
+/// The views that are present, in order.
 fn collect<const N: usize>(views: &[Option<View>; N]) -> Views {
     views.iter().flatten().cloned().collect()
 }
@@ -190,7 +190,7 @@ fn rms_norm_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, wanted: u32, e
     let weighted = inputs.len() == 4;
     let [dx, dweight] = wanted_outputs::<2>(builder, node, wanted);
     let outputs = collect(&[dx.clone(), dweight.clone()]);
-    // The kernel always makes dx; where only the weight's gradient is wanted it goes to scratch.
+    // The kernel always computes dx; if only the weight's gradient is requested, it goes to scratch.
     let dx = dx.unwrap_or_else(|| builder.fresh(&inputs[0].dims, inputs[0].dtype));
     let n = dx.dims[dx.dims.len() - 1];
     with_float!(dx.dtype, T => {
@@ -251,7 +251,8 @@ fn swiglu_step(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
             let (views, to) = (operands.read_all(&inputs), operands.write(&out));
             move |memory| {
                 let (gate, up) = (views[0].pointer::<T>(memory), views[1].pointer::<T>(memory));
-                // SAFETY: all three are of this length, and the output may be exactly one of the inputs.
+                // SAFETY: all three have this length, and the output is distinct from the inputs or exactly one of
+                // them.
                 unsafe { swiglu::<T>(gate, up, to.pointer::<T>(memory), to.len()) };
             }
         });

@@ -1,4 +1,4 @@
-//! The low-rank term of `LoRA`, and sums of products: each result is written once.
+//! Lowers the low-rank term of `LoRA` and sums of products, so that each result is written once.
 
 use smallvec::{SmallVec, smallvec};
 
@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::fused::matmul_sum::SumTerm;
 use crate::graph::{Graph, GraphNode, Operation};
 
-/// Whether the low-rank term stays one operation: where something else is added to it, it becomes part of that sum.
+/// Whether the low-rank term stays a separate operation instead of becoming a term of the sum it is added to.
 pub(super) fn keeps_lora(graph: &Graph, node: &GraphNode) -> bool {
     let index = graph.nodes.iter().position(|other| std::ptr::eq(other, node));
     let adds = |user: &GraphNode| {
@@ -26,7 +26,7 @@ pub(super) fn keeps_lora(graph: &Graph, node: &GraphNode) -> bool {
     !graph.nodes.iter().any(adds)
 }
 
-/// Two products; the scale rides on the narrow one.
+/// Two products; the scale is applied to the narrow one.
 pub(super) fn lora_steps(builder: &mut Builder<'_>, node: &GraphNode, scale: f64) -> Result<Views> {
     let inputs = builder.input_views(node);
     let out = builder.output(node, 0);
@@ -40,7 +40,7 @@ pub(super) fn lora_steps(builder: &mut Builder<'_>, node: &GraphNode, scale: f64
     Ok(smallvec![out])
 }
 
-/// The narrow factors side by side, then one product; each output is some of its columns.
+/// Packs the narrow factors side by side and computes one product; each output is a range of its columns.
 pub(super) fn shared_matmul_steps(builder: &mut Builder<'_>, node: &GraphNode, scale: f64) -> Result<Views> {
     let x = rows(builder.view(node.inputs[0]).clone(), || {
         builder.contiguous(node.inputs[0])
@@ -67,7 +67,7 @@ pub(super) fn shared_matmul_steps(builder: &mut Builder<'_>, node: &GraphNode, s
     Ok(columns_of(&out, node.outputs.iter().map(|meta| meta.shape.dims())).collect())
 }
 
-/// Tensors of these dimensions that lie side by side, in the columns of a matrix.
+/// Views of the column ranges of a matrix, with these dimensions.
 fn columns_of<'a>(matrix: &View, dims: impl Iterator<Item = &'a [usize]>) -> impl Iterator<Item = View> {
     let mut first = 0;
     dims.map(move |dims| {
@@ -81,7 +81,7 @@ fn columns_of<'a>(matrix: &View, dims: impl Iterator<Item = &'a [usize]>) -> imp
     })
 }
 
-/// The operands of a sum: pairs of matrices, and addends with the elements from one of their rows to the next.
+/// The operands of a sum: pairs of matrices, and addends with their row stride.
 struct Terms<V> {
     products: Vec<(V, V)>,
     addends: Vec<(V, usize)>,
@@ -119,7 +119,7 @@ impl Terms<View> {
         }
     }
 
-    /// The addends that the result may lie over: an element of them is read by the task that writes it.
+    /// The addends that the result may overwrite: each element is read by the task that writes it.
     fn overwritable(&self) -> Vec<&View> {
         let apart = |view: &View| {
             self.products
@@ -136,11 +136,11 @@ impl Terms<View> {
 }
 
 impl Terms<Read> {
-    /// The sum (m, n), scaled.
+    /// The scaled sum, (m, n).
     ///
     /// # Safety
-    /// Operands and result have these sizes, the products are of `T`, addends and result of `C`; nobody else touches the
-    /// result, which may lie over an addend.
+    /// Operands and result have these sizes, the products are of type `T`, addends and result of type `C`; the result
+    /// is not accessed elsewhere, and may alias an addend.
     unsafe fn add_up<T: Float, C: Float<Acc = T::Acc>>(
         &self,
         memory: &Memory,
@@ -177,7 +177,7 @@ impl Terms<Read> {
     }
 }
 
-/// `(.., k)` as a matrix `(rows, k)`: any strides of a matrix do, a larger one must be contiguous.
+/// `(.., k)` as a matrix `(rows, k)`. A matrix may have any strides; a tensor of higher rank must be contiguous.
 fn rows(view: View, contiguous: impl FnOnce() -> Result<View>) -> Result<View> {
     if view.dims.len() == 2 && !view.is_contiguous() {
         return Ok(view);
@@ -192,12 +192,12 @@ fn rows(view: View, contiguous: impl FnOnce() -> Result<View>) -> Result<View> {
     let mut view = if view.is_contiguous() { view } else { contiguous()? };
     let k = view.dims[view.dims.len() - 1];
     view.dims = vec![view.dims[..view.dims.len() - 1].iter().product(), k];
-    // A contiguous view may have any stride in a dimension of size 1, so the strides are made afresh.
+    // A contiguous view may have any stride in a dimension of size 1, so the strides are recomputed.
     view.strides = row_major(&view.dims);
     Ok(view)
 }
 
-/// Contiguous, of all elements of the sum or of one row of it.
+/// An addend as a contiguous view with the shape of the sum or of one of its rows.
 fn addend(builder: &mut Builder<'_>, view: View, dims: &[usize]) -> Result<View> {
     let columns = dims[dims.len() - 1];
     let whole = view.dims.last() == Some(&columns) && [columns, dims.iter().product()].contains(&view.len());
@@ -229,8 +229,8 @@ pub(super) fn matmul_sum_step(
         builder.step(|operands| {
             let (terms, to) = (terms.read(operands), operands.write(&out));
             move |memory| {
-                // SAFETY: inference gave operands and result these sizes and types; the result is this step's to write,
-                // and lies over an addend only.
+                // SAFETY: inference gave operands and result these sizes and dtypes; the result is written by this step
+                // only, and aliases at most an addend.
                 unsafe {
                     if cast {
                         terms.add_up::<T, <T as Float>::Acc>(memory, (m, n), scale, &to);

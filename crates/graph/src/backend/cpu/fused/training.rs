@@ -1,4 +1,4 @@
-//! The loss and the optimizer: cross-entropy in blocks of logits, `AdamW` in one pass over the donated state.
+//! Lowers the loss and the optimizer: cross-entropy in blocks of logits, `AdamW` in one pass over the donated state.
 
 use smallvec::smallvec;
 
@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::graph::{AdamWOptions, CrossEntropyOptions, GraphNode};
 
 /// # Safety
-/// Nobody writes the inputs while the result lives.
+/// The inputs must not be written while the result is alive.
 unsafe fn loss_inputs<'a, T>(views: &[Read], memory: &'a Memory, options: CrossEntropyOptions) -> CrossEntropy<'a, T> {
     // SAFETY: the caller's promise.
     let (hidden, weight, targets) = unsafe { (views[0].slice(memory), views[1].slice(memory), views[2].slice(memory)) };
@@ -34,7 +34,7 @@ unsafe fn loss_inputs<'a, T>(views: &[Read], memory: &'a Memory, options: CrossE
     }
 }
 
-/// Checks that every target is in the vocabulary or the ignored one.
+/// Checks that every target is a class of the vocabulary or the ignored index.
 fn check(inputs: &[View], options: CrossEntropyOptions) -> impl FnOnce(&mut Operands) -> Check + '_ {
     move |operands| {
         let (targets, vocab) = (operands.read(&inputs[2]), inputs[1].dims[0]);
@@ -111,7 +111,7 @@ pub(super) fn loss_and_vjp(
         .collect();
     let mut gradients = outputs[2..].iter().cloned();
     let [d_hidden, d_weight] = [0, 1].map(|i| if wanted >> i & 1 == 1 { gradients.next() } else { None });
-    // The kernel always makes the gradient of the hidden states; where nobody wants it, it goes to scratch.
+    // The kernel always computes the gradient of the hidden states; if it is not requested, it goes to scratch.
     let d_hidden = d_hidden.unwrap_or_else(|| builder.fresh(&inputs[0].dims, inputs[0].dtype));
     with_float!(inputs[0].dtype, T => {
         builder.checked_step(check(&inputs, options), |operands| {
@@ -135,7 +135,7 @@ pub(super) fn loss_and_vjp(
     Ok(outputs)
 }
 
-/// Parameter and moments are overwritten where nobody else holds them.
+/// Overwrites parameter and moments in place if they are not shared.
 pub(super) fn optimizer(builder: &mut Builder<'_>, node: &GraphNode, options: AdamWOptions) -> Result<Views> {
     let (gradient, rates) = (builder.contiguous(node.inputs[1])?, builder.contiguous(node.inputs[4])?);
     let state = [
@@ -148,7 +148,7 @@ pub(super) fn optimizer(builder: &mut Builder<'_>, node: &GraphNode, options: Ad
             let (gradient, rates) = (operands.read(&gradient), operands.read(&rates));
             let state = state.each_ref().map(|view| operands.update(view));
             move |memory| {
-                // SAFETY: `writable` gives three buffers that no other input lies in.
+                // SAFETY: `writable` returned three buffers that no other input aliases.
                 unsafe {
                     let rates = rates.slice::<T>(memory);
                     let rate = |i: usize| rates[i].to_acc().widen();
@@ -176,7 +176,7 @@ pub(super) fn optimizer(builder: &mut Builder<'_>, node: &GraphNode, options: Ad
 /// The memory of a kernel that works in place.
 ///
 /// # Safety
-/// `T` is the dtype of the view, and nobody else touches it meanwhile.
+/// `T` is the dtype of the view, and the memory is not accessed elsewhere meanwhile.
 unsafe fn in_place<'a, T>(memory: &'a Memory, view: &Write) -> InOut<'a, T> {
     let memory = view.pointer::<T>(memory);
     // SAFETY: the caller's promise; the view is contiguous.
