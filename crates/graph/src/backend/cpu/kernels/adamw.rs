@@ -1,4 +1,4 @@
-//! One step of `AdamW` in one pass over the parameter, its gradient and both moments.
+//! The `AdamW` update, in one pass over the parameter, its gradient and both moments.
 
 use super::float::{Float, Real};
 use super::inout::InOut;
@@ -21,7 +21,7 @@ pub struct AdamW {
     pub correction1: f64,
     /// 1 - beta2^step
     pub correction2: f64,
-    /// On the gradient.
+    /// Factor on the gradient, such as that of clipping.
     pub factor: f64,
 }
 
@@ -52,7 +52,7 @@ pub fn adamw<T: Float, S: Float<Acc = T::Acc>>(
         simd(
             #[inline(always)]
             || {
-                // SAFETY: the block is inside all buffers and belongs to this task.
+                // SAFETY: the block is in bounds of all buffers and belongs to this task.
                 let (p, m, v) = unsafe {
                     (
                         copied(p_in.at(start), p_out.at(start), len),
@@ -113,7 +113,7 @@ mod tests {
     use super::super::testing::{affordable, close, each_float, epsilon, noise_as, widen};
     use super::*;
 
-    /// Ten steps with the gradient of the last step's parameter, against the update written out in f64.
+    /// Ten steps, each with a gradient computed from the parameter, against the update written out in f64.
     fn ten_steps<T: Float>() {
         for n in [0, 1, 40, 300, 70_001] {
             if !affordable(30 * n) {

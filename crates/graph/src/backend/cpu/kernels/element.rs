@@ -1,4 +1,4 @@
-//! Every element type of the engine, for kernels that need no more than adding and comparing.
+//! Every element type of the engine, for kernels that need only additions and comparisons.
 
 use half::{bf16, f16};
 
@@ -6,11 +6,11 @@ use super::float::{Float, Real};
 
 /// An element type: f32, f64, f16, bf16, u8, u32 or i64.
 pub trait Element: Copy + Send + Sync + Default + PartialEq + std::fmt::Debug + 'static {
-    /// What sums of it are kept in: [`Float::Acc`], or the integer itself.
+    /// The accumulator type: [`Float::Acc`], or the integer itself.
     type Sum: Copy + Send + Sync + PartialOrd + 'static;
     /// 0
     const ZERO: Self::Sum;
-    /// Below or equal to everything but NaN.
+    /// The identity of maximum: less than or equal to everything but NaN.
     const LOWEST: Self::Sum;
     /// Widens; exact.
     fn widen(self) -> Self::Sum;

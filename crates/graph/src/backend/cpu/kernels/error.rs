@@ -1,6 +1,6 @@
-//! What can be wrong with the data a kernel is given; wrong sizes are the caller's mistake and panic.
+//! Errors for invalid data that a kernel is given; wrong sizes are the caller's bug and panic.
 
-/// A value that a kernel cannot work with.
+/// A value that a kernel cannot process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KernelError {
     /// An index outside the dimension it picks from.
@@ -8,14 +8,14 @@ pub enum KernelError {
     Index {
         /// The kernel.
         operation: &'static str,
-        /// Which element of the indices.
+        /// The position in the indices.
         element: usize,
         /// Its value.
         index: i64,
         /// Size of the dimension.
         size: usize,
     },
-    /// A target class that is neither in the vocabulary nor the ignored one.
+    /// A target class that is neither in the vocabulary nor the ignored index.
     #[error(
         "cross_entropy: target {target} of row {row} is outside the vocabulary of {vocab} and is not the ignored index"
     )]

@@ -1,7 +1,7 @@
 //! The floating-point element types and the type each one is computed in.
 //!
-//! Conversions between bf16/f16 and f32 are written as branch-free bit arithmetic, so that loops over them become
-//! vector instructions on every machine; they agree with `half` bit for bit on every number (NaN stays some NaN).
+//! Conversions between bf16/f16 and f32 are written as branch-free bit arithmetic, so that loops over them are
+//! vectorised on every machine; they agree with `half` bit for bit on every number (a NaN stays a NaN).
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
@@ -12,21 +12,21 @@ use super::matmul::{Product, kernels_of};
 
 /// An element type of the kernels: f32, f64, f16 or bf16.
 pub trait Float: Copy + Send + Sync + Default + PartialOrd + std::fmt::Debug + 'static {
-    /// What sums and functions of this type are computed in.
+    /// The accumulation type: sums and functions of this type are computed in it.
     type Acc: Real;
-    /// What kernels round intermediate matrices to before they multiply them: the type itself, but f32 for f16, whose
-    /// range is too small for gradients.
+    /// The type that intermediate matrices are rounded to before they are multiplied: the type itself, but f32 for f16,
+    /// whose range is too small for gradients.
     type Factor: Float<Acc = Self::Acc>;
-    /// True where `Self` and `Self::Factor` are the same type.
+    /// Whether `Self` and `Self::Factor` are the same type.
     const IS_FACTOR: bool;
     /// Widens to the accumulation type; exact.
     fn to_acc(self) -> Self::Acc;
     /// Rounds to nearest, ties to even.
     fn from_acc(value: Self::Acc) -> Self;
-    /// The matrix product of this element type, into another of the same accumulation type.
+    /// The matrix product of this element type, with a result of any type with the same accumulation type.
     ///
     /// # Safety
-    /// As [`dense_product`](super::matmul::dense_product); no size is 0.
+    /// Like [`dense_product`](super::matmul::dense_product); no size is 0.
     unsafe fn multiply<C: Float<Acc = Self::Acc>>(product: &Product<'_, Self, C>, parallel: bool);
 }
 
@@ -40,19 +40,19 @@ macro_rules! multiply {
     };
 }
 
-/// Where a matrix lies: first element, then the steps from row to row and from column to column.
+/// A strided matrix: its first element, row stride and column stride.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<P> {
     /// Element (0, 0).
     pub ptr: P,
-    /// Elements from one row to the next.
+    /// Row stride in elements.
     pub rows: isize,
-    /// Elements from one column to the next.
+    /// Column stride in elements.
     pub cols: isize,
 }
 
 impl<T> Mat<*const T> {
-    /// The matrix from element (i, j) on.
+    /// The submatrix from element (i, j) on.
     #[inline(always)]
     pub(crate) fn at(self, i: usize, j: usize) -> Self {
         let step = i as isize * self.rows + j as isize * self.cols;
@@ -81,7 +81,7 @@ pub(crate) fn dense<A>(data: &[A], cols: usize) -> Mat<*const A> {
     }
 }
 
-/// A row-major matrix to write.
+/// A writable row-major matrix.
 pub(crate) fn dense_mut<A>(data: &mut [A], cols: usize) -> Mat<*mut A> {
     Mat {
         ptr: data.as_mut_ptr(),
@@ -90,7 +90,7 @@ pub(crate) fn dense_mut<A>(data: &mut [A], cols: usize) -> Mat<*mut A> {
     }
 }
 
-/// Rows and columns exchanged.
+/// The transpose, as a view.
 pub(crate) fn transposed<P>(mat: Mat<P>) -> Mat<P> {
     Mat {
         ptr: mat.ptr,
@@ -99,7 +99,7 @@ pub(crate) fn transposed<P>(mat: Mat<P>) -> Mat<P> {
     }
 }
 
-/// An accumulation type (f32 or f64): its arithmetic and its functions.
+/// An accumulation type (f32 or f64): its arithmetic and elementary functions.
 pub trait Real:
     Float<Acc = Self>
     + Add<Output = Self>
@@ -121,7 +121,7 @@ pub trait Real:
     fn widen(self) -> f64;
     /// e to the power `self`.
     fn exp(self) -> Self;
-    /// [`exp`](Self::exp) of what is not above 0, faster; what would be subnormal is 0.
+    /// [`exp`](Self::exp) for arguments of at most 0, faster; subnormal results are 0.
     fn exp_below(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
@@ -228,7 +228,7 @@ impl Float for f16 {
         let bits = u32::from(self.to_bits());
         let sign = (bits & 0x8000) << 16;
         let magnitude = (bits & 0x7fff) << 13;
-        // Multiplying by 2^112 moves the exponent from f16's bias to f32's, subnormals included.
+        // Multiplying by 2^112 changes the exponent from f16's bias to f32's, subnormals included.
         let finite = f32::from_bits(magnitude) * f32::from_bits(0x7780_0000);
         let special = magnitude | 0x7f80_0000;
         let wide = if magnitude >= 0x0f80_0000 {

@@ -5,7 +5,7 @@ use super::float::{Float, Real};
 use super::inout::InOut;
 use super::par::{Shared, copied, for_blocks, simd};
 
-/// Which form.
+/// The form of GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gelu {
     /// With the error function.
@@ -88,7 +88,7 @@ fn map_vjp<T: Float>(x: &[T], g: &[T], dx: &mut [T], slope: impl Fn(T::Acc) -> T
     });
 }
 
-/// Phi(x) + x phi(x), Phi and phi the normal distribution and its density.
+/// Phi(x) + x phi(x), with Phi and phi the distribution function and density of the normal distribution.
 #[inline(always)]
 fn erf_slope<A: Real>(x: A) -> A {
     let half = A::of(0.5);

@@ -1,7 +1,7 @@
-//! Picking and adding along one dimension by indices: `index_select`, `gather`, `index_add`, `scatter_add`.
+//! Indexed reads and additions along one dimension: `index_select`, `gather`, `index_add`, `scatter_add`.
 //!
-//! Indices are checked before anything is written. Additions to one element happen in the order of the indices, whatever
-//! the number of threads.
+//! Indices are checked before anything is written. Additions to one element happen in the order of the indices,
+//! whatever the number of threads.
 
 use super::element::Element;
 use super::error::KernelError;
@@ -10,9 +10,9 @@ use super::scratch::Filled;
 
 /// An index type: u32 or i64.
 pub trait Index: Copy + Send + Sync + 'static {
-    /// The value, for messages.
+    /// The value, for error messages.
     fn value(self) -> i64;
-    /// The position in a dimension of size `n`, if inside.
+    /// The position in a dimension of size `n`, if it is in range.
     #[inline(always)]
     fn position(self, n: usize) -> Option<usize> {
         usize::try_from(self.value()).ok().filter(|&i| i < n)
@@ -33,16 +33,17 @@ impl Index for i64 {
     }
 }
 
-/// The sizes of an indexed operation: data is (outer, n, inner), and what is picked or added is (outer, m, inner).
+/// The sizes of an indexed operation: the data is (outer, n, inner), the selected or added slices are (outer, m,
+/// inner).
 #[derive(Clone, Copy, Debug)]
 pub struct IndexShape {
-    /// Product of the dimensions before.
+    /// Product of the dimensions before the indexed one.
     pub outer: usize,
     /// Size of the indexed dimension.
     pub n: usize,
-    /// Its size in what is picked or added.
+    /// Number of selected or added slices.
     pub m: usize,
-    /// Product of the dimensions after.
+    /// Product of the dimensions after the indexed one.
     pub inner: usize,
 }
 
@@ -61,7 +62,7 @@ impl IndexShape {
     }
 }
 
-/// The index at `element` of the list, as a position.
+/// Checks the index at `element` of the list.
 fn inside<I: Index>(index: I, n: usize, element: usize, operation: &'static str) -> Result<usize, KernelError> {
     index.position(n).ok_or(KernelError::Index {
         operation,
@@ -71,7 +72,7 @@ fn inside<I: Index>(index: I, n: usize, element: usize, operation: &'static str)
     })
 }
 
-/// Whether every index lies in a dimension of `n`.
+/// Checks that every index is in range for a dimension of `n`.
 ///
 /// # Errors
 /// If one does not.
@@ -85,7 +86,7 @@ pub fn check_indices<I: Index>(indices: &[I], n: usize, operation: &'static str)
 /// `out[o, j, i] = x[o, indices[j], i]`; indices (m).
 ///
 /// # Errors
-/// If an index is outside.
+/// If an index is out of range.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -113,7 +114,7 @@ pub fn index_select<T: Copy + Send + Sync, I: Index>(
 /// `out[o, j, i] = x[o, indices[o, j, i], i]`; indices (outer, m, inner).
 ///
 /// # Errors
-/// If an index is outside.
+/// If an index is out of range.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -138,10 +139,11 @@ pub fn gather<T: Copy + Send + Sync, I: Index>(
     Ok(())
 }
 
-/// `out[o, indices[j], i] += x[o, j, i]`; indices (m). All that is added to an element is summed before it is rounded.
+/// `out[o, indices[j], i] += x[o, j, i]`; indices (m). All additions to an element are summed before the sum is
+/// rounded.
 ///
 /// # Errors
-/// If an index is outside; nothing is added then.
+/// If an index is out of range; nothing is added then.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -158,9 +160,9 @@ pub fn index_add<T: Element, I: Index>(
     for (element, (source, &index)) in sources.iter_mut().zip(indices).enumerate() {
         *source = (inside(index, n, element, "index_add")?, element);
     }
-    // Sources of one target stand together and in order.
+    // Sorts by target; sources of one target keep their order.
     sources.sort_unstable();
-    // Where those of each target begin and end.
+    // The range of the sources of each target.
     let mut targets = Filled::new(m, (0, 0));
     let (mut count, mut end) = (0, 0);
     for (target, sources) in targets.iter_mut().zip(sources.chunk_by(|a, b| a.0 == b.0)) {
@@ -179,7 +181,7 @@ pub fn index_add<T: Element, I: Index>(
                 let (o, target, start) = (at / each, targets[at % each / blocks], at % blocks * BLOCK);
                 let sources = &sources[target.0..target.1];
                 let len = BLOCK.min(inner - start);
-                // SAFETY: only this task has this block of this target.
+                // SAFETY: this block of this target belongs to this task.
                 let out = unsafe { result.slice((o * n + sources[0].0) * inner + start, len) };
                 add_rows(
                     out,
@@ -210,7 +212,7 @@ fn add_rows<'a, T: Element>(out: &mut [T], rows: impl Iterator<Item = &'a [T]>) 
 /// `out[o, indices[o, j, i], i] += x[o, j, i]`; indices (outer, m, inner). Each addition is rounded.
 ///
 /// # Errors
-/// If an index is outside; nothing is added then.
+/// If an index is out of range; nothing is added then.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -233,7 +235,7 @@ pub fn scatter_add<T: Element, I: Index>(
                 for i in start..inner.min(start + BLOCK) {
                     let from = (o * m + j) * inner + i;
                     let to = result.at((o * n + indices[from].value() as usize) * inner + i);
-                    // SAFETY: only this task has these columns of this outer row.
+                    // SAFETY: these columns of this outer row belong to this task.
                     unsafe { *to = T::round(T::plus((*to).widen(), x[from].widen())) };
                 }
             }

@@ -1,10 +1,10 @@
-//! A kernel's input and output where both may be the same memory.
+//! A kernel's input and output, which may be the same memory.
 
 use std::marker::PhantomData;
 
 /// An input and an output of equal length that are either disjoint or exactly the same memory.
 ///
-/// A kernel that takes one reads any piece of the input before it writes the same piece of the output.
+/// A kernel reads each block of the input before it writes the same block of the output.
 pub struct InOut<'a, T> {
     src: *const T,
     dst: *mut T,
@@ -12,14 +12,14 @@ pub struct InOut<'a, T> {
     memory: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it stands for a `&[T]` and a `&mut [T]`, which may cross threads when T may.
+// SAFETY: it represents a `&[T]` and a `&mut [T]`, which may cross threads if T may.
 unsafe impl<T: Send + Sync> Sync for InOut<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Send for InOut<'_, T> {}
 
 #[allow(clippy::needless_lifetimes, clippy::elidable_lifetime_names)] // the constructors of the tests name it
 impl<'a, T> InOut<'a, T> {
-    /// From one buffer to another.
+    /// Two distinct buffers.
     #[cfg(test)]
     ///
     /// # Panics
@@ -35,7 +35,7 @@ impl<'a, T> InOut<'a, T> {
         }
     }
 
-    /// Over the input itself.
+    /// In place: the output is the input.
     #[cfg(test)]
     #[must_use]
     pub fn in_place(buffer: &'a mut [T]) -> Self {
@@ -51,8 +51,8 @@ impl<'a, T> InOut<'a, T> {
     /// From raw memory.
     ///
     /// # Safety
-    /// `src` is readable and `dst` writable for `len` elements for as long as the value lives, nothing else touches
-    /// `dst` meanwhile, and the two ranges are equal or disjoint.
+    /// `src` is readable and `dst` writable for `len` elements while the value is alive, `dst` is not accessed
+    /// elsewhere meanwhile, and the two ranges are equal or disjoint.
     #[must_use]
     pub unsafe fn from_raw(src: *const T, dst: *mut T, len: usize) -> Self {
         InOut {

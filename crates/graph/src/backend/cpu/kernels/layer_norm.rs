@@ -21,7 +21,7 @@ pub fn layer_norm<T: Float>(x: &InOut<'_, T>, n: usize, weight: Option<&[T]>, bi
             #[inline(always)]
             || {
                 for at in range.map(|row| row * n) {
-                    // SAFETY: the row is inside both buffers and belongs to this task.
+                    // SAFETY: the row is in bounds of both buffers and belongs to this task.
                     unsafe {
                         let from: *const T = src.at(at);
                         let (mean, r) = moments(std::slice::from_raw_parts(from, n), eps);
@@ -49,7 +49,7 @@ fn moments<T: Float>(row: &[T], eps: f64) -> (T::Acc, T::Acc) {
     (mean, T::Acc::ONE / (variance + T::Acc::of(eps)).sqrt())
 }
 
-/// The gradients of weight and bias, (n) each, where asked for.
+/// The gradients of weight and bias, (n) each, if requested.
 #[derive(Default)]
 pub struct ScaleGradients<'a, T> {
     /// Sum over rows of `g * (x - mean) * r`.
@@ -118,7 +118,7 @@ pub fn layer_norm_vjp<T: Float>(
     }
 }
 
-/// One row; `g` is overwritten. `sums` (2, n) are added the gradients of weight and bias, unless empty.
+/// One row; `g` is overwritten. The gradients of weight and bias are added to `sums` (2, n), unless it is empty.
 #[inline(always)]
 fn row_vjp<T: Float>(r: T::Acc, weight: &[T::Acc], z: &[T::Acc], g: &mut [T::Acc], dx: &mut [T], sums: &mut [T::Acc]) {
     let n = T::Acc::of(z.len() as f64);

@@ -1,5 +1,5 @@
-//! The gradient: one task for each (sequence, key head), which goes through the blocks of queries in order; where those
-//! are few, several with a share of the blocks each, whose sums are then added in order.
+//! The backward pass: one task per (sequence, key head), which processes the blocks of queries in order. With few of
+//! these, several tasks share the blocks of one, and their partial sums are added in a fixed order.
 
 use std::ops::Range;
 
@@ -9,10 +9,12 @@ use super::super::par::{Shared, for_pieces, simd, store, sum2, with_scratch};
 use super::super::tuning::loops::PARALLEL_WORK;
 use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, key_blocks, with_both};
 
-/// The gradients of [`attention`](super::attention) from those of its results, `g` and (0 if missing) `g_lse`.
+/// The gradients of [`attention`](super::attention) from the gradients of its outputs, `g` and `g_lse` (zero if
+/// `None`).
 ///
-/// With p the probabilities, `dv = p^T g`, `ds = p * (g v^T - sum(g * o) + g_lse) * scale`, `dq = ds k`, `dk = ds^T q`. All are as the forward pass lays them out; dq is (batch, queries, heads, dim), dk and dv are
-/// (batch, keys, `kv_heads`, dim), contiguous, the sums over the query heads that share a key head; 0 from `kv_len` on.
+/// With p the probabilities, `dv = p^T g`, `ds = p * (g v^T - sum(g * o) + g_lse) * scale`, `dq = ds k`, `dk = ds^T q`.
+/// All have the layout of the forward pass, contiguous: dq is (batch, queries, heads, dim), dk and dv are (batch, keys,
+/// `kv_heads`, dim), summed over the query heads that share a key head, and 0 from position `kv_len` on.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -103,7 +105,7 @@ pub fn attention_vjp<T: Float>(
     });
 }
 
-/// What the gradients of all heads are made of.
+/// The operands of the gradients of all heads.
 struct Heads<'a, T: Float> {
     job: Job<'a, T>,
     scale: T::Acc,
@@ -114,8 +116,8 @@ struct Heads<'a, T: Float> {
 }
 
 impl<T: Float> Heads<'_, T> {
-    /// Adds up dk and dv, `(2, kv_len, dim)`, of one (sequence, key head) over every `parts`-th block of queries from
-    /// `part` on, and writes their dq.
+    /// Accumulates dk and dv, `(2, kv_len, dim)`, of one (sequence, key head) over every `parts`-th block of queries
+    /// from `part` on, and writes their dq.
     ///
     /// # Safety
     /// No other task writes dq of these queries.
@@ -170,7 +172,7 @@ impl<T: Float> Heads<'_, T> {
     }
 }
 
-/// One (sequence, key head): the block at work, and the sums over all blocks.
+/// One (sequence, key head): the current block, and the sums over all blocks.
 struct Head<'s, 'a, T: Float> {
     job: &'s Job<'a, T>,
     b: usize,
@@ -186,7 +188,7 @@ struct Head<'s, 'a, T: Float> {
     /// (rows, `BLOCK_KEYS`): probabilities, and the gradient of the scores.
     p: &'s mut [T::Factor],
     ds: &'s mut [T::Factor],
-    /// (rows): sum(grad * o) less the gradient of lse, and the log-sum-exp.
+    /// (rows): sum(grad * o) minus the gradient of lse, and the log-sum-exp.
     dot: &'s mut [T::Acc],
     lse: &'s mut [T::Acc],
     /// (`kv_len`, dim)
@@ -199,7 +201,7 @@ impl<T: Float> Head<'_, '_, T> {
         queries.len() * self.job.shape.group()
     }
 
-    /// The row's number among (batch, queries, heads).
+    /// The row's index in (batch, queries, heads).
     fn place(&self, queries: &Range<usize>, r: usize) -> usize {
         let (shape, group) = (self.job.shape, self.job.shape.group());
         (self.b * shape.queries + queries.start + r / group) * shape.heads + self.g * group + r % group
@@ -240,7 +242,7 @@ impl<T: Float> Head<'_, '_, T> {
             }
             let k = job.keys(&job.k, b, g, &keys, wide_k);
             let v = job.keys(&job.v, b, g, &keys, wide_v);
-            // SAFETY: every matrix has the sizes its field names.
+            // SAFETY: every matrix has the size given at its field.
             unsafe { self.products(queries, &keys, k, v) };
         }
     }
@@ -276,7 +278,7 @@ impl<T: Float> Head<'_, '_, T> {
         }
     }
 
-    /// From scores and grad @ v^T to probabilities and the gradient of the scores.
+    /// Turns scores and grad @ v^T into probabilities and the gradient of the scores.
     #[inline(always)]
     fn score_gradients(&mut self, queries: &Range<usize>, keys: &Range<usize>) {
         let (group, scale) = (self.job.shape.group(), self.scale);
@@ -302,7 +304,7 @@ impl<T: Float> Head<'_, '_, T> {
                 *x = *x * scale;
             }
             self.job.hide(self.b, query, keys, scores, T::Acc::NEG_INFINITY);
-            // What is hidden has probability 0, but may have any gradient.
+            // Masked keys have probability 0 but an arbitrary gradient.
             self.job.hide(self.b, query, keys, dp, dot);
             for (score, p) in scores.iter_mut().zip(&mut *p) {
                 *score = (*score - lse).exp_below();
@@ -320,7 +322,7 @@ impl<T: Float> Head<'_, '_, T> {
             #[inline(always)]
             || {
                 for (r, row) in self.dq.chunks_exact(dim).take(self.row_count(queries)).enumerate() {
-                    // SAFETY: the caller owns these rows of dq.
+                    // SAFETY: these rows of dq belong to the caller.
                     unsafe { store(row, out.at(self.place(queries, r) * dim)) };
                 }
             },
@@ -329,7 +331,7 @@ impl<T: Float> Head<'_, '_, T> {
 }
 
 impl<T: Float> Job<'_, T> {
-    /// Rounds dk and dv, `(2, kv_len, dim)`, of one (sequence, key head) into place; 0 from `kv_len` on.
+    /// Rounds dk and dv, `(2, kv_len, dim)`, of one (sequence, key head) and stores them; 0 from `kv_len` on.
     ///
     /// # Safety
     /// No other task writes this head.
@@ -344,7 +346,7 @@ impl<T: Float> Job<'_, T> {
                 || {
                     for j in 0..keys {
                         let at = ((pair / kv_heads * keys + j) * kv_heads + pair % kv_heads) * dim;
-                        // SAFETY: the caller owns this head of dk and dv.
+                        // SAFETY: this head of dk and dv belongs to the caller.
                         unsafe {
                             match sums.get(j * dim..(j + 1) * dim) {
                                 Some(row) => store(row, out.at(at)),

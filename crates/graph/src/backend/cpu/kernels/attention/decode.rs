@@ -1,5 +1,5 @@
-//! The forward pass of a few queries, as in decoding: one task for each (sequence, part of the keys), of all heads, so
-//! that a cache is read as it lies. What the parts give is joined afterwards.
+//! The forward pass of a few queries, as in decoding: one task per (sequence, part of the keys), for all heads, so that
+//! a cache is read contiguously. The partial results of the parts are combined afterwards.
 
 use super::super::float::{Float, Real};
 use super::super::par::{Shared, for_pieces, max_nan, rows_of_task, with_scratch};
@@ -7,7 +7,7 @@ use super::super::tuning::loops::PARALLEL_WORK;
 use super::forward::Block;
 use super::{BLOCK_KEYS, Job, cut, with_both};
 
-/// Keys of a part, about.
+/// Approximate number of keys of a part.
 const PART_KEYS: usize = 128;
 
 /// The outputs of [`attention`](super::attention): all queries are one block.
@@ -17,7 +17,7 @@ pub(super) fn few_queries<T: Float>(job: &Job<'_, T>, scale: T::Acc, out: (Share
     let seen = job.mask.block_keys(&(0..shape.queries));
     let piece = rows_of_task(seen.len(), 1, PART_KEYS);
     let parts = seen.len().div_ceil(piece).max(1);
-    // What a part knows of a head's rows: o, max and sum.
+    // The state of a head's rows after a part of the keys: o, max and sum.
     let lengths = [rows * dim, rows, rows];
     let len: usize = lengths.iter().sum();
     with_scratch(shape.batch * heads * parts * len, |known: &mut [T::Acc]| {
@@ -30,7 +30,7 @@ pub(super) fn few_queries<T: Float>(job: &Job<'_, T>, scale: T::Acc, out: (Share
             job.ask_for(&job.k, b, &keys);
             job.ask_for(&job.v, b, &keys);
             for g in 0..heads {
-                // SAFETY: this part of what is known belongs to this task.
+                // SAFETY: the state of this part belongs to this task.
                 let known = unsafe { to.slice(((b * heads + g) * parts + part) * len, len) };
                 let scratch = [rows * BLOCK_KEYS, job.widened()];
                 with_both::<T, _, 2, 2>(scratch, [rows * dim, rows * BLOCK_KEYS], |[scores, wide], factors| {
@@ -51,7 +51,7 @@ pub(super) fn few_queries<T: Float>(job: &Job<'_, T>, scale: T::Acc, out: (Share
                 &mut [],
                 [&mut [], &mut []],
             );
-            // SAFETY: these rows of the outputs are written here only.
+            // SAFETY: these rows of the outputs are written by this task only.
             unsafe { whole.finish(out) };
         }
     });
@@ -82,7 +82,7 @@ fn block<'s, 'a, T: Float>(
     }
 }
 
-/// Takes what another part knows of the same rows in.
+/// Combines the state of the same rows after another part of the keys into this one.
 fn join<A: Real>([o, max, sum]: [&mut [A]; 3], [other_o, other_max, other_sum]: [&mut [A]; 3], dim: usize) {
     let rows = o.chunks_exact_mut(dim).zip(other_o.chunks_exact(dim));
     for (r, (o, other)) in rows.enumerate() {

@@ -1,4 +1,5 @@
-//! The forward pass: one task for each (sequence, key head, block of queries); a few queries are [`decode`](super::decode)'s.
+//! The forward pass: one task per (sequence, key head, block of queries). For few queries, see
+//! [`decode`](super::decode).
 
 use std::ops::Range;
 
@@ -10,8 +11,8 @@ use super::super::tuning::loops::PARALLEL_WORK;
 use super::decode::few_queries;
 use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, key_blocks, with_both};
 
-/// Writes o (batch, queries, heads, dim) and the log-sum-exp of the masked scores, lse (batch, queries, heads), both
-/// contiguous; 0 and minus infinity where a query sees no key.
+/// Writes o (batch, queries, heads, dim) and lse (batch, queries, heads), the log-sum-exp of the masked scores, both
+/// contiguous; 0 and minus infinity for a query that sees no key.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -48,7 +49,7 @@ pub fn attention<T: Float>(
     let block = shape.block_queries();
     let (blocks, groups) = (queries.div_ceil(block), batch * kv_heads);
     for_pieces(groups * blocks, 1, shape.work() >= PARALLEL_WORK, |task, _| {
-        // The last queries may see the most keys, so they start first.
+        // The last queries see the most keys, so their tasks start first.
         let start = (blocks - 1 - task / groups) * block;
         let (b, g) = (task % groups / kv_heads, task % kv_heads);
         let range = start..queries.min(start + block);
@@ -76,7 +77,7 @@ pub fn attention<T: Float>(
     });
 }
 
-/// The rows (query, head of the group) of one task and what is known of them so far.
+/// The rows (query, head of the group) of one task, with the running state of their online softmax.
 pub(super) struct Block<'s, 'a, T: Float> {
     pub job: &'s Job<'a, T>,
     pub b: usize,
@@ -89,7 +90,7 @@ pub(super) struct Block<'s, 'a, T: Float> {
     pub o: &'s mut [T::Acc],
     /// (rows, `BLOCK_KEYS`)
     pub scores: &'s mut [T::Acc],
-    /// The same rounded: exp(score - max).
+    /// exp(score - max), rounded to the factor type.
     pub p: &'s mut [T::Factor],
     /// (rows): the largest score.
     pub max: &'s mut [T::Acc],
@@ -98,7 +99,7 @@ pub(super) struct Block<'s, 'a, T: Float> {
 }
 
 impl<T: Float> Block<'_, '_, T> {
-    /// Takes in these keys.
+    /// Updates the state with these keys.
     pub fn run(&mut self, keys: Range<usize>, wide: &mut [T::Acc]) {
         let (job, b, g) = (self.job, self.b, self.g);
         job.rows(&job.q, b, g, &self.queries, self.q);
@@ -129,7 +130,7 @@ impl<T: Float> Block<'_, '_, T> {
         unsafe { dense_product((rows, keys, dim), T::Acc::ONE, q, k, scores, false, false) };
     }
 
-    /// Turns scores into exp(score - max), with max and what was summed so far brought up to date.
+    /// Turns scores into exp(score - max), and rescales the running max, sum and output.
     #[inline(always)]
     fn soften(&mut self, keys: &Range<usize>) {
         let (group, dim) = (self.job.shape.group(), self.job.shape.dim);
@@ -149,7 +150,7 @@ impl<T: Float> Block<'_, '_, T> {
                 p.fill(T::Factor::default());
                 continue;
             }
-            // The first keys, and most of those that follow, take no function.
+            // The first block of keys, and most later ones, need no exponential here.
             let shrink = match self.max[r] {
                 before if before == max => T::Acc::ONE,
                 before if before == T::Acc::NEG_INFINITY => T::Acc::ZERO,
@@ -187,10 +188,10 @@ impl<T: Float> Block<'_, '_, T> {
         }
     }
 
-    /// Divides by the sums and writes the rows out.
+    /// Divides by the sums and writes the rows to the outputs.
     ///
     /// # Safety
-    /// The outputs are as [`attention`] takes them and no other task writes these rows.
+    /// The outputs have the sizes given at [`attention`], and no other task writes these rows.
     pub unsafe fn finish(self, (o, lse): (Shared<T>, Shared<T::Acc>)) {
         let AttentionShape {
             queries, heads, dim, ..

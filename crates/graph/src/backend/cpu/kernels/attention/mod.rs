@@ -1,11 +1,11 @@
 //! Scaled dot-product attention with an online softmax: `o = softmax(scale * q k^T, masked) v`.
 //!
-//! Works block by block of queries and keys, so no (queries, keys) matrix exists; blocks that the mask hides whole are
+//! Works block by block of queries and keys, so no (queries, keys) matrix is materialised; fully masked blocks are
 //! skipped. Query heads that share a key head are rows of one block, so each key is read once for all of them. A query
 //! that sees no key gives 0. The gradient recomputes the probabilities from the saved log-sum-exp.
 //!
-//! Scores, maxima and sums are f32 (f64 for f64); what enters a product is rounded to the element's factor type, so bf16
-//! is multiplied as bf16.
+//! Scores, maxima and sums are f32 (f64 for f64); operands of products are rounded to the element's factor type, so
+//! bf16 is multiplied as bf16.
 
 mod backward;
 mod decode;
@@ -22,9 +22,9 @@ use super::float::{Float, Mat};
 use super::par::{prefetch, widen, with_scratch};
 use super::tuning::attention::TASKS;
 
-/// Rows (query, head of the group) of a block, at most, where a group is not larger.
+/// Maximum rows (query, head of the group) of a block, unless a single group is larger.
 const BLOCK_ROWS: usize = 112;
-/// Queries of a block come in multiples of this, so that products have no rows to spare.
+/// The queries of a block are a multiple of this, so that products have no remainder rows.
 const QUERIES: usize = 8;
 /// Keys of a block.
 const BLOCK_KEYS: usize = 256;
@@ -34,15 +34,15 @@ const BLOCK_KEYS: usize = 256;
 pub struct AttentionShape {
     /// Sequences in the batch.
     pub batch: usize,
-    /// Queries of a sequence.
+    /// Queries per sequence.
     pub queries: usize,
-    /// Keys of a sequence that k and v have room for.
+    /// Capacity for keys per sequence.
     pub keys: usize,
     /// Query heads, a multiple of `kv_heads`.
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// Channels of a head.
+    /// Head dimension.
     pub dim: usize,
 }
 
@@ -51,7 +51,7 @@ impl AttentionShape {
         self.heads / self.kv_heads
     }
 
-    /// Queries of a block.
+    /// Queries per block.
     fn block_queries(&self) -> usize {
         let queries = BLOCK_ROWS / self.group();
         let even = if queries > QUERIES {
@@ -62,29 +62,29 @@ impl AttentionShape {
         even.clamp(1, self.queries.max(1))
     }
 
-    /// Tasks that the gradient of one (sequence, key head) is cut into.
+    /// Number of tasks for the gradient of one (sequence, key head).
     fn parts(&self) -> usize {
         let blocks = self.queries.div_ceil(self.block_queries());
         TASKS.div_ceil(self.batch * self.kv_heads).clamp(1, blocks.max(1))
     }
 
-    /// Element operations, about.
+    /// Approximate number of element operations.
     fn work(&self) -> usize {
         self.batch * self.heads * self.queries * self.keys * self.dim
     }
 }
 
-/// Heads in a buffer: channel c of (sequence, position, head) is
-/// `data[sequence * batch_stride + position * seq_stride + head * head_stride + c]`.
+/// A strided view of heads: channel c of (sequence, position, head) is `data[sequence * batch_stride + position *
+/// seq_stride + head * head_stride + c]`.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadsView<'a, T> {
     /// The buffer.
     pub data: &'a [T],
-    /// Elements from one sequence to the next.
+    /// Stride between sequences, in elements.
     pub batch_stride: usize,
-    /// Elements from one position to the next.
+    /// Stride between positions, in elements.
     pub seq_stride: usize,
-    /// Elements from one head to the next.
+    /// Stride between heads, in elements.
     pub head_stride: usize,
 }
 
@@ -118,20 +118,20 @@ impl<'a, T> HeadsView<'a, T> {
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug)]
 pub struct Mask<'a> {
-    /// Query i stands at position `offset + i` and sees no later key.
+    /// Query i is at position `offset + i` and sees no later key.
     pub causal: bool,
-    /// With `causal`: of those only the last so many, its own included.
+    /// With `causal`: a query sees only this many positions, its own included.
     pub window: Option<usize>,
     /// The position of the first query.
     pub offset: usize,
-    /// Keys from this one on are not there.
+    /// Keys from this position on are not valid.
     pub kv_len: usize,
     /// Segment of each query (batch, queries) and key (batch, keys): only the same segment is seen.
     pub segments: Option<(&'a [u32], &'a [u32])>,
 }
 
 impl Mask<'_> {
-    /// The keys that query i may see, segments aside; both ends grow with i.
+    /// The keys visible to query i, ignoring segments; both ends are monotonic in i.
     fn keys(&self, i: usize) -> Range<usize> {
         if !self.causal {
             return 0..self.kv_len;
@@ -142,7 +142,7 @@ impl Mask<'_> {
         start.min(end)..end
     }
 
-    /// The keys that some query of a block may see.
+    /// The keys visible to any query of a block.
     fn block_keys(&self, queries: &Range<usize>) -> Range<usize> {
         let (first, last) = (self.keys(queries.start), self.keys(queries.end - 1));
         first.start..last.end.max(first.start)
@@ -186,13 +186,13 @@ impl<T: Float> Job<'_, T> {
         }
     }
 
-    /// Gathers the rows (query, head of group g) of a block, row after row.
+    /// Gathers the rows (query, head of group g) of a block.
     fn rows(&self, view: &HeadsView<'_, T>, b: usize, g: usize, queries: &Range<usize>, into: &mut [T::Factor]) {
         let (group, dim) = (self.shape.group(), self.shape.dim);
         for (r, row) in into.chunks_exact_mut(dim).enumerate() {
             let from = &view.at(b, queries.start + r / group, g * group + r % group)[..dim];
             if T::IS_FACTOR {
-                // SAFETY: the types are one, and the row is this caller's.
+                // SAFETY: both types are the same, and the row belongs to the caller.
                 unsafe { std::ptr::copy_nonoverlapping(from.as_ptr().cast(), row.as_mut_ptr(), dim) };
                 continue;
             }
@@ -202,7 +202,7 @@ impl<T: Float> Job<'_, T> {
         }
     }
 
-    /// Asks for the keys or values of all heads.
+    /// Prefetches the keys or values of all heads.
     fn ask_for(&self, view: &HeadsView<'_, T>, b: usize, keys: &Range<usize>) {
         let line = 64 / size_of::<T>();
         for position in keys.clone() {
@@ -215,12 +215,12 @@ impl<T: Float> Job<'_, T> {
         }
     }
 
-    /// Elements of scratch that [`keys`](Self::keys) needs.
+    /// Scratch elements that [`keys`](Self::keys) needs.
     fn widened(&self) -> usize {
         if T::IS_FACTOR { 0 } else { BLOCK_KEYS * self.shape.dim }
     }
 
-    /// Keys or values of a block: where they lie, or widened into scratch.
+    /// Keys or values of a block: in place, or widened into scratch.
     fn keys(
         &self,
         view: &HeadsView<'_, T>,
@@ -237,11 +237,11 @@ impl<T: Float> Job<'_, T> {
         if T::IS_FACTOR {
             return mat.cast();
         }
-        // SAFETY: `check` found the keys inside the buffer. Factors of another type than T are accumulators.
+        // SAFETY: `check` verified that the keys are in bounds. Factors of another type than T are accumulators.
         unsafe { widen(mat, (keys.len(), self.shape.dim), scratch) }.cast()
     }
 
-    /// True where segments hide every key of the block from every query of it.
+    /// Whether segments mask every key of the block for all of its queries.
     fn apart(&self, b: usize, queries: &Range<usize>, keys: &Range<usize>) -> bool {
         let Some((q, k)) = self.mask.segments else {
             return false;
@@ -257,7 +257,7 @@ impl<T: Float> Job<'_, T> {
         q_most < k_least || k_most < q_least
     }
 
-    /// Puts `hidden` where query i does not see the block's key.
+    /// Writes `hidden` to the scores of masked keys.
     #[inline(always)]
     fn hide(&self, b: usize, i: usize, keys: &Range<usize>, row: &mut [T::Acc], hidden: T::Acc) {
         let seen = self.mask.keys(i);
@@ -275,7 +275,7 @@ impl<T: Float> Job<'_, T> {
     }
 }
 
-/// Pieces of `range`, each of at most [`BLOCK_KEYS`] keys.
+/// Splits `range` into blocks of at most [`BLOCK_KEYS`] keys.
 fn key_blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range
@@ -283,7 +283,7 @@ fn key_blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..end.min(start + BLOCK_KEYS))
 }
 
-/// Lends scratch cut into parts of these lengths: of accumulators, and of factors.
+/// Calls `f` with scratch split into parts of these lengths: of accumulators, and of factors.
 fn with_both<T: Float, R, const N: usize, const M: usize>(
     lengths: [usize; N],
     factors: [usize; M],
@@ -296,7 +296,7 @@ fn with_both<T: Float, R, const N: usize, const M: usize>(
     })
 }
 
-/// Cuts scratch into parts of these lengths.
+/// Splits scratch into parts of these lengths.
 fn cut<A, const N: usize>(mut scratch: &mut [A], lengths: [usize; N]) -> [&mut [A]; N] {
     lengths.map(|len| {
         let (part, rest) = std::mem::take(&mut scratch).split_at_mut(len);

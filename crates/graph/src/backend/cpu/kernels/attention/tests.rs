@@ -1,4 +1,4 @@
-//! Against the definition in f64 with every mask, and gradients against central differences.
+//! Attention against its definition in f64 with every mask, and gradients against central differences.
 
 use super::super::testing::{affordable, close, differences, each_float, epsilon, noise, noise_as, widen};
 use super::*;
@@ -15,7 +15,7 @@ fn sees(mask: &Mask<'_>, shape: AttentionShape, b: usize, i: usize, j: usize) ->
     j < mask.kv_len && past && segment
 }
 
-/// o and lse by the definition, all tensors contiguous.
+/// o and lse computed by the definition; all tensors are contiguous.
 fn naive(shape: AttentionShape, mask: &Mask<'_>, q: &[f64], k: &[f64], v: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let AttentionShape {
         batch,
@@ -77,7 +77,7 @@ fn shapes() -> Vec<AttentionShape> {
     ]
 }
 
-/// Every mask worth trying for the shape; segments of about five positions.
+/// Calls `f` with every kind of mask for the shape; segments have about five positions.
 fn each_mask(shape: AttentionShape, f: impl Fn(Mask<'_>)) {
     let segment = |n: usize| (0..shape.batch * n).map(|i| (i % n / 5) as u32).collect::<Vec<_>>();
     let (q, k) = (segment(shape.queries), segment(shape.keys));
@@ -144,10 +144,10 @@ fn forward_agrees_with_the_definition() {
     each_float!(forward);
 }
 
-/// With keys before and behind it hidden, or all of its scores NaN, or only one.
+/// NaN scores: with masked keys before and after, all of them NaN, or only one.
 #[test]
 fn a_nan_reaches_who_sees_it_and_nobody_else() {
-    // Two blocks of queries; Miri has time for one.
+    // Two blocks of queries; fewer under Miri.
     let queries = if cfg!(miri) { 12 } else { 70 };
     let shape = shape(1, queries, queries, 2, 1, 8);
     let AttentionShape { heads, dim, .. } = shape;
@@ -195,7 +195,7 @@ fn a_nan_reaches_who_sees_it_and_nobody_else() {
 
 #[test]
 fn heads_may_lie_before_positions_and_in_a_cache() {
-    // (batch, heads, positions, dim) with room for more positions, against the same numbers laid out plainly.
+    // (batch, heads, positions, dim) with spare capacity for positions, against the same numbers in contiguous layout.
     let shape = shape(2, 9, 20, 4, 2, 5);
     let AttentionShape {
         batch,
@@ -261,7 +261,7 @@ fn heads_may_lie_before_positions_and_in_a_cache() {
     );
 }
 
-/// The gradients of q, k and v with g as that of the output, and its first numbers as that of lse.
+/// The gradients of q, k and v, with g as the gradient of the output, and its first numbers as that of lse.
 fn gradients<T: Float>(shape: AttentionShape, mask: Mask<'_>, q: &[T], k: &[T], v: &[T], g: &[T]) -> [Vec<T>; 3] {
     let AttentionShape {
         queries,

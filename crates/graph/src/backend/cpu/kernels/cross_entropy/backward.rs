@@ -1,5 +1,5 @@
-//! The gradients: the logits' by blocks, rounded to the element type, and from them those of hidden (by blocks of rows)
-//! and weight (by blocks of classes).
+//! The backward pass: gradients of the logits by blocks, rounded to the element type, and from them those of the hidden
+//! states (by blocks of rows) and of the weight (by blocks of classes).
 
 use super::super::error::KernelError;
 use super::super::float::{Float, Mat, Real, dense_mut, transposed};
@@ -7,12 +7,12 @@ use super::super::matmul::dense_product;
 use super::super::par::{Shared, for_rows, simd, store, with_scratch, with_space};
 use super::{BLOCK_ROWS, CrossEntropy, EXP_WORK, Kept, Row};
 
-/// The gradients of [`cross_entropy`](super::cross_entropy) from those of its results: `g` (n) of the loss and `g_lse`
-/// (n; 0 if missing) of lse.
+/// The gradients of [`cross_entropy`](super::cross_entropy) from the gradients of its outputs: `g` (n) of the loss and
+/// `g_lse` (n; zero if `None`) of lse.
 ///
-/// With p the probabilities, that of a row's logits is
-/// `(g + g_lse) * p - g * ((1 - smoothing) * onehot(target) + smoothing / vocab)`; `d_hidden` (n, d) is that times the
-/// weight, 0 in ignored rows, and `d_weight` (vocab, d) its transpose times hidden.
+/// With p the probabilities, the gradient of a row's logits is `(g + g_lse) * p - g * ((1 - smoothing) * onehot(target)
+/// + smoothing / vocab)`; `d_hidden` (n, d) is its product with the weight, 0 in ignored rows, and `d_weight` (vocab,
+/// d) the product of its transpose with the hidden states.
 ///
 /// # Errors
 /// If a target is outside the vocabulary and not `ignore_index`.
@@ -72,7 +72,7 @@ pub(super) struct Job<'a, T: Float> {
 }
 
 impl<T: Float> Job<'_, T> {
-    /// The gradients of the logits of rows and classes, rounded to the element type.
+    /// Writes the gradients of the logits of some rows and classes, rounded to the element type.
     ///
     /// # Safety
     /// `gradients` has room for (rows, count).
@@ -107,10 +107,10 @@ impl<T: Float> Job<'_, T> {
         });
     }
 
-    /// The same from what the loss kept, with the logit of each row's target.
+    /// Like [`turn`](Self::turn), from the exponentials saved by the loss and the logit of each row's target.
     ///
     /// # Safety
-    /// As [`turn`](Self::turn); what is kept is that of these rows.
+    /// Like [`turn`](Self::turn); the saved exponentials are those of these rows.
     unsafe fn turn_kept(
         &self,
         rows: &[Row],
@@ -126,7 +126,7 @@ impl<T: Float> Job<'_, T> {
                 let (g, lse) = (self.g[row], self.lse[row]);
                 let factor = self.g_lse.map_or(g, |more| g + more[row]);
                 let even = g * T::Acc::of(smoothing / self.input.vocab as f64);
-                // SAFETY: row i belongs to this task, and the loss kept this block.
+                // SAFETY: row i belongs to this task, and the loss saved this block.
                 let (max, exps, gradients) = unsafe {
                     let exps = kept.exps.slice(total * start + i * count, count);
                     (
@@ -145,7 +145,8 @@ impl<T: Float> Job<'_, T> {
                     },
                 );
                 if (start..start + count).contains(&target) {
-                    // Of a probability near 1 little is left: it is not taken from a rounded number.
+                    // For a probability near 1, 1 - p cancels: it is computed from the logit, not from the rounded
+                    // exponential.
                     let rest = (picked[i] - lse).exp() * factor - even - g * T::Acc::of(1.0 - smoothing);
                     gradients[target - start] = T::from_acc(rest);
                 }
@@ -166,10 +167,10 @@ impl<T: Float> Job<'_, T> {
         });
     }
 
-    /// `d_hidden` of a block of rows from what was kept of their logits.
+    /// `d_hidden` of a block of rows from the saved exponentials of their logits.
     ///
     /// # Safety
-    /// What is kept is that of these rows.
+    /// The saved exponentials are those of these rows.
     pub unsafe fn hidden_kept(&self, rows: &[Row], kept: (Kept<T>, &[T::Acc]), d_hidden: &mut [T]) {
         self.hidden_block(rows, d_hidden, |start, count, gradients| {
             // SAFETY: the caller's promise.
@@ -177,8 +178,8 @@ impl<T: Float> Job<'_, T> {
         });
     }
 
-    /// `d_hidden` of a block of rows; `turn` writes the logits' gradients of `count` classes from `start` on to where it
-    /// is told, (rows, count).
+    /// `d_hidden` of a block of rows; `turn` writes the gradients of the logits of `count` classes from `start` on,
+    /// (rows, count).
     fn hidden_block(&self, rows: &[Row], d_hidden: &mut [T], mut turn: impl FnMut(usize, usize, *mut T)) {
         let (input, d, classes, total) = (self.input, self.input.d, self.input.block_classes(), rows.len());
         with_scratch(total * d, |sums: &mut [T::Acc]| {
@@ -194,7 +195,7 @@ impl<T: Float> Job<'_, T> {
                 }
             });
             for (row, sums) in rows.iter().zip(sums.chunks_exact(d.max(1))) {
-                // SAFETY: the row is inside d_hidden, which nobody else writes.
+                // SAFETY: the row is in bounds of d_hidden, which is not written elsewhere.
                 unsafe { store(sums, d_hidden[row.row * d..][..d].as_mut_ptr()) };
             }
         });
@@ -212,7 +213,7 @@ impl<T: Float> Job<'_, T> {
                     input.for_row_blocks(self.rows, BLOCK_ROWS, |_, rows, hidden| {
                         let count = rows.len();
                         input.logits(hidden, count, start, width, logits);
-                        // SAFETY: the block is as large as its logits, the sums are (width, d), hidden is (rows, d).
+                        // SAFETY: the block has the size of its logits, the sums are (width, d), hidden is (rows, d).
                         unsafe {
                             self.turn(rows, start, width, logits, gradients);
                             let (left, dims) = (transposed(matrix(gradients, width)), (width, d, count));
@@ -237,7 +238,7 @@ fn matrix<T>(ptr: *mut T, cols: usize) -> Mat<*const T> {
     }
 }
 
-/// Lends `f` sums, and logits with room for their gradients.
+/// Calls `f` with scratch for sums, and for logits with their gradients.
 fn with_block<T: Float>(sums: usize, logits: usize, f: impl FnOnce(&mut [T::Acc], &mut [T::Acc], *mut T)) {
     with_scratch(sums + logits, |scratch: &mut [T::Acc]| {
         let (sums, logits_of_block) = scratch.split_at_mut(sums);

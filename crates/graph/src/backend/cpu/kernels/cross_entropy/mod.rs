@@ -1,7 +1,7 @@
 //! Cross-entropy of a linear head, `logits = hidden @ weight^T`, by blocks of rows and vocabulary.
 //!
-//! No more than a block of logits exists at a time. The gradient alone computes them again; together with the loss it
-//! takes them from where the loss left them. Rows whose target is the ignored index are left out of all products.
+//! Only one block of logits is materialised at a time. The gradient alone recomputes them; computed together with the
+//! loss it reuses what the loss saved. Rows whose target is the ignored index take no part in any product.
 
 mod backward;
 #[cfg(test)]
@@ -20,13 +20,13 @@ use super::scratch::Filled;
 use super::tuning::cross_entropy::EXP_WORK;
 use super::tuning::loops::PARALLEL_WORK;
 
-/// Rows of a block.
+/// Rows per block.
 const BLOCK_ROWS: usize = 256;
-/// Classes of a block: its logits fit the second-level cache.
+/// Classes per block: its logits fit in the L2 cache.
 const BLOCK_CLASSES: usize = 768;
 
-/// The inputs of a cross-entropy: row i is `hidden[i]` (of (n, d)) against class `targets[i]` (of n), with `weight`
-/// (vocab, d), all contiguous.
+/// The inputs of a cross-entropy: row i is `hidden[i]` (of (n, d)) with target class `targets[i]` (of n), and `weight`
+/// is (vocab, d), all contiguous.
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropy<'a, T> {
     /// (n, d)
@@ -35,30 +35,30 @@ pub struct CrossEntropy<'a, T> {
     pub weight: &'a [T],
     /// (n)
     pub targets: &'a [i64],
-    /// Channels.
+    /// Hidden size.
     pub d: usize,
-    /// Classes.
+    /// Number of classes.
     pub vocab: usize,
     /// Rows with this target have loss 0 and no gradient.
     pub ignore_index: i64,
-    /// Share of the target's probability that is spread over all classes.
+    /// Label smoothing: share of the target's probability that is spread over all classes.
     pub smoothing: f64,
 }
 
-/// A row that counts, and its class.
+/// A row that is not ignored, and its target class.
 #[derive(Clone, Copy)]
 struct Row {
     row: usize,
     target: usize,
 }
 
-/// The class of a row's target.
+/// Checks a row's target and returns its class.
 fn class(row: usize, target: i64, vocab: usize) -> Result<usize, KernelError> {
     let class = usize::try_from(target).ok().filter(|&class| class < vocab);
     class.ok_or(KernelError::Target { row, target, vocab })
 }
 
-/// Whether every target is in the vocabulary or the ignored one.
+/// Checks that every target is a class of the vocabulary or the ignored index.
 ///
 /// # Errors
 /// If one is not.
@@ -71,7 +71,7 @@ pub fn check_targets(targets: &[i64], vocab: usize, ignore_index: i64) -> Result
 }
 
 impl<T: Float> CrossEntropy<'_, T> {
-    /// The rows that count.
+    /// The rows that are not ignored.
     fn rows(&self) -> Result<Filled<Row>, KernelError> {
         assert_eq!(
             self.hidden.len(),
@@ -96,12 +96,13 @@ impl<T: Float> CrossEntropy<'_, T> {
         Ok(rows)
     }
 
-    /// True where a call is worth several threads.
+    /// Whether a call is large enough for several threads.
     fn parallel(&self, rows: usize) -> bool {
         rows * self.vocab * self.d >= PARALLEL_WORK
     }
 
-    /// Calls `f` with the number of the first, the rows and the hidden states, (rows, d), of each block of `most` rows.
+    /// For each block of at most `most` rows, calls `f` with its first index, its rows and its hidden states, (rows,
+    /// d).
     fn for_row_blocks(&self, rows: &[Row], most: usize, mut f: impl FnMut(usize, &[Row], Mat<*const T>)) {
         for (number, block) in rows.chunks(most).enumerate() {
             let (first, last) = (block[0].row, block[block.len() - 1].row);
@@ -117,7 +118,7 @@ impl<T: Float> CrossEntropy<'_, T> {
             with_space(block.len() * self.d, |gathered: *mut T| {
                 for (i, row) in block.iter().enumerate() {
                     let from = self.hidden[row.row * self.d..][..self.d].as_ptr();
-                    // SAFETY: the space has room for every row of the block.
+                    // SAFETY: the scratch space has capacity for every row of the block.
                     unsafe { std::ptr::copy_nonoverlapping(from, gathered.add(i * self.d), self.d) };
                 }
                 f(number * most, block, mat(gathered));
@@ -125,12 +126,12 @@ impl<T: Float> CrossEntropy<'_, T> {
         }
     }
 
-    /// Classes of a block.
+    /// Classes per block.
     fn block_classes(&self) -> usize {
         BLOCK_CLASSES.min(self.vocab)
     }
 
-    /// The weight of the classes from `start` on, (classes, d).
+    /// The weight rows of the classes from `start` on, (classes, d).
     fn classes(&self, start: usize) -> Mat<*const T> {
         Mat {
             ptr: self.weight[start * self.d..].as_ptr(),
@@ -144,7 +145,7 @@ impl<T: Float> CrossEntropy<'_, T> {
         assert!(logits.len() >= rows * count && start + count <= self.vocab);
         let (one, right) = (T::Acc::ONE, transposed(self.classes(start)));
         let parallel = self.parallel(rows);
-        // SAFETY: hidden is (rows, d); the classes are inside the weight, and the logits have room.
+        // SAFETY: hidden is (rows, d); the classes are inside the weight, and the logits have the capacity.
         unsafe {
             dense_product(
                 (rows, count, self.d),
@@ -159,7 +160,7 @@ impl<T: Float> CrossEntropy<'_, T> {
     }
 }
 
-/// What some classes say of a row.
+/// Partial statistics of a row over some classes, as in an online softmax.
 #[derive(Clone, Copy)]
 struct Partial<A> {
     max: A,
@@ -175,7 +176,7 @@ impl<A: Real> Partial<A> {
         logits: A::ZERO,
     };
 
-    /// What these classes and others say together.
+    /// Merges the statistics of disjoint classes.
     fn and(self, other: Self) -> Self {
         let max = max_nan(self.max, other.max);
         let shrunk = |part: Self| {
@@ -225,7 +226,7 @@ pub fn cross_entropy<T: Float>(
     Ok(())
 }
 
-/// Loss and log-sum-exp of rows from what all classes say of them.
+/// Loss and log-sum-exp of rows from their statistics over all classes.
 fn conclude<T: Float>(
     input: &CrossEntropy<'_, T>,
     rows: &[Row],
@@ -245,7 +246,7 @@ fn conclude<T: Float>(
     }
 }
 
-/// What is kept of the logits of a block of rows, each block of classes after the one before it.
+/// The exponentials saved for a block of rows; blocks of classes are stored one after the other.
 #[derive(Clone, Copy)]
 struct Kept<T: Float> {
     /// exp(logit - max), rounded: (rows, classes) of each block of classes.
@@ -254,7 +255,7 @@ struct Kept<T: Float> {
     maxima: Shared<T::Acc>,
 }
 
-/// What all classes say of each row of a block, and the logit of its target.
+/// The statistics of each row of a block over all classes, and the logit of its target.
 fn scan<T: Float>(
     input: &CrossEntropy<'_, T>,
     rows: &[Row],
@@ -295,7 +296,7 @@ fn scan<T: Float>(
     });
 }
 
-/// What some logits say; each is replaced by exp(logit - max).
+/// The statistics of some logits; each logit is replaced by exp(logit - max).
 fn summarise<A: Real>(logits: &mut [A], sum: bool) -> Partial<A> {
     simd(
         #[inline(always)]

@@ -1,11 +1,11 @@
-//! Against the definition in f64, and gradients against central differences.
+//! Cross-entropy against its definition in f64, and gradients against central differences.
 
 use super::super::testing::{affordable, close, differences, each_float, epsilon, noise, noise_as, widen as wide};
 use super::*;
 
 const IGNORED: i64 = -100;
 
-/// Loss and lse by the definition.
+/// Loss and lse computed by the definition.
 fn naive(input: &CrossEntropy<'_, f64>) -> (Vec<f64>, Vec<f64>) {
     let CrossEntropy {
         d, vocab, smoothing, ..
@@ -123,7 +123,7 @@ fn narrow<T: Float>() {
         let got = gradients(&input(&hidden, &weight, &targets, settings), &g);
         let want = gradients(&input(&h64, &w64, &targets, settings), &g64);
         for (got, want) in got.iter().zip(&want) {
-            // A logit of size 20 is uncertain by some 1e-6, and the probability by as much of itself.
+            // A logit of size 20 has an error of about 1e-6, and the probability the same relative error.
             close(&wide(got), want, 2.0 * epsilon::<T>() + 100.0 * epsilon::<T::Acc>());
         }
     }
@@ -138,7 +138,7 @@ fn gradients<T: Float>(input: &CrossEntropy<'_, T>, g: &[T::Acc]) -> [Vec<T>; 2]
         vec![T::default(); input.weight.len()],
     );
     cross_entropy_vjp(input, &lse, g, None, Some(&mut dh), Some(&mut dw)).unwrap();
-    // The same from one call, whose blocks of rows are others.
+    // The same from one call, whose row blocks differ.
     let (mut loss2, mut lse2) = (vec![T::Acc::ONE; n], vec![T::Acc::ONE; n]);
     let (mut dh2, mut dw2) = (dw.clone(), dh.clone());
     dh2.resize(dh.len(), T::default());

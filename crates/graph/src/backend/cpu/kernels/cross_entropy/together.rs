@@ -1,4 +1,5 @@
-//! Loss and gradient in one: the logits of a block of rows are made once, and what the gradient needs of them is kept.
+//! Loss and gradient in one pass: the logits of a block of rows are computed once, and their exponentials saved for the
+//! gradient.
 
 use super::super::error::KernelError;
 use super::super::float::{Float, Real};
@@ -55,7 +56,7 @@ pub fn cross_entropy_and_vjp<T: Float>(
                     g,
                     g_lse,
                 };
-                // SAFETY: `scan` kept them just now.
+                // SAFETY: `scan` has just saved them.
                 unsafe { job.hidden_kept(rows, (kept, &picked), d_hidden) };
             });
         });
@@ -79,7 +80,7 @@ pub fn cross_entropy_and_vjp<T: Float>(
     Ok(())
 }
 
-/// Rows of a block, so that blocks are about equal.
+/// Rows per block, such that blocks have about equal sizes.
 fn rows_of_block<T: Float>(rows: usize, vocab: usize) -> usize {
     let most = (KEPT_BYTES / (vocab * size_of::<T>()).max(1)).clamp(LEAST_ROWS, BLOCK_ROWS);
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)

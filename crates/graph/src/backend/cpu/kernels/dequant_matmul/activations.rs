@@ -1,30 +1,30 @@
-//! Rows of activations in bytes: blocks of 32 along a row, each with a scale in f32, in the order in which the kernels
-//! meet them. A block with a value that is not finite has the scale NaN, so that every output is NaN too.
+//! Activations quantised to 8 bits: blocks of 32 along a row, each with a scale in f32, in the order in which the
+//! kernels read them. A block with a non-finite value has the scale NaN, so that every output is NaN too.
 
 use super::super::float::{Float, Real};
 use super::super::par::simd;
 use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 
-/// Rows are filled up with zeros to so many blocks.
+/// Rows are zero-padded to a multiple of this many blocks.
 pub(super) const CHUNK: usize = 16;
-/// Blocks of `q4_0` that lie woven: the first halves of four, then their last halves.
+/// Number of `q4_0` blocks that are interleaved: the first halves of four blocks, then their second halves.
 pub(super) const WOVEN: usize = 4;
-/// Added to a number below 2^22 it leaves the nearest integer in the low bits.
+/// Adding it to a number below 2^22 rounds to the nearest integer, which is then in the low bits.
 const MAGIC: f32 = 12_582_912.0;
 
 /// Quantised rows of one length.
 #[derive(Clone, Copy)]
 pub(crate) struct Activations {
-    /// The quants of each row: block by block, or woven for [`QuantFormat::Q4_0`].
+    /// The quants of each row: block by block, or interleaved for [`QuantFormat::Q4_0`].
     pub quants: *const i8,
-    /// From row to row.
+    /// Row stride.
     pub quants_row: usize,
     /// The scale of each block.
     pub scales: *const f32,
-    /// From row to row.
+    /// Row stride.
     pub scales_row: usize,
-    /// What the offset of the weights' quants adds too much to each block's share of a sum, with the other sign: a factor of
-    /// the weights' scale. As far from row to row as the scales.
+    /// The correction for the offset of the weights' quants in each block's partial sum, negated: it is multiplied by
+    /// the weights' scale. Same row stride as the scales.
     pub offsets: *const f32,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct Activations {
 unsafe impl Sync for Activations {}
 
 impl Activations {
-    /// What [`quantize`] wrote from `at` on: so many rows of so many values.
+    /// The rows that [`quantize`] wrote at `at`: `rows` rows of `cols` values.
     pub fn of(at: *const u8, rows: usize, cols: usize) -> Self {
         let blocks = blocks(cols);
         let quants_row = blocks * BLOCK;
@@ -46,7 +46,7 @@ impl Activations {
         }
     }
 
-    /// Those of the rows from `row` on.
+    /// The rows from `row` on.
     pub fn at_row(&self, row: usize) -> Self {
         Self {
             quants: self.quants.wrapping_add(row * self.quants_row),
@@ -57,12 +57,12 @@ impl Activations {
     }
 }
 
-/// Blocks that a row of so many values is filled up to.
+/// Blocks of a row of `cols` values, padding included.
 fn blocks(cols: usize) -> usize {
     (cols / BLOCK).next_multiple_of(CHUNK)
 }
 
-/// Bytes that so many rows of so many values take when they are quantised.
+/// Size in bytes of quantised rows.
 pub(crate) fn activation_bytes(rows: usize, cols: usize) -> usize {
     rows * blocks(cols) * (BLOCK + 2 * size_of::<f32>())
 }
@@ -70,20 +70,20 @@ pub(crate) fn activation_bytes(rows: usize, cols: usize) -> usize {
 /// Quantises the rows of `x`, each `cols` long, against weights in `format`, into [`activation_bytes`] from `to` on.
 ///
 /// # Safety
-/// The bytes are writable and aligned for f32; nobody else uses them meanwhile.
+/// The bytes are writable, aligned for f32 and not accessed elsewhere meanwhile.
 pub(crate) unsafe fn quantize<T: Float>(x: &[T], cols: usize, format: QuantFormat, to: *mut u8) {
     let rows = Activations::of(to, x.len() / cols, cols);
     let (blocks, quants_row) = (rows.scales_row, rows.quants_row);
     for (r, x) in x.chunks_exact(cols).enumerate() {
         let row = rows.at_row(r);
         let (quants, scales, offsets) = (row.quants.cast_mut(), row.scales.cast_mut(), row.offsets.cast_mut());
-        // SAFETY: the caller's promise; all of it is written here before it is read, and any bits are valid.
+        // SAFETY: guaranteed by the caller; all of it is written here before it is read, and any bits are valid.
         let (quants, scales, offsets) = unsafe {
             quants.add(cols).write_bytes(0, quants_row - cols);
             scales.write_bytes(0, blocks);
             offsets.write_bytes(0, blocks);
             if format == QuantFormat::Q4_0 {
-                // Woven, the last blocks have gaps.
+                // Interleaving leaves gaps in the last blocks.
                 quants.write_bytes(0, cols);
             }
             (
@@ -123,20 +123,20 @@ fn quantize_row<T: Float>(x: &[T], format: QuantFormat, quants: &mut [i8], scale
     }
 }
 
-/// Quants from -127 to 127, and the scale: a 127th of the largest magnitude.
+/// Quants from -127 to 127, and the scale: the largest magnitude divided by 127.
 #[inline(always)]
 fn quantize_block<T: Float>(block: &[T], quants: &mut [i8; BLOCK]) -> f32 {
     let mut wide = [0f32; BLOCK];
     for (wide, x) in wide.iter_mut().zip(block) {
         *wide = x.to_acc().widen() as f32;
     }
-    // By the bits, by which NaN is above everything.
+    // Compares bit patterns, by which NaN is larger than all numbers.
     let mut top = 0;
     for x in wide {
         top = top.max(x.to_bits() & 0x7fff_ffff);
     }
     let top = f32::from_bits(top);
-    // So small that the inverse is infinite, or not finite itself: zeros.
+    // Non-finite, or so small that the inverse overflows: zeros.
     let inverse = if top >= f32::MIN_POSITIVE * 127.0 && top.is_finite() {
         127.0 / top
     } else {

@@ -1,5 +1,5 @@
-//! Dot products of quantised rows: what a kernel is given, and the kernel in plain Rust. Sums inside a block are integers
-//! and exact; blocks are added in f32.
+//! Dot products of quantised rows: the arguments of a kernel, and the kernel in plain Rust. Sums inside a block are
+//! exact integers; blocks are accumulated in f32.
 
 use half::f16;
 
@@ -7,10 +7,10 @@ use super::super::float::Float;
 use super::activations::{Activations, WOVEN};
 use crate::fused::dequant_matmul::BLOCK;
 
-/// Rows of activations that a kernel takes at once, at most.
+/// Maximum rows of activations per kernel call.
 pub(super) const ROWS: usize = 4;
 
-/// Dot products of `rows` rows of activations with `count` rows of weights of so many blocks; row r, weight row c goes to
+/// Dot products of `rows` rows of activations with `count` rows of weights; row r times weight row c is stored at
 /// `out[r * count + c]`.
 pub(super) struct Dots {
     pub blocks: usize,
@@ -23,7 +23,7 @@ pub(super) struct Dots {
 }
 
 /// # Safety
-/// The machine has the instructions; everything that the sizes name is readable, the sums writable.
+/// The CPU has the instructions; all inputs are readable in the given sizes, and the output is writable.
 pub(super) type Kernel = unsafe fn(&Dots);
 
 /// # Safety

@@ -1,8 +1,8 @@
 //! Products with quantised weights: `y = x W^T`, and `y = x W` for gradients.
 //!
-//! A few rows of `x` are quantised too, block by block to 8 bits, and multiplied as bytes: each byte of the weights is read
-//! once, as it lies, which is what decoding waits for. More rows are multiplied with panels of dequantised weights. Where
-//! the cut lies follows from the sizes alone. f64 is never quantised.
+//! A few rows of `x` are quantised as well, block by block to 8 bits, and multiplied as bytes: each byte of the weights
+//! is read once, in place, and memory bandwidth limits decoding. More rows are multiplied with panels of dequantised
+//! weights. The choice depends on the sizes alone. f64 is never quantised.
 
 mod activations;
 mod dots;
@@ -24,31 +24,31 @@ use super::par::{Shared, for_pieces, rows_of_task, with_scratch, with_space};
 use super::tuning::matmul::{PARALLEL_MACS, QUANTISED_ROWS, TASK_BYTES};
 use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 
-/// Outputs are made in groups of so many.
+/// Output columns are a multiple of this within a task.
 const GROUP: usize = 4;
 
 /// Quantised weights `(rows, cols)`.
 #[derive(Clone, Copy, Debug)]
 pub struct Weights<'a> {
-    /// How they are stored.
+    /// The storage format.
     pub format: QuantFormat,
-    /// Outputs of the layer.
+    /// Output features.
     pub rows: usize,
-    /// Inputs of the layer: whole blocks.
+    /// Input features: a multiple of the block size.
     pub cols: usize,
     /// `rows * cols / 32` blocks.
     pub quants: &'a [u8],
-    /// One for each block.
+    /// One scale per block.
     pub scales: &'a [f16],
 }
 
 impl Weights<'_> {
-    /// Blocks of a row.
+    /// Blocks per row.
     fn blocks(&self) -> usize {
         self.cols / BLOCK
     }
 
-    /// Bytes of a row.
+    /// Bytes per row.
     fn row_bytes(&self) -> usize {
         self.blocks() * self.format.block_bytes()
     }
@@ -60,12 +60,12 @@ impl Weights<'_> {
         assert!(fits, "dequant_matmul: the weights have another size");
     }
 
-    /// Rows of a task, of so many of so many bytes, where `x` has few rows.
+    /// Weight rows per task for a few rows of `x`; the weights have `rows` rows of `row_bytes` bytes.
     pub(crate) fn piece(rows: usize, row_bytes: usize) -> usize {
         rows_of_task(rows, row_bytes, TASK_BYTES).next_multiple_of(GROUP)
     }
 
-    /// Whether a product with `m` rows is worth several threads.
+    /// Whether a product with `m` rows is large enough for several threads.
     fn is_parallel(&self, m: usize) -> bool {
         m.saturating_mul(self.rows).saturating_mul(self.cols) >= PARALLEL_MACS
     }
@@ -99,16 +99,16 @@ pub fn dequant_matmul<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool
     }
 }
 
-/// Whether a product of `m` rows of `T` is one of bytes.
+/// Whether a product of `m` rows of `T` quantises its activations.
 pub(crate) fn is_in_bytes<T: Float>(m: usize, transposed: bool) -> bool {
     !transposed && m <= QUANTISED_ROWS && size_of::<T::Acc>() == size_of::<f32>()
 }
 
-/// `x` in bytes against the weights in bytes.
+/// Quantises `x` and multiplies it with the quantised weights.
 fn few_rows<T: Float>(x: &[T], weights: &Weights<'_>, m: usize, y: &mut [T]) {
     let to = Shared::new(y);
     with_space(activation_bytes(m, weights.cols), |space: *mut u8| {
-        // SAFETY: the space is this call's.
+        // SAFETY: the scratch space belongs to this call.
         unsafe { quantize(x, weights.cols, weights.format, space) };
         let x = Activations::of(space, m, weights.cols);
         let piece = Weights::piece(weights.rows, weights.row_bytes());
@@ -119,10 +119,10 @@ fn few_rows<T: Float>(x: &[T], weights: &Weights<'_>, m: usize, y: &mut [T]) {
     });
 }
 
-/// Some columns of `y (m, rows) = x W^T`: those of these rows of W.
+/// The columns of `y (m, rows) = x W^T` that belong to a range of rows of W.
 ///
 /// # Safety
-/// `x` holds `m` rows; `to` is all of y, and nobody else touches these columns meanwhile.
+/// `x` holds `m` rows; `to` is all of y, and these columns are not accessed elsewhere meanwhile.
 pub(crate) unsafe fn piece_of_few_rows<T: Float>(
     x: &Activations,
     m: usize,
@@ -143,8 +143,8 @@ pub(crate) unsafe fn piece_of_few_rows<T: Float>(
                 count,
                 out: sums.as_mut_ptr(),
             };
-            // SAFETY: the weights hold these rows; the sums have room for ROWS times the count; the table holds what the
-            // machine has.
+            // SAFETY: the weights hold these rows; the sums have capacity for ROWS times the count; the table returns
+            // only kernels that this CPU supports.
             unsafe { table::dots(weights.format)(&dots) };
             for (r, sums) in sums.chunks_exact(count).enumerate().take(rows) {
                 // SAFETY: the caller's promise.

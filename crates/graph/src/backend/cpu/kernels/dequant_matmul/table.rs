@@ -1,4 +1,4 @@
-//! Which kernels this machine has, and the choice between them, made when a product runs.
+//! The kernels that this machine supports, and the choice between them, made when a product runs.
 
 use std::sync::OnceLock;
 
@@ -7,9 +7,9 @@ use super::dots::{Kernel, portable_4, portable_8};
 use super::x86::{narrow_4, narrow_8, wide_4, wide_8};
 use crate::fused::dequant_matmul::QuantFormat;
 
-/// What a machine has; each level has all before it.
+/// An instruction set level; each level includes all before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // the upper levels are x86's
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // the upper levels are for x86-64
 pub(super) enum Level {
     Portable,
     /// AVX2 with FMA and F16C.
@@ -47,7 +47,7 @@ fn detect() -> Level {
     Level::Portable
 }
 
-/// The kernel for weights in `format`.
+/// The fastest kernel for weights in `format`.
 pub(super) fn dots(format: QuantFormat) -> Kernel {
     match (level(), format) {
         #[cfg(target_arch = "x86_64")]
@@ -73,7 +73,7 @@ pub(super) mod tests {
         pub(super) static FORCED: Cell<Option<Level>> = const { Cell::new(None) };
     }
 
-    /// Runs `f` at every level that this machine has.
+    /// Runs `f` at every level that this machine supports.
     pub(in super::super) fn at_each_level(f: impl Fn()) {
         for level in [Level::Portable, Level::Narrow, Level::Wide] {
             if level <= detect() {

@@ -1,4 +1,4 @@
-//! Against the definition in f64, over formats, sizes, instructions and threads.
+//! Products with quantised weights against their definition in f64, over formats, sizes, instruction sets and threads.
 
 use half::f16;
 
@@ -8,7 +8,7 @@ use super::super::testing::{close, each_float, epsilon, noise, noise_as, widen};
 use super::table::tests::at_each_level;
 use super::*;
 
-/// Weights `(rows, cols)` with blocks of different sizes, and their values.
+/// Weights `(rows, cols)` whose blocks differ in scale, and their dequantised values.
 struct Case {
     format: QuantFormat,
     rows: usize,
@@ -47,7 +47,7 @@ impl Case {
         }
     }
 
-    /// `x W^T`, or `x W`, and the mean square that is to be expected of it: that of sums whose terms have any sign.
+    /// `x W^T`, or `x W`, and its expected mean square, that of sums of terms with random signs.
     fn product(&self, x: &[f64], transposed: bool) -> (Vec<f64>, f64) {
         let (read, made, steps) = if transposed {
             (self.rows, self.cols, (1, self.cols))
@@ -69,10 +69,10 @@ impl Case {
 
 const FORMATS: [QuantFormat; 2] = [QuantFormat::Q8_0, QuantFormat::Q4_0];
 
-/// Sizes with whole chunks of blocks, parts of them, odd numbers of blocks and of rows.
+/// Sizes with full and partial chunks of blocks, odd numbers of blocks and of rows.
 const SIZES: [(usize, usize); 7] = [(5, 32), (4, 64), (7, 96), (33, 544), (66, 512), (3, 1184), (130, 1120)];
 
-/// A row of activations rounded to 8 bits in blocks: in f32, as ties and the inverse are to be those of the kernel.
+/// A row of activations rounded to 8 bits in blocks, in f32 so that ties and the inverse match the kernel.
 fn in_bytes(x: &[f64]) -> Vec<f64> {
     let block = |x: &[f64]| {
         let top = x.iter().fold(0.0f32, |top, &x| top.max((x as f32).abs()));
@@ -100,7 +100,7 @@ fn run<T: Float>(case: &Case, x: &[T], transposed: bool) -> Vec<T> {
     y
 }
 
-/// Sums inside a block are exact, so against activations in bytes only the rounding of f32 sums and of T is left.
+/// Sums inside a block are exact, so with quantised activations the only errors are roundings of f32 sums and of T.
 fn few_rows_are_exact_on_bytes<T: Float>() {
     if size_of::<T::Acc>() > 4 {
         return;
@@ -115,8 +115,8 @@ fn few_rows_are_exact_on_bytes<T: Float>() {
                 let bytes = nmse(&found, &case.product(&in_bytes(&wide), false));
                 let allowed = 1e-11 + epsilon::<T>().powi(2);
                 assert!(bytes <= allowed, "{format:?} {rows}x{cols}, {m} rows: {bytes:e}");
-                // A step of 8 bits is a 127th of a block's largest magnitude, its error a twelfth of its square: 2e-5 of
-                // uniform numbers' variance.
+                // The quantisation step is a block's largest magnitude divided by 127, its error a twelfth of the step
+                // squared: 2e-5 of the variance of uniform numbers.
                 let error = nmse(&found, &exact);
                 assert!(error <= 1e-4, "{format:?} {rows}x{cols}, {m} rows: {error:e}");
             }
@@ -145,7 +145,7 @@ fn many_rows<T: Float>() {
                 let (x, wide) = noise_as::<T>(3, m * if transposed { rows } else { cols });
                 let found = widen(&run(&case, &x, transposed));
                 let error = nmse(&found, &case.product(&wide, transposed));
-                // Weights and sums are rounded to T once each; sums are kept in f32, but for f64.
+                // Weights and sums are rounded to T once each; sums are accumulated in f32, except for f64.
                 let sums = if size_of::<T>() > 4 { 1e-28 } else { 1e-12 };
                 let allowed = sums + epsilon::<T>().powi(2);
                 assert!(
@@ -207,7 +207,7 @@ fn what_is_not_finite_reaches_every_output_of_its_row() {
                 let y = run(&case, &x, false);
                 assert!(y[..5].iter().all(|y| y.is_nan()) && y[5..].iter().all(|y| y.is_finite()));
             }
-            // Too small for an inverse: zeros, not NaN.
+            // The inverse of such a scale overflows: zeros, not NaN.
             let tiny = run(&case, &[1e-40f32; 96], false);
             assert_eq!(tiny, [0.0; 5]);
         }

@@ -1,5 +1,5 @@
-//! Products with many rows: panels of the weights are dequantised to the dtype of `x`, or to f32 where the machine multiplies
-//! that faster, and multiplied as any others. A panel holds all terms of the sums that it takes part in, so that nothing is
+//! Products with many rows: panels of the weights are dequantised to the dtype of `x` (or to f32 where that product is
+//! faster) and multiplied with the dense kernels. A panel spans the whole inner dimension, so that no partial sums are
 //! rounded between panels.
 
 use super::super::float::{Float, Mat, Real, dense, transposed as turned};
@@ -8,12 +8,12 @@ use super::super::par::{Shared, for_pieces, for_rows, simd, with_scratch, with_s
 use super::Weights;
 use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 
-/// Rows of the weights in a panel: columns of a tile of the product.
+/// Weight rows per panel: the columns of a tile of the product.
 const PANEL_ROWS: usize = 48;
-/// Blocks of each row in a panel of the transposed product: two tiles.
+/// Blocks per row in a panel of the transposed product: two tiles.
 const PANEL_BLOCKS: usize = 3;
 
-/// Elements of x that are widened together.
+/// Elements of x that are widened per task.
 const PIECE: usize = 1 << 10;
 
 /// See [`dequant_matmul`](super::dequant_matmul); no size is 0.
@@ -21,7 +21,7 @@ pub(super) fn product<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool
     if is_multiplied_as_it_is::<T>() {
         return panels(x, weights, transposed, m, y);
     }
-    // Once, not for each panel.
+    // Widens once, not for each panel.
     with_scratch(x.len(), |wide: &mut [T::Acc]| {
         let to = Shared::new(wide);
         for_rows(x.len().div_ceil(PIECE), PIECE, |pieces| {
@@ -37,7 +37,7 @@ pub(super) fn product<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool
     });
 }
 
-/// The product panel by panel, each in `S`.
+/// Computes the product panel by panel, with elements of type `S`.
 fn panels<S: Float<Acc = T::Acc>, T: Float>(x: &[S], weights: &Weights<'_>, transposed: bool, m: usize, y: &mut [T]) {
     let Weights { rows, cols, .. } = *weights;
     let (read, made) = if transposed { (rows, cols) } else { (cols, rows) };
@@ -52,7 +52,7 @@ fn panels<S: Float<Acc = T::Acc>, T: Float>(x: &[S], weights: &Weights<'_>, tran
             } else {
                 (panel_of((from.0, width), (0, cols / BLOCK)), cols)
             };
-            // SAFETY: the space has room for the panel, whose every element is written.
+            // SAFETY: the scratch space has capacity for the panel, whose every element is written.
             let panel = unsafe {
                 dequantize(weights, b, panel);
                 std::slice::from_raw_parts(panel.cast_const(), read * width)
@@ -64,7 +64,7 @@ fn panels<S: Float<Acc = T::Acc>, T: Float>(x: &[S], weights: &Weights<'_>, tran
                 cols: 1,
             };
             let b = if transposed { b } else { turned(b) };
-            // SAFETY: x and the panel hold what the sizes say; these columns of y belong to this task.
+            // SAFETY: x and the panel have the given sizes; these columns of y belong to this task.
             unsafe { dense_product((m, width, read), T::Acc::ONE, dense(x, read), b, c, false, false) };
         });
     });
@@ -88,10 +88,10 @@ fn panel_of((first, rows): (usize, usize), (block, blocks): (usize, usize)) -> P
     }
 }
 
-/// Writes a panel, row after row.
+/// Dequantises a panel, row by row.
 ///
 /// # Safety
-/// `to` has room for it; the panel is inside the weights.
+/// `to` has capacity for the panel, which is inside the weights.
 unsafe fn dequantize<T: Float>(weights: &Weights<'_>, panel: Panel, to: *mut T) {
     let (bytes, format) = (weights.format.block_bytes(), weights.format);
     simd(
@@ -118,7 +118,7 @@ unsafe fn dequantize<T: Float>(weights: &Weights<'_>, panel: Panel, to: *mut T) 
     );
 }
 
-/// A value with the 19 bits of its product is exact in f32; it is rounded once.
+/// The product has 19 significant bits, so it is exact in f32, and is rounded once.
 #[inline(always)]
 fn rounded<T: Float>(value: f32) -> T {
     T::from_acc(T::Acc::of(f64::from(value)))

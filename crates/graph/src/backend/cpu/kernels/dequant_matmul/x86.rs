@@ -1,10 +1,10 @@
-//! Dot products of quantised rows on x86-64: AVX2, and AVX-512 with VNNI. Nothing here asks what the machine has.
+//! Dot products of quantised rows on x86-64: AVX2, and AVX-512 with VNNI. CPU features are detected by the caller.
 //!
-//! Long runs of memory are read faster than short ones that lie close together, so the rows that go together are far apart:
-//! each begins a part of the task's rows, and the parts are read side by side.
+//! Memory is read faster in a few long streams than in many short ones, so the weight rows that are processed together
+//! are far apart: the task's rows are cut into parts, each row begins a part, and the parts are read side by side.
 //!
-//! With VNNI unsigned quants are multiplied as they are, and what their offset adds too much is taken off once for 16
-//! blocks. 16 scales are widened and multiplied with those of the activations at once, then spread over the lanes.
+//! With VNNI unsigned quants are multiplied directly, and their offset is corrected once per 16 blocks. 16 scales are
+//! widened and multiplied with those of the activations at once, then broadcast to the lanes.
 
 #[allow(clippy::wildcard_imports)] // dozens of instructions
 use std::arch::x86_64::*;
@@ -15,7 +15,7 @@ use super::super::par::each;
 use super::activations::CHUNK;
 use super::dots::Dots;
 
-/// A kernel for each number of rows: more of these, fewer of weights at a time, as registers are few.
+/// A kernel for each number of activation rows: more of these means fewer weight rows at a time, as registers are few.
 macro_rules! kernels {
     ($($name:ident: $of:ident::<$nibbles:literal>, [$two:literal, $more:literal], $features:literal;)*) => { $(
         /// # Safety
@@ -95,7 +95,7 @@ unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) 
     }
 }
 
-/// `C` rows of weights at a time, one of each part. `dots` makes up to four sums for each row of activations.
+/// `C` rows of weights at a time, one of each part. `dots` returns up to four sums for each row of activations.
 ///
 /// # Safety
 /// See [`Kernel`](super::dots::Kernel).
@@ -107,7 +107,7 @@ unsafe fn in_parts<const R: usize, const C: usize, const NIBBLES: bool>(
     let row_bytes = d.blocks * if NIBBLES { 16 } else { 32 };
     let part = d.count.div_ceil(C);
     for i in 0..part {
-        // SAFETY: the caller's promise. Rows that are not there repeat the last one.
+        // SAFETY: guaranteed by the caller. Missing rows repeat the last one.
         unsafe {
             let rows: [usize; C] = each(
                 #[inline(always)]
@@ -140,7 +140,7 @@ unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
     quants: [*const u8; C],
     scales: [*const f16; C],
 ) -> [[__m512; C]; R] {
-    // SAFETY: the caller's promise; activations are whole chunks of blocks.
+    // SAFETY: guaranteed by the caller; activations are padded to whole chunks of blocks.
     unsafe {
         let mut sums: [[__m512; C]; R] = each(
             #[inline(always)]
@@ -189,7 +189,7 @@ unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
     }
 }
 
-/// The factor of each block of a chunk; takes off what the offset adds too much.
+/// The scale of each block of a chunk; adds the offset correction to the sums.
 ///
 /// # Safety
 /// See [`Kernel`](super::dots::Kernel).
@@ -221,7 +221,7 @@ unsafe fn factors<const R: usize, const C: usize>(
     }
 }
 
-/// One vector of each row of weights: number `at` of the row, `v` of its chunk.
+/// One vector of each row of weights: vector `at` of the row, number `v` in its chunk.
 ///
 /// # Safety
 /// See [`Kernel`](super::dots::Kernel).
@@ -280,7 +280,7 @@ unsafe fn narrow_rows<const R: usize, const C: usize, const NIBBLES: bool>(
     quants: [*const u8; C],
     scales: [*const f16; C],
 ) -> [[__m256; C]; R] {
-    // SAFETY: the caller's promise; activations are whole chunks of blocks, which are whole groups.
+    // SAFETY: guaranteed by the caller; activations are padded to whole chunks of blocks, which are whole groups.
     unsafe {
         let mut sums: [[__m256; C]; R] = each(
             #[inline(always)]
@@ -329,10 +329,10 @@ unsafe fn narrow_rows<const R: usize, const C: usize, const NIBBLES: bool>(
     }
 }
 
-/// Fewer scales than a group has, zeros behind, without a way through memory.
+/// Loads an incomplete group of scales, zero-padded, without a store and reload.
 ///
 /// # Safety
-/// So many can be read.
+/// That many scales are readable.
 #[inline(always)]
 unsafe fn some_scales(from: *const f16, count: usize) -> __m128i {
     // SAFETY: the caller's promise.
@@ -353,7 +353,7 @@ unsafe fn some_scales(from: *const f16, count: usize) -> __m128i {
     }
 }
 
-/// The factor of each block of a group; takes off what the offset of nibbles adds too much.
+/// The scale of each block of a group; adds the offset correction of `q4_0` to the sums.
 ///
 /// # Safety
 /// See [`Kernel`](super::dots::Kernel).
@@ -384,8 +384,8 @@ unsafe fn narrow_factors<const R: usize, const C: usize, const NIBBLES: bool>(
     }
 }
 
-/// One vector of each row of weights: number `at` of the row, `v` of its group. Bytes of both signs are multiplied as
-/// magnitudes, with activations that have the weights' signs.
+/// One vector of each row of weights: vector `at` of the row, number `v` in its group. Signed bytes are multiplied as
+/// magnitudes, with the weights' signs applied to the activations.
 ///
 /// # Safety
 /// See [`Kernel`](super::dots::Kernel).
@@ -411,7 +411,7 @@ unsafe fn narrow_step<const R: usize, const C: usize, const NIBBLES: bool>(
             for r in 0..R {
                 let row = d.x.quants.add(r * d.x.quants_row);
                 let pairs = if NIBBLES {
-                    // Halves of four blocks lie together.
+                    // The halves of four blocks are interleaved.
                     let x = row.add(at / 2 * 128 + at % 2 * 32);
                     let high = _mm256_and_si256(_mm256_srli_epi16::<4>(weights), low);
                     let first = _mm256_maddubs_epi16(_mm256_and_si256(weights, low), _mm256_loadu_si256(x.cast()));
@@ -430,7 +430,7 @@ unsafe fn narrow_step<const R: usize, const C: usize, const NIBBLES: bool>(
     }
 }
 
-/// Sums of nothing.
+/// Zero accumulators.
 #[inline(always)]
 unsafe fn zeros<const C: usize>() -> [__m512; C] {
     each(
@@ -450,7 +450,7 @@ unsafe fn short_zeros<const C: usize>() -> [__m256; C] {
     )
 }
 
-/// The total of each of four vectors.
+/// The horizontal sum of each of four vectors.
 #[inline(always)]
 unsafe fn totals([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     let mut to = [0.0; 4];
