@@ -1,8 +1,8 @@
-//! What this machine can do at most, measured now: bytes read per second by the size of what is read, and floating-point
-//! operations per second. Every figure of a benchmark is judged by it.
+//! The limits of this machine, measured now: bytes read per second by working set size, and floating-point operations
+//! per second. Benchmarks report each result as a share of them.
 //!
-//! The loops touch registers and their own memory only. They use no kernel and no thread pool of the engine, and nothing
-//! here is known beforehand about any machine.
+//! The loops touch registers and their own memory only. They use no kernel and no thread pool of the engine, and
+//! contain no constants of any specific machine.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -27,52 +27,52 @@ use self::portable as machine;
 #[cfg(target_arch = "x86_64")]
 use self::x86_64 as machine;
 
-/// What one thread reads: within the first, second and third level of a cache, in bytes.
+/// Bytes that one thread reads, to fit the first, second and third level of a cache.
 const CACHED: [usize; 3] = [16 << 10, 512 << 10, 4 << 20];
-/// What all threads read from memory together, in bytes: more than a cache holds, and much more.
+/// Bytes that all threads read from memory together: more than the caches hold, and much more.
 const UNCACHED: [usize; 3] = [64 << 20, 128 << 20, 256 << 20];
-/// What one thread reads in a round, in bytes: half a millisecond, or so.
+/// Bytes that one thread reads per round: about half a millisecond.
 const ROUND: usize = 16 << 20;
-/// Iterations of a round of a loop over registers: as long.
+/// Iterations of a register loop per round: about as long.
 const ITERATIONS: usize = 1 << 17;
-/// Rounds, of which the fastest counts: others use the machine too.
+/// Number of rounds, of which the fastest counts, as other processes use the machine too.
 const ROUNDS: usize = 64;
-/// How often reading is measured on a busy machine, until all threads were seen to run at once.
+/// How often reading is measured on a busy machine, until all threads were seen to run concurrently.
 const ATTEMPTS: usize = 3;
-/// Between attempts.
+/// Pause between attempts.
 const PAUSE: Duration = Duration::from_millis(30);
-/// Threads run at once where a round takes them together not longer than this times what each takes at its best.
+/// Threads ran concurrently if a round took all of them together at most this multiple of each thread's own best time.
 const TOGETHER: f64 = 1.1;
 
 /// The limits of a machine, of all its threads together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// Threads that were used: as many as the machine runs at once.
+    /// Number of threads used: as many as the machine runs at once.
     pub threads: usize,
-    /// Reading rates by size of what is read over and over, smallest first; rates never rise with the size.
+    /// Read bandwidth by working set size, smallest first; it never rises with the size.
     pub reading: Vec<ReadingRate>,
     /// f32 operations per second; a fused multiply-add is two.
     pub f32_flops: f64,
-    /// bf16 operations per second with sums in f32, where the machine has instructions for them that this crate uses.
+    /// bf16 operations per second with f32 accumulation, if the machine has such instructions and this crate uses them.
     pub bf16_flops: Option<f64>,
-    /// Whether the threads were seen to read all at once. Where others kept the machine busy they were not, and the
-    /// reading rates may be too low.
+    /// Whether all threads were seen to read concurrently. If not, because the machine was busy, the read bandwidths
+    /// may be too low.
     pub settled: bool,
 }
 
-/// How fast memory of some size is read.
+/// The read bandwidth for a working set size.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ReadingRate {
-    /// What is read over and over by all threads together, in bytes.
+    /// Working set of all threads together, in bytes.
     pub bytes: usize,
     /// Bytes per second.
     pub bytes_per_second: f64,
 }
 
-/// What a computation cannot do without.
+/// The least work of a computation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Work {
-    /// Bytes that are read or written at least.
+    /// Bytes that must be read or written.
     pub bytes: f64,
     /// Floating-point operations.
     pub flops: f64,
@@ -80,7 +80,7 @@ pub struct Work {
     pub dtype: DType,
 }
 
-/// Measures the limits; takes less than a second (a few, where others use the machine too) and a quarter of a gibibyte.
+/// Measures the limits; takes less than a second (a few if the machine is busy) and a quarter of a gibibyte.
 ///
 /// ```
 /// use candle_core::DType;
@@ -105,14 +105,14 @@ pub fn measure() -> Limits {
 }
 
 impl Limits {
-    /// The shortest time in which the machine can do the work, in seconds: what its bytes or its operations take,
-    /// whichever is longer. Work that fits a cache is taken to be there.
+    /// The least time for this work, in seconds: that of its bytes or of its operations, whichever is longer. Work that
+    /// fits in a cache is assumed to be there.
     #[must_use]
     pub fn least_seconds(&self, work: &Work) -> f64 {
         (work.bytes / self.bytes_per_second(work.bytes)).max(work.flops / self.flops(work.dtype))
     }
 
-    /// How fast `bytes` are read over and over: the rate of the largest measured size that is not larger.
+    /// The read bandwidth for a working set of `bytes`: that of the largest measured size that is not larger.
     #[must_use]
     pub fn bytes_per_second(&self, bytes: f64) -> f64 {
         let fits = self.reading.iter().rev().find(|rate| rate.bytes as f64 <= bytes);
@@ -120,7 +120,7 @@ impl Limits {
             .map_or(f64::INFINITY, |rate| rate.bytes_per_second)
     }
 
-    /// Operations per second on factors of this dtype; for a dtype without instructions of its own, those on f32.
+    /// Operations per second on operands of this dtype; for a dtype without instructions of its own, those on f32.
     #[must_use]
     pub fn flops(&self, dtype: DType) -> f64 {
         match (dtype, self.bf16_flops) {
@@ -129,7 +129,7 @@ impl Limits {
         }
     }
 
-    /// The better of two measurements in each respect: what a busy machine hides once it may show later.
+    /// The better of two measurements in each respect, as a busy machine may have slowed down either.
     #[must_use]
     pub fn or_better(mut self, other: &Self) -> Self {
         for (rate, other) in self.reading.iter_mut().zip(&other.reading) {
@@ -145,19 +145,19 @@ impl Limits {
     }
 }
 
-/// A loop over registers, and the operations of one of its iterations.
+/// A loop over registers, and its operations per iteration.
 struct FlopLoop {
     run: fn(iterations: usize),
     flops: usize,
 }
 
-/// Each thread's best moment: registers are not shared, so the moments need not be the same.
+/// The sum of each thread's best rate: registers are not shared, so the rounds need not be the same.
 fn flops(threads: usize, measured: &FlopLoop) -> f64 {
     let seconds = race(threads, 1, || (), |(), _, _| (measured.run)(ITERATIONS))[0].apart;
     (threads * ITERATIONS * measured.flops) as f64 / seconds
 }
 
-/// Memory is shared, so only rounds count in which all threads read. Also says whether there were such.
+/// Memory is shared, so only rounds count in which all threads read. Also returns whether there were any.
 fn reading(threads: usize) -> (Vec<ReadingRate>, bool) {
     let sizes = sizes(threads);
     let mut paces = read(threads, &sizes);
@@ -184,7 +184,7 @@ fn reading(threads: usize) -> (Vec<ReadingRate>, bool) {
     (rates, settled(&paces))
 }
 
-/// What each thread reads over and over, in bytes; those above [`ROUND`] are multiples of it.
+/// The working sets of each thread, in bytes; those above [`ROUND`] are multiples of it.
 fn sizes(threads: usize) -> Vec<usize> {
     let largest = CACHED[CACHED.len() - 1];
     let uncached = UNCACHED.map(|size| (size / threads).max(2 * largest).next_multiple_of(ROUND));
@@ -193,13 +193,13 @@ fn sizes(threads: usize) -> Vec<usize> {
     sizes
 }
 
-/// The pace of reading [`ROUND`] bytes on each thread, by size.
+/// The time to read [`ROUND`] bytes on each thread, by working set size.
 fn read(threads: usize, sizes: &[usize]) -> Vec<Pace> {
     let sum = machine::reader();
     let most = sizes.iter().max().map_or(0, |&size| size as u64);
-    // Written, so that each page is memory of its own and not the one page of zeros.
+    // Initialised, so that pages are allocated and do not all map to the zero page.
     let numbers = || (0..most / 8).map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect();
-    // Small memory several times a round, large memory in parts, round after round.
+    // A small working set is read several times per round, a large one in parts, round after round.
     let read = |numbers: &mut Vec<u64>, task: usize, round: usize| {
         let part = sizes[task].min(ROUND);
         let start = round * part % sizes[task];
@@ -210,12 +210,12 @@ fn read(threads: usize, sizes: &[usize]) -> Vec<Pace> {
     race(threads, sizes.len(), numbers, read)
 }
 
-/// How long a round takes, in seconds.
+/// The time of a round, in seconds.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
-    /// The shortest from the first thread's start to the last one's end.
+    /// The shortest time from the first thread's start to the last one's end.
     together: f64,
-    /// What it would be if each thread's shortest fell together.
+    /// The shortest time of each thread, as if these had coincided.
     apart: f64,
 }
 
@@ -254,7 +254,7 @@ fn race<S>(
     (0..tasks).map(|task| pace(&times, of_task(task))).collect()
 }
 
-/// The pace of some rounds, from each thread's starts and ends.
+/// The times of some rounds, from each thread's starts and ends.
 fn pace(times: &[Vec<(Instant, Instant)>], rounds: Range<usize>) -> Pace {
     let together = |round: usize| {
         let start = times.iter().map(|thread| thread[round].0).min();
@@ -278,7 +278,7 @@ fn pace(times: &[Vec<(Instant, Instant)>], rounds: Range<usize>) -> Pace {
     }
 }
 
-/// Waits until as many have arrived. Waking a sleeper takes longer than a round may differ, so nobody sleeps.
+/// A spinning barrier for `expected` threads. Waking a sleeping thread takes longer than rounds may differ.
 fn meet(arrived: &AtomicUsize, expected: usize) {
     arrived.fetch_add(1, Ordering::AcqRel);
     for spin in 0u32.. {

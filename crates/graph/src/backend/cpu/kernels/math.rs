@@ -1,8 +1,8 @@
-//! Elementary functions without branches or calls, so that a loop over them becomes vector instructions.
+//! Elementary functions without branches or calls, so that loops over them are vectorised.
 //!
-//! The f32 functions are polynomials fitted for this file (largest errors in units in the last place are in the
-//! tests); infinities, NaN, overflow and gradual underflow come out as IEEE 754 says. The f64 functions are libm's: f64
-//! exists for checks. No fused multiply-add is used, so results are the same bits on every machine.
+//! The f32 functions are polynomials fitted for this file (largest errors in units in the last place are in the tests);
+//! infinities, NaN, overflow and gradual underflow follow IEEE 754. The f64 functions are libm's: f64 exists for
+//! checks. No fused multiply-add is used, so results have the same bits on every machine.
 
 /// f32
 pub mod single {
@@ -21,31 +21,31 @@ pub mod single {
         sum
     }
 
-    /// e to the power x.
+    /// e^x.
     #[inline(always)]
     #[must_use]
     pub fn exp(x: f32) -> f32 {
-        // Outside these the result is 0 or infinity anyway; comparisons keep NaN.
+        // Outside this range the result is 0 or infinity; the comparisons keep NaN.
         let x = if x > 89.0 { 89.0 } else { x };
         let x = if x < -104.0 { -104.0 } else { x };
         let (y, shifted) = reduced(x);
-        // 2^n in two factors, so that neither is out of range where the product is subnormal or overflows.
+        // 2^n as two factors, so that neither overflows when the product is subnormal or infinite.
         let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
         let half = n >> 1;
         y * power_of_two(half) * power_of_two(n.wrapping_sub(half))
     }
 
-    /// [`exp`] of what is not above 0 (or little: below 88), with subnormal results as 0: a score less the largest one.
+    /// [`exp`] for arguments of at most 0 (at the most 88), with subnormal results flushed to 0: for score - max.
     #[inline(always)]
     #[must_use]
     pub fn exp_below(x: f32) -> f32 {
-        // From here on 2^n is 0; the comparison keeps NaN.
+        // Below this 2^n is 0; the comparison keeps NaN.
         let x = if x < -88.0 { -88.0 } else { x };
         let (y, shifted) = reduced(x);
         y * f32::from_bits(shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23)
     }
 
-    /// e^x as a number in [0.7, 1.5] times a power of two, whose exponent is in the low bits of the other number.
+    /// e^x as a number in [0.7, 1.5] and a power of two, whose exponent is in the low bits of the second number.
     #[inline(always)]
     fn reduced(x: f32) -> (f32, f32) {
         let shifted = x * std::f32::consts::LOG2_E + ROUND;
@@ -60,7 +60,7 @@ pub mod single {
         f32::from_bits((n.wrapping_add(127) as u32) << 23)
     }
 
-    /// Natural logarithm; minus infinity at 0, NaN below.
+    /// Natural logarithm; minus infinity at 0, NaN for negative numbers.
     #[inline(always)]
     #[must_use]
     pub fn ln(x: f32) -> f32 {
@@ -113,7 +113,7 @@ pub mod single {
         y.copysign(x)
     }
 
-    /// 1 / (1 + exp(-x)), accurate on both sides.
+    /// 1 / (1 + exp(-x)), accurate for both signs.
     #[inline(always)]
     #[must_use]
     pub fn sigmoid(x: f32) -> f32 {
@@ -140,7 +140,7 @@ pub mod single {
                 0.000_078_891_19,
             ],
         );
-        // 1 - erfc with ln(erfc) as a polynomial; from 4 on the result is 1.
+        // 1 - erfc with ln(erfc) as a polynomial; above 4 the result is 1.
         let clamped = if size > 4.0 { 4.0 } else { size };
         let p = poly(
             clamped,
@@ -163,14 +163,14 @@ pub mod single {
 pub mod double {
     pub use libm::{erf, exp, log as ln, tanh};
 
-    /// e to the power x.
+    /// e^x.
     #[inline]
     #[must_use]
     pub fn exp_below(x: f64) -> f64 {
         exp(x)
     }
 
-    /// 1 / (1 + exp(-x)), accurate on both sides.
+    /// 1 / (1 + exp(-x)), accurate for both signs.
     #[inline]
     #[must_use]
     pub fn sigmoid(x: f64) -> f64 {
@@ -196,7 +196,7 @@ mod tests {
         (f64::from(got) - exact).abs() / unit
     }
 
-    /// A walk over all magnitudes and both signs, denser than any power of two.
+    /// Samples of all magnitudes and both signs, with several per power of two.
     fn samples() -> impl Iterator<Item = f32> {
         (0..=u32::MAX)
             .step_by(4001)

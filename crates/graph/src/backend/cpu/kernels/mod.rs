@@ -1,9 +1,9 @@
 //! CPU kernels: plain functions over slices of contiguous (or explicitly strided) memory.
 //!
 //! A kernel knows nothing of graphs, nodes or devices: it is given memory and sizes, checks that they fit, and
-//! computes. Arithmetic is done in the accumulation type of the element ([`Float::Acc`]: f32 for f32, f16 and bf16;
-//! f64 for f64). Large calls are spread over the threads of `pool`, cut by shape alone, so a result never depends on the number
-//! of threads. No kernel allocates more than a small scratch per task.
+//! computes. Arithmetic is done in the accumulation type of the element ([`Float::Acc`]: f32 for f32, f16 and bf16; f64
+//! for f64). Large calls are spread over the threads of `pool` in blocks that depend on the shape alone, so a result
+//! never depends on the number of threads. No kernel allocates more than a small scratch per task.
 
 pub mod adamw;
 pub mod attention;

@@ -1,7 +1,7 @@
-//! How work is cut over threads and how loops reach the widest vector instructions of the machine.
+//! How loops are split over threads and compiled for the widest vector instructions of the machine.
 //!
-//! Loops here are cut by sizes alone, never by the number of threads; where a caller's cut follows from that number, its
-//! results do not.
+//! Loops here are split by sizes alone, never by the number of threads; where a caller splits by that number, its
+//! results do not depend on it.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -14,18 +14,18 @@ use super::tuning::loops::{MAX_PIECES, PARALLEL_WORK, PIECE_WORK};
 /// Elements of a loop's stack buffer.
 pub(crate) const BLOCK: usize = 256;
 
-/// Runs `f` compiled for the widest vectors of this machine. `f` and what it calls must be `#[inline(always)]`.
+/// Runs `f` compiled for the widest vectors of this machine. `f` and its callees must be `#[inline(always)]`.
 #[inline(always)]
 pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    // Miri interprets no vector instructions.
+    // Miri does not interpret vector instructions.
     if cfg!(miri) {
         return f();
     }
     pulp::Arch::new().dispatch(f)
 }
 
-/// Runs `f` over pieces of `0..rows`, in parallel where `rows * row_work` is large. The cut is unspecified:
-/// for work whose rows do not meet.
+/// Runs `f` over pieces of `0..rows`, in parallel if `rows * row_work` is large. The pieces are unspecified, so rows
+/// must be independent.
 pub(crate) fn for_rows(rows: usize, row_work: usize, f: impl Fn(Range<usize>) + Sync) {
     let work = rows.saturating_mul(row_work);
     if rows == 0 {
@@ -41,7 +41,7 @@ pub(crate) fn for_rows(rows: usize, row_work: usize, f: impl Fn(Range<usize>) + 
     for_pieces(rows, piece, true, |_, range| f(range));
 }
 
-/// Runs `f(i, range i)` over `0..rows` in pieces of `piece` (the last may be shorter).
+/// Runs `f(i, range i)` over `0..rows` in pieces of `piece` rows (the last may be shorter).
 pub(crate) fn for_pieces(rows: usize, piece: usize, parallel: bool, f: impl Fn(usize, Range<usize>) + Sync) {
     let run = |i: usize| f(i, i * piece..(i * piece + piece).min(rows));
     let count = rows.div_ceil(piece);
@@ -52,14 +52,14 @@ pub(crate) fn for_pieces(rows: usize, piece: usize, parallel: bool, f: impl Fn(u
     }
 }
 
-/// Rows of a task that streams `row_bytes` of each of `rows`: tasks of about `task_bytes`, alike, and an even number of
-/// them, so that two threads are done together.
+/// Rows per task for a stream of `rows` rows of `row_bytes`: tasks of about `task_bytes` and equal size, an even number
+/// of them, so that two threads finish together.
 pub(crate) fn rows_of_task(rows: usize, row_bytes: usize, task_bytes: usize) -> usize {
     let tasks = rows.saturating_mul(row_bytes).div_ceil(task_bytes).next_multiple_of(2);
     rows.div_ceil(tasks.max(1)).max(1)
 }
 
-/// Asks for the cache line of an address that will be read soon; any address will do.
+/// Prefetches the cache line of an address, which need not be valid.
 #[inline(always)]
 pub(crate) fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -72,7 +72,7 @@ pub(crate) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
-/// A pointer that tasks may share: each writes a part that no other touches.
+/// A pointer shared by tasks, each of which writes a disjoint part.
 pub(crate) struct Shared<T>(*mut T);
 
 impl<T> Clone for Shared<T> {
@@ -97,7 +97,7 @@ impl<T> Shared<T> {
         Shared(start)
     }
 
-    /// The part from `start`, `len` long.
+    /// The part of `len` elements from `start` on.
     ///
     /// # Safety
     /// The part is inside the slice this was made of, which is still borrowed, and no other task uses it meanwhile.
@@ -116,7 +116,7 @@ impl<T> Shared<T> {
 /// Widens `into.len()` elements from `src`.
 ///
 /// # Safety
-/// `src` is readable for that many elements and apart from `into`.
+/// `src` is readable for that many elements and disjoint from `into`.
 #[inline(always)]
 pub(crate) unsafe fn load<T: Float>(src: *const T, into: &mut [T::Acc]) {
     // SAFETY: the caller's promise.
@@ -129,7 +129,7 @@ pub(crate) unsafe fn load<T: Float>(src: *const T, into: &mut [T::Acc]) {
 /// Rounds `from` into the elements at `dst`.
 ///
 /// # Safety
-/// `dst` is writable for `from.len()` elements and apart from `from`.
+/// `dst` is writable for `from.len()` elements and disjoint from `from`.
 #[inline(always)]
 pub(crate) unsafe fn store<T: Float>(from: &[T::Acc], dst: *mut T) {
     // SAFETY: the caller's promise.
@@ -139,12 +139,12 @@ pub(crate) unsafe fn store<T: Float>(from: &[T::Acc], dst: *mut T) {
     }
 }
 
-/// Accumulators of a sum: fixed, so that a sum has one order on every machine.
+/// Number of accumulators of a sum: fixed, so that the order of additions is the same on every machine.
 const LANES: usize = 128;
 
-/// Takes `x` in by `step`, element i into accumulator `i % LANES`, and joins the accumulators in a tree.
+/// Accumulates `x` with `step`, element i into accumulator `i % LANES`, and reduces the accumulators in a tree.
 ///
-/// The inner loop runs over slices of a length known at run time only: that is what becomes vector instructions.
+/// The inner loop runs over slices whose length is known only at run time, which the compiler vectorises.
 #[inline(always)]
 pub(crate) fn lanes1<X: Copy, S: Copy>(x: &[X], identity: S, step: impl Fn(S, X) -> S, join: impl Fn(S, S) -> S) -> S {
     let mut lanes = [identity; LANES];
@@ -172,7 +172,7 @@ fn tree<S: Copy>(mut lanes: &mut [S], identity: S, join: impl Fn(S, S) -> S) -> 
     lanes.first().copied().unwrap_or(identity)
 }
 
-/// The same tree of all accumulators, by loops of known length: in vectors, without a look at what is left over.
+/// The same tree over all accumulators, in loops of constant length, which are vectorised without a remainder loop.
 #[inline(always)]
 fn whole_tree<S: Copy>(lanes: &[S; LANES], join: impl Fn(S, S) -> S) -> S {
     const LAST: usize = LANES / 8;
@@ -184,7 +184,7 @@ fn whole_tree<S: Copy>(lanes: &[S; LANES], join: impl Fn(S, S) -> S) -> S {
     halved(sums, join)
 }
 
-/// A tree of a few values.
+/// A tree reduction of a few values.
 #[inline(always)]
 fn halved<S: Copy, const N: usize>(mut values: [S; N], join: impl Fn(S, S) -> S) -> S {
     let mut half = N / 2;
@@ -197,7 +197,7 @@ fn halved<S: Copy, const N: usize>(mut values: [S; N], join: impl Fn(S, S) -> S)
     values[0]
 }
 
-/// Adds `f(x)` of each element.
+/// The sum of `f(x)`.
 #[inline(always)]
 pub(crate) fn sum1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
     lanes1(
@@ -210,7 +210,7 @@ pub(crate) fn sum1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
     )
 }
 
-/// Adds `f(x, y)` of each pair of elements; the slices are equally long.
+/// The sum of `f(x, y)` over pairs of elements; the slices have equal lengths.
 #[inline(always)]
 pub(crate) fn sum2<X: Copy, Y: Copy, A: Real>(x: &[X], y: &[Y], f: impl Fn(X, Y) -> A) -> A {
     let mut lanes = [A::ZERO; LANES];
@@ -228,7 +228,7 @@ pub(crate) fn sum2<X: Copy, Y: Copy, A: Real>(x: &[X], y: &[Y], f: impl Fn(X, Y)
     )
 }
 
-/// Writes `f(x)` of each element and adds them, in the order of [`sum1`].
+/// Writes `f(x)` of each element and returns their sum, in the order of [`sum1`].
 #[inline(always)]
 pub(crate) fn map_sum<X: Copy, A: Real>(x: &[X], into: &mut [A], f: impl Fn(X) -> A) -> A {
     let mut lanes = [A::ZERO; LANES];
@@ -247,11 +247,11 @@ pub(crate) fn map_sum<X: Copy, A: Real>(x: &[X], into: &mut [A], f: impl Fn(X) -
     )
 }
 
-/// The largest `f(x)`; minus infinity of nothing. A NaN counts only where no other number is above minus infinity: whoever
-/// subtracts this from each x meets every NaN then.
+/// The largest `f(x)`; minus infinity if there is none. NaN is ignored if another number is above minus infinity:
+/// callers subtract this from each x, which propagates every NaN.
 #[inline(always)]
 pub(crate) fn max1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
-    // As many as stay in registers; a maximum is the same in any order.
+    // As many as fit in registers; a maximum does not depend on the order.
     let mut lanes = [A::NEG_INFINITY; 32];
     let larger = |max: A, x: A| if x > max { x } else { max };
     let mut chunks = x.chunks_exact(lanes.len());
@@ -268,17 +268,17 @@ pub(crate) fn max1<X: Copy, A: Real>(x: &[X], f: impl Fn(X) -> A) -> A {
     top
 }
 
-/// The larger; NaN if either is NaN.
+/// The larger of two numbers; NaN if either is NaN.
 #[inline(always)]
-#[allow(clippy::eq_op)] // NaN is what differs from itself.
+#[allow(clippy::eq_op)] // only NaN differs from itself
 pub(crate) fn max_nan<A: PartialOrd + Copy>(a: A, b: A) -> A {
     if a >= b || a != a { a } else { b }
 }
 
-/// Makes `dst` a copy of `src` unless it is the same memory, and lends it: what follows works in place.
+/// Copies `src` to `dst` unless they are the same memory, and returns `dst`, for kernels that work in place.
 ///
 /// # Safety
-/// Both are valid for `len` elements and equal or disjoint; nothing else uses `dst` while it is lent.
+/// Both are valid for `len` elements and equal or disjoint; `dst` is not accessed elsewhere while it is borrowed.
 #[inline(always)]
 pub(crate) unsafe fn copied<'a, T: Copy>(src: *const T, dst: *mut T, len: usize) -> &'a mut [T] {
     // SAFETY: the caller's promise.
@@ -300,7 +300,7 @@ pub(crate) fn for_blocks(n: usize, work: usize, f: impl Fn(usize, usize) + Sync)
     });
 }
 
-/// Widens a (rows, cols) matrix into `scratch`, keeping the direction that is contiguous in the source.
+/// Widens a (rows, cols) matrix into `scratch`, with the same contiguous dimension as the source.
 ///
 /// # Safety
 /// The source is readable; `scratch` holds rows * cols elements.
@@ -344,8 +344,9 @@ pub(crate) unsafe fn widen<T: Float>(
     }
 }
 
-/// An array made entry by entry with the instructions of whoever calls: [`std::array::from_fn`] may be a call of its own,
-/// and a repeated array be filled in memory. Closures are to be `#[inline(always)]`.
+/// An array built entry by entry, inlined into the caller so that it uses its vector instructions:
+/// [`std::array::from_fn`] may be a separate call, and an array repeat expression may go through memory. Closures must
+/// be `#[inline(always)]`.
 #[inline(always)]
 pub(super) fn each<T: Copy, const N: usize>(make: impl Fn(usize) -> T) -> [T; N] {
     let mut entries = [MaybeUninit::uninit(); N];

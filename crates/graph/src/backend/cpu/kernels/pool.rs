@@ -1,9 +1,9 @@
-//! The threads that kernels share. Starting a parallel loop costs about a microsecond while the workers are awake: they
-//! watch for work a moment before they sleep. Whoever is free takes the next piece, and a loop never waits for a worker that
-//! has not begun.
+//! The thread pool of the kernels. Starting a parallel loop costs about a microsecond while the workers are awake: they
+//! spin for a moment before they sleep. Free threads take the next piece, and a loop never waits for a worker that has
+//! not joined.
 //!
 //! One loop runs at a time. A loop started from inside another, or while another thread's loop runs, stays on its own
-//! thread; so does everything under [`with_threads`]`(1, ..)`. How work is cut never depends on any of this.
+//! thread; so does everything under [`with_threads`]`(1, ..)`. How work is split never depends on any of this.
 
 use super::tuning::programs::{NAP, PATIENCE, WATCH};
 use std::any::Any;
@@ -15,9 +15,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// Looks at the state between two looks at the clock.
+/// Polls of the state between two readings of the clock.
 const LOOKS: u32 = 64;
-/// Workers at most.
+/// Maximum number of workers.
 const MAX_WORKERS: usize = 255;
 
 thread_local! {
@@ -26,8 +26,8 @@ thread_local! {
 
 /// Runs `f` with at most `threads` threads in each parallel loop that this thread starts.
 ///
-/// Results never depend on the number: it is for measuring, and for leaving cores to others. For a whole process the
-/// environment variable `METAL_CANDLE_THREADS` does the same.
+/// Results never depend on the number of threads: it is for measuring, and for leaving cores to other processes. The
+/// environment variable `METAL_CANDLE_THREADS` sets it for a whole process.
 pub fn with_threads<R>(threads: usize, f: impl FnOnce() -> R) -> R {
     struct Restore(usize);
     impl Drop for Restore {
@@ -39,7 +39,7 @@ pub fn with_threads<R>(threads: usize, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Threads of a loop that this thread starts: what [`with_threads`] says, else the environment, else one per core.
+/// Threads of a loop that this thread starts: as set by [`with_threads`], else by the environment, else one per core.
 #[must_use]
 pub fn threads() -> usize {
     match LIMIT.get() {
@@ -48,12 +48,12 @@ pub fn threads() -> usize {
     }
 }
 
-/// As [`threads`], where nobody has set a number.
+/// Like [`threads`], but `None` if a number was set.
 pub(crate) fn default_threads() -> Option<usize> {
     (LIMIT.get() == usize::MAX && asked().is_none()).then(cores)
 }
 
-/// The number that the environment sets.
+/// The number set in the environment.
 fn asked() -> Option<usize> {
     static ASKED: OnceLock<Option<usize>> = OnceLock::new();
     let read = || std::env::var("METAL_CANDLE_THREADS").ok()?.parse().ok();
@@ -76,25 +76,25 @@ pub(crate) fn run(count: usize, f: &(dyn Fn(usize) + Sync)) {
     }
 }
 
-/// The loop that runs, and who takes part.
+/// The current loop and its participants.
 struct Pool {
-    /// A loop is set up or runs.
+    /// Whether a loop is being set up or running.
     busy: AtomicBool,
-    /// The number of the loop above; below whether it is open, and how many workers are in it.
+    /// The loop's number in the high bits; in the low bits whether it is open and how many workers have joined.
     state: AtomicU64,
-    /// The first so many workers may join: always the same ones, so that others sleep and leave their cores free.
+    /// Workers with a lower index may join: always the same ones, so that others sleep and leave their cores free.
     admitted: AtomicUsize,
-    /// The loop's function; valid while the loop is open or a worker is in it.
+    /// The loop's function; valid while the loop is open or a worker has joined.
     function: FunctionCell,
     count: AtomicUsize,
     next: AtomicUsize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    /// Workers started so far; changed by the thread that made the pool busy.
+    /// Workers started so far; changed only by the thread that set `busy`.
     started: AtomicUsize,
     workers: [Worker; MAX_WORKERS],
 }
 
-/// What others know of a worker.
+/// The shared state of a worker.
 struct Worker {
     asleep: AtomicBool,
     thread: OnceLock<Thread>,
@@ -121,20 +121,20 @@ type Function = *const (dyn Fn(usize) + Sync);
 
 struct FunctionCell(Cell<Option<Function>>);
 
-// SAFETY: written only by the thread that made the pool busy while no worker is in the loop, read only by workers that
-// joined it afterwards; both sides meet in `state`. The function itself is Sync.
+// SAFETY: written only by the thread that set `busy` while no worker has joined, read only by workers that joined
+// afterwards; `state` synchronises both. The function itself is Sync.
 unsafe impl Sync for FunctionCell {}
 
 const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing under these locks can be left half done.
+    // No update under these locks can be left incomplete.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pool {
-    /// False where another loop runs.
+    /// Returns false if another loop is running.
     fn try_run(&'static self, workers: usize, count: usize, f: &(dyn Fn(usize) + Sync)) -> bool {
         if self
             .busy
@@ -157,7 +157,7 @@ impl Pool {
     }
 
     fn open(&self, workers: usize, count: usize, f: &(dyn Fn(usize) + Sync)) {
-        // SAFETY: only the lifetime changes; `close` waits until nobody uses it.
+        // SAFETY: only the lifetime changes; `close` waits until no worker uses the function.
         let function: Function = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Function>(f) };
         self.function.0.set(Some(function));
         self.count.store(count, Ordering::Relaxed);
@@ -167,9 +167,9 @@ impl Pool {
         self.state.store(number << 32 | OPEN, Ordering::Release);
     }
 
-    /// Wakes those who may join and sleep.
+    /// Wakes sleeping workers that may join.
     fn wake(&self, workers: usize) {
-        // Either the sleeper sees the open loop, or this sees the sleeper.
+        // Either the sleeper sees the open loop, or this thread sees the sleeper.
         fence(Ordering::SeqCst);
         for worker in &self.workers[..workers.min(self.started.load(Ordering::Relaxed))] {
             if worker.asleep.load(Ordering::Relaxed) {
@@ -178,7 +178,7 @@ impl Pool {
         }
     }
 
-    /// Takes pieces until there are none. A panic is kept for the thread that started the loop, and ends it.
+    /// Runs pieces until none are left. A panic is kept for the thread that started the loop, and ends the loop.
     fn work(&self, f: &(dyn Fn(usize) + Sync), count: usize) {
         let pieces = || {
             loop {
@@ -195,7 +195,7 @@ impl Pool {
         }
     }
 
-    /// Lets nobody in any more and waits for those who are.
+    /// Closes the loop to new workers and waits for those that have joined.
     fn close(&self) {
         self.state.fetch_and(!OPEN, Ordering::AcqRel);
         let empty = || (self.state.load(Ordering::Acquire) & INSIDE == 0).then_some(());
@@ -208,16 +208,16 @@ impl Pool {
         for number in self.started.load(Ordering::Relaxed)..workers {
             let builder = thread::Builder::new().name(format!("metal-candle-{number}"));
             let Ok(handle) = builder.spawn(move || self.serve(number)) else {
-                // Fewer threads do the same work.
+                // The remaining threads do all the work.
                 break;
             };
-            // Set once: nobody else starts this worker.
+            // Set once: no other thread starts this worker.
             let _ = self.workers[number].thread.set(handle.thread().clone());
             self.started.store(number + 1, Ordering::Relaxed);
         }
     }
 
-    /// A worker's life.
+    /// The main loop of a worker.
     fn serve(&self, number: usize) {
         let mut done = 0;
         loop {
@@ -227,14 +227,14 @@ impl Pool {
                 continue;
             }
             if let Some(function) = self.function.0.get() {
-                // SAFETY: `close` waits for this worker, so the function lives.
+                // SAFETY: `close` waits for this worker, so the function is alive.
                 self.work(unsafe { &*function }, self.count.load(Ordering::Relaxed));
             }
             self.state.fetch_sub(1, Ordering::Release);
         }
     }
 
-    /// Waits for a loop that is open, not number `done`, and for this worker.
+    /// Waits for an open loop, other than loop `done`, that admits this worker.
     fn wait(&self, number: usize, done: u64) -> u64 {
         let news = || {
             let state = self.state.load(Ordering::Acquire);
@@ -256,7 +256,7 @@ impl Pool {
         }
     }
 
-    /// Enters the loop of `state`; false where it is over.
+    /// Joins the loop of `state`; false if it is over.
     fn join(&self, mut state: u64) -> bool {
         let number = state >> 32;
         while state & OPEN != 0 && state >> 32 == number {
@@ -272,7 +272,7 @@ impl Pool {
     }
 }
 
-/// Looks again and again for so long.
+/// Polls `look` for up to `time`.
 fn watch<R>(time: Duration, look: impl Fn() -> Option<R>) -> Option<R> {
     let mut start = None;
     loop {

@@ -1,4 +1,4 @@
-//! Filling memory from the counter-based streams of [`crate::random`]: element i depends on the key and i alone.
+//! Fills memory from the counter-based streams of [`crate::random`]: element i depends only on the key and i.
 
 use super::float::{Float, Real};
 use super::par::{Shared, for_rows};

@@ -1,24 +1,24 @@
 //! Sum, maximum and position of the maximum along one dimension of (outer, n, inner).
 //!
-//! Sums are blocked: lanes inside a block, pairs of blocks above, so that long sums stay accurate; the order is fixed by
-//! the sizes.
+//! Sums are blocked: several accumulators inside a chunk, pairwise between chunks, so that long sums stay accurate; the
+//! order depends on the sizes alone.
 
 use super::element::Element;
 use super::par::{BLOCK, Shared, for_rows, lanes1, max_nan, simd};
 use super::scratch::Filled;
 
-/// Elements of a row, or rows of a column block, that are reduced in one go.
+/// Elements of a row, or rows of a column block, that are reduced sequentially.
 const CHUNK: usize = 4096;
 const ROW_CHUNK: usize = 64;
 
 /// The sizes of a reduction: x is (outer, n, inner), the result (outer, inner).
 #[derive(Clone, Copy, Debug)]
 pub struct ReduceShape {
-    /// Product of the dimensions before.
+    /// Product of the dimensions before the reduced one.
     pub outer: usize,
-    /// The reduced dimension.
+    /// Size of the reduced dimension.
     pub n: usize,
-    /// Product of the dimensions after.
+    /// Product of the dimensions after the reduced one.
     pub inner: usize,
 }
 
@@ -33,7 +33,7 @@ impl ReduceShape {
     }
 }
 
-/// Sums; kept in f32 for the narrow types, integers wrap. 0 where n is 0.
+/// Sums; accumulated in f32 for f16 and bf16; integers wrap. 0 if n is 0.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -41,7 +41,7 @@ pub fn sum<T: Element>(shape: ReduceShape, x: &[T], out: &mut [T]) {
     reduce(shape, x, out, T::ZERO, T::plus);
 }
 
-/// Maxima; NaN where one is NaN, the lowest value where n is 0.
+/// Maxima; NaN if any element is NaN, the lowest value if n is 0.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -49,7 +49,7 @@ pub fn max<T: Element>(shape: ReduceShape, x: &[T], out: &mut [T]) {
     reduce(shape, x, out, T::LOWEST, max_nan);
 }
 
-/// The position of the first maximum, or of the first NaN; 0 where n is 0.
+/// The position of the first maximum, or of the first NaN; 0 if n is 0.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -72,7 +72,7 @@ pub fn argmax<T: Element>(shape: ReduceShape, x: &[T], out: &mut [u32]) {
     });
 }
 
-/// Finds the maximum many elements at a time, then where it is.
+/// Finds the maximum with many accumulators, then its position.
 fn row_argmax<T: Element>(row: &[T]) -> u32 {
     let top = lanes(row, T::LOWEST, max_nan);
     let place = if is_nan(top) {
@@ -128,7 +128,7 @@ fn reduce<T: Element>(
     }
 }
 
-/// One row, its chunks spread over threads.
+/// One row; its chunks are spread over threads.
 fn long_row<T: Element>(x: &[T], identity: T::Sum, f: impl Fn(T::Sum, T::Sum) -> T::Sum + Copy + Sync) -> T::Sum {
     let mut partials = Filled::new(x.len().div_ceil(CHUNK), identity);
     let result = Shared::new(&mut partials);
@@ -142,7 +142,7 @@ fn long_row<T: Element>(x: &[T], identity: T::Sum, f: impl Fn(T::Sum, T::Sum) ->
     pairs(&partials, identity, f)
 }
 
-/// As [`long_row`] on this thread: halves of the chunks, and halves of those.
+/// Like [`long_row`] on this thread: reduces the halves of the row recursively.
 fn row_of_chunks<T: Element>(row: &[T], identity: T::Sum, f: impl Fn(T::Sum, T::Sum) -> T::Sum + Copy) -> T::Sum {
     if row.len() <= CHUNK {
         return lanes(row, identity, f);
@@ -151,7 +151,7 @@ fn row_of_chunks<T: Element>(row: &[T], identity: T::Sum, f: impl Fn(T::Sum, T::
     f(row_of_chunks(left, identity, f), row_of_chunks(right, identity, f))
 }
 
-/// Reduces a chunk over many accumulators.
+/// Reduces a chunk with many accumulators.
 fn lanes<T: Element>(x: &[T], identity: T::Sum, f: impl Fn(T::Sum, T::Sum) -> T::Sum + Copy) -> T::Sum {
     simd(
         #[inline(always)]
@@ -167,7 +167,7 @@ fn lanes<T: Element>(x: &[T], identity: T::Sum, f: impl Fn(T::Sum, T::Sum) -> T:
     )
 }
 
-/// Reduces neighbours, then neighbours of those.
+/// Pairwise reduction.
 pub(crate) fn pairs<S: Copy>(values: &[S], identity: S, f: impl Fn(S, S) -> S + Copy) -> S {
     match values {
         [] => identity,
@@ -179,8 +179,8 @@ pub(crate) fn pairs<S: Copy>(values: &[S], identity: S, f: impl Fn(S, S) -> S + 
     }
 }
 
-/// inner > 1: blocks of columns, down the rows; [`ROW_CHUNK`] rows, then as many such sums, at a time, so that long sums stay
-/// accurate.
+/// inner > 1: blocks of columns, accumulated over the rows: [`ROW_CHUNK`] rows at a time, then as many partial sums at a
+/// time, so that long sums stay accurate.
 fn columns<T: Element>(
     ReduceShape { outer, n, inner }: ReduceShape,
     x: &[T],
@@ -232,7 +232,7 @@ fn column_block<'a, T: Element>(
     }
 }
 
-/// Moves what one level has gathered up to the next.
+/// Adds the accumulators of one level to those of the next.
 #[inline(always)]
 fn carry<S: Copy>(from: &mut [S], to: &mut [S], identity: S, f: impl Fn(S, S) -> S) {
     for (to, from) in to.iter_mut().zip(from) {
@@ -258,7 +258,7 @@ mod tests {
         (40, 9, 64),
     ];
 
-    /// The values of each reduced line.
+    /// The elements of each line along the reduced dimension.
     fn lines<T: Copy>((outer, n, inner): (usize, usize, usize), x: &[T]) -> Vec<Vec<T>> {
         let line = |at: usize| (0..n).map(|i| x[(at / inner * n + i) * inner + at % inner]).collect();
         (0..outer * inner).map(line).collect()

@@ -18,7 +18,7 @@ pub fn rms_norm<T: Float>(x: &InOut<'_, T>, n: usize, weight: Option<&[T]>, eps:
             #[inline(always)]
             || {
                 for row in range {
-                    // SAFETY: the row is inside both buffers and belongs to this task.
+                    // SAFETY: the row is in bounds of both buffers and belongs to this task.
                     unsafe {
                         let from: *const T = src.at(row * n);
                         let r = reciprocal::<T>(from, n, eps);
@@ -47,7 +47,7 @@ fn check<T>(len: usize, n: usize, weight: Option<&[T]>) -> usize {
 /// 1 / sqrt(mean(x^2) + eps)
 ///
 /// # Safety
-/// `x` is readable for `n` elements, which nobody writes meanwhile.
+/// `x` is readable for `n` elements and not written meanwhile.
 #[inline(always)]
 unsafe fn reciprocal<T: Float>(x: *const T, n: usize, eps: f64) -> T::Acc {
     // SAFETY: the caller's promise.
@@ -63,8 +63,8 @@ unsafe fn reciprocal<T: Float>(x: *const T, n: usize, eps: f64) -> T::Acc {
 
 /// The gradients of [`rms_norm`] from that of its result, `g` (rows, n).
 ///
-/// With r = 1 / sqrt(mean(x^2) + eps) and h = g * weight: `dx = r * (h - x * r^2 * mean(h * x))`, and
-/// `dweight = sum over rows of g * x * r` where asked for.
+/// With r = 1 / sqrt(mean(x^2) + eps) and h = g * weight: `dx = r * (h - x * r^2 * mean(h * x))`, and if requested
+/// `dweight = sum over rows of g * x * r`.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -98,7 +98,7 @@ pub fn rms_norm_vjp<T: Float>(
                             load(g[at..][..n].as_ptr(), wide_g);
                             out.slice(at, n)
                         };
-                        // SAFETY: the row is inside x.
+                        // SAFETY: the row is in bounds of x.
                         let r = unsafe { reciprocal(x[at..].as_ptr(), n, eps) };
                         row_vjp(r, &weight, wide_x, wide_g, dx, sum);
                     }
@@ -111,7 +111,7 @@ pub fn rms_norm_vjp<T: Float>(
     }
 }
 
-/// One row; `g` is overwritten. `sum` is added the weight's gradient, unless empty.
+/// One row; `g` is overwritten. The weight's gradient is added to `sum`, unless it is empty.
 #[inline(always)]
 fn row_vjp<T: Float>(r: T::Acc, weight: &[T::Acc], x: &[T::Acc], g: &mut [T::Acc], dx: &mut [T], sum: &mut [T::Acc]) {
     for (sum, (g, x)) in sum.iter_mut().zip(g.iter().zip(x)) {

@@ -1,4 +1,4 @@
-//! Rotary position embedding: pairs of channels are turned by an angle given as cosine and sine.
+//! Rotary position embedding: pairs of channels are rotated by an angle given as cosine and sine.
 
 use super::float::{Float, Real};
 use super::inout::InOut;
@@ -9,21 +9,21 @@ use super::par::{Shared, for_rows, load, simd, store, with_scratch};
 pub struct RopeShape {
     /// Sequences in the batch.
     pub batch: usize,
-    /// Positions of a sequence.
+    /// Positions per sequence.
     pub seq: usize,
     /// Heads at a position.
     pub heads: usize,
-    /// Channels of a head.
+    /// Head dimension.
     pub head_dim: usize,
-    /// Pairs that are turned: the first `2 * pairs` channels; the rest is copied.
+    /// Rotated pairs: the first `2 * pairs` channels; the rest is copied.
     pub pairs: usize,
     /// Channels 2i and 2i + 1 are a pair; otherwise i and i + pairs.
     pub interleaved: bool,
-    /// Turns the other way: the gradient.
+    /// Rotates by the negated angle: the gradient.
     pub inverse: bool,
 }
 
-/// Turns x (batch, seq, heads, `head_dim)`: `(a, b)` becomes `(a cos - b sin, b cos + a sin)`. May be in place.
+/// Rotates x (batch, seq, heads, `head_dim)`: `(a, b)` becomes `(a cos - b sin, b cos + a sin)`. May be in place.
 ///
 /// `cos` and `sin` are (batch, seq, pairs), or (seq, pairs) for all sequences.
 ///
@@ -60,7 +60,7 @@ pub fn rope<T: Float, C: Float>(shape: RopeShape, x: &InOut<'_, T>, cos: &[C], s
                         widen(&sin[angle..][..r], sign, s);
                         for head in 0..heads {
                             let at = (row * heads + head) * d;
-                            // SAFETY: the head is inside both buffers and belongs to this task.
+                            // SAFETY: the head is in bounds of both buffers and belongs to this task.
                             unsafe { turn(shape.interleaved, (src.at(at), dst.at(at)), c, s, work) };
                         }
                     }
@@ -77,7 +77,7 @@ fn widen<A: Real, C: Float>(from: &[C], sign: A, into: &mut [A]) {
     }
 }
 
-/// One head: widened into the first half of `work`, turned into the second, stored.
+/// One head: widened into the first half of `work`, rotated into the second, and stored.
 #[inline(always)]
 unsafe fn turn<T: Float>(
     interleaved: bool,
@@ -90,7 +90,7 @@ unsafe fn turn<T: Float>(
     let r = cos.len();
     let (x, y) = work.split_at_mut(d);
     let y = &mut y[..d];
-    // SAFETY: the caller's head has d channels.
+    // SAFETY: the head has d channels.
     unsafe { load(src, x) };
     if interleaved {
         let pairs = x.chunks_exact(2).zip(y.chunks_exact_mut(2));

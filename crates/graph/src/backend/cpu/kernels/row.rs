@@ -1,4 +1,4 @@
-//! What kernels over the rows of a (rows, n) matrix share: mapping a row in place, and sums down the rows.
+//! Helpers of kernels over the rows of a (rows, n) matrix: mapping a row in place, and sums over the rows.
 
 use std::ops::Range;
 
@@ -7,14 +7,14 @@ use super::par::{BLOCK, Shared, for_pieces, simd};
 use super::scratch::Filled;
 use super::tuning::loops::PARALLEL_WORK;
 
-/// Rows that share one partial sum at least, and partial sums at most.
+/// Minimum number of rows per partial sum, and maximum number of partial sums.
 const MIN_PIECE: usize = 16;
 const MAX_PIECES: usize = 32;
 
 /// The number of rows of `n` in `len` elements.
 ///
 /// # Panics
-/// If the elements do not make whole rows.
+/// If the elements are not a whole number of rows.
 pub(crate) fn rows(len: usize, n: usize) -> usize {
     if n == 0 {
         assert_eq!(len, 0, "rows of no elements cannot hold {len}");
@@ -24,7 +24,7 @@ pub(crate) fn rows(len: usize, n: usize) -> usize {
     len / n
 }
 
-/// `dst[i] = f(src[i], [side[i] of each side])`, block by block so that `src` may be `dst`; the sides are a row long.
+/// `dst[i] = f(src[i], [side[i] of each side])`, block by block so that `src` may be `dst`; each side is a row.
 ///
 /// # Safety
 /// `src` and `dst` are valid for `n` elements, and equal or disjoint.
@@ -38,7 +38,7 @@ pub(crate) unsafe fn map_row<T: Float, const N: usize>(
     for start in (0..n).step_by(BLOCK) {
         let len = BLOCK.min(n - start);
         let sides = sides.map(|side| &side[start..][..len]);
-        // SAFETY: the block is inside both, and where they are two nothing else is `to`.
+        // SAFETY: the block is in bounds of both, and if they are distinct only `dst` is written.
         unsafe {
             let to = std::slice::from_raw_parts_mut(dst.add(start), len);
             if std::ptr::eq(src, dst) {
@@ -55,7 +55,7 @@ pub(crate) unsafe fn map_row<T: Float, const N: usize>(
     }
 }
 
-/// A weight of `n` elements, widened; `missing` everywhere where there is none.
+/// A weight of `n` elements, widened; filled with `missing` if there is none.
 pub(crate) fn widened<T: Float>(weight: Option<&[T]>, n: usize, missing: T::Acc) -> Filled<T::Acc> {
     let mut wide = Filled::new(n, missing);
     for (wide, weight) in wide.iter_mut().zip(weight.unwrap_or_default()) {
@@ -64,8 +64,8 @@ pub(crate) fn widened<T: Float>(weight: Option<&[T]>, n: usize, missing: T::Acc)
     wide
 }
 
-/// Sums down the rows: each piece of rows has its own partial sums, added in order at the end. The pieces depend on the
-/// number of rows alone.
+/// Sums over rows: each piece of rows has its own partial sums, which are added in order at the end. The pieces depend
+/// on the number of rows alone.
 pub(crate) struct RowSums<A> {
     rows: usize,
     n: usize,
@@ -75,7 +75,7 @@ pub(crate) struct RowSums<A> {
 }
 
 impl<A: Real> RowSums<A> {
-    /// For `kinds` sums of `n` columns each.
+    /// Zero accumulators for `kinds` sums of `n` columns each.
     pub(crate) fn new(rows: usize, n: usize, kinds: usize) -> Self {
         let piece = rows.div_ceil(MAX_PIECES).max(MIN_PIECE);
         RowSums {
@@ -87,7 +87,7 @@ impl<A: Real> RowSums<A> {
         }
     }
 
-    /// Runs `f(rows, sums)` over all pieces; `sums` is (kinds, n), zero at first.
+    /// Runs `f(rows, sums)` over all pieces; `sums` is (kinds, n), initially zero.
     pub(crate) fn run(&mut self, row_work: usize, f: impl Fn(Range<usize>, &mut [A]) + Sync) {
         let parallel = self.rows * row_work >= PARALLEL_WORK;
         let width = self.kinds * self.n;

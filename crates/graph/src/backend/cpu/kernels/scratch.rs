@@ -1,5 +1,5 @@
-//! Memory for the moment of a kernel. A thread keeps what it has used for its next task, so that kernels that run again
-//! and again allocate nothing.
+//! Scratch memory of kernels. A thread keeps its scratch buffers for its next task, so that kernels that run repeatedly
+//! do not allocate.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 
 use super::float::Float;
 
-/// A cache line's worth of any bits.
+/// A cache line of any bits.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Line {
@@ -16,14 +16,14 @@ struct Line {
 }
 
 thread_local! {
-    /// Buffers that nobody holds; the one for the outermost borrower is last.
+    /// Free buffers; the one for the outermost call is last.
     static SPARE: Cell<Vec<Vec<Line>>> = const { Cell::new(Vec::new()) };
 }
 
-/// A thread keeps a buffer of up to so many bytes.
+/// Buffers up to this size in bytes are kept by a thread.
 const KEPT_BYTES: usize = 64 << 20;
 
-/// A buffer with room for `len` values.
+/// Takes a buffer with capacity for `len` values.
 fn take<P>(len: usize) -> Vec<Line> {
     const { assert!(align_of::<P>() <= align_of::<Line>()) };
     let lines = (len * size_of::<P>()).div_ceil(size_of::<Line>());
@@ -44,15 +44,15 @@ fn give_back(buffer: Vec<Line>) {
     }
 }
 
-/// Lends `f` scratch of `len` elements with unspecified contents, from the start of a cache line. Calls may nest.
+/// Calls `f` with uninitialised scratch of `len` elements, aligned to a cache line. Calls may nest.
 pub(crate) fn with_scratch<A: Float, R>(len: usize, f: impl FnOnce(&mut [A]) -> R) -> R {
     with_space(len, |space: *mut A| {
-        // SAFETY: the space is this call's, and all Floats take any bits.
+        // SAFETY: the memory belongs to this call, and any bits are valid Floats.
         f(unsafe { std::slice::from_raw_parts_mut(space, len) })
     })
 }
 
-/// Lends `f` room for `len` values, from the start of a cache line. Calls may nest.
+/// Calls `f` with a pointer to memory for `len` values, aligned to a cache line. Calls may nest.
 pub(crate) fn with_space<P, R>(len: usize, f: impl FnOnce(*mut P) -> R) -> R {
     if len == 0 {
         return f(NonNull::<Line>::dangling().as_ptr().cast());
@@ -63,7 +63,7 @@ pub(crate) fn with_space<P, R>(len: usize, f: impl FnOnce(*mut P) -> R) -> R {
     result
 }
 
-/// A list that lies in scratch.
+/// A vector in scratch memory.
 pub(crate) struct Filled<P> {
     buffer: Vec<Line>,
     len: usize,
@@ -71,19 +71,19 @@ pub(crate) struct Filled<P> {
 }
 
 impl<P: Copy> Filled<P> {
-    /// `len` times `value`.
+    /// A vector of `len` copies of `value`.
     pub(crate) fn new(len: usize, value: P) -> Self {
         let mut buffer = take::<P>(len);
         let first = buffer.as_mut_ptr().cast::<P>();
         for i in 0..len {
-            // SAFETY: the buffer has room for `len` values, aligned.
+            // SAFETY: the buffer has capacity for `len` values, aligned.
             unsafe { first.add(i).write(value) };
         }
         let values = PhantomData;
         Self { buffer, len, values }
     }
 
-    /// Keeps the first `len` values.
+    /// Truncates to `len` values.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
@@ -93,7 +93,7 @@ impl<P> Deref for Filled<P> {
     type Target = [P];
 
     fn deref(&self) -> &[P] {
-        // SAFETY: `new` wrote so many values.
+        // SAFETY: `new` wrote that many values.
         unsafe { std::slice::from_raw_parts(self.buffer.as_ptr().cast(), self.len) }
     }
 }

@@ -5,7 +5,7 @@ use super::inout::InOut;
 use super::par::{BLOCK, Shared, for_rows, load, map_sum, max_nan, max1, simd, store, sum2, with_scratch};
 use super::reduce::ReduceShape;
 
-/// Softmax of x along its middle dimension. May be in place. A line of minus infinities gives NaN.
+/// Softmax of x along its middle dimension. May be in place. A line of only minus infinity gives NaN.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -20,7 +20,7 @@ pub fn softmax<T: Float>(shape: ReduceShape, x: &InOut<'_, T>) {
                     #[inline(always)]
                     || {
                         for at in range.map(|i| i * n) {
-                            // SAFETY: the row is inside both buffers and belongs to this task.
+                            // SAFETY: the row is in bounds of both buffers and belongs to this task.
                             unsafe {
                                 normalise(src.at(at), dst.at(at), row);
                             }
@@ -33,7 +33,7 @@ pub fn softmax<T: Float>(shape: ReduceShape, x: &InOut<'_, T>) {
         for_columns(shape, 24, |start, len| {
             simd(
                 #[inline(always)]
-                // SAFETY: the columns are inside both buffers and belong to this task.
+                // SAFETY: the columns are in bounds of both buffers and belong to this task.
                 || unsafe { columns(src.at(start), dst.at(start), (n, inner), len) },
             );
         });
@@ -43,7 +43,7 @@ pub fn softmax<T: Float>(shape: ReduceShape, x: &InOut<'_, T>) {
 /// One row; `row` is scratch of its length.
 ///
 /// # Safety
-/// `src` is readable and `dst` writable for the row; they are equal or apart.
+/// `src` is readable and `dst` writable for the row; they are equal or disjoint.
 #[inline(always)]
 unsafe fn normalise<T: Float>(src: *const T, dst: *mut T, row: &mut [T::Acc]) {
     let scale = {
@@ -52,7 +52,7 @@ unsafe fn normalise<T: Float>(src: *const T, dst: *mut T, row: &mut [T::Acc]) {
         let max = max1(x, T::to_acc);
         T::Acc::ONE / map_sum(x, row, |x| (x.to_acc() - max).exp_below())
     };
-    // SAFETY: as above; the source is not used any more.
+    // SAFETY: as above; the source is not read any more.
     let y = unsafe { std::slice::from_raw_parts_mut(dst, row.len()) };
     for (y, &x) in y.iter_mut().zip(&*row) {
         *y = T::from_acc(x * scale);
@@ -78,21 +78,21 @@ unsafe fn columns<T: Float>(src: *const T, dst: *mut T, (n, inner): (usize, usiz
     let (mut row, mut max, mut sum) = ([zero; BLOCK], [T::Acc::NEG_INFINITY; BLOCK], [zero; BLOCK]);
     let (row, max, sum) = (&mut row[..len], &mut max[..len], &mut sum[..len]);
     for i in 0..n {
-        // SAFETY: row i is inside.
+        // SAFETY: row i is in bounds.
         unsafe { load(src.add(i * inner), row) };
         for (max, x) in max.iter_mut().zip(&*row) {
             *max = max_nan(*max, *x);
         }
     }
     for i in 0..n {
-        // SAFETY: row i is inside.
+        // SAFETY: row i is in bounds.
         unsafe { load(src.add(i * inner), row) };
         for j in 0..len {
             sum[j] += (row[j] - max[j]).exp_below();
         }
     }
     for i in 0..n {
-        // SAFETY: row i is inside, and not read again.
+        // SAFETY: row i is in bounds, and not read again.
         unsafe {
             load(src.add(i * inner), row);
             for j in 0..len {
@@ -103,7 +103,7 @@ unsafe fn columns<T: Float>(src: *const T, dst: *mut T, (n, inner): (usize, usiz
     }
 }
 
-/// The gradient of [`softmax`] from its result `y` and that of its result, `g`: `dx = y * (g - sum(g * y))`.
+/// The gradient of [`softmax`] from its result `y` and the gradient of the result, `g`: `dx = y * (g - sum(g * y))`.
 ///
 /// # Panics
 /// If the sizes do not fit.

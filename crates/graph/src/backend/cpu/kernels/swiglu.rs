@@ -6,8 +6,8 @@ use super::par::{BLOCK, Shared, for_blocks, simd};
 /// `out = silu(gate) * up`, element by element.
 ///
 /// # Safety
-/// `gate` and `up` are readable and `out` is writable for `n` elements; nothing else touches `out` meanwhile; `out`
-/// may be `gate` or `up` (but not both), and overlaps neither in part.
+/// `gate` and `up` are readable and `out` is writable for `n` elements; `out` is not accessed elsewhere meanwhile;
+/// `out` may be `gate` or `up` (but not both), and overlaps neither partially.
 pub unsafe fn swiglu<T: Float>(gate: *const T, up: *const T, out: *mut T, n: usize) {
     let (gate, up) = (Shared::raw(gate.cast_mut()), Shared::raw(up.cast_mut()));
     let out = Shared::raw(out);
@@ -15,7 +15,7 @@ pub unsafe fn swiglu<T: Float>(gate: *const T, up: *const T, out: *mut T, n: usi
         let (gate, up, out) = (gate.at(start), up.at(start), out.at(start));
         simd(
             #[inline(always)]
-            // SAFETY: the block is inside all three, and an input that is not `out` is apart from it.
+            // SAFETY: the block is in bounds of all three, and an input that is not `out` is disjoint from it.
             || unsafe {
                 let slice = |from: *mut T| std::slice::from_raw_parts(from.cast_const(), len);
                 let to = std::slice::from_raw_parts_mut(out, len);
@@ -64,7 +64,7 @@ pub fn swiglu_vjp<T: Float>(gate: &[T], up: &[T], g: &[T], dgate: &mut [T], dup:
         simd(
             #[inline(always)]
             || {
-                // Loop by loop over few slices: that is what becomes vector instructions.
+                // Separate loops over few slices, which the compiler vectorises.
                 let mut sigmoids = [T::Acc::ZERO; BLOCK];
                 let sigmoids = &mut sigmoids[..len];
                 for (s, x) in sigmoids.iter_mut().zip(gate) {

@@ -1,4 +1,4 @@
-//! Shared by the kernels' tests: seeded numbers, conversions, comparisons, finite differences.
+//! Helpers of the kernels' tests: seeded numbers, conversions, comparisons, finite differences.
 
 use super::{Float, Real};
 
@@ -30,8 +30,8 @@ pub fn noise_as<T: Float>(seed: u64, n: usize) -> (Vec<T>, Vec<f64>) {
     (t, wide)
 }
 
-/// Whether a case of so many element operations is worth its time: not a large one under Miri, which interprets. Parallel
-/// loops begin at less there.
+/// Whether a test case of this many element operations is worth its time: large ones are skipped under Miri, where
+/// parallel loops begin at smaller sizes.
 pub fn affordable(work: usize) -> bool {
     !cfg!(miri) || work <= 2000
 }
@@ -73,7 +73,7 @@ pub fn differences(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
         .collect()
 }
 
-/// Runs a generic test body for each float type; under Miri for one wide and one narrow.
+/// Runs a generic test body for each float type; under Miri for one wide and one narrow type.
 macro_rules! each_float {
     ($body:ident) => {
         $body::<f32>();

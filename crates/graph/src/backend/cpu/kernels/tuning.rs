@@ -1,72 +1,73 @@
-//! The sizes that decide how kernels are cut and which of them run, on the CPU. They were chosen by timing on x86-64 (AMD
-//! Zen 4 and Zen 3, Intel with AVX-512 and AMX) with `metal-candle bench` and `explain`, which show what a change of one
-//! does. How work is cut changes no result; which kernel runs (the numbers of rows and terms of products) may round sums
-//! differently. Sizes that fix the order of a sum are not here.
+//! The tuning parameters of the kernels: block sizes and thresholds. They were chosen by timing on x86-64 (AMD Zen 4
+//! and Zen 3, Intel with AVX-512 and AMX) with `metal-candle bench` and `explain`, which show the effect of a change.
+//! How work is split changes no result; which kernel runs (the numbers of rows and terms of products) may change how
+//! sums are rounded. Sizes that fix the order of a sum are not here.
 
 /// Loops over elements.
 pub(crate) mod loops {
-    /// Below this many element operations a call stays on the caller's thread: waking others costs microseconds.
+    /// Calls with fewer element operations stay on the caller's thread: waking others costs microseconds.
     pub(crate) const PARALLEL_WORK: usize = if cfg!(miri) { 1 << 8 } else { 1 << 16 };
-    /// A piece of work is at least this many element operations: large enough to be worth a task, small enough to balance.
+    /// Minimum element operations of a piece of work: large enough to be worth a task, small enough to balance.
     pub(crate) const PIECE_WORK: usize = if cfg!(miri) { 1 << 6 } else { 1 << 14 };
-    /// And there are at most this many pieces.
+    /// Maximum number of pieces.
     pub(crate) const MAX_PIECES: usize = 64;
-    /// Elements of a piece of a fused elementwise loop.
+    /// Elements per piece of a fused elementwise loop.
     pub(crate) const PIECE: usize = 1 << 14;
 }
 
-/// Matrix products, those with quantised weights too.
+/// Matrix products, including those with quantised weights.
 pub(crate) mod matmul {
-    /// From this many multiply-adds on, a product is spread over threads.
+    /// Minimum multiply-adds of a product that is spread over threads.
     pub(crate) const PARALLEL_MACS: usize = if cfg!(miri) { 1 << 9 } else { 1 << 18 };
     /// A row with fewer multiply-adds is one piece.
     pub(crate) const PIECE_MACS: usize = 1 << 15;
-    /// Up to so many rows of A, a B that lies row by row is read as it lies.
+    /// Maximum rows of A for which a row-major B is read in place, without packing.
     pub(crate) const FEW_ROWS: usize = 48;
-    /// Up to so many, if elements of 16 bits could be multiplied in pairs, or widened once, instead.
+    /// The same where 16-bit elements could instead be multiplied in pairs, or widened once.
     pub(crate) const VERY_FEW_ROWS: usize = 8;
-    /// Up to so many rows, activations are quantised where weights are.
+    /// Maximum rows of activations that are quantised for products with quantised weights.
     pub(crate) const QUANTISED_ROWS: usize = 8;
-    /// A B that lies row by row is read so where the sums have at most so many terms.
+    /// Maximum inner dimension for which a row-major B is read in place.
     pub(crate) const FEW_TERMS: usize = 32;
-    /// Up to so many rows (or columns), contiguous operands are multiplied as dot products.
+    /// Maximum rows (or columns) for which contiguous operands are multiplied as dot products.
     pub(crate) const DOT_ROWS: usize = 12;
-    /// Bytes of weights that a task reads, about, where reading them takes longest: memory gives long runs faster.
+    /// Approximate bytes of weights per task of a memory-bound product: long sequential reads are faster.
     pub(crate) const TASK_BYTES: usize = 1 << 18;
-    /// Rows of A that are packed at a time, at most.
+    /// Maximum rows of A that are packed at a time.
     pub(crate) const CHUNK: usize = 1024;
-    /// And about how many bytes of them.
+    /// Approximate bytes of A that are packed at a time.
     pub(crate) const CHUNK_BYTES: usize = 8 << 20;
-    /// A product has at least about so many tasks for each thread, if its rows give them. More would even out threads
-    /// better, but each packs its panel of B.
+    /// Approximate minimum number of tasks per thread, if the rows allow it. More would balance better, but each task
+    /// packs its panel of B.
     pub(crate) const TASKS: usize = 4;
-    /// Rows of a task, about, at least: each packs its panel of B.
+    /// Approximate minimum rows per task, as each task packs its panel of B.
     pub(crate) const TASK_ROWS: usize = 128;
-    /// Rows of a task, about, where there is a single panel.
+    /// Approximate rows per task with a single panel.
     pub(crate) const NARROW_ROWS: usize = 32;
-    /// Up to so many terms, and [`ROW_BYTES`] of B, writing C takes longest, which memory takes row by row best.
+    /// Maximum inner dimension (with at most [`ROW_BYTES`] of B) for which writing C dominates, which is fastest row by
+    /// row.
     pub(crate) const ROW_TERMS: usize = 64;
     /// See [`ROW_TERMS`].
     pub(crate) const ROW_BYTES: usize = 256 << 10;
-    /// Rows that memory is asked for before they are packed.
+    /// Prefetch distance in rows for packing.
     pub(crate) const AHEAD: usize = 32;
 }
 
 /// Attention.
 pub(crate) mod attention {
-    /// Up to so many rows, keys and values are waited for more than computed with, and tasks are cut along them.
+    /// Maximum rows for which attention is bound by reading keys and values; tasks are then split along the keys.
     pub(crate) const FEW_ROWS: usize = 16;
-    /// The gradient has at least about so many tasks, if its queries give them.
+    /// Approximate minimum number of tasks of the gradient, if its queries allow it.
     pub(crate) const TASKS: usize = 12;
 }
 
 /// The loss over a vocabulary.
 pub(crate) mod cross_entropy {
-    /// What an exponential costs, in plain operations.
+    /// Cost of an exponential, in element operations.
     pub(crate) const EXP_WORK: usize = 16;
-    /// Bytes of logits that are kept for the gradient, about, at most. Tests see several blocks.
+    /// Approximate maximum bytes of exponentials saved for the gradient. Tests see several blocks.
     pub(crate) const KEPT_BYTES: usize = if cfg!(test) { 1 << 18 } else { 48 << 20 };
-    /// Rows of a block whose logits are kept, at least: fewer would read the weight too often.
+    /// Minimum rows per block with saved exponentials: fewer would read the weight too often.
     pub(crate) const LEAST_ROWS: usize = 32;
 }
 
@@ -74,19 +75,20 @@ pub(crate) mod cross_entropy {
 pub(crate) mod programs {
     use std::time::Duration;
 
-    /// A step of this much work is spread over threads by its kernel.
+    /// Minimum work of a step whose kernel is spread over threads.
     pub(crate) const LARGE_STEP: f64 = (1u32 << 18) as f64;
-    /// Work of small steps that is worth several threads.
+    /// Minimum total work of small steps that are spread over threads.
     pub(crate) const WORTH_THREADS: f64 = (1u32 << 16) as f64;
-    /// Groups of small steps are bundled into about so many tasks, at most.
+    /// Approximate maximum number of tasks into which groups of small steps are bundled.
     pub(crate) const TASKS: f64 = 32.0;
-    /// Element operations of a program whose number of threads is worth choosing: it takes about a millisecond.
+    /// Minimum element operations of a program whose number of threads is tuned: about a millisecond.
     pub(crate) const LONG_WORK: f64 = (1u32 << 25) as f64;
-    /// How long a worker watches for the next loop before it sleeps.
+    /// How long an idle worker spins before it sleeps.
     pub(crate) const WATCH: Duration = Duration::from_micros(200);
-    /// How long the end of a loop is watched for before it is only looked at now and then. A worker's core may be taken
-    /// for some milliseconds; whoever sleeps or yields meanwhile gives its own away too and waits as long for it again.
+    /// How long the end of a loop is polled continuously, before it is polled in intervals. A worker may be preempted
+    /// for some milliseconds; sleeping or yielding meanwhile would give up this core too, and wait as long to get it
+    /// back.
     pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
-    /// Between two looks then.
+    /// The interval of these polls.
     pub(crate) const NAP: Duration = Duration::from_micros(100);
 }

@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use super::FlopLoop;
 
-/// Independent sums: four a cycle, four cycles each.
+/// Independent accumulators: four per cycle with a latency of four cycles.
 const CHAINS: usize = 16;
 
 /// Sums words.
@@ -45,7 +45,7 @@ fn sum(words: &[u64]) -> u64 {
     rest.iter().fold(total, |sum, &word| sum.wrapping_add(word))
 }
 
-/// The compiler must not know that sums could be equal, or it would compute one of them.
+/// `black_box` hides that the accumulators are equal, or the compiler would compute only one of them.
 #[target_feature(enable = "neon")]
 fn multiply_add(iterations: usize) {
     let (factor, term) = black_box((vdupq_n_f32(0.999), vdupq_n_f32(0.001)));

@@ -1,11 +1,11 @@
-//! The measuring loops without intrinsics, as fast as the compiler makes them for the least machine of the target.
+//! The measuring loops without intrinsics, as the compiler vectorises them for the target's baseline.
 
 use std::array;
 use std::hint::black_box;
 
 use super::FlopLoop;
 
-/// Numbers that are computed side by side: enough chains for any latency.
+/// Independent accumulators: enough for any latency.
 const LANES: usize = 64;
 
 /// Sums words.
@@ -36,7 +36,7 @@ fn sum(words: &[u64]) -> u64 {
     sums.iter().chain(rest).fold(0, |sum, &word| sum.wrapping_add(word))
 }
 
-/// Two operations instead of one fused: where there is no such instruction, a call would stand in its place.
+/// A multiplication and an addition instead of a fused one, which would be a function call on targets without it.
 fn multiply_add(iterations: usize) {
     let (factor, term) = black_box((0.999f32, 0.001f32));
     let mut sums: [f32; LANES] = black_box(array::from_fn(|i| i as f32));

@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use super::{FlopLoop, portable};
 
-/// Independent sums: more than latency times instructions per cycle, and with the two factors they fit 16 registers.
+/// Independent accumulators: more than latency times throughput, and with the two factors they fit in 16 registers.
 const CHAINS: usize = 12;
 
 /// Sums words.
@@ -48,7 +48,7 @@ pub(super) fn bf16_loop() -> Option<FlopLoop> {
     has.then_some(FlopLoop {
         // SAFETY: the machine has the instructions.
         run: |iterations| unsafe { dot_bf16(iterations) },
-        // Each of 16 sums takes two products.
+        // Each of 16 accumulators takes two products.
         flops: 2 * 32 * CHAINS,
     })
 }
@@ -84,13 +84,13 @@ fn sum_avx2(words: &[u64]) -> u64 {
     }
     let mut lanes = [0u64; 32];
     for (sum, lanes) in sums.iter().zip(lanes.as_chunks_mut::<4>().0) {
-        // SAFETY: four words of room.
+        // SAFETY: `lanes` holds four words.
         unsafe { _mm256_storeu_pd(lanes.as_mut_ptr().cast::<f64>(), _mm256_castsi256_pd(*sum)) };
     }
     lanes.iter().chain(rest).fold(0, |sum, &word| sum.wrapping_add(word))
 }
 
-// In each loop the compiler must not know that sums could be equal, or it would compute one of them.
+// `black_box` hides that the accumulators are equal, or the compiler would compute only one of them.
 
 #[target_feature(enable = "avx512f")]
 fn multiply_add_avx512(iterations: usize) {
