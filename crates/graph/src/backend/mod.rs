@@ -1,5 +1,5 @@
-//! Where plans run. Only this folder (and `io`) names the storages behind tensors. `candle` runs any operation on any of
-//! Candle's devices: the reference and the fallback. `cpu` has the engine's own kernels.
+//! The backends that run plans. Only this folder (and `io`) names the storages behind tensors. `candle` runs any
+//! operation on any of Candle's devices: the reference and the fallback. `cpu` has the engine's own kernels.
 
 mod candle;
 mod cpu;
@@ -22,14 +22,14 @@ pub use self::cpu::limits;
 /// The backend that a plan is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
-    /// Candle's operations, one by one, fused operations as their fallbacks: the reference, on any device.
+    /// Candle's operations, one by one, with the fallbacks of fused operations: the reference, on any device.
     Candle,
-    /// The engine's own kernels on the host.
+    /// The engine's own kernels on the CPU.
     Cpu,
-    /// As [`Self::Cpu`], slowly: each kernel runs by itself and twice, on memory that shows whether it reads and writes what
-    /// it declared. A kernel that does not is an [`Error::Internal`](crate::Error::Internal). For tests.
+    /// Like [`Self::Cpu`], slowly: each kernel runs by itself and twice, in poisoned memory that shows whether it reads
+    /// and writes only what it declared. A violation is an [`Error::Internal`](crate::Error::Internal). For tests.
     Checked,
-    /// As [`Self::Candle`], with no pass run over the graph: what passes are compared with, bit for bit.
+    /// Like [`Self::Candle`], without any pass: what the passes must reproduce bit for bit.
     Unoptimised,
 }
 
@@ -37,7 +37,7 @@ thread_local! {
     static FORCED: Cell<Option<Backend>> = const { Cell::new(None) };
 }
 
-/// Runs `f` with every plan that this thread makes going to `backend`: how tests compare backends.
+/// Runs `f` with `backend` for every plan that this thread makes: how tests compare backends.
 ///
 /// ```
 /// use candle_core::Device;
@@ -60,21 +60,23 @@ pub fn with_backend<R>(backend: Backend, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// What [`with_backend`] says on this thread, for work that moves to another.
+/// The backend set by [`with_backend`] on this thread, for work that moves to another thread.
 #[cfg(feature = "async-exec")]
 pub(crate) fn forced() -> Option<Backend> {
     FORCED.get()
 }
 
-/// Frees what the engine keeps for later runs: arenas, and large buffers of results that are gone. What is in use stays.
+/// Frees the memory that the engine keeps for later runs: free arenas and large output buffers. Memory in use is not
+/// affected.
 ///
-/// After one evaluation that was far larger than what comes next; otherwise the next run would only ask for it again.
+/// Useful after one evaluation that was far larger than the following ones; otherwise the next run has to allocate it
+/// again.
 pub fn release_memory() {
     cpu::release_memory();
 }
 
 impl Backend {
-    /// The backend for a device, unless [`with_backend`] says otherwise.
+    /// The default backend of a device, unless [`with_backend`] set another.
     pub(crate) fn current(device: &Device) -> Self {
         match (FORCED.get(), device) {
             (Some(Self::Unoptimised), _) => Self::Unoptimised,
@@ -84,7 +86,7 @@ impl Backend {
         }
     }
 
-    /// What [`with_backend`] says on this thread.
+    /// The backend set by [`with_backend`] on this thread.
     pub(crate) fn forced() -> Option<Self> {
         FORCED.get()
     }
@@ -116,41 +118,41 @@ impl Backend {
 
 /// A compiled graph.
 pub(crate) trait Executable: Send + Sync {
-    /// Computes the outputs. `inputs` are the values of the graph's `Input` nodes, in order. Those that nobody else holds may
-    /// be overwritten, and are to be dropped then; after an error they are as they were.
+    /// Computes the outputs. `inputs` are the values of the graph's `Input` nodes, in order. Those that are not shared
+    /// may be overwritten, and must be dropped then; after an error they are unchanged.
     fn run(&self, inputs: &mut Bindings) -> Result<Bindings>;
 
-    /// As [`Self::run`], with a clock around each part: adds to `seconds`, one for each node of the compiled graph, what
-    /// was computed for the node. Those that computed nothing stay `None`.
+    /// Like [`Self::run`], with timing: adds to `seconds`, one per node of the compiled graph, the time spent on the
+    /// node. Entries of nodes that computed nothing stay `None`.
     fn run_timed(&self, inputs: &mut Bindings, seconds: &mut [Option<f64>]) -> Result<Bindings>;
 
-    /// The memory of a run besides its inputs.
+    /// The memory of a run, without its inputs.
     fn footprint(&self) -> Footprint;
 }
 
-/// Bytes that a run takes.
+/// Memory use of a run in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Footprint {
-    /// For what lies between inputs and results, at the most.
+    /// Peak memory of intermediate values.
     pub arena: usize,
-    /// For results with memory of their own.
+    /// Results with memory of their own.
     pub outputs: usize,
 }
 
-/// The values that go into a run or come out of it.
+/// The inputs or outputs of a run.
 pub(crate) type Bindings = SmallVec<[Value; 4]>;
 
 /// The value of an evaluated tensor.
 #[derive(Clone)]
 pub(crate) enum Value {
-    /// Held by Candle, and perhaps by others: never overwritten.
+    /// Held by Candle, and perhaps shared: never overwritten.
     Tensor(Tensor),
-    /// Held by the engine alone: overwritten when the last handle is donated. Contiguous.
+    /// Held by the engine alone: may be overwritten when its last handle is donated. Contiguous.
     Host(Arc<Buffer>),
 }
 
 impl Value {
-    /// The value as a Candle tensor. Takes the buffer over if nobody else holds it, else copies it.
+    /// The value as a Candle tensor. Moves the buffer if it is not shared, else copies it.
     pub fn into_tensor(self, meta: &Meta) -> Tensor {
         match self {
             Self::Tensor(tensor) => tensor,

@@ -1,5 +1,5 @@
-//! Where buffers lie: one arena per run, offsets fixed when the plan is made, from the steps at which each buffer is
-//! first written and last read. Arenas are kept and handed to the next run.
+//! Memory planning: one arena per run, with offsets that are fixed when the plan is made, from the live range of each
+//! buffer (first write to last read). Arenas are kept for later runs.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error, realloc};
 use std::cmp::Reverse;
@@ -9,10 +9,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::kernels::pool::threads;
 
-/// Cache-line alignment, so that rows of vectors do not straddle lines.
+/// Cache-line alignment, so that vectors do not straddle lines.
 pub(super) const ALIGNMENT: usize = 64;
 
-/// The life of one buffer, in steps.
+/// The live range of one buffer, in steps, and its size.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Life {
     pub bytes: usize,
@@ -20,10 +20,11 @@ pub(super) struct Life {
     pub last: usize,
 }
 
-/// From this many buffers on, placing looks only at what is free now: the search over all others would be quadratic.
+/// With this many buffers or more, they are placed in order of first use: the search over all others would be
+/// quadratic.
 const MANY: usize = 4096;
 
-/// Offsets for buffers, such that two that are alive at the same step never overlap, and the arena's size.
+/// Offsets of buffers such that two with overlapping live ranges never overlap in memory, and the arena's size.
 pub(super) fn place(lives: &[Life]) -> (Vec<usize>, usize) {
     if lives.len() < MANY {
         by_size(lives)
@@ -32,7 +33,7 @@ pub(super) fn place(lives: &[Life]) -> (Vec<usize>, usize) {
     }
 }
 
-/// Greedy by size: the largest first, each at the lowest place that is free over its life.
+/// Greedy by size: the largest first, each at the lowest offset that is free over its live range.
 fn by_size(lives: &[Life]) -> (Vec<usize>, usize) {
     let mut order: Vec<usize> = (0..lives.len()).collect();
     order.sort_by_key(|&i| (Reverse(lives[i].bytes), lives[i].first));
@@ -61,7 +62,7 @@ fn by_size(lives: &[Life]) -> (Vec<usize>, usize) {
     (offsets, size)
 }
 
-/// In the order of their first steps, each in the smallest hole that holds it, as an allocator would.
+/// In the order of their first steps, each in the smallest free range that fits (best fit), like an allocator.
 fn by_time(lives: &[Life]) -> (Vec<usize>, usize) {
     let mut order: Vec<usize> = (0..lives.len()).collect();
     order.sort_by_key(|&i| (lives[i].first, Reverse(lives[i].bytes)));
@@ -82,10 +83,10 @@ fn by_time(lives: &[Life]) -> (Vec<usize>, usize) {
     (offsets, holes.end)
 }
 
-/// Free stretches of an arena that grows at its end.
+/// Free ranges of an arena that grows at its end.
 #[derive(Default)]
 struct Holes {
-    /// Length by offset, neighbours merged.
+    /// Length by offset; adjacent ranges are merged.
     by_offset: BTreeMap<usize, usize>,
     /// `(length, offset)` of the same.
     by_length: BTreeSet<(usize, usize)>,
@@ -121,7 +122,7 @@ impl Holes {
     }
 
     fn insert(&mut self, offset: usize, length: usize) {
-        // A buffer without elements takes no place.
+        // An empty buffer takes no space.
         if length > 0 {
             self.by_offset.insert(offset, length);
             self.by_length.insert((length, offset));
@@ -136,12 +137,12 @@ impl Holes {
 
 /// Aligned, uninitialised bytes.
 pub(super) struct Arena {
-    /// Room for `bytes` and the alignment.
+    /// An allocation of `bytes` plus the alignment.
     pointer: *mut u8,
     bytes: usize,
 }
 
-// SAFETY: an arena is plain memory owned by whoever holds it.
+// SAFETY: an arena is plain memory with a single owner.
 unsafe impl Send for Arena {}
 
 impl Arena {
@@ -155,7 +156,8 @@ impl Arena {
         Self { pointer, bytes }
     }
 
-    /// Makes it larger. The system moves pages where it can, and fresh ones cost most of an allocation.
+    /// Grows the arena. The system remaps pages where it can; touching fresh pages is most of the cost of an
+    /// allocation.
     fn grow(&mut self, bytes: usize) {
         let layout = Self::layout(bytes);
         // SAFETY: allocated with this layout; the new size is not zero, and `layout` checked that it is possible.
@@ -171,7 +173,7 @@ impl Arena {
         self.pointer.wrapping_add(self.pointer.align_offset(ALIGNMENT))
     }
 
-    /// With the alignment of two words: for a larger one, growing would copy.
+    /// With the alignment of two words: with a larger one, growing would copy.
     fn layout(bytes: usize) -> Layout {
         Layout::array::<u128>((bytes + ALIGNMENT).div_ceil(size_of::<u128>()))
             .unwrap_or_else(|_| handle_alloc_error(Layout::new::<u128>()))
@@ -185,27 +187,27 @@ impl Drop for Arena {
     }
 }
 
-/// Arenas that no run uses, by size.
+/// Free arenas, by size.
 static SPARE: Mutex<Vec<Arena>> = Mutex::new(Vec::new());
 
 fn spare() -> MutexGuard<'static, Vec<Arena>> {
     SPARE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Frees the arenas that no run uses.
+/// Frees all free arenas.
 pub(super) fn release() {
     let arenas = std::mem::take(&mut *spare());
     drop(arenas);
 }
 
-/// Bytes of the arena of a small plan: on the stack, without a look at the kept ones.
+/// Plans with an arena of at most this size in bytes use the stack instead.
 const SMALL: usize = 4096;
 
 #[repr(C, align(64))]
 struct Small([MaybeUninit<u8>; SMALL]);
 
-/// Runs `f` with the address of an arena of at least `bytes`: the smallest of the kept ones that is large enough, or else
-/// the largest, made larger.
+/// Calls `f` with the address of an arena of at least `bytes`: the smallest free one that is large enough, else the
+/// largest, grown.
 pub(super) fn with_arena<R>(bytes: usize, f: impl FnOnce(*mut u8) -> R) -> R {
     if bytes <= SMALL {
         let mut small = Small([MaybeUninit::uninit(); SMALL]);
@@ -228,7 +230,7 @@ pub(super) fn with_arena<R>(bytes: usize, f: impl FnOnce(*mut u8) -> R) -> R {
     let mut spare = spare();
     let place = spare.partition_point(|other| other.bytes <= arena.bytes);
     spare.insert(place, arena);
-    // One for each run that a core can take; the larger ones stay.
+    // One for each run that can be active at once; the larger ones are kept.
     let surplus = spare.len().saturating_sub(threads().max(2));
     drop(spare.drain(..surplus).collect::<Vec<_>>());
     result
@@ -242,7 +244,7 @@ mod tests {
     fn arenas_are_aligned_apart_and_grow() {
         let fill = |arena: *mut u8, bytes: usize, value: u8| {
             assert!(arena.addr().is_multiple_of(ALIGNMENT));
-            // SAFETY: the arena is this test's while it is lent, and so large.
+            // SAFETY: the arena belongs to this call and has that size.
             unsafe { arena.write_bytes(value, bytes) };
         };
         for bytes in [100, SMALL, SMALL + 1, 3 * SMALL, 2 * SMALL] {

@@ -1,5 +1,5 @@
-//! The engine's own kernels on the host. A plan becomes a list of closures over one arena: views are strides, buffers
-//! have fixed places, results get memory of their own, and what nobody else holds is overwritten in place.
+//! The CPU backend, with the engine's own kernels. A plan becomes a list of closures over one arena: views are strides,
+//! buffers have fixed offsets, results have memory of their own, and donated inputs are overwritten in place.
 
 mod arrange;
 mod boxes;
@@ -43,7 +43,7 @@ pub(super) fn compile(graph: &Graph) -> Result<Box<dyn Executable>> {
     Ok(Box::new(build::build(graph, false)?))
 }
 
-/// As [`compile`], each step to run alone with its operands, looked at before and after.
+/// Like [`compile`], but each step runs by itself in poisoned memory, see [`checked`].
 pub(super) fn compile_checked(graph: &Graph) -> Result<Box<dyn Executable>> {
     Ok(Box::new(checked::Checked(build::build(graph, true)?)))
 }
@@ -59,61 +59,62 @@ struct Memory {
     pointers: Pointers,
 }
 
-// SAFETY: the steps of one task touch what other tasks only read, or do not touch: `tasks` cuts them so by the operands
+// SAFETY: the steps of one task write only memory that other tasks do not touch: `tasks` splits them by the operands
 // that each step declared, and a step has no other addresses.
 unsafe impl Sync for Memory {}
 
-/// Where a buffer lies.
+/// The memory of a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// At this offset of the arena.
+    /// This offset of the arena.
     Arena(usize),
-    /// In this input's memory.
+    /// This input's memory.
     Input(usize),
-    /// In this output's own memory.
+    /// This output's own memory.
     Output(usize),
-    /// In this constant.
+    /// This constant.
     Constant(usize),
 }
 
-/// Where a result is found when the steps are done.
+/// The memory of a result after the last step.
 #[derive(Debug, Clone, Copy)]
 enum Outcome {
-    /// It has memory of its own.
+    /// Memory of its own.
     Own,
-    /// It was written over this input.
+    /// It has overwritten this input.
     Over(usize),
 }
 
 struct Program {
-    /// What can be known of the inputs before the first step runs.
+    /// Checks of the inputs that run before the first step.
     checks: Vec<Check>,
     steps: Vec<Step>,
-    /// For each call of a step, the node of the graph that it computes for.
+    /// For each call of a step, the graph nodes that it computes.
     owners: Vec<SmallVec<[usize; 1]>>,
-    /// What each step declared, where the program is to be checked as it runs.
+    /// What each step declared, kept if the program is to run checked.
     declared: Vec<Declared>,
-    /// Bytes of each buffer.
+    /// Size of each buffer in bytes.
     buffers: Vec<usize>,
-    /// Steps of each task: tasks may run side by side.
+    /// The steps of each task; tasks may run concurrently.
     tasks: Vec<Range<usize>>,
     places: Vec<Place>,
     arena_bytes: usize,
-    /// The first bytes of each are its element; eight are enough, and aligned, for any.
+    /// The first bytes of each hold its element; eight aligned bytes are enough for any dtype.
     constants: Vec<u64>,
     inputs: Vec<Meta>,
-    /// Whether a step writes into the input's memory.
+    /// Whether a step writes to the input's memory.
     written: Vec<bool>,
-    /// Of those, which may be written where they lie, if nobody else holds them: no step can fail after the first write.
+    /// Of those, the inputs that may be overwritten in place if they are not shared: no step can fail after the first
+    /// write.
     in_place: Vec<bool>,
     outputs: Vec<(Meta, Outcome)>,
     /// Whether a result has large memory of its own.
     has_large_results: bool,
-    /// Of a program that works long enough for the number of threads to matter.
+    /// Present for programs that run long enough for the number of threads to matter.
     thread_choice: Option<ThreadChoice>,
 }
 
-/// Few enough for the stack in most plans.
+/// Inline for most plans.
 type Pointers = SmallVec<[*mut u8; 8]>;
 
 /// The memory of each result that has its own.
@@ -157,18 +158,18 @@ impl Executable for Program {
     }
 }
 
-/// An input's number, and what the run uses in its place.
+/// Index of an input, and the copy that the run uses in its place.
 type Copies = SmallVec<[(usize, Copied); 2]>;
 
 enum Copied {
-    /// Contiguous, to be read.
+    /// Contiguous and read only.
     Tensor(Tensor),
-    /// To be written.
+    /// Writable.
     Buffer(Buffer),
 }
 
 impl Program {
-    /// Takes the steps, the tasks spread over threads.
+    /// Runs all steps, with the tasks spread over threads.
     fn run_tasks(&self, memory: &Memory) -> Result<()> {
         let failed = Mutex::new(None);
         kernels::pool::run(self.tasks.len(), &|task| {
@@ -181,13 +182,13 @@ impl Program {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Binds the inputs, makes the early checks, has `run` take the steps (all of them, in order), and collects the
-    /// results. Where a check fails, no input has been written.
+    /// Binds the inputs, runs the early checks, calls `run` to run the steps (all of them, in order), and collects the
+    /// results. If a check fails, no input has been written.
     fn run_with(&self, inputs: &mut Bindings, run: impl FnOnce(&Memory) -> Result<()>) -> Result<Bindings> {
         let mut copies = self.copies(inputs)?;
         let mut results = self.rooms()?;
         memory::with_arena(self.arena_bytes, |arena| {
-            // Read locks on storages of Candle's, for as long as their addresses are used.
+            // Read locks on Candle's storages, held while their addresses are used.
             let mut guards = SmallVec::<[_; 4]>::new();
             let bound = self.addresses(inputs, &mut copies, |tensor| {
                 let (storage, layout) = tensor.storage_and_layout();
@@ -243,8 +244,8 @@ impl Program {
         }
     }
 
-    /// What has to be copied before a run: inputs that are not contiguous, and those that are written and either held by
-    /// somebody else too or written before the last step that may fail.
+    /// The inputs to copy before a run: those that are not contiguous, and those that are overwritten while they are
+    /// shared or before the last step that may fail.
     fn copies(&self, inputs: &Bindings) -> Result<Copies> {
         if inputs.len() != self.inputs.len() {
             let (takes, found) = (self.inputs.len(), inputs.len());
@@ -254,7 +255,7 @@ impl Program {
         for (input, (value, meta)) in inputs.iter().zip(&self.inputs).enumerate() {
             let copy = match value {
                 Value::Host(buffer) if self.written[input] => {
-                    // Only this run's handle is left of a count of one, so nobody can make another meanwhile.
+                    // With a count of one, this run holds the only handle, so no other can be cloned meanwhile.
                     let own = self.in_place[input] && Arc::strong_count(buffer) == 1;
                     (!own).then(|| Copied::Buffer(Buffer::clone(buffer)))
                 }
@@ -266,7 +267,7 @@ impl Program {
         Ok(copies)
     }
 
-    /// Where each input lies, or its copy; `lock` locks a contiguous tensor for reading and finds its first element.
+    /// The address of each input or its copy; `lock` read-locks a contiguous tensor and returns its first element.
     fn addresses<'a>(
         &self,
         inputs: &'a mut Bindings,
@@ -291,11 +292,11 @@ impl Program {
     }
 }
 
-/// The result that was written over an input, or over its copy.
+/// The result that has overwritten an input, or its copy.
 fn overwritten(input: usize, inputs: &Bindings, copies: &mut Copies) -> Result<Value> {
     match copies.iter_mut().find(|(copied, _)| *copied == input) {
         Some((_, Copied::Buffer(buffer))) => Ok(buffer.take().into()),
-        // The caller drops the input, which leaves the result one handle.
+        // The caller drops the input, which leaves the result as the only handle.
         None => Ok(inputs[input].clone()),
         Some((_, Copied::Tensor(_))) => Err(Error::internal("a result was written over a tensor of Candle's")),
     }
@@ -307,7 +308,7 @@ impl From<Buffer> for Value {
     }
 }
 
-/// The copy of a tensor that a run needs, if it needs one.
+/// The copy of a tensor that a run needs, if any.
 fn copy_of_tensor(tensor: &Tensor, meta: &Meta, written: bool) -> Result<Option<Copied>> {
     if !matches!(tensor.device(), Device::Cpu) || tensor.shape() != &meta.shape || tensor.dtype() != meta.dtype {
         let (dtype, dims) = (tensor.dtype(), tensor.dims());
@@ -331,7 +332,7 @@ fn copy_of_tensor(tensor: &Tensor, meta: &Meta, written: bool) -> Result<Option<
     }
 }
 
-/// Runs an expression with `$t` bound to the Rust type of a dtype, any that the engine computes with.
+/// Evaluates an expression with `$t` bound to the Rust type of a dtype, for all dtypes of the engine.
 macro_rules! with_type {
     ($dtype:expr, $t:ident => $body:expr) => {
         match $dtype {
@@ -371,7 +372,7 @@ macro_rules! with_type {
     };
 }
 
-/// As `with_type`, floats only.
+/// Like `with_type`, for floats only.
 macro_rules! with_float {
     ($dtype:expr, $t:ident => $body:expr) => {
         match $dtype {
@@ -399,10 +400,10 @@ macro_rules! with_float {
 }
 use {with_float, with_type};
 
-/// A result from [`Buffer::with_room`] whose elements are there.
+/// Sets the length of a result from [`OutputBuffer::with_room`] after it was written.
 ///
 /// # Safety
-/// The room is for at least `len` elements, and each has been written.
+/// The buffer has capacity for at least `len` elements, and each has been written.
 unsafe fn filled(mut buffer: Buffer, len: usize) -> Buffer {
     // SAFETY: the caller's promise.
     unsafe {
@@ -420,7 +421,7 @@ unsafe fn filled(mut buffer: Buffer, len: usize) -> Buffer {
     buffer
 }
 
-/// The address `bytes` into a storage.
+/// The address at byte offset `bytes` of a storage.
 fn first_element(storage: &Storage, bytes: usize) -> *mut u8 {
     match storage {
         Storage::Cpu(storage) => pointer(storage).wrapping_add(bytes),
@@ -442,7 +443,7 @@ fn copy_range(storage: &CpuStorage, start: usize, len: usize) -> Result<CpuStora
     })
 }
 
-/// Address of the first element, to be read; written only through an owned storage.
+/// Address of the first element, for reading; it is written to only through an owned storage.
 fn pointer(storage: &CpuStorage) -> *mut u8 {
     match storage {
         CpuStorage::F32(data) => data.as_ptr().cast_mut().cast(),

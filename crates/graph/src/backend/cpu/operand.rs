@@ -1,5 +1,5 @@
-//! The operands of a step. A step reaches memory only through the operands that it declared when it was made, so what the
-//! plan believes a step to read and write is what its kernel can name. Nothing else has an address.
+//! The operands of a step. A step accesses memory only through the operands that it declared when it was made, so the
+//! plan knows every buffer that its kernel reads or writes. Nothing else has an address.
 
 use std::ops::Deref;
 
@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::Memory;
 use super::view::{BufferId, View};
 
-/// The buffers that a step touches.
+/// The buffers that a step reads and writes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Access {
     pub reads: SmallVec<[BufferId; 4]>,
@@ -16,7 +16,7 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// Whether the order of the two matters.
+    /// Whether the two steps conflict, so that their order matters.
     pub fn meets(&self, other: &Self) -> bool {
         let writes = |of: &Self, id: &BufferId| of.writes.contains(id);
         self.reads.iter().any(|id| writes(other, id))
@@ -26,23 +26,23 @@ impl Access {
                 .any(|id| writes(other, id) || other.reads.contains(id))
     }
 
-    /// All buffers, those that are read and written twice.
+    /// All buffers; those that are both read and written appear twice.
     pub fn buffers(&self) -> impl Iterator<Item = BufferId> + '_ {
         self.reads.iter().chain(&self.writes).copied()
     }
 
-    /// Takes in what another step touches.
+    /// Adds the accesses of another step.
     pub fn join(&mut self, other: &Self) {
         self.reads.extend_from_slice(&other.reads);
         self.writes.extend_from_slice(&other.writes);
     }
 }
 
-/// The declaration of a step: turns views into operands and notes what they are for.
+/// The declaration of a step: turns views into operands and records how they are accessed.
 #[derive(Default)]
 pub(super) struct Operands {
     declared: Declared,
-    /// Elements of all that is written.
+    /// Total number of elements written.
     written: usize,
 }
 
@@ -62,7 +62,7 @@ impl Declared {
         }
     }
 
-    /// Takes in what another step declared.
+    /// Adds the declarations of another step.
     pub fn join(&mut self, other: Self) {
         self.reads.extend(other.reads);
         self.writes.extend(other.writes);
@@ -81,20 +81,20 @@ impl Operands {
         views.into_iter().map(|view| self.read(view)).collect()
     }
 
-    /// A view whose every element the step writes; so much of its buffer as lies outside the view stays as it is.
+    /// A view whose every element the step writes; the rest of its buffer is left unchanged.
     pub fn write(&mut self, view: &View) -> Write {
         self.declared.writes.push(view.clone());
         self.written += view.len();
         Write(view.clone())
     }
 
-    /// A view that the step changes: what it does not write stays as it is, and it may read what was there.
+    /// A view that the step updates: it may read the old elements and leave some unchanged.
     pub fn update(&mut self, view: &View) -> Write {
         self.declared.reads.push(view.clone());
         self.write(view)
     }
 
-    /// What was declared, and whether the step writes anything.
+    /// The declarations, and whether the step writes any element.
     pub fn into_declared(self) -> (Declared, bool) {
         (self.declared, self.written > 0)
     }
@@ -147,17 +147,17 @@ impl Read {
     /// The elements of a contiguous view.
     ///
     /// # Safety
-    /// `T` is the dtype's type; nobody writes the buffer while the slice lives.
+    /// `T` is the dtype's type; the buffer is not written while the slice is alive.
     pub unsafe fn slice<'a, T>(&self, memory: &'a Memory) -> &'a [T] {
         debug_assert!(self.is_contiguous());
         // SAFETY: the plan gave the buffer room for the view; the caller vouches for type and exclusivity.
         unsafe { std::slice::from_raw_parts(self.pointer::<T>(memory), self.len()) }
     }
 
-    /// Everything from the first element to the end of a strided view.
+    /// The memory of a strided view from its first to its last element.
     ///
     /// # Safety
-    /// `T` is the dtype's type; nobody writes the buffer while the slice lives.
+    /// `T` is the dtype's type; the buffer is not written while the slice is alive.
     pub unsafe fn span<'a, T>(&self, memory: &'a Memory) -> &'a [T] {
         // SAFETY: the last element of the view is inside the buffer.
         unsafe { std::slice::from_raw_parts(self.pointer::<T>(memory), self.reach()) }
@@ -175,10 +175,10 @@ impl Write {
         typed(&self.0, memory)
     }
 
-    /// The elements of a contiguous view, to be written.
+    /// The elements of a contiguous view, writable.
     ///
     /// # Safety
-    /// `T` is the dtype's type; nobody else reads or writes the buffer while the slice lives.
+    /// `T` is the dtype's type; the buffer is not accessed elsewhere while the slice is alive.
     #[allow(clippy::mut_from_ref)] // memory is a table of raw pointers
     pub unsafe fn slice_mut<'a, T>(&self, memory: &'a Memory) -> &'a mut [T] {
         debug_assert!(self.is_contiguous());

@@ -1,5 +1,5 @@
-//! Lowers elementwise operations. Floats go to tapes, whole expressions at once; integers, and casts between f32 and f64 or
-//! to and from integers, to plain loops.
+//! Lowers elementwise operations: floats to tapes, whole expressions at once; integers, and casts between f32 and f64
+//! or to and from integers, to plain loops.
 
 use std::array;
 use std::ops::Range;
@@ -51,12 +51,12 @@ pub(super) fn expression(builder: &mut Builder<'_>, node: &GraphNode, expression
     Ok(smallvec![out])
 }
 
-/// The loops of an expression that ends in a reduction of rows: over rows, and along each of them in pieces.
+/// The loops of an expression that ends in a row reduction: over rows, and along each row in pieces.
 struct Rows {
     across: Nest,
     along: Nest,
     kind: ReductionKind,
-    /// Elements of all rows.
+    /// Elements of all rows together.
     elements: usize,
 }
 
@@ -94,7 +94,7 @@ impl Rows {
                     for row in 0..rows {
                         let parts = &parts[row * pieces..][..pieces];
                         let value = pairs(parts, identity(self.kind), |a, b| join(self.kind, a, b));
-                        // SAFETY: the result has room for a value of each row.
+                        // SAFETY: the result has one element per row.
                         unsafe { tape.round(value, addresses.out(row * size)) };
                     }
                 });
@@ -102,7 +102,7 @@ impl Rows {
         });
     }
 
-    /// What each piece of each row is reduced to.
+    /// The partial results of each piece of each row.
     fn reduce_pieces<A: Number>(
         &self,
         tape: &Tape<A>,
@@ -136,7 +136,7 @@ impl Rows {
     }
 }
 
-/// Where a loop over the inputs begins.
+/// The addresses at which a loop over the inputs starts.
 fn starts(addresses: &Addresses<u8, u8>, inputs: &[Read], offsets: &[usize]) -> [*const u8; INPUTS] {
     array::from_fn(|i| match offsets.get(i) {
         Some(offset) => addresses.input(i, offset * inputs[i].dtype.size_in_bytes()),
@@ -154,8 +154,8 @@ fn record<A: Number>(builder: &mut Builder<'_>, inputs: &[&View], out: &View, ta
             nest.for_pieces(|offsets, out, len| {
                 let read = starts(&addresses, &views, offsets);
                 with_space(tape.slots * BLOCK, |scratch: *mut A| {
-                    // SAFETY: the nest stays inside the views, and the plan gave their buffers room; the result is over
-                    // an input only where both are the same elements.
+                    // SAFETY: the nest stays inside the views, and the plan gave their buffers room; the result aliases
+                    // an input only element by element.
                     unsafe { tape.run(&read, &nest.steps, addresses.out(out * size), len, scratch) };
                 });
             });
@@ -258,7 +258,7 @@ fn signed(builder: &mut Builder<'_>, node: &GraphNode, x: &View, out: &View) -> 
     Ok(())
 }
 
-/// Arithmetic of integers: wrapping, and division by zero gives zero.
+/// Integer arithmetic: wrapping; division by zero gives zero.
 trait Integer: Copy + Ord + Send + Sync + 'static {
     fn plus(self, other: Self) -> Self;
     fn minus(self, other: Self) -> Self;
@@ -306,7 +306,7 @@ fn compare<T: PartialOrd + Copy + Send + Sync + 'static>(
     Ok(())
 }
 
-/// Conversion between any two element types: wrapping between integers, truncating and saturating from floats.
+/// Conversion between any two element types: wrapping between integers; truncating and saturating from floats.
 trait Element: Copy + Send + Sync + 'static {
     const INTEGER: bool;
     fn to_f64(self) -> f64;

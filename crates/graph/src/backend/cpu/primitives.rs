@@ -1,4 +1,4 @@
-//! Lowers primitive operations to steps. Views become strides; everything else becomes one kernel call.
+//! Lowers primitive operations to steps. Views become strides; all others become one kernel call.
 
 use candle_core::DType;
 use half::{bf16, f16};
@@ -102,7 +102,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
     }
 }
 
-/// An element as the first bytes of eight.
+/// A constant's element, in the first bytes of eight.
 fn element_bytes(value: f64, dtype: DType) -> Result<[u8; 8]> {
     fn padded(bytes: &[u8]) -> [u8; 8] {
         std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0))
@@ -124,7 +124,7 @@ fn element_bytes(value: f64, dtype: DType) -> Result<[u8; 8]> {
     })
 }
 
-/// A kernel's complaint about data as the engine's.
+/// Converts a kernel's error to the engine's.
 pub(super) fn index_error(operation: &'static str, error: KernelError) -> Error {
     match error {
         KernelError::Target { target, vocab, .. } => Error::Index {
@@ -136,7 +136,7 @@ pub(super) fn index_error(operation: &'static str, error: KernelError) -> Error 
     }
 }
 
-/// Conversion of a count to an element.
+/// Conversion of an index to an element.
 trait FromCount: Copy + Send + Sync + 'static {
     fn from_count(count: usize) -> Self;
 }
@@ -153,7 +153,7 @@ from_count!(
     f16 => |n| f16::from_f64(n as f64), bf16 => |n| bf16::from_f64(n as f64)
 );
 
-/// Counts once along the dimension; the other dimensions are strides of zero.
+/// Writes the indices of one dimension once; the other dimensions are strides of zero.
 fn iota(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
     let meta = &node.outputs[0];
     let counted = builder.fresh(&[meta.shape.dims()[dim]], meta.dtype);
@@ -161,7 +161,7 @@ fn iota(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views
         builder.step(|operands| {
             let out = operands.write(&counted);
             move |memory| {
-                // SAFETY: the buffer is this step's to write.
+                // SAFETY: the buffer is written by this step only.
                 let out = unsafe { out.slice_mut::<T>(memory) };
                 out.iter_mut().enumerate().for_each(|(i, x)| *x = T::from_count(i));
             }
@@ -212,7 +212,7 @@ enum Kind {
     ArgMax,
 }
 
-/// Reduces a block of adjacent dimensions where it is one, else moves the reduced dimensions to the end first.
+/// Reduces adjacent dimensions as one block; otherwise moves the reduced dimensions to the end first.
 fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: Kind) -> Result<Views> {
     let dims = builder.view(node.inputs[0]).dims.clone();
     if over.is_empty() {
@@ -264,7 +264,7 @@ fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: 
     Ok(smallvec![out])
 }
 
-/// Copies every input to its place.
+/// Copies every input to its part of the output.
 fn concat(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
     let out = builder.output(node, 0);
     let mut start = 0;
@@ -291,7 +291,7 @@ fn pad(builder: &mut Builder<'_>, node: &GraphNode, before: &[usize]) -> Result<
     Ok(smallvec![out])
 }
 
-/// Copies between strided views, a row of the last dimension at a time. What lies between the places stays as it is.
+/// Copies between strided views, a row of the last dimension at a time. Elements outside `place` are left unchanged.
 fn copy_into(builder: &mut Builder<'_>, x: &View, place: &View) -> Result<()> {
     with_type!(x.dtype, T => {
         builder.step(|operands| {
@@ -314,7 +314,7 @@ macro_rules! with_index {
     };
 }
 
-/// Checks indices into a dimension of `size`.
+/// A check that indices are in range for a dimension of `size`.
 fn check_step<'a>(name: &'static str, indices: &'a View, size: usize) -> impl FnOnce(&mut Operands) -> Check + 'a {
     move |operands| {
         let indices = operands.read(indices);
@@ -328,7 +328,7 @@ fn check_step<'a>(name: &'static str, indices: &'a View, size: usize) -> impl Fn
     }
 }
 
-/// What a kernel says of indices that have been checked.
+/// A kernel's result after its indices were checked.
 pub(super) fn checked(outcome: std::result::Result<(), KernelError>) {
     if let Err(error) = outcome {
         unreachable!("checked before: {error}");
@@ -380,7 +380,7 @@ fn pick_add(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<V
             let (indices, updates) = (operands.read(&indices), operands.read(&updates));
             let to = operands.update(&out);
             move |memory| {
-                // SAFETY: `writable` gives a buffer that no other input of this operation lies in.
+                // SAFETY: `writable` returned a buffer that no other input of this operation aliases.
                 let (indices, updates, out) =
                     unsafe { (indices.slice::<I>(memory), updates.slice::<T>(memory), to.slice_mut::<T>(memory)) };
                 checked(if whole {
@@ -395,7 +395,7 @@ fn pick_add(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<V
     Ok(smallvec![out])
 }
 
-/// Checks that `length` slices from a position on lie in a dimension of `size`.
+/// A check that `length` slices from a position on lie in a dimension of `size`.
 fn check_position<'a>(
     name: &'static str,
     position: &'a View,
@@ -438,7 +438,7 @@ fn slice_update(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Resu
             let (update, position) = (operands.read(&update), operands.read(&position));
             let to = operands.update(&out);
             move |memory| {
-                // SAFETY: `writable` gives a buffer that no other input of this operation lies in.
+                // SAFETY: `writable` returned a buffer that no other input of this operation aliases.
                 let (update, position, out) =
                     unsafe { (update.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
                 write_box(block, length, position[0] as usize, update, out);
@@ -449,7 +449,7 @@ fn slice_update(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Resu
     Ok(smallvec![out])
 }
 
-/// The product of a node's two inputs.
+/// The matrix product of a node's two inputs.
 fn matmul_step(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views> {
     let inputs = builder.input_views(node);
     let out = builder.output(node, 0);

@@ -1,4 +1,4 @@
-//! Lowers matrix products. A single row against columns that lie one after the other, as in decoding, is a call in pieces.
+//! Lowers matrix products. A single row times a B with contiguous columns, as in decoding, is a call in pieces.
 
 use smallvec::SmallVec;
 
@@ -11,13 +11,13 @@ use super::view::{View, row_major};
 use super::{Memory, with_float};
 use crate::error::Result;
 
-/// `out = alpha (.., m, k) x (.., k, n)` with any strides: transposes and broadcasts cost nothing. The result is of the
-/// operands' type, or of the one that they are added up in.
+/// `out = alpha (.., m, k) x (.., k, n)` with any strides: transposes and broadcasts are not copied. The result has the
+/// operands' dtype, or their accumulation type.
 pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2], out: &View) -> Result<()> {
     let rank = out.dims.len();
     let (m, n) = (out.dims[rank - 2], out.dims[rank - 1]);
     let k = inputs[0].dims[inputs[0].dims.len() - 1];
-    // A matrix on the right of a batch whose rows lie one after the other is one product of all rows.
+    // A contiguous batch times one matrix is a single product of all rows.
     let flat = inputs[1].dims.len() == 2 && inputs[0].is_contiguous();
     let batch: usize = out.dims[..rank - 2].iter().product();
     let cast = inputs[0].dtype != out.dtype;
@@ -32,7 +32,7 @@ pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2],
     };
     let (mut a, b) = (inputs[0].clone(), inputs[1]);
     if flat {
-        // A contiguous view may have any stride in a dimension of size 1, so the rows' is made afresh.
+        // A contiguous view may have any stride in a dimension of size 1, so the row stride is recomputed.
         a.strides = row_major(&a.dims);
     }
     with_float!(inputs[0].dtype, T => {
@@ -40,7 +40,8 @@ pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2],
         builder.step(|operands| {
             let (a, b, to) = (operands.read(&a), operands.read(b), operands.write(out));
             move |memory| {
-                // SAFETY: the inputs are read only; the output is this step's to write, and of one of these types.
+                // SAFETY: the inputs are only read; the output is written by this step only, and has one of these
+                // types.
                 unsafe {
                     let (x, y) = (a.span::<T>(memory), b.span::<T>(memory));
                     let (x, y) = (matrix(&a, x, &left), matrix(&b, y, &right));
@@ -67,7 +68,7 @@ fn matrix<'a, T>(view: &View, data: &'a [T], offsets: &'a [usize]) -> MatView<'a
     }
 }
 
-/// Where each matrix of a broadcast batch starts.
+/// Offset of each matrix of a broadcast batch.
 fn batch_offsets(view: &View, batch: &[usize]) -> Vec<usize> {
     let own = view.dims.len() - 2;
     let leading = View {
@@ -86,26 +87,26 @@ fn batch_offsets(view: &View, batch: &[usize]) -> Vec<usize> {
     offsets
 }
 
-/// One row of a product, with addends; see [`row`].
+/// A product with a single row, and addends; see [`row`].
 struct Row {
     a: Read,
     b: Read,
     addends: Vec<Read>,
     alpha: f64,
     out: Write,
-    /// Columns of a piece.
+    /// Columns per piece.
     piece: usize,
 }
 
 impl Row {
-    /// Whether a single row times `b` can be cut into pieces.
+    /// Whether a single row times `b` can be split into pieces.
     fn suits(b: &View) -> bool {
         let (k, n) = (b.dims[0], b.dims[1]);
         k > 1 && n > 0 && b.strides[0] == 1
     }
 
     /// # Safety
-    /// Nobody writes the operands meanwhile, or touches these columns of the result.
+    /// The operands must not be written meanwhile, nor these columns of the result accessed.
     unsafe fn run<T: Float>(&self, memory: &Memory, i: usize) {
         let start = i * self.piece;
         let n = self.piece.min(self.b.dims[1] - start);
@@ -126,13 +127,13 @@ impl Row {
             cols: 1,
         };
         let alpha = T::Acc::of(self.alpha);
-        // SAFETY: inference gave the operands these sizes; the rest is the caller's promise.
+        // SAFETY: inference gave the operands these sizes; the rest is guaranteed by the caller.
         unsafe { sum_of_products((1, n), &[factors], alpha, &addends, c, false) };
     }
 }
 
-/// `out = alpha a b + addends`: `a` is one row, in `b` columns lie one after the other, and the addends are contiguous
-/// rows, over one of which the result may lie.
+/// `out = alpha a b + addends`: `a` is one row, the columns of `b` are contiguous, and the addends are contiguous rows,
+/// one of which the result may alias.
 fn row(builder: &mut Builder<'_>, alpha: f64, [a, b]: [&View; 2], addends: &[View], out: &View) -> Result<()> {
     let (k, n) = (b.dims[0], b.dims[1]);
     let work = k.saturating_mul(n);
@@ -152,7 +153,7 @@ fn row(builder: &mut Builder<'_>, alpha: f64, [a, b]: [&View; 2], addends: &[Vie
                 piece,
             };
             move |memory: &Memory, i| {
-                // SAFETY: the operands are read only but where the result lies over them, and each piece writes its own
+                // SAFETY: the operands are only read unless the result aliases them, and each piece writes its own
                 // columns after it has read them.
                 unsafe { row.run::<T>(memory, i) };
             }
@@ -161,7 +162,7 @@ fn row(builder: &mut Builder<'_>, alpha: f64, [a, b]: [&View; 2], addends: &[Vie
     })
 }
 
-/// A single row of a sum with one product, in pieces; `false` where it cannot be cut so.
+/// A single row of a sum with one product, in pieces; returns `false` if it cannot be split.
 pub(super) fn row_of_sum(
     builder: &mut Builder<'_>,
     alpha: f64,

@@ -1,5 +1,5 @@
-//! The kernel calls of a program. Some come in pieces that may run side by side; calls in pieces that need nothing of each
-//! other are joined, so that threads share all their pieces and wait for each other once.
+//! The kernel calls of a program. Some are split into pieces that may run concurrently; independent calls in pieces are
+//! merged, so that threads share all their pieces and synchronise once.
 
 use smallvec::SmallVec;
 
@@ -9,38 +9,38 @@ use super::kernels::tuning::matmul::PARALLEL_MACS;
 use super::operand::Access;
 use crate::error::Result;
 
-/// Steps before a step that are looked at for one to join.
+/// Number of preceding steps that are considered for merging.
 const NEAR: usize = 16;
 
-/// A whole call.
+/// A kernel call that runs as a whole.
 pub(super) type Call = Box<dyn Fn(&Memory) + Send + Sync>;
-/// A piece of a call, by its number.
+/// One piece of a call, by its index.
 pub(super) type Piece = Box<dyn Fn(&Memory, usize) + Send + Sync>;
-/// Looks at data that a call may be unable to work with; writes nothing.
+/// Checks data that a call depends on; writes nothing.
 pub(super) type Check = Box<dyn Fn(&Memory) -> Result<()> + Send + Sync>;
 
-/// A call in pieces, in any order and on any thread.
+/// A call in pieces, which run in any order on any thread.
 pub(super) struct Pieces {
     pub count: usize,
-    /// Multiply-adds of all of them.
+    /// Multiply-adds of all pieces together.
     pub work: usize,
     pub run: Piece,
 }
 
-/// One kernel call, or several side by side, with their operands bound.
+/// One kernel call, or several that run concurrently, with bound operands.
 pub(super) enum Work {
     Whole(Call),
     Pieces(SmallVec<[Pieces; 1]>),
 }
 
-/// A kernel call that cannot fail once its check, where it has one, has passed.
+/// A kernel call that cannot fail once its check, if any, has passed.
 pub(super) struct Step {
     pub check: Option<Check>,
     pub work: Work,
 }
 
 impl Step {
-    /// Checks, then runs. A step that fails has written nothing.
+    /// Checks, then runs. A failed step has written nothing.
     pub fn run(&self, memory: &Memory) -> Result<()> {
         if let Some(check) = &self.check {
             check(memory)?;
@@ -73,7 +73,7 @@ impl Work {
         }
     }
 
-    /// The share of each call in what the step does.
+    /// The share of each call in the work of the step.
     pub fn shares(&self) -> SmallVec<[f64; 1]> {
         match self {
             Self::Whole(_) => SmallVec::from_elem(1.0, 1),
@@ -85,8 +85,8 @@ impl Work {
     }
 }
 
-/// The steps of each joined one, in the order in which they run: a step in pieces joins the nearest such step before it
-/// that it can be moved to. Given is what each touches, and whether it is in pieces.
+/// Merges steps: one in pieces joins the nearest preceding step in pieces that it can be moved to. Returns the steps of
+/// each merged one, in the order in which they run. The input is each step's access, and whether it is in pieces.
 pub(super) fn joined<'a>(steps: impl IntoIterator<Item = (&'a Access, bool)>) -> Vec<SmallVec<[usize; 1]>> {
     let mut joined: Vec<(SmallVec<[usize; 1]>, Access, bool)> = Vec::new();
     for (index, (step, in_pieces)) in steps.into_iter().enumerate() {
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn products_of_one_input_are_joined_past_what_follows_them() {
-        // Three products of buffer 0, each followed by something small.
+        // Three products with buffer 0, each followed by a small step.
         let steps = [1, 2, 3].map(|out| [step(true, &[0], &[out]), step(false, &[out], &[out])]);
         assert_eq!(
             members(steps.as_flattened()),
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn what_needs_another_or_is_needed_stays_behind_it() {
         let cases = [
-            // Reads what the first wrote; writes what the first read; writes the same.
+            // Reads what the first wrote; writes what the first read; writes the same buffer.
             [step(true, &[0], &[1]), step(true, &[1], &[2])],
             [step(true, &[0], &[1]), step(true, &[3], &[0])],
             [step(true, &[0], &[1]), step(true, &[3], &[1])],
@@ -143,7 +143,7 @@ mod tests {
         for case in cases {
             assert_eq!(members(&case), [[0], [1]]);
         }
-        // The step between makes what the last one reads.
+        // The step in between writes what the last one reads.
         let between = [step(true, &[0], &[1]), step(false, &[0], &[2]), step(true, &[2], &[3])];
         assert_eq!(members(&between), [[0], [1], [2]]);
     }

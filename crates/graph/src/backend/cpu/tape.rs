@@ -1,6 +1,6 @@
-//! Runs an expression of elementwise operations block by block: each operation is a short loop over values that stay in
-//! the first-level cache, and only inputs and the result touch memory. What is computed where is fixed when the plan is
-//! made; nothing here allocates.
+//! Interprets an expression of elementwise operations block by block: each instruction is a short loop over slots that
+//! stay in the L1 cache, and only inputs and the result touch memory. Slots are assigned when the plan is made; nothing
+//! here allocates.
 
 use candle_core::DType;
 use half::{bf16, f16};
@@ -12,9 +12,9 @@ use crate::error::{Error, Result};
 use crate::fused::elementwise::{Expression, Operand, ReductionKind};
 use crate::graph::Operation;
 
-/// Elements of a block.
+/// Elements per block.
 pub(super) const BLOCK: usize = 512;
-/// Inputs of a tape, at most.
+/// Maximum inputs of a tape.
 pub(super) const INPUTS: usize = 16;
 
 /// One operation over a block.
@@ -25,7 +25,7 @@ struct Instruction<A> {
     slot: usize,
 }
 
-/// Where a block of values is.
+/// The location of an operand's block of values.
 #[derive(Debug, Clone, Copy)]
 enum Place {
     Input(usize),
@@ -71,7 +71,7 @@ enum Code<A> {
 #[derive(Debug, Clone, Copy)]
 struct Load {
     dtype: DType,
-    /// Where it is widened to, unless it is read in place.
+    /// The slot it is widened into, unless it is read in place.
     slot: usize,
 }
 
@@ -80,12 +80,12 @@ struct Load {
 pub(super) struct Tape<A> {
     loads: SmallVec<[Load; 4]>,
     instructions: Vec<Instruction<A>>,
-    /// Slots in all; the result is in the last instruction's.
+    /// Number of slots; the result is in the last instruction's.
     pub slots: usize,
     result: DType,
 }
 
-/// An element type that tapes compute in, with what is read into it and written from it.
+/// An element type that tapes compute in, with its conversions from and to the stored dtypes.
 pub(super) trait Number: Real {
     const DTYPE: DType;
 }
@@ -118,7 +118,7 @@ impl<A: Number> Tape<A> {
         let (mut free, mut places): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
         let mut instructions = Vec::with_capacity(terms.len());
         for (index, term) in terms.iter().enumerate() {
-            // Never an operand's slot: loops whose memory overlaps are not vectorised.
+            // Never an operand's slot: loops over overlapping memory are not vectorised.
             let slot = free.pop().unwrap_or_else(|| {
                 slots += 1;
                 slots - 1
@@ -153,11 +153,11 @@ impl<A: Number> Tape<A> {
         })
     }
 
-    /// Computes `len` elements: input i is at `inputs[i]`, its elements `steps[i]` apart; the result goes to `out`.
+    /// Computes `len` elements: input i starts at `inputs[i]` with stride `steps[i]`; the result is written to `out`.
     ///
     /// # Safety
-    /// The inputs are readable and `out` writable for that; `out` is an input's elements or apart from it; `scratch` has
-    /// room for [`BLOCK`] values a slot.
+    /// The inputs are readable and `out` writable in that extent; `out` equals an input or is disjoint from it;
+    /// `scratch` has capacity for [`BLOCK`] values per slot.
     pub unsafe fn run(&self, inputs: &[*const u8], steps: &[usize], out: *mut u8, len: usize, scratch: *mut A) {
         let size = self.result.size_in_bytes();
         // SAFETY: the caller's promise.
@@ -179,7 +179,7 @@ impl<A: Number> Tape<A> {
         }
     }
 
-    /// Reduces `len` elements to one; as [`run`](Self::run), which is for expressions without a reduction.
+    /// Reduces `len` elements to one; for expressions with a reduction, otherwise like [`run`](Self::run).
     ///
     /// # Safety
     /// As [`run`](Self::run).
@@ -218,13 +218,13 @@ impl<A: Number> Tape<A> {
     /// Rounds a value to the result's dtype.
     ///
     /// # Safety
-    /// `to` is writable for it.
+    /// `to` is writable for one element.
     pub unsafe fn round(&self, value: A, to: *mut u8) {
         // SAFETY: the caller's promise.
         unsafe { narrow(self.result, &raw const value, to, 1) };
     }
 
-    /// Lends `f` the values of each block, with the number of its first one.
+    /// Calls `f` with the values of each block and the index of its first element.
     ///
     /// # Safety
     /// As [`run`](Self::run).
@@ -250,7 +250,7 @@ impl<A: Number> Tape<A> {
                             continue;
                         }
                         read[i] = slot(load.slot);
-                        // A repeated value is there since the first block.
+                        // A repeated value was loaded in the first block.
                         if steps[i] != 0 || start == 0 {
                             let all = if steps[i] == 0 { BLOCK.min(len) } else { count };
                             // SAFETY: the caller's promise.
@@ -264,7 +264,7 @@ impl<A: Number> Tape<A> {
                             Place::Slot(s) => slot(s).cast_const(),
                         };
                         let operands = instruction.operands.map(place);
-                        // SAFETY: each slot holds a block, and none is an operand and the result.
+                        // SAFETY: each slot holds a block, and no operand is also the result.
                         unsafe { step(instruction.code, operands, slot(instruction.slot), count) };
                         last = slot(instruction.slot);
                     }
@@ -276,7 +276,7 @@ impl<A: Number> Tape<A> {
     }
 }
 
-/// What nothing is reduced to.
+/// The identity element of a reduction.
 pub(super) fn identity<A: Number>(kind: ReductionKind) -> A {
     match kind {
         ReductionKind::Sum => A::ZERO,
@@ -284,7 +284,7 @@ pub(super) fn identity<A: Number>(kind: ReductionKind) -> A {
     }
 }
 
-/// What two parts of a row are reduced to.
+/// Combines the results of two parts of a row.
 #[inline(always)]
 pub(super) fn join<A: Number>(kind: ReductionKind, a: A, b: A) -> A {
     match kind {
@@ -394,12 +394,12 @@ unsafe fn narrow<A: Number>(dtype: DType, from: *const A, to: *mut u8, count: us
     }
 }
 
-/// One instruction over a block.
+/// Executes one instruction over a block.
 ///
 /// # Safety
-/// The operands that the code takes are readable, `out` is writable, for `count` values, and apart from them.
+/// The operands that the code takes are readable and `out` is writable, for `count` values, and disjoint from them.
 #[inline(always)]
-#[allow(clippy::too_many_lines, clippy::eq_op)] // one table; NaN is what differs from itself
+#[allow(clippy::too_many_lines, clippy::eq_op)] // one table; only NaN differs from itself
 unsafe fn step<A: Number>(code: Code<A>, [a, b, c]: [*const A; 3], out: *mut A, count: usize) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -453,7 +453,7 @@ unsafe fn step<A: Number>(code: Code<A>, [a, b, c]: [*const A; 3], out: *mut A, 
             Code::Mul => two!(|x, y| x * y),
             Code::Div => two!(|x, y| x / y),
             Code::Pow => two!(|x, y| A::of(libm::pow(x.widen(), y.widen()))),
-            // NaN on either side.
+            // NaN if either is NaN.
             Code::Maximum => two!(|x, y| if x < y || y != y { y } else { x }),
             Code::Minimum => two!(|x, y| if y < x || y != y { y } else { x }),
             Code::Equal => two!(|x, y| flag(x == y)),

@@ -1,31 +1,31 @@
-//! Which steps of a program may run side by side. Results that share nothing but inputs, evaluated together, are groups of
-//! steps; where no step is large enough to be spread over threads itself, threads take whole groups. Decided by sizes
-//! alone.
+//! Finds steps of a program that may run concurrently. Independent results that are evaluated together are groups of
+//! steps that share only inputs; if no step is large enough to be spread over threads itself, whole groups are. Decided
+//! by sizes alone.
 
 use std::ops::Range;
 
 use super::kernels::tuning::programs::{LARGE_STEP, TASKS, WORTH_THREADS};
 use super::view::BufferId;
 
-/// What one step touches and costs.
+/// The buffers and the cost of one step.
 #[derive(Debug, Clone)]
 pub(super) struct StepCost<'a> {
-    /// Buffers that some step writes, of those the step touches.
+    /// The buffers that the step touches, of those that some step writes.
     pub touches: &'a [BufferId],
-    /// Element operations, about.
+    /// Approximate element operations.
     pub work: f64,
 }
 
-/// Tasks that touch different buffers, in an order of the steps in which each task is one range.
+/// Tasks that touch disjoint buffers, and an order of the steps in which each task is one range.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Tasks {
-    /// The step at each place.
+    /// The step at each position of the order.
     pub order: Vec<usize>,
-    /// Places of each task; one task where there is nothing to gain.
+    /// The positions of each task; a single task if there is nothing to gain.
     pub ranges: Vec<Range<usize>>,
 }
 
-/// Cuts a program whose steps touch `buffers` buffers.
+/// Splits a program whose steps touch `buffers` buffers.
 pub(super) fn tasks(steps: &[StepCost<'_>], buffers: usize) -> Tasks {
     let total: f64 = steps.iter().map(|step| step.work).sum();
     if total < WORTH_THREADS || steps.iter().any(|step| step.work >= LARGE_STEP) {
@@ -41,7 +41,7 @@ pub(super) fn tasks(steps: &[StepCost<'_>], buffers: usize) -> Tasks {
     }
     let task_of = bundled(&work, total / TASKS);
     let mut order: Vec<usize> = (0..steps.len()).collect();
-    // Stable: in a task, steps keep their order.
+    // Stable: within a task, steps keep their order.
     order.sort_by_key(|&step| task_of[groups[step]]);
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for (place, &step) in order.iter().enumerate() {
@@ -53,7 +53,7 @@ pub(super) fn tasks(steps: &[StepCost<'_>], buffers: usize) -> Tasks {
     Tasks { order, ranges }
 }
 
-/// No cut.
+/// A single task.
 fn one(steps: usize) -> Tasks {
     Tasks {
         order: (0..steps).collect(),
@@ -61,7 +61,7 @@ fn one(steps: usize) -> Tasks {
     }
 }
 
-/// The group of each step, numbered in the order of first steps: steps that touch a common buffer are in one.
+/// The group of each step, numbered by first step: steps that touch a common buffer are in one group.
 fn groups(steps: &[StepCost<'_>], buffers: usize) -> Vec<usize> {
     let mut parents: Vec<usize> = (0..steps.len()).collect();
     let mut toucher = vec![None; buffers];
@@ -84,7 +84,7 @@ fn groups(steps: &[StepCost<'_>], buffers: usize) -> Vec<usize> {
         .collect()
 }
 
-/// The first step of a step's group; halves the way there.
+/// The representative of a step's group (union-find with path halving).
 fn root(parents: &mut [usize], mut step: usize) -> usize {
     while parents[step] != step {
         parents[step] = parents[parents[step]];
@@ -93,7 +93,7 @@ fn root(parents: &mut [usize], mut step: usize) -> usize {
     step
 }
 
-/// The task of each group: neighbours together until they are `enough` work.
+/// The task of each group: consecutive groups are bundled until they have `enough` work.
 fn bundled(work: &[f64], enough: f64) -> Vec<usize> {
     let (mut task, mut gathered) = (0, 0.0);
     work.iter()
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn steps_that_meet_stay_together_in_order() {
-        // Two chains, woven, and a step that joins nothing.
+        // Two interleaved chains, and a step that is independent of both.
         let work = WORTH_THREADS / 2.0;
         let found = cut(&[
             (&[0], work),

@@ -1,6 +1,6 @@
-//! How many threads the runs of a program use. Beside busy processes fewer threads are often faster: a thread that has to
-//! wait for a core holds up all others at the end of each loop. Which number is fastest is measured on the program's own
-//! runs, by trying a neighbouring number now and then. Results never depend on it.
+//! Tunes the number of threads of a program at run time. Beside busy processes fewer threads are often faster: a
+//! preempted thread delays all others at the end of each loop. The fastest number is measured on the program's own
+//! runs, by trying an adjacent number now and then. Results never depend on it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, TryLockError};
@@ -10,17 +10,17 @@ use smallvec::SmallVec;
 
 use super::kernels::pool::{default_threads, with_threads};
 
-/// Numbers that are tried, in quarters of all threads.
+/// The candidate numbers, in quarters of all threads.
 const QUARTERS: [usize; 4] = [4, 3, 2, 1];
-/// A number is changed for one whose run took at most this share of the time.
+/// A candidate is adopted if its run took at most this share of the expected time.
 const FASTER: f64 = 0.93;
-/// A run that takes more than this multiple of what was expected says that the machine's load has changed.
+/// A run that takes more than this multiple of the expected time means that the machine's load has changed.
 const SLOWER: f64 = 1.3;
-/// Runs between two tries: at first, and at most. The number doubles with each try that was not faster.
+/// Runs between two trials, initially and at most. The interval doubles with each trial that was not faster.
 const FIRST_PAUSE: u32 = 3;
 const LONGEST_PAUSE: u32 = 96;
 
-/// What the program that changed its number last chose: where new programs begin.
+/// The number that a program adopted last: the initial number of new programs.
 static LATEST: AtomicUsize = AtomicUsize::new(0);
 
 /// The number of threads of one program.
@@ -31,12 +31,12 @@ impl ThreadChoice {
         Self(Mutex::new(Search::from(LATEST.load(Ordering::Relaxed))))
     }
 
-    /// Runs `f` with the number of threads that is fastest as far as known, and learns from the time it takes.
+    /// Runs `f` with the fastest known number of threads, and learns from the time it takes.
     pub fn run<R>(&self, f: impl FnOnce() -> R) -> R {
         let mut search = match self.0.try_lock() {
             Ok(search) => search,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            // Another run of the program is on its way.
+            // The program is already running on another thread.
             Err(TryLockError::WouldBlock) => return f(),
         };
         let Some(numbers) = default_threads().map(numbers).filter(|numbers| numbers.len() > 1) else {
@@ -52,25 +52,25 @@ impl ThreadChoice {
     }
 }
 
-/// The numbers of threads that are tried where there are `all`, most first.
+/// The candidate numbers of threads out of `all`, largest first.
 fn numbers(all: usize) -> SmallVec<[usize; 4]> {
     let mut numbers: SmallVec<[usize; 4]> = QUARTERS.iter().map(|quarters| (all * quarters).div_ceil(4)).collect();
     numbers.dedup();
     numbers
 }
 
-/// A walk over positions in a list of numbers towards the one whose runs take the least time.
+/// A local search over indices into a list of numbers for the one with the fastest runs.
 #[derive(Debug)]
 struct Search {
     chosen: usize,
-    /// Tried in the run that was handed out last, instead of the chosen one.
+    /// The candidate of the current run, if it is a trial.
     tried: Option<usize>,
-    /// Seconds of a run with the chosen number; `None` before the first.
+    /// Expected seconds of a run with the chosen number; `None` before the first.
     expected: Option<f64>,
-    /// Runs with the chosen number before the next try, and how many there were before this one.
+    /// Runs left before the next trial, and the length of this interval.
     left: u32,
     pause: u32,
-    /// Whether the next try is with fewer threads.
+    /// Whether the next trial uses fewer threads.
     fewer: bool,
     slow_runs: u32,
 }
@@ -88,7 +88,7 @@ impl Search {
         }
     }
 
-    /// The position for the next run, of `count`.
+    /// The index for the next run, out of `count`.
     fn next(&mut self, count: usize) -> usize {
         self.chosen = self.chosen.min(count - 1);
         if self.left > 0 {
@@ -106,7 +106,7 @@ impl Search {
         tried
     }
 
-    /// Takes the seconds of the run in; whether another number is chosen now.
+    /// Records the seconds of a run; returns whether another number was chosen.
     fn took(&mut self, seconds: f64, count: usize) -> bool {
         let expected = self.expected.unwrap_or(seconds);
         let Some(tried) = self.tried.take() else {
@@ -115,7 +115,7 @@ impl Search {
         };
         if seconds < FASTER * expected {
             (self.chosen, self.expected) = (tried, Some(seconds));
-            // On in the same direction, after a run that confirms.
+            // Tries the next number in the same direction after one confirming run.
             (self.left, self.pause) = (1, FIRST_PAUSE);
             return true;
         }
@@ -128,7 +128,7 @@ impl Search {
         false
     }
 
-    /// A run with the chosen number took so long, where so long was expected.
+    /// Records a run with the chosen number, against the expected time.
     fn expect(&mut self, seconds: f64, expected: f64) {
         if seconds > SLOWER * expected {
             self.slow_runs += 1;
@@ -153,7 +153,7 @@ impl Search {
 mod tests {
     use super::*;
 
-    /// Runs with these seconds for each position; the position after them, and how many runs were with another one.
+    /// Simulates runs with these seconds per index; returns the final index, and the number of runs with another one.
     fn walk(search: &mut Search, seconds: &[f64], runs: usize) -> (usize, usize) {
         let mut others = 0;
         for _ in 0..runs {

@@ -1,5 +1,5 @@
-//! A strided look at a buffer of a plan. Views cost nothing at run time: reshapes, permutations, broadcasts and slices
-//! become other strides over the same memory when the plan is made. A view has no address: see `operand.rs`.
+//! A strided view of a buffer of a plan. Views cost nothing at run time: reshapes, permutations, broadcasts and slices
+//! only change the strides when the plan is made. A view has no address: see `operand.rs`.
 
 use candle_core::DType;
 
@@ -51,7 +51,7 @@ impl View {
         self.len() == 0 || dims.all(fits)
     }
 
-    /// The same elements under another shape, where strides can say so.
+    /// The same elements with another shape, if strides can express it.
     pub fn reshaped(&self, dims: &[usize]) -> Option<Self> {
         let strides = if self.is_contiguous() {
             row_major(dims)
@@ -65,11 +65,11 @@ impl View {
         })
     }
 
-    /// Dimensions may be split, and joined where they lie evenly apart.
+    /// Dimensions may be split, and merged if their strides are compatible.
     fn reshaped_strides(&self, dims: &[usize]) -> Option<Vec<usize>> {
         let mut old = self.dims.iter().zip(&self.strides).rev().filter(|(dim, _)| **dim != 1);
         let mut strides = vec![0; dims.len()];
-        // What is left of the old dimension at hand, and the stride of the next new one in it.
+        // The unsplit remainder of the current old dimension, and the stride of the next new one in it.
         let (mut left, mut step) = (1, 0);
         for (&dim, stride) in dims.iter().zip(&mut strides).rev().filter(|(dim, _)| **dim != 1) {
             let mut wanted = dim;
@@ -132,7 +132,7 @@ impl View {
         }
     }
 
-    /// Elements from the first one to the end of the last one.
+    /// The distance from the first element to the end of the last one, in elements.
     pub fn reach(&self) -> usize {
         if self.len() == 0 {
             return 0;
@@ -146,7 +146,7 @@ impl View {
 mod tests {
     use super::*;
 
-    /// Where the elements lie, in row-major order.
+    /// The offsets of the elements, in row-major order.
     fn places(view: &View) -> Vec<usize> {
         let of = |mut i: usize| {
             let dims = view.dims.iter().zip(&view.strides).rev();

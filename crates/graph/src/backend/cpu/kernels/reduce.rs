@@ -83,7 +83,7 @@ fn row_argmax<T: Element>(row: &[T]) -> u32 {
     place.unwrap_or(0) as u32
 }
 
-#[allow(clippy::eq_op)] // NaN is what differs from itself.
+#[allow(clippy::eq_op)] // only NaN differs from itself
 fn is_nan<V: Copy + PartialOrd>(value: V) -> bool {
     value != value
 }
