@@ -1,5 +1,5 @@
 //! Compiled functions: traced once per input signature, then replayed without recording. Arguments can be donated, so
-//! that optimizer state and caches are updated in place; a call that fails gives them back as they were.
+//! that optimizer state and caches are updated in place; a call that fails returns them unchanged.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,15 +17,16 @@ use crate::graph::numbered::{self, Numbered};
 use crate::lazy_tensor::LazyTensor;
 use crate::plan::{Plan, PlanMemory};
 
-/// Traces that a function keeps; beyond it the longest unused goes.
+/// Maximum number of traces per function; beyond it the least recently used is evicted.
 const CAPACITY: usize = 64;
 
-/// A function of lazy tensors with its plans, one per signature (shapes, dtypes, devices) of its arguments. It keeps the
-/// plans of the 64 signatures that were used last.
+/// A function of lazy tensors with its plans, one per signature (shapes, dtypes, devices) of its arguments. It keeps
+/// the plans of the 64 most recently used signatures.
 ///
 /// Tensors that the function captures are bound when it is traced; what changes from call to call must be an argument.
-/// The function runs on the calling thread with no lock held: it may call other compiled functions, and several threads may
-/// trace at once. It must not call itself with arguments like those it is traced for ([`Error::Recursion`]).
+/// The function runs on the calling thread without holding a lock: it may call other compiled functions, and several
+/// threads may trace at once. It must not call itself with arguments of the signature it is being traced for
+/// ([`Error::Recursion`]).
 ///
 /// ```
 /// use candle_core::Device;
@@ -41,12 +42,12 @@ pub struct Compiled<F> {
     traces: Mutex<Traces>,
 }
 
-/// What a function has been traced for.
+/// The traces of a function.
 #[derive(Default)]
 struct Traces {
-    /// In the order of their last use.
+    /// Ordered by last use.
     known: Vec<(Signature, Arc<Trace>)>,
-    /// What is being traced, and by whom.
+    /// The signatures being traced, and the threads that trace them.
     running: Vec<(ThreadId, Signature)>,
 }
 
@@ -56,12 +57,12 @@ impl Traces {
             .known
             .iter()
             .rposition(|(signature, _)| signature.is_of(arguments))?;
-        // Nearly always it is the last one already.
+        // Nearly always the last one already.
         self.known[found..].rotate_left(1);
         self.known.last().map(|(_, trace)| Arc::clone(trace))
     }
 
-    /// Keeps a trace; returns the one that makes room for it.
+    /// Adds a trace; returns the one that is evicted for it.
     fn keep(&mut self, signature: Signature, trace: Arc<Trace>) -> Option<(Signature, Arc<Trace>)> {
         let oldest = (self.known.len() >= CAPACITY).then(|| self.known.remove(0));
         self.known.push((signature, trace));
@@ -69,7 +70,7 @@ impl Traces {
     }
 }
 
-/// A plan is for shapes, dtypes and devices, and for one backend.
+/// The key of a trace: shapes, dtypes and devices of the arguments, and the backend.
 struct Signature {
     arguments: SmallVec<[(Arc<Kind>, u32); 4]>,
     backend: Option<Backend>,
@@ -96,7 +97,7 @@ impl Signature {
 
 struct Trace {
     plan: Arc<Plan>,
-    /// Where each input of the plan comes from.
+    /// The source of each input of the plan.
     sources: Vec<Source>,
 }
 
@@ -105,7 +106,7 @@ enum Source {
     Captured(LazyTensor),
 }
 
-/// A call of a compiled function that failed, with its arguments as they were before it.
+/// The error of a failed call of a compiled function, with the call's arguments, unchanged.
 ///
 /// ```
 /// use candle_core::Device;
@@ -128,13 +129,13 @@ pub struct CallError {
 }
 
 impl CallError {
-    /// What went wrong.
+    /// The error.
     #[must_use]
     pub fn error(&self) -> &Error {
         &self.error
     }
 
-    /// What went wrong, and the arguments.
+    /// The error and the arguments.
     #[must_use]
     pub fn into_parts(self) -> (Error, Vec<LazyTensor>) {
         (*self.error, self.arguments)
@@ -153,14 +154,14 @@ impl std::error::Error for CallError {
     }
 }
 
-/// The arguments are dropped.
+/// Drops the arguments.
 impl From<CallError> for Error {
     fn from(failed: CallError) -> Self {
         *failed.error
     }
 }
 
-/// Prepares `function` for repeated calls. Nothing is traced before the first call.
+/// Creates a compiled function. Nothing is traced before the first call.
 pub fn compile<F>(function: F) -> Compiled<F>
 where
     F: Fn(&[LazyTensor]) -> Result<Vec<LazyTensor>>,
@@ -173,11 +174,11 @@ where
 
 impl<F> Compiled<F> {
     fn traces(&self) -> MutexGuard<'_, Traces> {
-        // Every change is one call of a vector's.
+        // Every update is one method call on a vector, so a poisoned lock holds a valid state.
         self.traces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many signatures the function has traces of.
+    /// The number of signatures for which the function is traced.
     #[must_use]
     pub fn trace_count(&self) -> usize {
         self.traces().known.len()
@@ -188,16 +189,16 @@ impl<F> Compiled<F>
 where
     F: Fn(&[LazyTensor]) -> Result<Vec<LazyTensor>>,
 {
-    /// Runs the function. An argument that nobody else holds is donated: its buffer may be reused for a result.
+    /// Runs the function. An argument that is not shared is donated: its buffer may be reused for a result.
     ///
-    /// A call that fails changes nothing: [`CallError`] gives all arguments back with the values they had. To that end
-    /// everything that depends on data (indices, positions, targets) is checked before the first donated buffer is written;
-    /// where it depends on what the call itself computes after that, the call works on copies of the buffers it would
-    /// overwrite. A panic of a kernel is a bug of the engine's, and running out of memory ends the process; then they are
-    /// lost.
+    /// A failed call has no effect: [`CallError`] returns all arguments with their old values. To that end everything
+    /// that depends on data (indices, positions, targets) is checked before the first donated buffer is written; where
+    /// it depends on values that the call itself computes later, the call works on copies of the buffers it would
+    /// overwrite. A panic of a kernel is a bug of the engine, and running out of memory aborts the process; in these
+    /// cases the arguments are lost.
     ///
     /// # Errors
-    /// What the function reports while it is traced, and what the kernels report.
+    /// Errors of the function while it is traced, and errors of the kernels.
     pub fn call(&self, mut arguments: Vec<LazyTensor>) -> std::result::Result<Vec<LazyTensor>, CallError> {
         self.run(&mut arguments).map_err(|error| CallError {
             error: Box::new(error),
@@ -222,19 +223,19 @@ where
             .collect())
     }
 
-    /// The memory that a call with these arguments takes. Traces the function where it has not been traced for them.
+    /// The memory use of a call with these arguments. Traces the function if it is not traced for them yet.
     ///
     /// # Errors
-    /// What the function reports while it is traced.
+    /// Errors of the function while it is traced.
     pub fn memory(&self, arguments: &[LazyTensor]) -> Result<PlanMemory> {
         Ok(self.trace(arguments)?.plan.memory())
     }
 
-    /// Traces the function for these arguments, runs it twice and tells where the time of the second run goes. Nothing is
-    /// donated: an argument that a call would overwrite is copied before the clock starts.
+    /// Traces the function for these arguments, runs it twice and reports where the time of the second run goes.
+    /// Nothing is donated: arguments that a call would overwrite are copied before the clock starts.
     ///
     /// # Errors
-    /// What the function reports while it is traced, and what the kernels report.
+    /// Errors of the function while it is traced, and errors of the kernels.
     pub fn explain(&self, arguments: &[LazyTensor]) -> Result<Explanation> {
         crate::plan::evaluate(arguments)?;
         let traced = self.record(arguments, |recorded, backend| (recorded.graph(), backend))?;
@@ -253,13 +254,13 @@ where
         }
         let trace = Arc::new(self.make_trace(arguments)?);
         let mut traces = self.traces();
-        // Another thread may have traced the same meanwhile.
+        // Another thread may have traced the same signature meanwhile.
         if let Some(trace) = traces.find(arguments) {
             return Ok(trace);
         }
         let oldest = traces.keep(Signature::of(arguments), Arc::clone(&trace));
         drop(traces);
-        // Outside the lock: it may hold the last handles of what the function captured.
+        // Dropped outside the lock: it may hold the last handles of captured tensors.
         drop(oldest);
         Ok(trace)
     }
@@ -272,7 +273,7 @@ where
         })
     }
 
-    /// Records the function on placeholders; returns where the inputs come from, and what `f` makes of the graph.
+    /// Records the function on placeholders; returns the sources of the inputs, and the result of `f` for the graph.
     fn record<R>(
         &self,
         arguments: &[LazyTensor],
@@ -302,7 +303,7 @@ where
     }
 }
 
-/// While it lives, the function runs on this thread for this signature: a second time it would never end.
+/// A guard that marks this signature as being traced on this thread: tracing it again would recurse forever.
 struct Running<'a>(&'a Mutex<Traces>);
 
 impl<'a> Running<'a> {
@@ -322,18 +323,18 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         let this = thread::current().id();
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // What a thread began last ends first.
+        // A thread finishes its traces in reverse order.
         if let Some(last) = held.running.iter().rposition(|(thread, _)| *thread == this) {
             drop(held.running.remove(last));
         }
     }
 }
 
-/// The inputs of a plan while it runs. The values of arguments with one handle are taken out of them, so that a buffer which
-/// nobody else holds arrives with a count of one and may be overwritten.
+/// The bound inputs of a plan during a call. The values of uniquely held arguments are moved out of them, so that
+/// unshared buffers have a reference count of one and may be overwritten.
 struct Bound {
     inputs: Bindings,
-    /// For each input, whether its value was taken out of its argument.
+    /// For each input, whether its value was moved out of its argument.
     taken: SmallVec<[bool; 4]>,
 }
 
@@ -362,13 +363,13 @@ impl Bound {
         Ok(bound)
     }
 
-    /// Puts what was taken back into its argument.
+    /// Moves the values back into their arguments.
     fn give_back(self, sources: &[Source], arguments: &mut [LazyTensor]) {
         for ((source, value), taken) in sources.iter().zip(self.inputs).zip(self.taken) {
             if let (Source::Argument(position), true) = (source, taken) {
                 let argument = &mut arguments[*position];
                 let output = argument.output() as usize;
-                // It has one handle still: this one.
+                // Still uniquely held by this argument.
                 if let Some(node) = argument.node_mut() {
                     node.values_mut().insert(output, value);
                 }
@@ -377,10 +378,10 @@ impl Bound {
     }
 }
 
-/// The value of an evaluated argument, and whether it was taken out of it.
+/// The value of an evaluated argument, and whether it was moved out.
 fn take(argument: &mut LazyTensor) -> Result<(Value, bool)> {
     let output = argument.output() as usize;
-    // Each argument is one leaf of the graph, so it is taken at most once.
+    // Each argument is one leaf of the graph, so it is moved at most once.
     if let Some(values) = argument.node_mut().map(Node::values_mut)
         && output < values.len()
     {

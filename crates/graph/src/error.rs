@@ -1,33 +1,33 @@
-//! The engine's errors. Each message starts with the operation's name and carries the shapes or dtypes at fault,
-//! because a shape error surfaces where the operation is recorded and that line is what the caller must change.
+//! The engine's errors. Each message starts with the operation's name and gives the shapes or dtypes involved, because
+//! shape errors surface at the line that records the operation, which is the line to change.
 
 use candle_core::DType;
 
-/// What can go wrong while recording, planning, differentiating or running a graph.
+/// An error in recording, planning, differentiating or running a graph.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Shapes or parameters that the operation cannot work with.
+    /// Shapes or parameters that the operation does not accept.
     #[error("{operation}: {message}")]
     Shape {
         /// The operation's name.
         operation: &'static str,
-        /// What was found and what would fit.
+        /// What was found and what is expected.
         message: String,
     },
-    /// A dtype that the operation does not take.
+    /// A dtype that the operation does not accept.
     #[error("{operation}: input {input} has dtype {found:?}, expected {expected}")]
     DType {
         /// The operation's name.
         operation: &'static str,
-        /// Which input, counted from zero.
+        /// Index of the input.
         input: usize,
         /// Its dtype.
         found: DType,
-        /// What fits there.
+        /// What is accepted there.
         expected: String,
     },
-    /// A dtype that the engine does not compute with.
+    /// A dtype that the engine does not support.
     #[error("{operation}: dtype {found:?} is not one of f32, f64, f16, bf16, u8, u32, i64")]
     UnsupportedDType {
         /// The operation's name.
@@ -35,24 +35,24 @@ pub enum Error {
         /// The dtype.
         found: DType,
     },
-    /// A number outside the range that the operation takes, or NaN.
+    /// A number outside the range that the operation accepts, or NaN.
     #[error("{operation}: {name} is {value}, expected {expected}")]
     Parameter {
         /// The operation's name.
         operation: &'static str,
         /// The parameter's name.
         name: &'static str,
-        /// What was given.
+        /// The given value.
         value: f64,
-        /// What fits: `a number from 0 to 1`.
+        /// What is accepted: `a number from 0 to 1`.
         expected: &'static str,
     },
-    /// Values that the operation cannot work with.
+    /// Values that the operation does not accept.
     #[error("{operation}: {message}")]
     Value {
         /// The operation's name.
         operation: &'static str,
-        /// What was found and what would fit.
+        /// What was found and what is expected.
         message: String,
     },
     /// The wrong number of inputs.
@@ -62,34 +62,35 @@ pub enum Error {
         operation: &'static str,
         /// For example `2 inputs`.
         expected: String,
-        /// How many were given.
+        /// Number of inputs given.
         found: usize,
     },
-    /// Tensors on different devices met in one operation.
+    /// Inputs of one operation on different devices.
     #[error("{operation}: inputs are on different devices ({first} and {second}); move one with `to_device`")]
     DeviceMismatch {
         /// The operation's name.
         operation: &'static str,
         /// Device of the first input.
         first: String,
-        /// Device of the input that differs.
+        /// Device of the first input that differs.
         second: String,
     },
-    /// `Input` holds data; there is nothing to execute.
+    /// `Input` holds data and is not executable.
     #[error("Cannot execute Input operation")]
     ExecuteInput,
     /// An argument of a traced function was evaluated while tracing.
     #[error("a placeholder has no value: do not evaluate inside a compiled function")]
     Placeholder,
-    /// A compiled function called itself with arguments like those it was being traced for, which would never end.
+    /// A compiled function called itself with arguments of the signature it was being traced for, an infinite
+    /// recursion.
     #[error("a compiled function calls itself with arguments of the same shapes while it is traced for them")]
     Recursion,
-    /// A gradient was asked for something the loss does not depend on.
+    /// A gradient with respect to a tensor that the loss does not depend on.
     #[error("gradient: parameter {index} is not reachable from the loss{reason}")]
     Unreachable {
         /// Position in the list of parameters.
         index: usize,
-        /// What cut the path, where known: starts with `: `.
+        /// What breaks the path, if known: starts with `: `.
         reason: String,
     },
     /// An index outside the dimension it selects from.
@@ -102,7 +103,7 @@ pub enum Error {
         /// Size of the dimension.
         size: usize,
     },
-    /// A range, known only when it runs, that leaves the dimension it is a part of.
+    /// A range, known only at run time, that exceeds its dimension.
     #[error("{operation}: {start}..{end} is not inside a dimension of {size}")]
     Range {
         /// The operation's name.
@@ -114,7 +115,7 @@ pub enum Error {
         /// Size of the dimension.
         size: usize,
     },
-    /// The backend has no kernel for an operation that a plan holds: a gap in the backend, not a mistake of the caller.
+    /// The backend has no kernel for an operation of a plan: a gap in the backend, not a mistake of the caller.
     #[error("{operation}: the backend has no kernel for {what}")]
     NoKernel {
         /// The operation's name.
@@ -122,10 +123,10 @@ pub enum Error {
         /// The case without a kernel: `three inputs of i64`.
         what: String,
     },
-    /// A broken assumption of the engine's own: a bug, whatever the caller did.
+    /// A violated invariant of the engine: a bug, whatever the caller did.
     #[error("internal error of the engine: {message}; please report it")]
     Internal {
-        /// The assumption and what was found instead.
+        /// The invariant and what was found instead.
         message: String,
     },
     /// The verifier found a malformed graph: a bug in a pass.
@@ -133,7 +134,7 @@ pub enum Error {
     Verify {
         /// The pass after which the graph was malformed.
         pass: &'static str,
-        /// The node and the rule it breaks.
+        /// The node and the rule that it violates.
         message: String,
     },
     /// Candle reported an error.
@@ -171,14 +172,15 @@ impl Error {
     }
 }
 
-/// Lets `?` turn the engine's error into Candle's, in functions that return [`candle_core::Result`]; the text stays.
+/// Lets `?` convert the engine's error into Candle's, in functions that return [`candle_core::Result`]; the text is
+/// kept.
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
         Self::wrap(error)
     }
 }
 
-/// Adds what was being done to an error of Candle's.
+/// Adds context to an error of Candle's.
 pub(crate) trait Context<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T>;
 }

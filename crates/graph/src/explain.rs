@@ -1,6 +1,6 @@
-//! Where the time of a computation goes: what was recorded, what each pass left, the kernels with their work and measured
-//! time, and the memory. An explanation makes a plan of its own, runs it twice and times the second run; it never touches
-//! the cache of plans, and evaluating as usual does not get slower by it.
+//! A profile of a computation: what was recorded, what each pass left, the kernels with their work and measured time,
+//! and the memory. An explanation makes a plan of its own, runs it twice and times the second run; it never touches the
+//! plan cache, and does not slow down ordinary evaluation.
 
 mod table;
 
@@ -17,7 +17,7 @@ use crate::limits::{Limits, Work};
 use crate::plan::{PlanMemory, all_outputs, memory_of, pending, recorded_bytes};
 use crate::{graph::numbered, pass::Trail};
 
-/// What a plan consists of and where its time went. `Display` prints it as tables.
+/// What a plan consists of and where its time goes. `Display` prints it as tables.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -36,45 +36,45 @@ use crate::{graph::numbered, pass::Trail};
 pub struct Explanation {
     /// Nodes that were recorded, inputs included.
     pub recorded: usize,
-    /// The passes in the order they ran, with the nodes that each left.
+    /// The passes in the order they ran, with the number of nodes after each.
     pub passes: Trail,
-    /// What runs, in order.
+    /// The kernels in the order they run.
     pub kernels: Vec<Kernel>,
     /// The plan's memory.
     pub memory: PlanMemory,
     limits: Option<Limits>,
 }
 
-/// A node of the optimised graph that runs something, in one kernel call or a few.
+/// A node of the optimised graph that is executed, in one kernel call or a few.
 #[derive(Debug, Clone)]
 pub struct Kernel {
-    /// Operations of one name are summed up: `Matmul`, `Vjp of Attention`.
+    /// Name under which operations are grouped: `Matmul`, `Vjp of Attention`.
     pub name: String,
-    /// The operation; of a fused expression, what was fused.
+    /// The operation; for a fused expression, the fused operations.
     pub text: String,
     /// Shapes and dtypes of its inputs.
     pub inputs: Vec<Meta>,
     /// Shapes and dtypes of its results.
     pub outputs: Vec<Meta>,
-    /// Bytes that it must read and write, each once.
+    /// Bytes that it must read and write, counted once each.
     pub bytes: f64,
-    /// Floating-point operations by the operation's formula.
+    /// Floating-point operations according to the operation's formula.
     pub flops: f64,
     /// Measured time.
     pub seconds: f64,
 }
 
-/// Kernels of one name.
+/// Kernels with the same name.
 #[derive(Debug, Clone)]
 pub struct KernelGroup<'a> {
-    /// The name of each.
+    /// The common name.
     pub name: &'a str,
     /// The kernels in the order they run.
     pub kernels: Vec<&'a Kernel>,
 }
 
 impl Explanation {
-    /// Compiles a graph anew and measures it. The first of two runs warms caches up.
+    /// Compiles a graph and measures it. The first of two runs warms up caches.
     pub(crate) fn of(graph: Graph, backend: Backend, inputs: &Bindings) -> Result<Self> {
         let recorded = graph.nodes.len();
         let recorded_bytes = recorded_bytes(&graph);
@@ -95,14 +95,14 @@ impl Explanation {
         })
     }
 
-    /// With each figure's share of what the machine could reach.
+    /// Adds the machine's limits, so that each figure is shown as a share of them.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = Some(limits);
         self
     }
 
-    /// The limits, where they were given.
+    /// The limits, if they were given.
     #[must_use]
     pub fn limits(&self) -> Option<&Limits> {
         self.limits.as_ref()
@@ -120,13 +120,13 @@ impl Explanation {
         self.kernels.iter().map(|kernel| kernel.flops).sum()
     }
 
-    /// Bytes that all kernels move.
+    /// Bytes that all kernels read and write.
     #[must_use]
     pub fn bytes(&self) -> f64 {
         self.kernels.iter().map(|kernel| kernel.bytes).sum()
     }
 
-    /// The kernels by name, what takes most time first.
+    /// The kernels by name, sorted by time, longest first.
     ///
     /// ```
     /// use candle_core::{DType, Device};
@@ -145,7 +145,7 @@ impl Explanation {
         groups
     }
 
-    /// Kernels alike in something, in the order of their first ones.
+    /// Groups kernels by a key, in the order of first occurrence.
     fn grouped<'a>(&'a self, key: impl Fn(&'a Kernel) -> &'a String) -> Vec<KernelGroup<'a>> {
         let mut groups: Vec<KernelGroup<'a>> = Vec::new();
         for kernel in &self.kernels {
@@ -163,25 +163,25 @@ impl Explanation {
 }
 
 impl KernelGroup<'_> {
-    /// Measured time of all.
+    /// Measured time of the group.
     #[must_use]
     pub fn seconds(&self) -> f64 {
         self.sum(|kernel| kernel.seconds)
     }
 
-    /// Floating-point operations of all.
+    /// Floating-point operations of the group.
     #[must_use]
     pub fn flops(&self) -> f64 {
         self.sum(|kernel| kernel.flops)
     }
 
-    /// Bytes that all move.
+    /// Bytes that the group reads and writes.
     #[must_use]
     pub fn bytes(&self) -> f64 {
         self.sum(|kernel| kernel.bytes)
     }
 
-    /// The shortest time in which a machine can do all, in seconds.
+    /// The least time in which a machine can run the group, in seconds.
     #[must_use]
     pub fn least_seconds(&self, limits: &Limits) -> f64 {
         self.sum(|kernel| kernel.least_seconds(limits))
@@ -206,11 +206,11 @@ impl Kernel {
         }
     }
 
-    /// The shortest time in which a machine can do this, in seconds.
+    /// The least time in which a machine can run this kernel, in seconds.
     #[must_use]
     pub fn least_seconds(&self, limits: &Limits) -> f64 {
-        // The faster dtype where both come together, so that a share is not overstated. Only attention over a cache may be:
-        // how much of the cache is filled is known when it runs.
+        // The faster dtype if both occur, so that a share is not overstated. It may be for attention over a cache,
+        // where the filled length is known only at run time.
         let is_narrow = self.inputs.iter().any(|meta| meta.dtype == DType::BF16);
         limits.least_seconds(&Work {
             bytes: self.bytes,
@@ -228,7 +228,7 @@ fn name(operation: &Operation) -> String {
     }
 }
 
-/// The operation with its parameters; of an expression the names of what it fuses.
+/// The operation with its parameters; for an expression, the names of the fused operations.
 fn text(operation: &Operation) -> String {
     match operation {
         Operation::Elementwise(expression) => {
@@ -251,8 +251,8 @@ fn text(operation: &Operation) -> String {
     }
 }
 
-/// Bytes that must be read and written: views count what they look at, constants nothing, and indexed reads and updates
-/// only the part that they touch.
+/// Bytes that must be read and written: views count the elements they cover, constants count nothing, and indexed reads
+/// and updates count only the part that they touch.
 fn bytes(graph: &Graph, node: &GraphNode) -> f64 {
     let mut inputs: Vec<ValueRef> = node.inputs.to_vec();
     inputs.sort_unstable();
@@ -272,7 +272,7 @@ fn bytes(graph: &Graph, node: &GraphNode) -> f64 {
     moved as f64
 }
 
-/// The fewest bytes that hold a value's elements, through the views that it is made by.
+/// The smallest size in bytes that holds a value's elements, looking through views.
 fn looked_at(graph: &Graph, value: ValueRef) -> usize {
     let node = &graph.nodes[value.node as usize];
     match (&node.operation, node.inputs.first()) {
@@ -283,8 +283,8 @@ fn looked_at(graph: &Graph, value: ValueRef) -> usize {
 }
 
 impl LazyTensor {
-    /// Plans what this tensor needs, runs and times it, and tells where the time goes. The tensor is not evaluated by it;
-    /// of an evaluated one nothing is left to tell.
+    /// Plans the computation of this tensor, runs and times it, and reports where the time goes. The tensor stays
+    /// unevaluated; for an evaluated tensor the report is empty.
     ///
     /// # Errors
     /// See [`LazyTensor::eval`].

@@ -5,9 +5,9 @@ use std::fmt;
 use super::{Explanation, Kernel};
 use crate::graph::Meta;
 
-/// Slowest kernels, and fused expressions, that are listed.
+/// Maximum number of kernels, and of fused expressions, that are listed.
 const LISTED: usize = 10;
-/// Longest text of an operation, in characters.
+/// Maximum length of an operation's text, in characters.
 const TEXT: usize = 64;
 
 impl fmt::Display for Explanation {

@@ -61,16 +61,16 @@ pub fn fallback(operation: &Operation, inputs: &[LazyTensor]) -> Result<Vec<Lazy
     }
 }
 
-/// What is particular about a fused operation.
+/// Properties of a fused operation.
 #[derive(Clone, Copy)]
 struct Traits {
-    /// Some backend has a kernel for its gradient.
+    /// Whether some backend has a kernel for its gradient.
     has_vjp_kernel: bool,
-    /// Its kernel may write results over inputs.
+    /// Whether its kernel may overwrite inputs with results.
     updates_in_place: bool,
 }
 
-/// The table; `None` for an operation that is not fused.
+/// The table of fused operations; `None` for an operation that is not fused.
 fn traits(operation: &Operation) -> Option<Traits> {
     let plain = Traits {
         has_vjp_kernel: false,
@@ -160,13 +160,13 @@ pub(crate) fn has_vjp_kernel(operation: &Operation) -> bool {
 }
 
 impl Operation {
-    /// Whether the kernel of a fused operation may write results over inputs.
+    /// Whether the kernel of a fused operation may overwrite inputs with results.
     pub(crate) fn fused_updates_in_place(&self) -> bool {
         traits(self).is_some_and(|traits| traits.updates_in_place)
     }
 }
 
-/// One after the other.
+/// The value and the vjp as separate operations.
 fn value_and_vjp(of: &Operation, wanted: u32, inputs: &[LazyTensor]) -> Result<Vec<LazyTensor>> {
     let split = inputs.len().saturating_sub(of.output_count());
     let (primal, cotangents) = inputs.split_at(split);
@@ -194,7 +194,7 @@ fn vjp_fallback(of: &Operation, wanted: u32, inputs: &[LazyTensor]) -> Result<Ve
         .collect()
 }
 
-/// The tensor in the dtype that sums are kept in: losses and norms are computed there.
+/// Casts the tensor to its accumulation dtype, in which losses and norms are computed.
 pub(crate) fn accumulate(x: &LazyTensor) -> Result<LazyTensor> {
     x.cast(accumulator(x.dtype()))
 }

@@ -1,6 +1,6 @@
-//! Reverse-mode differentiation, graph to graph: the gradients are lazy tensors made of ordinary operations, so they are
-//! planned, printed and differentiated again like anything else. The reduction that undoes broadcasting is done once,
-//! here, so that each rule is a line. Nothing here touches a device.
+//! Reverse-mode differentiation, graph to graph: gradients are lazy tensors made of ordinary operations, so they are
+//! planned, printed and differentiated like anything else. The reduction that undoes broadcasting is done once, here,
+//! so that each rule is a line. Nothing here touches a device.
 
 mod rules;
 
@@ -25,8 +25,8 @@ use crate::lazy_tensor::LazyTensor;
 /// # Ok::<(), metal_candle_graph::Error>(())
 /// ```
 ///
-/// Each gradient is the whole derivative of the loss with respect to that tensor, as `torch.autograd.grad` has it: where
-/// one parameter was computed from another, the path through it counts for both. [`LazyTensor::stop_gradient`] cuts a path.
+/// Each gradient is the total derivative of the loss with respect to that tensor, as in `torch.autograd.grad`: if one
+/// parameter was computed from another, the path through it counts for both. [`LazyTensor::stop_gradient`] cuts a path.
 ///
 /// ```
 /// # use candle_core::Device;
@@ -39,8 +39,8 @@ use crate::lazy_tensor::LazyTensor;
 /// ```
 ///
 /// # Errors
-/// When the loss has not exactly one element, or a parameter is not reachable from it ([`Error::Unreachable`] says what
-/// cuts the path).
+/// When the loss does not have exactly one element, or a parameter is not reachable from it ([`Error::Unreachable`]
+/// names the operation that cuts the path).
 pub fn value_and_grad(loss: &LazyTensor, parameters: &[LazyTensor]) -> Result<(LazyTensor, Vec<LazyTensor>)> {
     if loss.shape().elem_count() != 1 {
         return Err(Error::shape(
@@ -60,17 +60,17 @@ pub fn value_and_grad(loss: &LazyTensor, parameters: &[LazyTensor]) -> Result<(L
     Ok((loss.clone(), gradients.collect::<Result<_>>()?))
 }
 
-/// What a reverse walk found.
+/// The result of a reverse walk.
 struct Pullback {
     gradients: Vec<Option<LazyTensor>>,
     /// Whether each parameter is in the walked graph.
     reached: Vec<bool>,
-    /// Names of operations that depend on a parameter and pass no gradient.
+    /// Names of non-differentiable operations that depend on a parameter.
     cuts: Vec<&'static str>,
 }
 
 impl Pullback {
-    /// Why a parameter has no gradient.
+    /// The reason why a parameter has no gradient.
     fn reason(&self, parameter: usize) -> String {
         if !self.reached[parameter] {
             return ": it takes no part in it, or what connects them was evaluated before (evaluated tensors forget their \
@@ -87,10 +87,10 @@ impl Pullback {
     }
 }
 
-/// The gradients of a node's outputs, as far as they are summed.
+/// The cotangents of a node's outputs, accumulated so far.
 type Cotangents = SmallVec<[Option<LazyTensor>; 1]>;
 
-/// Pulls cotangents of `outputs` back to `parameters`. The walk does not go behind `boundary`.
+/// Computes the cotangents of `parameters` from those of `outputs`. The walk stops at `boundary`.
 fn pullback(
     outputs: &[(LazyTensor, LazyTensor)],
     parameters: &[LazyTensor],
@@ -106,7 +106,7 @@ fn pullback(
         accumulate(sum, cotangent.clone())?;
     }
     for (index, node) in order.nodes.iter().enumerate().rev() {
-        // All that uses the node came before. What a parameter was computed from may be one too, so the walk goes on.
+        // All users of the node have been visited. A parameter may be computed from another one, so the walk goes on.
         if leads_on(node, &needs) && rules::is_differentiable(&node.tensor.kind().operation) {
             let (below, here) = cotangents.split_at_mut(index);
             step(node, &here[0], &needs, below)?;
@@ -122,8 +122,8 @@ fn pullback(
     })
 }
 
-/// Which nodes are wanted or depend on one that is, through operations that pass gradients, and the names of the operations
-/// that depend on one and pass none.
+/// Which nodes are parameters or depend on one through differentiable operations, and the names of the
+/// non-differentiable operations that depend on one.
 fn dependents(order: &PostOrder) -> (Vec<bool>, Vec<&'static str>) {
     let (mut needs, mut cuts) = (vec![false; order.nodes.len()], Vec::new());
     for &place in order.wanted.iter().flatten() {
@@ -142,12 +142,12 @@ fn dependents(order: &PostOrder) -> (Vec<bool>, Vec<&'static str>) {
     (needs, cuts)
 }
 
-/// Whether a parameter is among the inputs or behind them.
+/// Whether a parameter is reachable through the inputs.
 fn leads_on(node: &Visited, needs: &[bool]) -> bool {
     node.positions.iter().any(|&input| needs[input as usize])
 }
 
-/// Applies one node's rule and hands its inputs their share.
+/// Applies one node's rule and accumulates the cotangents of its inputs.
 fn step(node: &Visited, incoming: &[Option<LazyTensor>], needs: &[bool], cotangents: &mut [Cotangents]) -> Result<()> {
     if incoming.iter().all(Option::is_none) {
         return Ok(());
@@ -180,7 +180,7 @@ fn accumulate(sum: &mut Option<LazyTensor>, share: LazyTensor) -> Result<()> {
     Ok(())
 }
 
-/// Sums over what broadcasting repeated.
+/// Sums over broadcast dimensions.
 fn reduce_to(gradient: &LazyTensor, shape: &[usize]) -> Result<LazyTensor> {
     if gradient.dims() == shape {
         return Ok(gradient.clone());
@@ -191,8 +191,8 @@ fn reduce_to(gradient: &LazyTensor, shape: &[usize]) -> Result<LazyTensor> {
     gradient.sum_keepdim(&dims)?.reshape(shape)
 }
 
-/// The vjp of a fused operation through its fallback. The inputs are wrapped so that the walk stops at them, and so that
-/// an input that appears twice gets two gradients.
+/// The vjp of a fused operation by differentiating its fallback. The inputs are wrapped so that the walk stops at them,
+/// and so that an input that appears twice gets two gradients.
 pub(crate) fn differentiate_fallback(
     operation: &Operation,
     inputs: &[LazyTensor],

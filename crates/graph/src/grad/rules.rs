@@ -8,10 +8,11 @@ use crate::graph::Operation;
 use crate::graph::verify::is_float;
 use crate::lazy_tensor::LazyTensor;
 
-/// The gradients of a node's inputs. Few nodes have more than three, and recording is where small vectors count.
+/// The gradients of a node's inputs. Few nodes have more than three inputs, and recording is the place where inline
+/// storage pays.
 pub(crate) type Gradients = SmallVec<[Option<LazyTensor>; 3]>;
 
-/// Whether a gradient passes through the operation at all.
+/// Whether the operation is differentiable in some input.
 pub(super) fn is_differentiable(operation: &Operation) -> bool {
     use Operation as O;
     match operation {
@@ -83,7 +84,7 @@ pub(super) fn is_differentiable(operation: &Operation) -> bool {
     }
 }
 
-/// The gradients of the wanted inputs, given the cotangents of the outputs (at least one is there).
+/// The gradients of the requested inputs, from the cotangents of the outputs (at least one is present).
 #[allow(clippy::too_many_lines)] // one table
 pub(super) fn vjp(
     operation: &Operation,
@@ -97,7 +98,7 @@ pub(super) fn vjp(
         return fused_vjp(operation, inputs, outputs, cotangents, wanted);
     };
     let (x, y) = (inputs.first(), &outputs[0]);
-    // Every operation below that names `x` has an input; sources are not differentiable and never arrive here.
+    // Every operation below that uses `x` has an input; sources are not differentiable and never arrive here.
     let Some(x) = x else { return Ok(Gradients::new()) };
     let one = |gradient: Result<LazyTensor>| gradient.map(|g| smallvec![Some(g)]);
     let pick = |i: usize, f: &dyn Fn() -> Result<LazyTensor>| if wanted[i] { f().map(Some) } else { Ok(None) };
@@ -217,7 +218,7 @@ pub(super) fn vjp(
             None,
         ]),
         O::LoRA { scale } => lora_vjp(g, inputs, *scale, wanted),
-        // The other product with the same weights, which are frozen.
+        // The transposed product with the same weights, which are frozen.
         O::DequantMatmul { format, transposed } => {
             let (format, transposed) = (*format, !transposed);
             let other = O::DequantMatmul { format, transposed };
@@ -243,22 +244,22 @@ pub(super) fn vjp(
     }
 }
 
-/// `g b x^(b - 1)`, and 0 where the exponent is 0, whatever the base.
+/// `g b x^(b - 1)`, and 0 if the exponent is 0, whatever the base.
 fn pow_base(g: &LazyTensor, x: &LazyTensor, exponent: &LazyTensor) -> Result<LazyTensor> {
     let zero = exponent.scalar_like(0.0)?;
     let slope = g.mul(exponent)?.mul(&x.pow(&exponent.add_scalar(-1.0)?)?)?;
     exponent.equal(&zero)?.where_cond(&zero, &slope)
 }
 
-/// `g x^b ln x`, and 0 where the base is 0 and the exponent is not negative: there the power is constant.
+/// `g x^b ln x`, and 0 if the base is 0 and the exponent is not negative: there the power is constant.
 fn pow_exponent(g: &LazyTensor, x: &LazyTensor, exponent: &LazyTensor, y: &LazyTensor) -> Result<LazyTensor> {
     let zero = x.scalar_like(0.0)?;
     let constant = x.equal(&zero)?.mul(&zero.less_equal(exponent)?)?;
     constant.where_cond(&zero, &g.mul(y)?.mul(&x.log()?)?)
 }
 
-/// What one side of a choice gets of `g`: nothing where it lost, half where both are equal, all elsewhere. Beside a NaN
-/// nobody loses, and both sides get it all.
+/// The share of `g` for one side of a maximum or minimum: nothing where the other side was chosen, half where both are
+/// equal, all elsewhere. If either is NaN, both sides get all of it.
 fn share_of_choice(g: &LazyTensor, lost: &LazyTensor, side: &LazyTensor, other: &LazyTensor) -> Result<LazyTensor> {
     let halved = side.equal(other)?.where_cond(&g.mul_scalar(0.5)?, g)?;
     lost.where_cond(&g.scalar_like(0.0)?, &halved)
@@ -294,7 +295,7 @@ fn rows(x: &LazyTensor) -> Result<LazyTensor> {
     x.reshape(&[rows, width])
 }
 
-/// All narrow: with `gb = scale g b^T (n, rank)`, `dx = gb a^T`, `da = x^T gb`, `db = (x a)^T g scale`.
+/// Narrow products only: with `gb = scale g b^T (n, rank)`, `dx = gb a^T`, `da = x^T gb`, `db = (x a)^T g scale`.
 fn lora_vjp(g: &LazyTensor, inputs: &[LazyTensor], scale: f32, wanted: &[bool]) -> Result<Gradients> {
     let (x, g2) = (rows(&inputs[0])?, rows(g)?);
     let (a, b) = (&inputs[1], &inputs[2]);
@@ -305,7 +306,7 @@ fn lora_vjp(g: &LazyTensor, inputs: &[LazyTensor], scale: f32, wanted: &[bool]) 
     };
     let mut gradients: Gradients = smallvec![None; 3];
     if let (true, Some(narrow)) = (wanted[0], &narrow) {
-        // In the shape of x before it is wide, so that the product can be added to others where it is made.
+        // Reshaped like x before the wide product, so that the product can be fused with the additions that follow it.
         let mut dims = inputs[0].dims().to_vec();
         let last = dims.len() - 1;
         dims[last] = a.dims()[1];
@@ -315,14 +316,14 @@ fn lora_vjp(g: &LazyTensor, inputs: &[LazyTensor], scale: f32, wanted: &[bool]) 
         gradients[1] = Some(x.t()?.matmul(narrow)?);
     }
     if wanted[2] {
-        // As the fallback records it, so that the forward pass's product is this one.
+        // Recorded like the fallback, so that it is merged with the forward pass's product.
         let forward = inputs[0].matmul(a)?.mul_scalar(scale)?;
         gradients[2] = Some(rows(&forward)?.t()?.matmul(&g2)?);
     }
     Ok(gradients)
 }
 
-/// One `Vjp` operation where a backend has a kernel for it, else the differentiated fallback.
+/// A single `Vjp` operation if a backend has a kernel for it, else the differentiated fallback.
 fn fused_vjp(
     operation: &Operation,
     inputs: &[LazyTensor],

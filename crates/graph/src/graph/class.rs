@@ -1,26 +1,26 @@
-//! What sort of operation one is, and what follows from that: one exhaustive table, from which every yes-or-no question is
-//! answered, so that a new operation is asked about here and nowhere has a silent default.
+//! The class of each operation, and what follows from it: one exhaustive table answers every yes-or-no question, so
+//! that a new operation is classified here and nowhere gets a silent default.
 
 use super::operation::Operation;
 
-/// The sorts of operations.
+/// The class of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// There before anything runs: data and constants.
+    /// Available before anything runs: data and constants.
     Given,
-    /// Made of parameters, or of a key.
+    /// Computed from parameters, or from a random key.
     Source,
-    /// Each element of the result comes from the elements at its place.
+    /// Each output element depends on the input elements at its position.
     Elementwise,
-    /// Fewer elements out of many.
+    /// Reduces over dimensions.
     Reduction,
-    /// Another look at the input's elements.
+    /// A view of the input's elements.
     View,
-    /// Elements at new places.
+    /// Moves elements to new positions.
     Movement,
-    /// Elements picked by indices or positions.
+    /// Selects elements by indices or positions.
     Picking,
-    /// A tensor changed in a few places, which may happen in its own memory.
+    /// Updates a few elements of a tensor, possibly in place.
     Updating,
     /// Matrix products.
     Product,
@@ -29,7 +29,7 @@ pub(crate) enum Class {
 }
 
 impl Operation {
-    /// The table.
+    /// The table of classes.
     pub(crate) fn class(&self) -> Class {
         match self {
             Self::Input | Self::Constant { .. } => Class::Given,
@@ -97,24 +97,24 @@ impl Operation {
         self.class() == Class::Fused
     }
 
-    /// Whether each element of the result comes from the elements at its place.
+    /// Whether each output element depends on the input elements at its position.
     #[must_use]
     pub fn is_elementwise(&self) -> bool {
         self.class() == Class::Elementwise
     }
 
-    /// Whether the result is only another look at the input's elements.
+    /// Whether the result is a view of the input's elements.
     #[must_use]
     pub fn is_view(&self) -> bool {
         self.class() == Class::View
     }
 
-    /// Whether the value is there before anything runs.
+    /// Whether the value is available before anything runs.
     pub(crate) fn is_given(&self) -> bool {
         self.class() == Class::Given
     }
 
-    /// Whether a kernel may write the result over an input: then everything else has to read that input first.
+    /// Whether a kernel may overwrite an input with the result: all other readers of that input must then run first.
     pub(crate) fn updates_in_place(&self) -> bool {
         match self.class() {
             Class::Updating => true,

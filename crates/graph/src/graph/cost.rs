@@ -1,12 +1,12 @@
-//! What an operation costs by its formula: floating-point operations from shapes alone. A function such as `exp` counts
-//! one, a product with a sum two. What a kernel computes again (scores in a backward pass) does not count, so that the
-//! figure is comparable between kernels. Nothing here runs or measures anything.
+//! The cost of an operation according to its formula: floating-point operations, from shapes alone. A function such as
+//! `exp` counts one, a multiply-add two. Recomputation inside a kernel (scores in a backward pass) does not count, so
+//! that the figure is comparable between kernels. Nothing here runs or measures anything.
 
 use super::node::Meta;
 use super::operation::{AttentionOptions, Operation};
 use crate::fused::matmul_sum::SumTerm;
 
-/// Floating-point operations of one node. `inputs` are those of the node, of a `Vjp` too.
+/// Floating-point operations of one node. `inputs` are those of the node, also for a `Vjp`.
 #[must_use]
 pub fn flops(operation: &Operation, inputs: &[&Meta], outputs: &[Meta]) -> f64 {
     use Operation as O;
@@ -65,7 +65,7 @@ pub fn flops(operation: &Operation, inputs: &[&Meta], outputs: &[Meta]) -> f64 {
         O::RMSNorm { .. } => 4.0 * read,
         // Sum, difference, square, sum, factor, weight, bias.
         O::LayerNorm { .. } => 7.0 * read,
-        // Two products and a sum for each number.
+        // Two products and a sum for each element.
         O::Rope { .. } => 3.0 * read,
         // A sigmoid and two products.
         O::SwiGLU => 6.0 * made,
@@ -79,7 +79,7 @@ pub fn flops(operation: &Operation, inputs: &[&Meta], outputs: &[Meta]) -> f64 {
             let terms = expression.terms.iter().enumerate();
             terms
                 .map(|(index, term)| {
-                    // Only a reduction counts what it reads: the term before it.
+                    // Only a reduction counts its operand: the preceding term.
                     let read: &[&Meta] = match index {
                         0 => &[],
                         _ => &[&expression.terms[index - 1].meta],
@@ -115,7 +115,7 @@ fn sum(terms: &[SumTerm], inputs: &[&Meta], made: f64) -> f64 {
     total
 }
 
-/// Products of a gradient are counted one by one; of the rest a backward pass is taken to cost two forward ones.
+/// Products of a gradient are counted one by one; otherwise a backward pass is taken to cost two forward passes.
 fn vjp(of: &Operation, wanted: u32, inputs: &[&Meta]) -> f64 {
     match of {
         Operation::LoRA { .. } => lora(inputs, wanted, false),
@@ -145,7 +145,7 @@ fn cross_entropy(inputs: &[&Meta]) -> f64 {
     2.0 * hidden.shape.elem_count() as f64 * weight.shape.dims().first().map_or(0, |&vocab| vocab) as f64
 }
 
-/// Pairs of a query and a key that it sees, over all heads, times the size of a head. With an offset, known only at run
+/// The number of visible (query, key) pairs over all heads, times the head dimension. With an offset, known only at run
 /// time, all keys count.
 fn attended(inputs: &[&Meta], options: &AttentionOptions) -> f64 {
     let [q, k, ..] = inputs else { return 0.0 };

@@ -1,5 +1,5 @@
-//! Shapes and dtypes of every operation's outputs from those of its inputs. One exhaustive match; what an operation
-//! does not accept is reported here, at the recording call, with the shapes.
+//! Shape and dtype inference for every operation. One exhaustive match; inputs that an operation does not accept are
+//! reported here, at the recording call, with the shapes.
 
 mod fused;
 
@@ -270,7 +270,7 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
     }
 }
 
-/// Elements of a shape; `None` where memory cannot hold so many.
+/// The number of elements of a shape; `None` if their size exceeds the address space.
 pub(crate) fn elements(dims: &[usize]) -> Option<usize> {
     let count = dims.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim))?;
     (count <= isize::MAX as usize / size_of::<f64>()).then_some(count)

@@ -1,5 +1,5 @@
-//! The flat form of a graph: nodes in a list, inputs before their users. Passes rewrite it, backends compile it,
-//! and its structure (not the data) is the key under which a plan is found again.
+//! The flat form of a graph: a list of nodes in topological order. Passes rewrite it, backends compile it, and its
+//! structure (not the data) is the key of the plan cache.
 
 use std::hash::{Hash, Hasher};
 
@@ -13,24 +13,24 @@ use super::operation::Operation;
 /// One output of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueRef {
-    /// Position of the node in the list.
+    /// Index of the node in the list.
     pub node: u32,
-    /// Which of its outputs.
+    /// Index of its output.
     pub output: u32,
 }
 
 /// An operation with its inputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GraphNode {
-    /// What is computed.
+    /// The operation.
     pub operation: Operation,
-    /// From which earlier values.
+    /// Its inputs: earlier values.
     pub inputs: SmallVec<[ValueRef; 3]>,
     /// Shapes and dtypes of the results.
     pub outputs: Outputs,
 }
 
-/// A computation: nodes in topological order and the values it is asked for.
+/// A computation: nodes in topological order and the requested values.
 ///
 /// The `k`-th `Input` node is bound to the `k`-th leaf when the plan runs.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ pub struct Graph {
     pub nodes: Vec<GraphNode>,
     /// The requested values.
     pub outputs: Vec<ValueRef>,
-    /// Where it runs.
+    /// The device it runs on.
     pub device: Device,
 }
 

@@ -1,6 +1,6 @@
-//! What recorded nodes of one kind share: the operation with its parameters, the shapes and dtypes of its outputs, the
-//! device. A thread remembers the kinds it has recorded. Recording one again infers nothing and allocates no shapes, and
-//! two equal recordings point at the same kinds, so that comparing them in full is, nearly always, comparing addresses.
+//! The kind of a recorded node: the operation with its parameters, the shapes and dtypes of its outputs, the device.
+//! Each thread interns the kinds that it records. Recording one again infers nothing and allocates no shapes, and two
+//! equal recordings share their kinds, so that comparing them in full mostly compares addresses.
 
 use std::cell::RefCell;
 use std::hash::{Hash, Hasher};
@@ -25,7 +25,7 @@ pub(crate) struct Kind {
     pub arity: usize,
     /// Hash of the above.
     pub digest: u64,
-    /// For each output, a hash of its shape, dtype and device.
+    /// A hash of shape, dtype and device for each output.
     pub output_digests: SmallVec<[u64; 1]>,
 }
 
@@ -40,21 +40,21 @@ impl PartialEq for Kind {
     }
 }
 
-/// Kinds that a thread remembers, several times what a program has. Beyond it, it forgets all and starts again.
+/// Maximum number of interned kinds per thread, several times that of a program. Beyond it, all are dropped.
 const CAPACITY: usize = 4096;
 
-/// A kind, and the inputs that it was inferred from.
+/// A kind, and the inputs from which it was inferred.
 struct Known {
     kind: Arc<Kind>,
     inputs: SmallVec<[(Arc<Kind>, u32); 3]>,
 }
 
 thread_local! {
-    /// By a hash of operation and inputs. Of two with the same hash the later one stays.
+    /// Interned kinds by a hash of operation and inputs. Of two with the same hash the later one is kept.
     static KNOWN: RefCell<FxHashMap<u64, Known>> = const { RefCell::new(FxHashMap::with_hasher(FxBuildHasher)) };
 }
 
-/// The kind under `key`, where it `fits`.
+/// The kind under `key`, if it satisfies `fits`.
 #[inline]
 fn remembered(key: u64, fits: impl FnOnce(&Known) -> bool) -> Option<Arc<Kind>> {
     KNOWN.with_borrow(|known| {
@@ -77,7 +77,7 @@ fn remember(key: u64, made: Known) -> Arc<Kind> {
 impl Kind {
     /// The kind of `operation` on these inputs. `device` is the first input's, or the source's own.
     ///
-    /// # Errors
+    /// When number, dtypes, shapes or devices of the inputs do not fit.
     /// When number, dtypes, shapes or devices of the inputs do not fit.
     pub fn of(operation: Operation, inputs: &[&LazyTensor], device: &Device) -> Result<Arc<Self>> {
         let mut state = FxHasher::default();
@@ -93,7 +93,7 @@ impl Kind {
             known.inputs.len() == inputs.len()
                 && known.inputs.iter().zip(inputs).all(|(other, input)| is_alike(other, input))
                 && known.kind.operation == operation
-                // Alike inputs are on one device.
+                // Equal inputs are on one device.
                 && (!inputs.is_empty() || known.kind.device.same_device(device))
         };
         match remembered(key, fits) {
@@ -162,7 +162,7 @@ impl Known {
     }
 }
 
-/// Whether an input has the shape, dtype and device of the one that a kind was inferred from.
+/// Whether an input has the shape, dtype and device of the one from which a kind was inferred.
 #[inline]
 pub(crate) fn is_alike((kind, output): &(Arc<Kind>, u32), input: &LazyTensor) -> bool {
     (Arc::ptr_eq(kind, input.kind()) && *output == input.output())

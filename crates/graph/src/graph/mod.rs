@@ -1,5 +1,5 @@
-//! What a computation is: the closed list of operations, the recorded nodes, and the flat graph that plans are made of.
-//! Nothing here runs anything or names a device's memory.
+//! The representation of a computation: the closed list of operations, the recorded nodes, and the flat graph of a
+//! plan. Nothing here runs anything or names a device's memory.
 
 pub(crate) mod class;
 pub mod cost;

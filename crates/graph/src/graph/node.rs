@@ -1,5 +1,5 @@
-//! A node of the recorded graph: an operation, its inputs, and what its outputs look like. Nodes are immutable but for
-//! one thing: evaluation puts the values in the place of the inputs, so an evaluated node holds no history.
+//! A node of the recorded graph: an operation, its inputs, and shapes and dtypes of its outputs. Nodes are immutable
+//! with one exception: evaluation replaces the inputs by the values, so an evaluated node holds no history.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -38,7 +38,7 @@ impl Meta {
     }
 }
 
-/// Metas of an operation's outputs; nearly always one.
+/// Shape and dtype of each output of an operation; nearly always one.
 pub type Outputs = SmallVec<[Meta; 1]>;
 
 /// Unique identity of a node within the process.
@@ -55,29 +55,29 @@ impl NodeId {
 pub(crate) type Inputs = SmallVec<[LazyTensor; 3]>;
 pub(crate) type Values = SmallVec<[Value; 1]>;
 
-/// Marks the histories: whoever holds the one owner of this kind (see [`super::walk`]) reads them all, without a lock
-/// or a count for each.
+/// The type that owns all histories: its single owner (see [`super::walk`]) gives access to them without a lock or a
+/// reference count per node.
 pub(crate) struct Histories;
 
 pub(crate) struct Node {
     pub id: NodeId,
     pub kind: Arc<Kind>,
-    /// What it is computed from. `None` where there is nothing to compute: a value is there, or will come as the
-    /// argument of a traced function.
+    /// The inputs. `None` if there is nothing to compute: the node has a value, or will get one as the argument of a
+    /// traced function.
     pub history: TCell<Histories, Option<Inputs>>,
-    /// Where the last walk put it.
+    /// The position in the last walk.
     pub mark: AtomicU64,
-    /// One for each output, or none yet.
+    /// One value per output, or none before evaluation.
     values: RwLock<Values>,
 }
 
 impl Node {
-    /// Not run yet.
+    /// A node that has not been evaluated.
     pub fn recorded(kind: Arc<Kind>, inputs: Inputs) -> Arc<Self> {
         Self::new(kind, Some(inputs), Values::new())
     }
 
-    /// A leaf with its values, or without any: an argument of a function being traced.
+    /// A leaf with its values, or without any: an argument of a function that is being traced.
     pub fn leaf(kind: Arc<Kind>, values: Values) -> Arc<Self> {
         Self::new(kind, None, values)
     }
@@ -92,33 +92,33 @@ impl Node {
         })
     }
 
-    /// The values, none where it has not run. A poisoned lock is harmless: values are replaced in one assignment.
+    /// The values; empty before evaluation. A poisoned lock is harmless: values are replaced in one assignment.
     pub fn values(&self) -> RwLockReadGuard<'_, Values> {
         self.values.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the values of a node that has run.
+    /// Sets the values of an evaluated node.
     pub fn set_values(&self, values: Values) {
         let mut held = self.values.write().unwrap_or_else(PoisonError::into_inner);
         let former = std::mem::replace(&mut *held, values);
         drop(held);
-        // Of another thread that ran it too; dropped outside the lock.
+        // Set by another thread that evaluated it too; dropped outside the lock.
         drop(former);
     }
 
-    /// Exchanges one value of an evaluated node for what `f` makes of it.
+    /// Replaces one value of an evaluated node by the result of `f`.
     pub fn update_value<R>(&self, output: usize, f: impl FnOnce(Value) -> (Value, R)) -> Result<R> {
         let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
         if output >= values.len() {
             return Err(Error::Placeholder);
         }
-        // The place must not keep a second handle, or the buffer would be copied.
+        // Moved out, because a second handle would force a copy of the buffer.
         let (value, result) = f(values.remove(output));
         values.insert(output, value);
         Ok(result)
     }
 
-    /// The values of a node that nobody else holds.
+    /// The values of a uniquely held node.
     pub fn values_mut(&mut self) -> &mut Values {
         self.values.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
@@ -128,7 +128,7 @@ impl Node {
     }
 }
 
-/// Drops long chains without recursion: a node whose last handle goes away hands its inputs to a list.
+/// Drops long chains without recursion: the inputs of a dropped node go to a work list.
 impl Drop for Node {
     fn drop(&mut self) {
         let mut pending = self.take_inputs();

@@ -1,5 +1,5 @@
-//! The graph reachable from some targets, numbered as it will stand in a plan. Nothing is copied out of the nodes: a plan
-//! is found by hashing and comparing this, and only a new plan pays for a [`Graph`].
+//! The graph reachable from some targets, numbered in topological order. Nothing is copied out of the nodes: the plan
+//! cache hashes and compares this form, and only a miss builds a [`Graph`].
 
 use std::hash::Hasher;
 use std::sync::Arc;
@@ -17,28 +17,28 @@ use crate::backend::Bindings;
 use crate::error::{Error, Result};
 use crate::lazy_tensor::LazyTensor;
 
-/// What a node is in the flat graph: an operation, or a leaf, which stands there as one `Input` for each output.
+/// The role of a node in the flat graph: an operation, or a leaf with one `Input` per output.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
     Operation,
     Leaf { output: u32 },
 }
 
-/// A recorded graph while the walk that numbered it still holds it.
+/// A recorded graph, borrowed from the walk that numbered it.
 pub(crate) struct Numbered<'a> {
     /// The nodes of the flat graph.
     entries: Vec<(&'a Arc<Kind>, Role)>,
-    /// The inputs of all operations, one after the other.
+    /// The inputs of all operations, concatenated.
     edges: Vec<ValueRef>,
     outputs: SmallVec<[ValueRef; 4]>,
     leaves: Vec<&'a Arc<Node>>,
-    /// For each recorded node, its first place in `entries`.
+    /// For each recorded node, the index of its first entry.
     firsts: Vec<u32>,
     device: &'a Device,
     hash: u64,
 }
 
-/// The structure of a recorded graph: what its plan is found by. Kinds count, data does not.
+/// The structure of a recorded graph: the key of its plan. It contains kinds, no data.
 pub(crate) struct Key {
     entries: Vec<(Arc<Kind>, Role)>,
     edges: Vec<ValueRef>,
@@ -51,8 +51,8 @@ pub(crate) struct Flat {
     pub leaves: Vec<LazyTensor>,
 }
 
-/// Numbers the nodes reachable from `targets` and lets `f` look at them. No other walk goes on meanwhile, so `f` must
-/// neither evaluate nor ask for a gradient.
+/// Numbers the nodes reachable from `targets` and calls `f` with them. The walk's lock is held meanwhile, so `f` must
+/// neither evaluate nor compute a gradient.
 ///
 /// # Errors
 /// [`Error::DeviceMismatch`] when targets live on different devices.
@@ -108,7 +108,7 @@ impl<'a> Numbered<'a> {
         }
     }
 
-    /// Where the tensor of a visited node is found in the flat graph.
+    /// The value in the flat graph for the tensor of a visited node.
     fn value(&self, walk: &Walk<'a>, tensor: &LazyTensor, hash: &mut FxHasher) -> ValueRef {
         let (first, output) = (self.firsts[walk.position(tensor) as usize], tensor.output());
         let value = match self.entries[first as usize].1 {
@@ -127,7 +127,7 @@ impl<'a> Numbered<'a> {
         self.hash
     }
 
-    /// Whether `key` is of this structure, compared in full.
+    /// Whether `key` has this structure, compared in full.
     pub fn is(&self, key: &Key) -> bool {
         self.entries.len() == key.entries.len()
             && self.edges == key.edges
@@ -177,7 +177,7 @@ impl<'a> Numbered<'a> {
         }
     }
 
-    /// What is bound to the `Input` nodes, in order.
+    /// The leaves bound to the `Input` nodes, in order.
     pub fn leaves(&self) -> impl Iterator<Item = LazyTensor> {
         let tensors = |node: &'a Arc<Node>| {
             (0..node.kind.outputs.len() as u32).map(|output| LazyTensor::of(Arc::clone(node), output))
@@ -188,7 +188,7 @@ impl<'a> Numbered<'a> {
     /// The values of the leaves.
     ///
     /// # Errors
-    /// [`Error::Placeholder`] when one is an argument of a function being traced.
+    /// [`Error::Placeholder`] when one is an argument of a function that is being traced.
     pub fn values(&self) -> Result<Bindings> {
         let mut values = Bindings::with_capacity(self.leaves.len());
         for node in &self.leaves {
@@ -201,13 +201,13 @@ impl<'a> Numbered<'a> {
         Ok(values)
     }
 
-    /// Where it runs.
+    /// The device it runs on.
     pub fn device(&self) -> &Device {
         self.device
     }
 }
 
-/// Whether two entries are the same for a plan. Of a leaf, where its value came from does not count.
+/// Whether two entries are equal for a plan. The origin of a leaf's value does not count.
 #[inline]
 fn is_same((a, role): (&Arc<Kind>, Role), (b, other): (&Arc<Kind>, Role)) -> bool {
     match (role, other) {

@@ -1,6 +1,7 @@
-//! The closed list of operations. Everything the engine knows about one is answered by an exhaustive `match` over
-//! this enum: arity and dtypes (verify.rs), shapes (infer.rs), gradients (grad/rules.rs), Candle lowering
-//! (backend/candle.rs), printing (print.rs), what sort it is (class.rs), what tells two apart (parameters.rs). No table has a `_ =>` arm, so the compiler lists what a new one must answer.
+//! The closed list of operations. Everything the engine knows about one is answered by an exhaustive `match` over this
+//! enum: arity and dtypes (verify.rs), shapes (infer.rs), gradients (grad/rules.rs), Candle lowering
+//! (backend/candle.rs), printing (print.rs), its class (class.rs), equality (parameters.rs). No table has a `_ =>` arm,
+//! so the compiler lists what a new operation must answer.
 
 use std::sync::Arc;
 
@@ -15,13 +16,13 @@ use crate::fused::matmul_sum::SumTerm;
 /// Binary operations broadcast their inputs by the usual trailing-dimension rule. Reductions keep the reduced
 /// dimensions with size 1. Tensors are row-major.
 ///
-/// Two operations are equal when they compute the same bits: parameters are compared by their bits, so that a NaN equals
-/// itself and 0.0 is not -0.0. Plans are found again, and common subexpressions merged, by this equality.
+/// Two operations are equal if they compute the same bits: parameters are compared by their bits, so that a NaN equals
+/// itself and 0.0 is not -0.0. The plan cache and common subexpression elimination rely on this equality.
 #[derive(Debug, Clone)]
 #[allow(clippy::upper_case_acronyms)] // the field's own names: LoRA, GELU
 pub enum Operation {
     // ---- sources
-    /// A leaf that holds data (or, while tracing, an argument).
+    /// A leaf that holds data (or, during tracing, an argument).
     Input,
     /// Every element is `value`.
     Constant {
@@ -153,14 +154,14 @@ pub enum Operation {
         /// Shape of the result.
         shape: Shape,
     },
-    /// The box `start[i]..end[i]`.
+    /// The elements from `start[i]` to `end[i]` in each dimension `i`.
     Slice {
         /// First index per dimension.
         start: Vec<usize>,
         /// One past the last index per dimension.
         end: Vec<usize>,
     },
-    /// Inputs one after the other along `dim`.
+    /// Inputs concatenated along `dim`.
     Concat {
         /// The joined dimension.
         dim: usize,
@@ -248,7 +249,7 @@ pub enum Operation {
     },
     /// See [`crate::fused::dequant_matmul`].
     DequantMatmul {
-        /// How the weights are stored.
+        /// The storage format of the weights.
         format: QuantFormat,
         /// `x W` instead of `x W^T`.
         transposed: bool,
@@ -263,24 +264,24 @@ pub enum Operation {
     Elementwise(Arc<Expression>),
     /// See [`crate::fused::matmul_sum`].
     MatmulSum {
-        /// What is added up.
+        /// The terms of the sum.
         terms: Vec<SumTerm>,
         /// Factor on the sum.
         scale: f32,
-        /// Of the result.
+        /// Dtype of the result.
         dtype: DType,
     },
     /// See [`crate::fused::shared_matmul`].
     SharedMatmul {
-        /// Factors on the right: outputs.
+        /// Number of right factors, and of outputs.
         count: usize,
         /// Factor on each product.
         scale: f32,
-        /// Of the results.
+        /// Dtype of the results.
         dtype: DType,
     },
-    /// A fused operation together with its vector-Jacobian product. It is made by the pass `pair`, where a kernel that
-    /// does both spares work; users never record one.
+    /// A fused operation together with its vector-Jacobian product. It is made by the pass `pair` if a kernel that
+    /// computes both saves work; users never record one.
     ///
     /// Inputs: those of `of`, then one cotangent per output. Outputs: those of `of`, then the gradients of the inputs
     /// whose bit is set in `wanted`, in order.
@@ -322,7 +323,7 @@ pub enum Approximate {
     Tanh,
 }
 
-/// What an attention sees. Equal by bits, as [`Operation`].
+/// The mask and scale of an attention. Equal by bits, like [`Operation`].
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionOptions {
     /// Factor on the scores, usually `1 / sqrt(head_dim)`.
@@ -337,7 +338,7 @@ pub struct AttentionOptions {
     pub segments: bool,
 }
 
-/// How rows of a cross-entropy count. Equal by bits, as [`Operation`].
+/// The weighting of rows in a cross-entropy. Equal by bits, like [`Operation`].
 #[derive(Debug, Clone, Copy)]
 pub struct CrossEntropyOptions {
     /// Rows with this target have loss 0 and no gradient.
@@ -355,7 +356,7 @@ impl Default for CrossEntropyOptions {
     }
 }
 
-/// Constants of the `AdamW` update; what changes from step to step is an input. Equal by bits, as [`Operation`].
+/// Constants of the `AdamW` update; what changes from step to step is an input. Equal by bits, like [`Operation`].
 #[derive(Debug, Clone, Copy)]
 pub struct AdamWOptions {
     /// Decay of the first moment.

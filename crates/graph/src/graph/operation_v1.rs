@@ -1,5 +1,5 @@
-//! What an operation makes of its inputs' shapes, or of their dtypes, alone: the questions version 1 asks. The answers
-//! come from the inference that every recording goes through.
+//! Output shapes from input shapes alone, or output dtypes from input dtypes alone: the methods of version 1. The
+//! answers come from the inference that every recording uses.
 
 use candle_core::{DType, Shape};
 
@@ -41,8 +41,8 @@ impl Operation {
             .ok_or(Error::ExecuteInput)
     }
 
-    /// The dtype of the (first) result on inputs of these dtypes, which must be ones the operation takes. Without inputs
-    /// it is f32, unless the operation itself says another.
+    /// The dtype of the (first) result on inputs of these dtypes, which the operation must accept. Without inputs it is
+    /// f32, unless the operation has a dtype parameter.
     ///
     /// ```
     /// use candle_core::DType;
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
     use crate::graph::{AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Distribution};
 
-    /// The operation on inputs of these shapes and dtypes gives this shape; both questions agree with the inference.
+    /// Checks that the operation infers this shape, and that both methods agree with the inference.
     fn check(operation: &Operation, inputs: &[(&[usize], DType)], expected: &[usize]) {
         let metas: Vec<Meta> = inputs.iter().map(|(dims, dtype)| Meta::new(*dims, *dtype)).collect();
         let inferred = infer(operation, &metas.iter().collect::<Vec<_>>()).unwrap();

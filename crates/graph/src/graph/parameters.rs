@@ -1,6 +1,6 @@
-//! What tells two operations of one kind apart: their parameters, as words. Equality and hashing are made of this one
-//! table. Floats count by their bits: a NaN equals itself, and 0.0 is not -0.0. Plans are found again, and common
-//! subexpressions merged, by it.
+//! The parameters of operations as words. Equality and hashing are derived from this one table. Floats are compared by
+//! their bits: a NaN equals itself, and 0.0 is not -0.0. The plan cache and common subexpression elimination rely on
+//! it.
 
 use std::hash::{Hash, Hasher};
 use std::mem::discriminant;
@@ -12,7 +12,8 @@ use super::node::Meta;
 use super::operation::{AdamWOptions, AttentionOptions, CrossEntropyOptions, Operation};
 use crate::fused::elementwise::{Expression, Operand};
 
-/// Takes the words of some parameters. Lists say their lengths first, so that no two lists of parameters have the same words.
+/// Collects the words of parameters. Lists are preceded by their lengths, so that different parameters have different
+/// words.
 struct Words<F>(F);
 
 impl<F: FnMut(u64)> Words<F> {
@@ -44,7 +45,7 @@ impl<F: FnMut(u64)> Words<F> {
         self.dtype(meta.dtype);
     }
 
-    /// An operation inside another one: its name, then its parameters.
+    /// A nested operation: its name, then its parameters.
     fn operation(&mut self, operation: &Operation) {
         let name = operation.name().as_bytes();
         self.size(name.len());
@@ -77,7 +78,7 @@ impl<F: FnMut(u64)> Words<F> {
         }
     }
 
-    /// The table.
+    /// The table of parameters.
     #[allow(clippy::too_many_lines)]
     fn parameters(&mut self, operation: &Operation) {
         use Operation as O;
@@ -207,7 +208,7 @@ impl Hash for Operation {
     }
 }
 
-/// Equality and hash of a struct by its words.
+/// Implements equality and hash of a struct by its words.
 macro_rules! by_words {
     ($($options:ty),*) => { $(
         impl PartialEq for $options {

@@ -1,5 +1,5 @@
-//! How many inputs an operation takes, of which dtypes, and whether a whole graph is well formed.
-//! The first is asked at every recording, the second between the passes of a plan.
+//! How many inputs an operation takes, of which dtypes, and whether a whole graph is well formed. The first is checked
+//! at every recording, the second between the passes of a plan.
 
 use candle_core::DType;
 use smallvec::{SmallVec, smallvec};
@@ -10,7 +10,7 @@ use super::node::Meta;
 use super::operation::Operation;
 use crate::error::{Error, Result};
 
-/// Which dtypes fit an input.
+/// The dtypes that an input accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
     /// Any supported dtype.
@@ -21,13 +21,13 @@ enum Class {
     Signed,
     /// u32 or i64.
     Index,
-    /// Exactly this dtype.
+    /// This dtype.
     Exactly(DType),
     /// The dtype of input `i`.
     Like(usize),
 }
 
-/// Asked at every recording, so it must not allocate.
+/// Used at every recording, so it must not allocate.
 type Classes = SmallVec<[Class; 6]>;
 
 /// The dtypes of the required inputs, then of the optional ones (as one block: all or none, unless `repeat`).
@@ -39,7 +39,7 @@ struct Signature {
 }
 
 impl Signature {
-    /// What fits input `index`.
+    /// The dtypes that input `index` accepts.
     fn class(&self, index: usize) -> Option<Class> {
         let optional = || self.optional.get(index - self.required.len()).or(self.optional.last());
         self.required.get(index).or_else(optional).copied()
@@ -54,19 +54,19 @@ fn takes<const N: usize>(classes: [Class; N]) -> Signature {
     }
 }
 
-/// Whether the engine computes with this dtype.
+/// Whether the engine supports this dtype.
 #[must_use]
 pub fn is_supported(dtype: DType) -> bool {
     is_float(dtype) || matches!(dtype, DType::U8 | DType::U32 | DType::I64)
 }
 
-/// Whether the dtype is a floating-point one the engine computes with.
+/// Whether this is a supported floating-point dtype.
 #[must_use]
 pub fn is_float(dtype: DType) -> bool {
     matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
 }
 
-/// The table: what each operation takes.
+/// The table of inputs that each operation takes.
 fn signature(operation: &Operation) -> Signature {
     use Class::{Any, Exactly, Float, Index, Like, Signed};
     use Operation as O;
@@ -188,7 +188,7 @@ pub fn check_inputs(operation: &Operation, inputs: &[&Meta]) -> Result<()> {
                 format!("{n} inputs")
             }
         };
-        // Where required inputs are missing, the optional ones are beside the point.
+        // If required inputs are missing, the message does not mention the optional ones.
         let expected = match (signature.repeat, least == most || inputs.len() < least) {
             (true, _) => format!("at least {}", plural(least)),
             (false, true) => plural(least),
@@ -208,7 +208,7 @@ pub fn check_inputs(operation: &Operation, inputs: &[&Meta]) -> Result<()> {
     Ok(())
 }
 
-/// Dtypes that fit `count` inputs of an operation, for asking about shapes alone.
+/// Dtypes that an operation with `count` inputs accepts, for shape inference without dtypes.
 pub(super) fn fitting_dtypes(operation: &Operation, count: usize) -> SmallVec<[DType; 6]> {
     if let Operation::Vjp { of, .. } = operation {
         // The differentiated operation's inputs, its outputs, then as many cotangents.
@@ -265,7 +265,7 @@ fn check_class(operation: &Operation, input: usize, class: Class, inputs: &[&Met
 /// Checks a whole graph: inputs come before their users, and every stored shape and dtype is the inferred one.
 ///
 /// # Errors
-/// [`Error::Verify`] naming the node and the rule it breaks.
+/// [`Error::Verify`] naming the node and the rule that it violates.
 pub fn verify(graph: &Graph, pass: &'static str) -> Result<()> {
     let fail = |message: String| Err(Error::Verify { pass, message });
     for (index, node) in graph.nodes.iter().enumerate() {

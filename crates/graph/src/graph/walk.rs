@@ -1,6 +1,6 @@
-//! Walks over recorded nodes, all iterative: a chain of a million operations must not overflow the stack. One walk goes
-//! on at a time in the process. It owns all histories meanwhile, so that it follows plain references, and it marks the
-//! nodes with their positions, so that it looks nothing up. A walk runs nothing and records nothing.
+//! Walks over recorded nodes, all iterative: a chain of a million operations must not overflow the stack. Only one walk
+//! runs at a time in the process. It owns all histories meanwhile, so that it follows plain references, and it marks
+//! nodes with their positions instead of using a map. A walk runs nothing and records nothing.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -14,27 +14,27 @@ use crate::lazy_tensor::LazyTensor;
 /// The owner of the histories.
 pub(super) struct Walker {
     histories: TCellOwner<Histories>,
-    /// The next mark. Marks only grow, so that those of earlier walks are told from this one's.
+    /// The next mark. Marks increase monotonically, which tells those of earlier walks from the current ones.
     clock: u64,
 }
 
-/// Waits until no walk goes on. Who holds it must not ask for it again, so must not evaluate.
+/// Locks out other walks. The holder must not lock again, so it must not evaluate.
 pub(super) fn walker() -> MutexGuard<'static, Walker> {
     static WALKER: LazyLock<Mutex<Walker>> = LazyLock::new(|| {
         let histories = TCellOwner::new();
         Mutex::new(Walker { histories, clock: 1 })
     });
-    // The marks of a walk that panicked are below the clock.
+    // The marks of a walk that panicked are below the clock, so they count as old.
     WALKER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Everything reachable, inputs before users, each node once with its inputs: `None` for a leaf.
+/// Iterates over all reachable nodes in post-order, each once with its inputs: `None` for a leaf.
 pub(super) struct Walk<'a> {
     histories: &'a TCellOwner<Histories>,
     clock: &'a mut u64,
     /// The mark of the first node.
     start: u64,
-    /// Tensors that come first, as leaves whatever they are.
+    /// Tensors that come first and are treated as leaves.
     stops: std::slice::Iter<'a, LazyTensor>,
     roots: std::slice::Iter<'a, LazyTensor>,
     /// (node, its inputs, the next input to visit)
@@ -54,7 +54,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// How many nodes came before this one, which has been visited.
+    /// The position of a visited node.
     #[inline]
     pub fn position(&self, tensor: &LazyTensor) -> u32 {
         (tensor.node().mark.load(Ordering::Relaxed) - self.start) as u32
@@ -95,7 +95,7 @@ impl<'a> Iterator for Walk<'a> {
                     input
                 }
             };
-            // Graphs have no cycles: a node on the stack, not marked yet, is not met again.
+            // Graphs have no cycles, so an unmarked node on the stack is not met again.
             if self.is_visited(tensor) {
                 continue;
             }
@@ -113,25 +113,25 @@ pub(crate) fn count(root: &LazyTensor) -> usize {
     Walk::new(&mut walker(), &[], std::slice::from_ref(root)).count()
 }
 
-/// A node of a walk.
+/// A visited node.
 pub(crate) struct Visited {
     pub tensor: LazyTensor,
-    /// None for a leaf.
+    /// Empty for a leaf.
     pub inputs: Inputs,
-    /// Where the inputs stand in the order.
+    /// Positions of the inputs in the order.
     pub positions: SmallVec<[u32; 3]>,
 }
 
-/// The nodes of a walk, and where some stand among them.
+/// The visited nodes in post-order, and the positions of some of them.
 pub(crate) struct PostOrder {
     pub nodes: Vec<Visited>,
     pub roots: Vec<u32>,
-    /// None where the walk has not been.
+    /// `None` for tensors that were not reached.
     pub wanted: Vec<Option<u32>>,
 }
 
-/// Every node reachable from `roots` without going behind `stops`, which come first and without inputs. `wanted` are
-/// looked for among them.
+/// Every node reachable from `roots` without going beyond `stops`, which come first and without inputs. The positions
+/// of `wanted` among them are returned as well.
 pub(crate) fn post_order(stops: &[LazyTensor], roots: &[LazyTensor], wanted: &[LazyTensor]) -> PostOrder {
     let mut walker = walker();
     let mut walk = Walk::new(&mut walker, stops, roots);
@@ -152,7 +152,7 @@ pub(crate) fn post_order(stops: &[LazyTensor], roots: &[LazyTensor], wanted: &[L
     }
 }
 
-/// Takes the histories of nodes that hold their values now. To be dropped after the walk lock is free again.
+/// Takes the histories of evaluated nodes. The result must be dropped after the walk lock is released.
 pub(crate) fn forget<'a>(nodes: impl Iterator<Item = &'a Arc<Node>>) -> SmallVec<[Option<Inputs>; 2]> {
     let mut walker = walker();
     nodes.map(|node| walker.histories.rw(&node.history).take()).collect()

@@ -1,8 +1,8 @@
 //! One `AdamW` step (Loshchilov and Hutter 2019) of one tensor:
 //! `m' = b1 m + (1 - b1) g`, `v' = b2 v + (1 - b2) g^2`, `p' = p (1 - lr wd) - lr / c1 * m' / (sqrt(v') / sqrt(c2) + eps)`
-//! with `g = factor * gradient`. `rates (4)` holds what changes from step to step: lr, `c1 = 1 - b1^t`, `c2 = 1 - b2^t`, and
-//! the factor (of clipping, or of a mean). Outputs: p', m', v'; kernels update the three buffers in place where nobody else
-//! holds them.
+//! with `g = factor * gradient`. `rates (4)` holds what changes from step to step: lr, `c1 = 1 - b1^t`, `c2 = 1 -
+//! b2^t`, and the factor (of clipping, or of a mean). Outputs: p', m', v'; kernels update the three buffers in place if
+//! they are not shared.
 
 use crate::error::Result;
 use crate::graph::AdamWOptions;

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::graph::AttentionOptions;
 use crate::lazy_tensor::LazyTensor;
 
-/// The definition in primitives; `rest` holds the offset and the segments, where the options say so.
+/// The definition in primitives; `rest` holds the offset and the segments, as far as the options use them.
 ///
 /// # Errors
 /// When the shapes do not fit.
@@ -67,7 +67,7 @@ fn visible(q: &LazyTensor, keys: usize, rest: &[LazyTensor], options: &Attention
         // Positions stay below 2^24, where f32 counts exactly.
         let key = LazyTensor::iota(1, &[1, keys], DType::F32, q.device())?;
         let query = match offset {
-            // Reports queries that do not lie among the keys.
+            // Reports queries whose positions are not among the keys.
             Some(offset) => LazyTensor::iota(0, &[keys, 1], DType::F32, q.device())?.dynamic_slice(0, offset, seq)?,
             None => LazyTensor::iota(0, &[seq, 1], DType::F32, q.device())?,
         };

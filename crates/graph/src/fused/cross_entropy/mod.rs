@@ -1,6 +1,6 @@
 //! Cross-entropy of a linear head without materialising all logits: `logits = hidden weight^T`, `hidden (n, d)`,
 //! `weight (vocab, d)`, `targets (n)`; per row `loss = (1 - e) (lse - logits[target]) + e (lse - mean(logits))` with
-//! label smoothing `e`. Outputs: loss `(n)` and lse `(n)`; both are 0 where the target is the ignored one.
+//! label smoothing `e`. Outputs: loss `(n)` and lse `(n)`; both are 0 for the ignored target.
 
 use super::accumulate;
 use crate::error::Result;

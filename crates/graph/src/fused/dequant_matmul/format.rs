@@ -1,35 +1,35 @@
-//! How weights are quantised: llama.cpp's `q8_0` and `q4_0`, in blocks of 32 values with one f16 scale each. Scales lie
-//! apart from the quants, row by row, so that kernels read both as they lie. Knows no tensor and no device.
+//! Quantisation formats: llama.cpp's `q8_0` and `q4_0`, in blocks of 32 values with one f16 scale each. Scales are
+//! stored apart from the quants, row by row, so that kernels read both in place. Knows no tensor and no device.
 
 use half::f16;
 
 use crate::error::{Error, Result};
 
-/// Values of a block, along a row.
+/// Values per block, along a row.
 pub const BLOCK: usize = 32;
 
 /// A format of quantised weights. A row of `n` values is `n / 32` blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum QuantFormat {
-    /// One byte a value: `value = scale * (quant - 128)`. The offset makes the byte unsigned, which is what the machine's
-    /// dot products of bytes take on one side; llama.cpp stores `quant - 128`.
+    /// One byte per value: `value = scale * (quant - 128)`. The offset makes the byte unsigned, as one operand of the
+    /// CPU's dot product instructions must be; llama.cpp stores `quant - 128`.
     Q8_0,
-    /// Two values a byte: `value = scale * (quant - 8)`. The low halves of a block's 16 bytes are its first 16 values, the
-    /// high halves its last 16, as llama.cpp stores them.
+    /// Two values per byte: `value = scale * (quant - 8)`. The low nibbles of a block's 16 bytes are its first 16
+    /// values, the high nibbles its last 16, as in llama.cpp.
     Q4_0,
 }
 
-/// Rows of values in a format.
+/// Quantised rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantized {
-    /// The quants, block after block.
+    /// The quants, block by block.
     pub quants: Vec<u8>,
     /// The scale of each block.
     pub scales: Vec<f16>,
 }
 
 impl QuantFormat {
-    /// Its name, llama.cpp's.
+    /// The name of the format in llama.cpp.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -38,7 +38,7 @@ impl QuantFormat {
         }
     }
 
-    /// Bytes of the quants of a block.
+    /// Bytes of quants per block.
     #[must_use]
     pub fn block_bytes(self) -> usize {
         match self {
@@ -47,13 +47,13 @@ impl QuantFormat {
         }
     }
 
-    /// Bytes that a value takes, its share of the scale included: 34/32 or 18/32.
+    /// Bytes per value, including its share of the scale: 34/32 or 18/32.
     #[must_use]
     pub fn bytes_per_value(self) -> f64 {
         (self.block_bytes() + size_of::<f16>()) as f64 / BLOCK as f64
     }
 
-    /// What is subtracted from a quant.
+    /// The offset that is subtracted from a quant.
     #[must_use]
     pub fn offset(self) -> u8 {
         match self {
@@ -62,7 +62,7 @@ impl QuantFormat {
         }
     }
 
-    /// Quantises values to the nearest quants, as llama.cpp does.
+    /// Quantises values by rounding to the nearest quant, like llama.cpp.
     ///
     /// ```
     /// use metal_candle_graph::QuantFormat;
@@ -75,7 +75,7 @@ impl QuantFormat {
     /// ```
     ///
     /// # Errors
-    /// When the values are no whole number of blocks, or one is not finite or so large that its block's scale is not.
+    /// If the number of values is not a multiple of the block size, a value is not finite, or a scale overflows f16.
     pub fn quantize(self, values: &[f32]) -> Result<Quantized> {
         if !values.len().is_multiple_of(BLOCK) {
             let message = format!("{} values are no whole number of blocks of {BLOCK}", values.len());
@@ -103,7 +103,7 @@ impl QuantFormat {
         Ok(Quantized { quants, scales })
     }
 
-    /// The values that quants stand for; exact.
+    /// The dequantised values; exact.
     #[must_use]
     pub fn dequantize(self, quantized: &Quantized) -> Vec<f32> {
         let blocks = quantized.quants.chunks_exact(self.block_bytes());
@@ -122,18 +122,18 @@ impl QuantFormat {
     }
 }
 
-/// One over the scale, or 0 for a block of zeros.
+/// The reciprocal of the scale, or 0 for a block of zeros.
 fn inverse(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
-/// Quants from -127 to 127, rounded half away from zero; the scale is a 127th of the largest magnitude.
+/// Quants from -127 to 127, rounded half away from zero; the scale is the largest magnitude divided by 127.
 fn quantize_8(block: &[f32], quants: &mut [u8]) -> f32 {
     let scale = largest(block).abs() / 127.0;
     let inverse = inverse(scale);
     for (quant, x) in quants.iter_mut().zip(block) {
         let scaled = x * inverse;
-        // What `f32::round` does, in steps that become vector instructions.
+        // `f32::round`, in steps that are vectorised.
         let whole = scaled as i32;
         let rest = scaled - whole as f32;
         *quant = (whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5) + 128) as u8;
@@ -141,7 +141,7 @@ fn quantize_8(block: &[f32], quants: &mut [u8]) -> f32 {
     scale
 }
 
-/// Quants from 0 to 15; the scale makes the value of the largest magnitude -8.
+/// Quants from 0 to 15; the scale maps the value of the largest magnitude to -8.
 fn quantize_4(block: &[f32], quants: &mut [u8]) -> f32 {
     let scale = largest(block) / -8.0;
     let inverse = inverse(scale);
@@ -153,7 +153,7 @@ fn quantize_4(block: &[f32], quants: &mut [u8]) -> f32 {
     scale
 }
 
-/// The first value of the largest magnitude; NaN where one is.
+/// The first value of the largest magnitude; NaN if any is NaN.
 fn largest(block: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b.abs() > a.abs() || b.is_nan() { b } else { a };
     block.iter().copied().fold(0.0, larger)
@@ -226,7 +226,7 @@ mod tests {
             let back = format.dequantize(&quantized);
             for (i, (x, y)) in values.iter().zip(back).enumerate() {
                 let step = quantized.scales[i / BLOCK].to_f32().abs();
-                // The largest of the other sign is cut off at 15 in q4_0: a whole step.
+                // The largest value of the other sign is clipped to 15 in q4_0: an error of a whole step.
                 let most = if format == QuantFormat::Q8_0 { 0.51 } else { 1.01 };
                 assert!(
                     (x - y).abs() <= most * step,

@@ -1,9 +1,9 @@
-//! A product with quantised weights: `y = x W^T`, `x (.., in)`, `W (out, in)`, as a linear layer has it; transposed,
-//! `y = x W` with `x (.., out)`, which is the layer's gradient. `W = scale * (quant - offset)`, rounded to the dtype of `x`;
+//! A product with quantised weights: `y = x W^T`, `x (.., in)`, `W (out, in)`, as in a linear layer; transposed, `y = x
+//! W` with `x (.., out)`, which is the layer's gradient. `W = scale * (quant - offset)`, rounded to the dtype of `x`;
 //! quants u8 `(out, in)` (`q8_0`) or `(out, in / 2)` (`q4_0`), scales f16 `(out, in / 32)`. See [`QuantFormat`].
 //!
-//! Quants and scales have no gradient: they are a frozen base. A kernel may quantise a few rows of `x` too, block by block
-//! to 8 bits, as llama.cpp does: then `y` has a normalised mean squared error of about 3e-5 against this definition.
+//! Quants and scales are frozen and have no gradient. A kernel may also quantise a few rows of `x`, block by block to 8
+//! bits, like llama.cpp: then `y` has a normalised mean squared error of about 3e-5 against this definition.
 
 mod format;
 
@@ -34,7 +34,7 @@ pub fn fallback(
     }
 }
 
-/// The weights `(out, in)` that quants and scales stand for: exact in f32, rounded to `dtype`.
+/// The dequantised weights `(out, in)`: exact in f32, rounded to `dtype`.
 ///
 /// # Errors
 /// When the shapes do not fit.
@@ -57,7 +57,7 @@ pub fn dequantize(quants: &LazyTensor, scales: &LazyTensor, format: QuantFormat,
     values.cast(dtype)?.reshape(&[rows, blocks * BLOCK])
 }
 
-/// `(out, in)` of the weights in these tensors.
+/// The shape `(out, in)` of the weights stored in these tensors.
 fn weight_shape(name: &'static str, quants: &[usize], scales: &[usize], format: QuantFormat) -> Result<[usize; 2]> {
     match (quants, scales) {
         (&[rows, bytes], &[others, blocks]) if rows == others && bytes == blocks * format.block_bytes() => {

@@ -1,7 +1,7 @@
-//! An expression of elementwise operations, computed in one loop over its elements: intermediate values never reach
-//! memory. Its last term may be a sum or maximum of rows: over all dimensions from some one on. It is made by the pass
-//! `fuse` out of what was recorded; users never record one. On paths with a kernel, intermediate values of narrow dtypes
-//! stay in the accumulation type unless a cast asks for less.
+//! An expression of elementwise operations, computed in one loop: intermediate values never reach memory. Its last term
+//! may be a row reduction (sum or maximum over the trailing dimensions). Expressions are made by the pass `fuse`; users
+//! never record one. With a kernel, intermediate values of f16 and bf16 stay in the accumulation type unless a cast
+//! rounds them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,20 +13,20 @@ use crate::error::{Error, Result};
 use crate::graph::{Meta, Operation};
 use crate::lazy_tensor::LazyTensor;
 
-/// Elementwise operations on inputs and on each other, and perhaps a reduction of rows at the end; the last one's value is
-/// the result.
+/// Elementwise operations on inputs and on each other, optionally with a row reduction at the end; the value of the
+/// last one is the result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Expression {
     /// Shapes and dtypes of the inputs; each broadcasts to the loop's shape.
     pub inputs: Vec<Meta>,
-    /// In the order in which they are computed.
+    /// The terms in evaluation order.
     pub terms: Vec<Term>,
 }
 
 /// One operation of an expression.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Term {
-    /// Elementwise, or a constant; of the last term also a sum or maximum.
+    /// Elementwise, or a constant; the last term may also be a sum or maximum.
     pub operation: Operation,
     /// Its inputs.
     pub operands: SmallVec<[Operand; 3]>,
@@ -34,7 +34,7 @@ pub struct Term {
     pub meta: Meta,
 }
 
-/// What a term computes with.
+/// An operand of a term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operand {
     /// An input of the expression.
@@ -46,13 +46,13 @@ pub enum Operand {
 /// A reduction of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reduction {
-    /// What is left of a row.
+    /// The function that reduces a row.
     pub kind: ReductionKind,
     /// The first dimension of a row.
     pub first: usize,
 }
 
-/// What is left of a row.
+/// The function that reduces a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReductionKind {
     /// The sum of its elements.
@@ -62,7 +62,7 @@ pub enum ReductionKind {
 }
 
 impl Reduction {
-    /// An operation as a reduction of the rows of a shape: `None` unless it takes all dimensions from one on together.
+    /// An operation as a row reduction of a shape: `None` unless it reduces exactly the trailing dimensions.
     #[must_use]
     pub fn of(operation: &Operation, shape: &Shape) -> Option<Self> {
         let (kind, dims) = match operation {
@@ -77,10 +77,10 @@ impl Reduction {
 }
 
 impl Expression {
-    /// Shape and dtype of the result, checked against what each term says of itself.
+    /// Shape and dtype of the result, checked against those of each term.
     ///
     /// # Errors
-    /// When an operand is missing or comes later, an operation is not elementwise, or a reduction is not one of rows.
+    /// If an operand is missing or comes later, an operation is not elementwise, or a reduction is not one of rows.
     pub fn result(&self) -> Result<&Meta> {
         let wrong = |message: String| Error::internal(format!("Elementwise: {message}"));
         let elementwise = self.elementwise().len();
@@ -137,10 +137,10 @@ impl Expression {
     }
 }
 
-/// `Mul(0, Sigmoid(0))`: inputs by their numbers.
+/// `Mul(0, Sigmoid(0))`: inputs by their indices.
 impl fmt::Display for Expression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Long expressions name their terms instead of writing shared ones out again.
+        // Long expressions name their terms, so that shared ones are printed once.
         for (index, term) in self.terms.iter().enumerate() {
             write!(f, "{}t{index} = {}", if index == 0 { "" } else { "; " }, term.operation)?;
             for operand in &term.operands {

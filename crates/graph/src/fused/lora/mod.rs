@@ -1,6 +1,6 @@
 //! The low-rank term of `LoRA` (Hu et al. 2021): `y = (x a b) * scale`, `x (.., in)`, `a (in, rank)`, `b (rank, out)`.
-//! Contracted to the rank first and scaled there, so that nothing of the size of `a b` exists and no pass over `y` is
-//! spent on the scale; its gradients are narrow products for the same reason.
+//! The product with `a` comes first and is scaled at rank width, so that neither `a b` is materialised nor `y` scaled
+//! in a separate pass; the gradients are narrow products for the same reason.
 
 use crate::error::Result;
 use crate::lazy_tensor::LazyTensor;

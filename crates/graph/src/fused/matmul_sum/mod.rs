@@ -1,15 +1,15 @@
-//! Products and what is added to them: `y = (t0 + t1 + ..) * scale`, each term a product `a b`, `a (.., m, k)`,
-//! `b (k, n)`, or a tensor that broadcasts to the result. It is made by the pass `products`; users never record one. A
-//! linear layer, its low-rank term, its bias and the residual are one such sum, whose terms never reach memory. On paths
-//! with a kernel the products are rounded together, once. A cast of the sum to f32 is part of it: what was added up in f32
-//! is then written as it is.
+//! A sum of products and addends: `y = (t0 + t1 + ..) * scale`, each term a product `a b`, `a (.., m, k)`, `b (k, n)`,
+//! or a tensor that broadcasts to the result. It is made by the pass `products`; users never record one. A linear
+//! layer, its low-rank term, its bias and the residual are one such sum, whose terms never reach memory. With a kernel
+//! the sum of the products is accumulated and rounded once. A cast of the sum to f32 is part of it: the f32 accumulator
+//! is then stored as it is.
 
 use candle_core::DType;
 
 use crate::error::{Error, Result};
 use crate::lazy_tensor::LazyTensor;
 
-/// One summand.
+/// A term of the sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SumTerm {
     /// The product of the next two inputs.
@@ -19,7 +19,7 @@ pub enum SumTerm {
 }
 
 impl SumTerm {
-    /// How many inputs it takes.
+    /// The number of inputs of the term.
     #[must_use]
     pub fn inputs(self) -> usize {
         match self {
@@ -32,7 +32,7 @@ impl SumTerm {
 /// The definition in primitives: terms are added from left to right, the sum is scaled, then cast.
 ///
 /// # Errors
-/// When the shapes do not fit, or the inputs are not as many as the terms ask for.
+/// When the shapes do not fit, or the number of inputs is not that of the terms.
 pub fn fallback(inputs: &[LazyTensor], terms: &[SumTerm], scale: f32, dtype: DType) -> Result<LazyTensor> {
     let mut rest = inputs.iter();
     let mut sum: Option<LazyTensor> = None;
@@ -51,10 +51,10 @@ pub fn fallback(inputs: &[LazyTensor], terms: &[SumTerm], scale: f32, dtype: DTy
     finished(sum, scale, dtype)
 }
 
-/// A sum scaled and cast.
+/// Scales and casts a sum.
 ///
 /// # Errors
-/// When the sum is not of floating-point numbers.
+/// When the sum is not of a floating-point dtype.
 pub(crate) fn finished(sum: LazyTensor, scale: f32, dtype: DType) -> Result<LazyTensor> {
     let scaled = if scale.to_bits() == 1f32.to_bits() {
         sum

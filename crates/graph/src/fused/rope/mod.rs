@@ -1,6 +1,7 @@
-//! Rotary position embedding (Su et al. 2021): each pair of channels is turned by an angle that grows with the position.
-//! `x (batch, seq, heads, head_dim)`; `cos`, `sin` `(batch or 1, seq, r)` turn the first `2 r` channels, the rest pass.
-//! Pairs are `(i, i + r)`, or `(2i, 2i + 1)` when interleaved. The vjp is the rotation by the negated angle.
+//! Rotary position embedding (Su et al. 2021): each pair of channels is rotated by an angle proportional to the
+//! position. `x (batch, seq, heads, head_dim)`; `cos`, `sin` `(batch or 1, seq, r)` rotate the first `2 r` channels,
+//! the rest is unchanged. Pairs are `(i, i + r)`, or `(2i, 2i + 1)` when interleaved. The vjp is the rotation by the
+//! negated angle.
 
 use crate::error::Result;
 use crate::lazy_tensor::LazyTensor;

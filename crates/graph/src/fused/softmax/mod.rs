@@ -11,7 +11,7 @@ use crate::lazy_tensor::LazyTensor;
 /// When the dimension does not exist.
 pub fn fallback(x: &LazyTensor, dim: usize) -> Result<LazyTensor> {
     let wide = accumulate(x)?;
-    // The maximum cancels out of the quotient, and so does its gradient.
+    // The maximum cancels in the quotient, and so does its gradient.
     let powers = wide.sub(&wide.max_keepdim(&[dim])?.stop_gradient()?)?.exp()?;
     powers.div(&powers.sum_keepdim(&[dim])?)?.cast(x.dtype())
 }

@@ -1,4 +1,4 @@
-//! Shapes of the fused operations that need more than a line.
+//! Shape inference of the fused operations that need more than a line.
 
 use candle_core::DType;
 use smallvec::smallvec;
@@ -9,7 +9,7 @@ use crate::fused::matmul_sum::SumTerm;
 use crate::graph::node::{Meta, Outputs};
 use crate::graph::operation::{AttentionOptions, Operation};
 
-/// One shape for all products, to which the addends broadcast.
+/// All products must have the same shape, to which the addends broadcast.
 pub(super) fn matmul_sum(name: &'static str, terms: &[SumTerm], dtype: DType, inputs: &[&Meta]) -> Result<Outputs> {
     let mut rest = inputs.iter();
     let mut next = || rest.next().map_or(&[][..], |meta| meta.shape.dims());
@@ -40,7 +40,7 @@ pub(super) fn matmul_sum(name: &'static str, terms: &[SumTerm], dtype: DType, in
     one(shape, sum_dtype(name, inputs, dtype)?)
 }
 
-/// What sums of products may be written as: the inputs' dtype, or f32 where they are added up in that.
+/// The result dtypes of a sum of products: the inputs' dtype, or f32 if that is their accumulation type.
 pub(super) fn sum_dtype(name: &'static str, inputs: &[&Meta], dtype: DType) -> Result<DType> {
     let own = inputs[0].dtype;
     if dtype == own || dtype == accumulator(own) {
