@@ -1,5 +1,5 @@
-//! The handle. A `LazyTensor` names one output of one recorded node; cloning it is cheap, operations on it record and do
-//! not run. Values appear only in `eval`, the `to_*` methods and compiled functions.
+//! The tensor handle. A `LazyTensor` refers to one output of one recorded node; cloning it is cheap, operations on it
+//! record and do not run. Values are computed only in `eval`, the `to_*` methods and compiled functions.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -37,10 +37,10 @@ pub struct LazyTensor {
 }
 
 impl LazyTensor {
-    /// An input that holds `tensor`. It shares the tensor's memory, and not its history of Candle's autograd.
+    /// An input that holds `tensor`. It shares the tensor's memory, but not its autograd history in Candle.
     ///
     /// # Errors
-    /// When the engine does not compute with the tensor's dtype.
+    /// When the engine does not support the tensor's dtype.
     pub fn from_tensor(tensor: Tensor) -> Result<Self> {
         let dtype = tensor.dtype();
         if !is_supported(dtype) {
@@ -50,7 +50,7 @@ impl LazyTensor {
             });
         }
         let kind = Kind::input(tensor.shape(), dtype, tensor.device());
-        // Candle's autograd must not follow into the graph, which has its own gradients. The memory stays shared.
+        // The graph has its own gradients, so the tensor is detached from Candle's autograd. The memory stays shared.
         let tensor = if tensor.track_op() { tensor.detach() } else { tensor };
         Ok(Self::from_value(Value::Tensor(tensor), kind))
     }
@@ -85,7 +85,7 @@ impl LazyTensor {
     /// Zeros.
     ///
     /// # Errors
-    /// When the engine does not compute with `dtype`.
+    /// When the engine does not support `dtype`.
     pub fn zeros(shape: &[usize], dtype: DType, device: &(impl Borrow<Device> + ?Sized)) -> Result<Self> {
         Self::full(0.0, shape, dtype, device)
     }
@@ -93,15 +93,15 @@ impl LazyTensor {
     /// Ones.
     ///
     /// # Errors
-    /// When the engine does not compute with `dtype`.
+    /// When the engine does not support `dtype`.
     pub fn ones(shape: &[usize], dtype: DType, device: &(impl Borrow<Device> + ?Sized)) -> Result<Self> {
         Self::full(1.0, shape, dtype, device)
     }
 
-    /// A tensor whose every element is `value`.
+    /// A tensor filled with `value`.
     ///
     /// # Errors
-    /// When the engine does not compute with `dtype`.
+    /// When the engine does not support `dtype`.
     pub fn full(value: f64, shape: &[usize], dtype: DType, device: &(impl Borrow<Device> + ?Sized)) -> Result<Self> {
         let operation = Operation::Constant {
             value,
@@ -111,11 +111,11 @@ impl LazyTensor {
         Self::record_source(operation, device.borrow())
     }
 
-    /// Records an operation without inputs (a constant, a count).
+    /// Records an operation without inputs (a constant, indices).
     ///
     /// # Errors
     /// When the operation takes inputs or its parameters do not fit.
-    #[allow(clippy::needless_pass_by_value)] // what is recorded is given away, as in `record`
+    #[allow(clippy::needless_pass_by_value)] // recording takes ownership, as in `record`
     pub fn record_source(operation: Operation, device: &Device) -> Result<Self> {
         let kind = Kind::of(operation, &[], device)?;
         Ok(Self::of(Node::recorded(kind, Inputs::new()), 0))
@@ -130,13 +130,13 @@ impl LazyTensor {
         Self::from_tensor(tensor)
     }
 
-    /// A leaf without a value, for tests of what only looks at graphs.
+    /// A leaf without a value, for tests that only inspect graphs.
     #[cfg(test)]
     pub(crate) fn hollow(shape: &[usize], dtype: DType) -> Self {
         Self::placeholder(&Meta::new(shape, dtype), &Device::Cpu)
     }
 
-    /// An argument of a function being traced: it has a shape and no value.
+    /// A placeholder: an argument of a function that is being traced, with a shape and no value.
     pub(crate) fn placeholder(meta: &Meta, device: &Device) -> Self {
         let kind = Kind::input(&meta.shape, meta.dtype, device);
         Self::of(Node::leaf(kind, Values::new()), 0)
@@ -169,7 +169,7 @@ impl LazyTensor {
     #[allow(clippy::needless_pass_by_value)] // as above
     fn record_node(operation: Operation, inputs: &[&Self]) -> Result<Arc<Node>> {
         let Some(first) = inputs.first() else {
-            // Says how many there should be; an operation that takes none needs a device.
+            // Reports the expected number of inputs; an operation without inputs needs a device.
             infer(&operation, &[])?;
             return Err(Error::shape(
                 operation.name(),
@@ -180,7 +180,7 @@ impl LazyTensor {
         Ok(Node::recorded(kind, inputs.iter().map(|&t| t.clone()).collect()))
     }
 
-    /// The shape, known without running.
+    /// The shape, known without evaluation.
     #[must_use]
     pub fn shape(&self) -> &Shape {
         &self.meta().shape
@@ -198,19 +198,19 @@ impl LazyTensor {
         self.dims().len()
     }
 
-    /// The dtype, known without running.
+    /// The dtype, known without evaluation.
     #[must_use]
     pub fn dtype(&self) -> DType {
         self.meta().dtype
     }
 
-    /// Where it is computed.
+    /// The device it is computed on.
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.node.kind.device
     }
 
-    /// Identity of the node behind this tensor.
+    /// The id of this tensor's node.
     #[must_use]
     pub fn node_id(&self) -> NodeId {
         self.node.id
@@ -222,13 +222,13 @@ impl LazyTensor {
         &self.node.kind.outputs[self.output as usize]
     }
 
-    /// Nodes reachable from this tensor, itself included. An evaluated tensor has forgotten its history and counts 1.
+    /// Nodes reachable from this tensor, itself included. An evaluated tensor has dropped its history and counts 1.
     #[must_use]
     pub fn graph_size(&self) -> usize {
         walk::count(self)
     }
 
-    /// The reachable graph, flat: it prints as text (`Display`) and as Graphviz dot ([`Graph::to_dot`]).
+    /// The reachable graph in flat form: it prints as text (`Display`) and as Graphviz dot ([`Graph::to_dot`]).
     ///
     /// # Errors
     /// Never for a single tensor's graph on one device.
@@ -236,13 +236,13 @@ impl LazyTensor {
         numbered::flatten(std::slice::from_ref(self)).map(|flat| flat.graph)
     }
 
-    /// Whether the value is there.
+    /// Whether the value has been computed.
     #[must_use]
     pub fn is_evaluated(&self) -> bool {
         !self.node.values().is_empty()
     }
 
-    /// Computes the value (once) and forgets how.
+    /// Computes the value (once) and drops the history.
     ///
     /// # Errors
     /// When a kernel fails, for example on an index out of range.
@@ -251,7 +251,7 @@ impl LazyTensor {
         self.evaluated_tensor()
     }
 
-    /// Computes the value and returns it as a Candle tensor: another name of [`Self::eval`].
+    /// Computes the value and returns it as a Candle tensor: an alias of [`Self::eval`].
     ///
     /// # Errors
     /// See [`Self::eval`].
@@ -285,7 +285,7 @@ impl LazyTensor {
         }
     }
 
-    /// The value as a Candle tensor. From now on Candle holds the buffer, without a copy where nobody else held it.
+    /// The value as a Candle tensor. The buffer moves to Candle, without a copy if it was not shared.
     fn evaluated_tensor(&self) -> Result<Tensor> {
         self.node.update_value(self.output as usize, |value| {
             let tensor = value.into_tensor(self.meta());
@@ -303,7 +303,7 @@ impl LazyTensor {
         &self.node
     }
 
-    /// The node, where this is its only handle.
+    /// The node, if this is its only handle.
     pub(crate) fn node_mut(&mut self) -> Option<&mut Node> {
         Arc::get_mut(&mut self.node)
     }
@@ -321,7 +321,7 @@ impl LazyTensor {
     }
 }
 
-/// Evaluates several tensors as one plan: what they share is computed once.
+/// Evaluates several tensors as one plan: common subexpressions are computed once.
 ///
 /// # Errors
 /// See [`LazyTensor::eval`]; also when the tensors live on different devices.
@@ -330,7 +330,7 @@ pub fn eval_all(tensors: &[LazyTensor]) -> Result<Vec<Tensor>> {
     tensors.iter().map(LazyTensor::evaluated_tensor).collect()
 }
 
-/// Shape, dtype and standing; never the values, so that printing does not run anything.
+/// Shape, dtype and state; never the values, so that printing does not evaluate anything.
 impl fmt::Debug for LazyTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let standing = if self.is_evaluated() { "evaluated" } else { "recorded" };

@@ -1,5 +1,5 @@
 //! The lazy tensor engine of metal-candle. Operations on a [`LazyTensor`] record a graph; `eval` turns the graph into a
-//! plan (found again by its structure), and a backend runs the plan. The engine knows no language-model word.
+//! plan (cached by its structure), and a backend runs the plan. The engine contains no language-model concepts.
 //!
 //! ```
 //! use candle_core::Device;
@@ -20,7 +20,7 @@ mod backend;
 mod compile;
 mod error;
 mod explain;
-// Public for the tests of this workspace, not part of the API: what operations and plans are made of.
+// Public for this workspace's tests, not part of the API: the internals of operations and plans.
 #[doc(hidden)]
 pub mod fused;
 mod grad;

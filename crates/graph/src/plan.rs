@@ -1,5 +1,5 @@
-//! Plans: optimised graphs compiled by a backend, cached by the structure of what was recorded. A loop that records the
-//! same shapes again finds its plan and recomputes nothing.
+//! Plans: optimised graphs compiled by a backend, cached by the structure of the recorded graph. A loop that records
+//! the same shapes again reuses its plan.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,12 +16,12 @@ use crate::graph::{Graph, GraphNode, Meta, Operation, walk};
 use crate::lazy_tensor::LazyTensor;
 use crate::pass::Trail;
 
-/// Plans kept; beyond it the longest unused goes.
+/// Maximum number of cached plans; beyond it the least recently used is evicted.
 const CAPACITY: usize = 256;
 
 /// A compiled graph.
 pub(crate) struct Plan {
-    /// What was recorded: compared in full on a hit.
+    /// The recorded structure, compared in full on a hit.
     key: Key,
     backend: Backend,
     executable: Box<dyn Executable>,
@@ -30,10 +30,10 @@ pub(crate) struct Plan {
     results: Vec<Arc<Kind>>,
 }
 
-/// What a search for a plan gives.
+/// The result of a cache lookup.
 pub(crate) enum Sought {
     Found(Arc<Plan>),
-    /// What it is made of. Making it records fallbacks, which must wait for the end of the walk.
+    /// The graph of the plan to make. Making it records fallbacks, which must wait for the end of the walk.
     Missing {
         hash: u64,
         key: Key,
@@ -48,22 +48,22 @@ pub(crate) enum Sought {
 pub struct PlanMemory {
     /// Held by the tensors that the plan reads.
     pub inputs: usize,
-    /// Of the results. A result that is written over a donated argument takes none.
+    /// Results. A result that overwrites a donated argument takes none.
     pub outputs: usize,
-    /// For everything between, placed by first and last use. The next run of any plan reuses it.
+    /// Intermediate values, placed by their live ranges. The next run of any plan reuses this memory.
     pub arena: usize,
-    /// What results and intermediate values would take in a buffer of their own each, as recorded. Views take none.
+    /// What results and intermediate values would take without reuse of memory, as recorded. Views take none.
     pub values: usize,
 }
 
 impl PlanMemory {
-    /// The most that is held while the plan runs. Scratch of single kernels (packed blocks of a matrix) comes on top.
+    /// The peak memory of the plan. Scratch memory of kernels (packed blocks of a matrix) is not included.
     #[must_use]
     pub const fn peak(&self) -> usize {
         self.inputs + self.outputs + self.arena
     }
 
-    /// What planning saves against one buffer per value.
+    /// The memory saved by planning, compared with one buffer per value.
     #[must_use]
     pub const fn saved(&self) -> usize {
         self.values.saturating_sub(self.outputs + self.arena)
@@ -73,7 +73,7 @@ impl PlanMemory {
 /// Counters of the process since it started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Evaluations whose plan was found.
+    /// Evaluations whose plan was cached.
     pub plan_hits: u64,
     /// Evaluations whose plan had to be made.
     pub plan_misses: u64,
@@ -91,7 +91,7 @@ static EVALUATIONS: AtomicU64 = AtomicU64::new(0);
 static ARENA_BYTES: AtomicU64 = AtomicU64::new(0);
 static SAVED_BYTES: AtomicU64 = AtomicU64::new(0);
 
-/// The counters; differences of two readings tell what happened between.
+/// The counters of the process; subtract two readings to count what happened between them.
 #[must_use]
 pub fn statistics() -> Statistics {
     Statistics {
@@ -112,7 +112,7 @@ struct Cache {
 
 fn cache() -> MutexGuard<'static, Cache> {
     static CACHE: OnceLock<Mutex<Cache>> = OnceLock::new();
-    // A poisoned cache only holds whole plans.
+    // A poisoned cache still holds only complete plans.
     CACHE
         .get_or_init(Mutex::default)
         .lock()
@@ -136,7 +136,7 @@ impl Cache {
             self.drop_longest_unused();
         }
         self.count += 1;
-        // Of its own, also where two threads made a plan at once: plans are dropped by it.
+        // A distinct time even if two threads made the same plan: eviction identifies entries by it.
         self.clock += 1;
         self.plans.entry(hash).or_default().push((self.clock, plan));
     }
@@ -160,7 +160,7 @@ impl Cache {
 }
 
 impl Plan {
-    /// Looks for the plan of a recorded graph.
+    /// Looks up the plan of a recorded graph.
     pub fn seek(recorded: &Numbered<'_>, backend: Backend) -> Sought {
         if let Some(plan) = cache().find(recorded, backend) {
             HITS.fetch_add(1, Ordering::Relaxed);
@@ -206,7 +206,7 @@ impl Plan {
         &self.results
     }
 
-    /// Runs the plan. Values that nobody else holds may be overwritten; after an error they are as they were.
+    /// Runs the plan. Values that are not shared may be overwritten; after an error they are unchanged.
     pub fn run(&self, inputs: &mut Bindings) -> Result<Bindings> {
         EVALUATIONS.fetch_add(1, Ordering::Relaxed);
         ARENA_BYTES.fetch_add(self.memory.arena as u64, Ordering::Relaxed);
@@ -220,7 +220,7 @@ impl Plan {
     }
 }
 
-/// What a compiled graph takes, with the [`recorded_bytes`] of what was recorded.
+/// The memory of a compiled graph, with the [`recorded_bytes`] of the recorded one.
 pub(crate) fn memory_of(executable: &dyn Executable, [inputs, values]: [usize; 2]) -> PlanMemory {
     let Footprint { arena, outputs } = executable.footprint();
     PlanMemory {
@@ -231,7 +231,7 @@ pub(crate) fn memory_of(executable: &dyn Executable, [inputs, values]: [usize; 2
     }
 }
 
-/// Bytes of the inputs, and of all values that operations make.
+/// Bytes of the inputs, and of all values computed by operations.
 pub(crate) fn recorded_bytes(graph: &Graph) -> [usize; 2] {
     let bytes = |of: &dyn Fn(&GraphNode) -> bool| {
         let nodes = graph.nodes.iter().filter(|node| of(node));
@@ -243,7 +243,7 @@ pub(crate) fn recorded_bytes(graph: &Graph) -> [usize; 2] {
 }
 
 impl Sought {
-    /// The plan, made where there was none.
+    /// The plan, made on a miss.
     pub fn plan(self) -> Result<Arc<Plan>> {
         match self {
             Self::Found(plan) => Ok(plan),
@@ -261,7 +261,7 @@ impl Sought {
     }
 }
 
-/// The tensors that are not evaluated yet, each once.
+/// The tensors that are not evaluated yet, without duplicates.
 pub(crate) fn pending(tensors: &[LazyTensor]) -> SmallVec<[&LazyTensor; 4]> {
     let mut pending: SmallVec<[&LazyTensor; 4]> = tensors.iter().filter(|t| !t.is_evaluated()).collect();
     if pending.len() > 1 {
@@ -271,7 +271,7 @@ pub(crate) fn pending(tensors: &[LazyTensor]) -> SmallVec<[&LazyTensor; 4]> {
     pending
 }
 
-/// All outputs of these nodes: a node is evaluated with all of them, so that it can forget its inputs.
+/// All outputs of these nodes: a node is evaluated with all of them, so that it can drop its inputs.
 pub(crate) fn all_outputs(pending: &[&LazyTensor]) -> SmallVec<[LazyTensor; 4]> {
     pending
         .iter()
@@ -279,8 +279,8 @@ pub(crate) fn all_outputs(pending: &[&LazyTensor]) -> SmallVec<[LazyTensor; 4]> 
         .collect()
 }
 
-/// Makes the plan of these tensors, or finds it, without running it, and tells the memory that it takes: evaluating them,
-/// or anything recorded alike, then starts at once.
+/// Makes or looks up the plan of these tensors without running it, and returns its memory use: evaluating them, or
+/// anything recorded with the same structure, then starts at once.
 ///
 /// ```
 /// use candle_core::Device;
@@ -296,7 +296,7 @@ pub(crate) fn all_outputs(pending: &[&LazyTensor]) -> SmallVec<[LazyTensor; 4]> 
 /// ```
 ///
 /// # Errors
-/// When the tensors live on different devices, or one is a placeholder of a function being traced.
+/// When the tensors live on different devices, or one is a placeholder of a function that is being traced.
 pub fn prepare(tensors: &[LazyTensor]) -> Result<PlanMemory> {
     let targets = all_outputs(&pending(tensors));
     let Some(first) = targets.first() else {
@@ -307,7 +307,7 @@ pub fn prepare(tensors: &[LazyTensor]) -> Result<PlanMemory> {
     Ok(plan.memory())
 }
 
-/// Evaluates what is not evaluated yet, all of it as one plan.
+/// Evaluates the tensors that are not evaluated yet as one plan.
 pub(crate) fn evaluate(tensors: &[LazyTensor]) -> Result<()> {
     let pending = pending(tensors);
     if pending.is_empty() {
@@ -327,7 +327,7 @@ pub(crate) fn evaluate(tensors: &[LazyTensor]) -> Result<()> {
         }
         tensor.node().set_values(values);
     }
-    // A node whose history is gone has its values.
+    // A node without history has its values.
     drop(walk::forget(pending.iter().map(|t| t.node())));
     Ok(())
 }

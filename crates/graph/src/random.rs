@@ -1,5 +1,5 @@
-//! Counter-based random numbers: Philox 4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
-//! 1, 2, 3", 2011). A number is a pure function of key and counter, so streams need no state and can be cut anywhere.
+//! Counter-based random numbers: Philox 4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1,
+//! 2, 3", 2011). A number is a pure function of key and counter, so streams need no state and can be split anywhere.
 //!
 //! The `i`-th number of a stream comes from the block with counter `(i / 4, c2, c3)`, lane `i % 4`.
 
@@ -29,7 +29,7 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     c
 }
 
-/// The block that holds numbers `4 index ..4 index + 4` of a stream.
+/// The block with the numbers `4 index ..4 index + 4` of a stream.
 #[must_use]
 pub fn block(key: [u32; 2], stream: [u32; 2], index: u64) -> [u32; 4] {
     philox4x32([index as u32, (index >> 32) as u32, stream[0], stream[1]], key)
@@ -55,12 +55,12 @@ pub fn normal32(key: [u32; 2], stream: [u32; 2]) -> impl Iterator<Item = f32> {
     normal64(key, stream).map(|value| value as f32)
 }
 
-/// Standard normal by Box and Muller (1958).
+/// Standard normal by the Box-Muller transform (1958).
 pub fn normal64(key: [u32; 2], stream: [u32; 2]) -> impl Iterator<Item = f64> {
     (0u64..).flat_map(move |index| normal_block(key, stream, index))
 }
 
-/// Standard normal numbers `4 index ..4 index + 4` of a stream: lanes (0, 1) and (2, 3) of the block give two each.
+/// Standard normal numbers `4 index ..4 index + 4` of a stream: lanes (0, 1) and (2, 3) of the block each give two.
 #[must_use]
 pub fn normal_block(key: [u32; 2], stream: [u32; 2], index: u64) -> [f64; 4] {
     let [a, b, c, d] = block(key, stream, index);
@@ -74,7 +74,7 @@ fn unit(word: u32) -> f32 {
 
 /// Two standard normal numbers from two words.
 pub(crate) fn pair(a: u32, b: u32) -> (f64, f64) {
-    // Never the logarithm of zero.
+    // Avoids the logarithm of zero.
     let radius = (-2.0 * libm::log((f64::from(a) + 1.0) / 4_294_967_296.0)).sqrt();
     let angle = std::f64::consts::TAU * f64::from(b) / 4_294_967_296.0;
     (radius * libm::cos(angle), radius * libm::sin(angle))

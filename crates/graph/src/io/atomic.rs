@@ -1,4 +1,4 @@
-//! Whole files or none: written beside the target, synced, renamed over it, folder synced.
+//! Atomic file writes: to a temporary file in the same folder, synced, renamed over the target, folder synced.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -11,11 +11,11 @@ use super::{FileError, Result};
 /// Distinguishes temporary files of one process.
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// Writes the file at `path` through `fill`, so that it exists completely or not at all.
+/// Writes the file at `path` with `fill`, so that it exists completely or not at all.
 ///
-/// The bytes go to a hidden temporary file in the same folder, are synced to disk and renamed over `path`;
-/// then the folder is synced. When anything fails, and when `fill` does, the temporary file is removed and whatever
-/// was at `path` is untouched. Writing over a file that is open for reading is fine: the reader keeps the old one.
+/// The bytes go to a hidden temporary file in the same folder, are synced to disk and renamed over `path`; then the
+/// folder is synced. If any step or `fill` fails, the temporary file is removed and the file at `path` is unchanged.
+/// Replacing a file that is open for reading is fine: the reader keeps the old one.
 ///
 /// ```
 /// # let folder = std::env::temp_dir().join(format!("mc-atomic-doc-{}", std::process::id()));
@@ -47,8 +47,8 @@ pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Re
     sync_folder(folder_of(path))
 }
 
-/// Syncs a folder's entries to disk, so that a rename survives a power cut. Does nothing where the system
-/// has no such call.
+/// Syncs a folder's entries to disk, so that a rename survives a power failure. Does nothing on systems without such a
+/// call.
 ///
 /// # Errors
 /// [`FileError::Io`] if the folder cannot be opened or synced.
@@ -76,12 +76,12 @@ struct Temporary(PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // Best effort: after a successful rename the file is gone, and a failed clean-up must not hide the first error.
+        // Best effort: after a successful rename the file is gone, and a failed clean-up must not mask the first error.
         let _ = fs::remove_file(&self.0);
     }
 }
 
-/// A new file in `path`'s folder, named after it, the process and a counter.
+/// A new file in the folder of `path`, with a name made of the file's name, the process id and a counter.
 fn create_beside(path: &Path) -> io::Result<(Temporary, File)> {
     let name = path
         .file_name()
@@ -97,7 +97,7 @@ fn create_beside(path: &Path) -> io::Result<(Temporary, File)> {
         let beside = folder_of(path).join(hidden);
         match OpenOptions::new().write(true).create_new(true).open(&beside) {
             Ok(file) => return Ok((Temporary(beside), file)),
-            // Left by a killed process of the same id; the next counter value is free.
+            // Left by a killed process with the same id; tries the next counter value.
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
         }

@@ -1,7 +1,7 @@
 //! A folder of weights: one `model.safetensors`, or shards with an index.
 //!
-//! The index decides which shard holds which tensor. Its shard names are untrusted: anything but the plain name
-//! of a `.safetensors` file is refused before any shard is opened.
+//! The index maps tensors to shards. Its shard names are untrusted: anything but the plain name of a `.safetensors`
+//! file is refused before any shard is opened.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,16 +20,16 @@ const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Largest index read, in bytes; the largest published ones have 9 MB.
 const MAX_INDEX: u64 = 10 << 20;
-/// How to get rid of a pickle file.
+/// The command that converts a pickle file.
 const ADVICE: &str = "python -c \"from transformers import AutoModelForCausalLM as M; \
      M.from_pretrained('FOLDER').save_pretrained('NEW_FOLDER')\"";
 
-/// The weights of a model folder, behind one set of names.
+/// The weights of a model folder, as one set of names.
 #[derive(Debug)]
 pub struct Checkpoint {
     folder: PathBuf,
     files: Vec<SafetensorsFile>,
-    /// Tensor name to position in `files`.
+    /// Maps a tensor's name to the index of its file in `files`.
     location: BTreeMap<String, usize>,
 }
 
@@ -38,8 +38,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Those of [`SafetensorsFile::open`]; for an index [`FileError::BadIndex`], [`FileError::UnsafeShardName`],
-    /// [`FileError::MissingShard`] and [`FileError::TensorNotInShard`]; [`FileError::PickleRefused`] where only
-    /// pickled weights are there, [`FileError::NoWeights`] where nothing is.
+    /// [`FileError::MissingShard`] and [`FileError::TensorNotInShard`]; [`FileError::PickleRefused`] if there are only
+    /// pickled weights, [`FileError::NoWeights`] if there are none.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into();
         let whole = folder.join(WHOLE);
@@ -61,7 +61,7 @@ impl Checkpoint {
 
     fn open_shards(folder: PathBuf, index: &Path) -> Result<Self> {
         let map = read_index(index)?;
-        // One promised tensor per shard, to name it in an error.
+        // One tensor per shard according to the index, to name it in an error.
         let mut witness: BTreeMap<&str, &str> = BTreeMap::new();
         for (tensor, shard) in &map {
             if !is_plain_name(shard) {
@@ -117,7 +117,7 @@ impl Checkpoint {
         self.location.keys().map(String::as_str)
     }
 
-    /// Whether there is a tensor of this name.
+    /// Whether there is a tensor with this name.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         self.location.contains_key(name)
@@ -138,7 +138,7 @@ impl Checkpoint {
             .ok_or_else(missing)
     }
 
-    /// Dtype, shape and place of one tensor.
+    /// Dtype, shape and byte range of one tensor.
     ///
     /// # Errors
     /// [`FileError::NoSuchTensor`].
@@ -163,12 +163,12 @@ impl Checkpoint {
     }
 }
 
-/// Whether anything is at the path, be it a dangling link, so that opening it gives the real reason.
+/// Whether anything exists at the path, including a dangling link, so that opening it reports the actual reason.
 fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// A file name that cannot leave its folder on any system: no separators, drive letters, NUL or dots alone.
+/// Whether a file name stays in its folder on any system: no separators, drive letters, NUL or dots alone.
 fn is_plain_name(name: &str) -> bool {
     let stem = name.strip_suffix(".safetensors").unwrap_or_default();
     !stem.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', ':', '\0'])
@@ -227,7 +227,7 @@ struct Index {
     weight_map: WeightMap,
 }
 
-/// A map that refuses a repeated key, where serde's own would take the last.
+/// A map that rejects duplicate keys; serde's own would keep the last.
 struct WeightMap(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for WeightMap {

@@ -1,7 +1,7 @@
-//! Bytes to numbers and back: little-endian, a chunk at a time, converting on the way.
+//! Conversion between bytes and numbers: little-endian, a chunk at a time.
 //!
-//! A tensor is read straight into the vector it will live in, so loading holds one copy of the tensor, in its
-//! new type, and one chunk.
+//! A tensor is read directly into its final vector and converted on the way, so loading needs memory for one copy of
+//! the tensor, in its new type, and one chunk.
 
 use std::io::{Read, Write};
 
@@ -10,18 +10,18 @@ use half::{bf16, f16};
 /// Bytes read or written at once: large enough for the disk, small enough for the cache.
 const CHUNK: usize = 256 << 10;
 
-/// Why a read failed: the system, or no memory for this many bytes.
+/// The reason why a read failed: an I/O error, or a failed allocation of this many bytes.
 #[derive(Debug)]
 pub(super) enum ReadFault {
     Io(std::io::Error),
     Memory(u64),
 }
 
-/// A number that a safetensors file stores.
+/// An element type of safetensors files.
 pub(super) trait Element: Copy {
     /// Bytes per element.
     const SIZE: usize;
-    /// From exactly `SIZE` bytes.
+    /// Reads from exactly `SIZE` bytes.
     fn from_le(bytes: &[u8]) -> Self;
     /// Appends `SIZE` bytes.
     fn push_le(self, out: &mut Vec<u8>);
@@ -44,7 +44,7 @@ macro_rules! element {
 }
 element!(f64, f32, f16, bf16, i64, u32, u8);
 
-/// A floating-point element; f64 holds every value of the others, so conversions round once.
+/// A floating-point element; f64 represents every value of the others exactly, so conversions round once.
 pub(super) trait Float: Element {
     fn widen(self) -> f64;
     fn narrow(value: f64) -> Self;
@@ -83,7 +83,7 @@ impl Float for bf16 {
     }
 }
 
-/// Reads `count` elements of type `S` and turns each into a `T`.
+/// Reads `count` elements of type `S` and converts each to `T`.
 pub(super) fn read<S: Element, T>(
     source: &mut impl Read,
     count: usize,

@@ -1,24 +1,24 @@
-//! Every way a weights file can lie, each with the file and the field it lies about.
+//! The errors of malformed weights files: one variant per kind of defect, with the file and the field.
 
 use std::ops::Range;
 use std::path::PathBuf;
 
 use candle_core::DType;
 
-/// What is wrong with a file, where, and what to do about it.
+/// What is wrong with a file, where, and how to fix it.
 ///
 /// Paths are shown as given; tensor names come from the file and are shown quoted and escaped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
-    /// The operating system refused.
+    /// An I/O error of the operating system.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was being done, such as `open`.
+        /// The attempted action, such as `open`.
         action: &'static str,
-        /// The system's reason.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The path is a folder, a pipe, a socket or a device.
@@ -35,22 +35,22 @@ pub enum FileError {
         /// Its size in bytes.
         size: u64,
     },
-    /// The header claims more bytes than this reader accepts.
+    /// The declared length of the header exceeds the limit.
     #[error("{}: the header claims {length} bytes, the limit is {limit}; not a safetensors file?", path.display())]
     HeaderTooLarge {
         /// The file.
         path: PathBuf,
-        /// Claimed length in bytes.
+        /// Declared length in bytes.
         length: u64,
         /// Largest accepted length in bytes.
         limit: u64,
     },
-    /// The header would end after the file does.
+    /// The declared header ends beyond the end of the file.
     #[error("{}: the header claims {length} bytes but the file has {size}; is the download complete?", path.display())]
     HeaderBeyondFile {
         /// The file.
         path: PathBuf,
-        /// Claimed header length in bytes.
+        /// Declared header length in bytes.
         length: u64,
         /// The file's size in bytes.
         size: u64,
@@ -63,7 +63,7 @@ pub enum FileError {
         /// Offset of the first bad byte within the header.
         position: usize,
     },
-    /// The header is not the JSON object it should be, or a field is missing or of the wrong type.
+    /// The header is not the expected JSON object, or a field is missing or of the wrong type.
     #[error("{}: header: {reason}", path.display())]
     HeaderField {
         /// The file.
@@ -71,20 +71,20 @@ pub enum FileError {
         /// The tensor and field, the reason and the position in the header.
         reason: String,
     },
-    /// Two entries have one name.
+    /// Duplicate names.
     #[error("{}: `{}` appears twice", path.display(), name.escape_debug())]
     DuplicateName {
         /// The file.
         path: PathBuf,
-        /// The repeated name.
+        /// The duplicate name.
         name: String,
     },
-    /// More entries than any real file has.
+    /// More entries than the limit.
     #[error("{}: more than {limit} {what}", path.display())]
     TooMany {
         /// The file.
         path: PathBuf,
-        /// What there is too much of.
+        /// The kind of entry.
         what: &'static str,
         /// Largest accepted number.
         limit: usize,
@@ -99,7 +99,7 @@ pub enum FileError {
         /// The dtype as written.
         dtype: String,
     },
-    /// The number of elements or bytes does not fit in 64 bits.
+    /// The number of elements or bytes overflows 64 bits.
     #[error("{}: tensor `{}`: shape {shape:?} overflows", path.display(), name.escape_debug())]
     ShapeOverflow {
         /// The file.
@@ -109,7 +109,7 @@ pub enum FileError {
         /// Its shape.
         shape: Vec<usize>,
     },
-    /// Shape and dtype ask for another number of bytes than the offsets give.
+    /// Shape and dtype do not match the byte length given by the offsets.
     #[error("{}: tensor `{}`: {dtype} {shape:?} takes {expected} bytes but data_offsets give {found}", path.display(), name.escape_debug())]
     SizeMismatch {
         /// The file.
@@ -125,7 +125,7 @@ pub enum FileError {
         /// Bytes between the offsets.
         found: u64,
     },
-    /// Offsets that end before they begin, or after the data does.
+    /// Offsets that are decreasing, or beyond the end of the data.
     #[error("{}: tensor `{}`: data_offsets [{}, {}] do not lie within the {available} bytes of data", path.display(), name.escape_debug(), range.start, range.end)]
     OutOfRange {
         /// The file.
@@ -137,7 +137,7 @@ pub enum FileError {
         /// Bytes of data in the file.
         available: u64,
     },
-    /// Two tensors share bytes.
+    /// Overlapping tensors.
     #[error("{}: tensors `{}` and `{}` overlap", path.display(), first.escape_debug(), second.escape_debug())]
     Overlap {
         /// The file.
@@ -147,23 +147,23 @@ pub enum FileError {
         /// The tensor that begins inside it.
         second: String,
     },
-    /// Bytes that belong to no tensor.
+    /// Gaps: bytes that belong to no tensor.
     #[error("{}: data bytes {} to {} belong to no tensor", path.display(), range.start, range.end)]
     Gap {
         /// The file.
         path: PathBuf,
-        /// The unclaimed bytes, from the end of the header.
+        /// The unused bytes, from the end of the header.
         range: Range<u64>,
     },
-    /// The file has no tensor of this name.
+    /// The file has no tensor with this name.
     #[error("{}: no tensor `{}`", path.display(), name.escape_debug())]
     NoSuchTensor {
         /// The file or folder.
         path: PathBuf,
-        /// The name asked for.
+        /// The requested name.
         name: String,
     },
-    /// A dtype of the format that the engine does not compute with.
+    /// A dtype of the format that the engine does not support.
     #[error("{}: tensor `{}`: dtype {dtype} is not supported (F64, F32, F16, BF16, I64, U32 and U8 are)", path.display(), name.escape_debug())]
     UnsupportedDtype {
         /// The file.
@@ -182,20 +182,20 @@ pub enum FileError {
         name: String,
         /// The stored dtype.
         from: DType,
-        /// The dtype asked for.
+        /// The requested dtype.
         to: DType,
     },
-    /// There is not enough memory for a tensor.
+    /// Memory for a tensor cannot be allocated.
     #[error("{}: tensor `{}`: cannot allocate {bytes} bytes", path.display(), name.escape_debug())]
     OutOfMemory {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// Bytes asked for.
+        /// Requested bytes.
         bytes: u64,
     },
-    /// A settings file larger than any real one.
+    /// A settings file larger than the limit.
     #[error("{}: {size} bytes is too large for a settings file, the limit is {limit}", path.display())]
     TooLarge {
         /// The file.
@@ -205,7 +205,7 @@ pub enum FileError {
         /// Largest accepted size in bytes.
         limit: u64,
     },
-    /// Not a JSON object, or an ambiguous one.
+    /// Not a JSON object, or one with duplicate keys.
     #[error("{}: {reason}", path.display())]
     Json {
         /// The file.
@@ -213,7 +213,7 @@ pub enum FileError {
         /// The reason, with line and column.
         reason: String,
     },
-    /// The index of a sharded checkpoint is not what it should be.
+    /// The index of a sharded checkpoint is malformed.
     #[error("{}: {reason}", path.display())]
     BadIndex {
         /// The index file.
@@ -226,32 +226,32 @@ pub enum FileError {
     UnsafeShardName {
         /// The index file.
         index: PathBuf,
-        /// A tensor that is said to be in the shard.
+        /// A tensor that the index maps to the shard.
         tensor: String,
         /// The refused name.
         shard: String,
     },
-    /// The index names a shard that is not there.
+    /// The index names a shard that does not exist.
     #[error("{}: tensor `{}` should be in `{shard}`, which does not exist; is the download complete?", index.display(), tensor.escape_debug())]
     MissingShard {
         /// The index file.
         index: PathBuf,
         /// The missing shard.
         shard: String,
-        /// A tensor it should hold.
+        /// A tensor that the index maps to it.
         tensor: String,
     },
-    /// The index promises a tensor that its shard lacks.
+    /// The index maps a tensor to a shard that does not contain it.
     #[error("{}: tensor `{}` should be in `{shard}`, which has no such tensor", index.display(), tensor.escape_debug())]
     TensorNotInShard {
         /// The index file.
         index: PathBuf,
         /// The shard.
         shard: String,
-        /// The promised tensor.
+        /// The missing tensor.
         tensor: String,
     },
-    /// Only pickled weights are present; unpickling can run any program, so they are never read.
+    /// Only pickled weights are present; unpickling can execute arbitrary code, so they are never read.
     #[error("{}: pickled weights can run code when read and are refused; convert them once, in an environment you trust: {advice}", path.display())]
     PickleRefused {
         /// The pickle file found.
@@ -273,14 +273,14 @@ pub enum FileError {
         /// The name.
         name: String,
     },
-    /// Candle could not make or read out a tensor.
+    /// Candle could not create or read a tensor.
     #[error("{}: tensor `{}`: {source}", path.display(), name.escape_debug())]
     Tensor {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// Candle's reason.
+        /// Candle's error.
         source: Box<candle_core::Error>,
     },
 }

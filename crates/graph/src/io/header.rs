@@ -1,8 +1,8 @@
 //! The header of a safetensors file: 8 bytes of little-endian length, then one JSON object.
 //!
-//! The `safetensors` crate validates a header only together with the whole file in memory and takes the last
-//! of two entries with one name; this reader needs the header alone, and refuses what is ambiguous.
-//! It allocates at most a few times the header, which is capped, and never touches tensor data.
+//! The `safetensors` crate validates a header only together with the whole file in memory and keeps the last of two
+//! entries with the same name; this reader needs the header alone, and rejects duplicates. It allocates at most a few
+//! times the header's size, which is capped, and never touches tensor data.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,15 +15,15 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use super::safetensors::TensorInfo;
 use super::{FileError, Result};
 
-/// Largest header read, in bytes. The largest unsharded models need about 11 MB; with this cap the parsed
-/// header stays within the memory promise even for the densest hostile input.
+/// Largest header accepted, in bytes. The largest unsharded models need about 11 MB; with this limit the parsed header
+/// stays within the documented memory bound even for the densest malicious input.
 pub(super) const MAX_HEADER: u64 = 16 << 20;
-/// More dimensions than any tensor has.
+/// Maximum number of dimensions.
 const MAX_DIMENSIONS: usize = 16;
-/// More metadata entries than any file has.
+/// Maximum number of metadata entries.
 const MAX_METADATA: usize = 1 << 16;
 
-/// What the header says, checked against the size of the data that follows it.
+/// The contents of the header, checked against the size of the data that follows it.
 #[derive(Debug, Default)]
 pub(super) struct Header {
     pub(super) tensors: BTreeMap<String, TensorInfo>,
@@ -56,7 +56,8 @@ impl Header {
         Ok(header)
     }
 
-    /// Every tensor's bytes lie in the data, match its shape, and together cover it without overlap.
+    /// Checks that every tensor's byte range is in bounds and matches its shape, and that the ranges cover the data
+    /// without overlap.
     fn check_ranges(&self, path: &Path, available: u64) -> Result<()> {
         let path = || path.to_owned();
         let mut order = Vec::with_capacity(self.tensors.len());
@@ -115,7 +116,7 @@ impl Header {
     }
 }
 
-/// Carries a typed fault out of serde, whose errors are text.
+/// Carries a typed error out of serde, whose errors are text.
 struct State<'p> {
     path: &'p Path,
     header: RefCell<Header>,
@@ -183,7 +184,7 @@ impl<'de> Visitor<'de> for &State<'_> {
     }
 }
 
-/// The `__metadata__` object: text to text.
+/// The `__metadata__` object, which maps strings to strings.
 struct Metadata<'s, 'p>(&'s State<'p>);
 
 impl<'de> DeserializeSeed<'de> for Metadata<'_, '_> {
@@ -225,7 +226,7 @@ struct Entry<'s, 'p> {
 }
 
 impl Entry<'_, '_> {
-    /// Puts the tensor and the field in front of a message from serde.
+    /// Prefixes a message from serde with the tensor and the field.
     fn field<E: serde::de::Error>(&self, field: &str, reason: impl fmt::Display) -> E {
         E::custom(format_args!("tensor `{}`, {field}: {reason}", self.name.escape_debug()))
     }
@@ -309,7 +310,7 @@ impl<'de> Visitor<'de> for Entry<'_, '_> {
     }
 }
 
-/// A short list of whole numbers; stops reading at `limit` so a long list allocates nothing.
+/// A short list of integers; stops reading at `limit`, so that a long list allocates nothing.
 struct Numbers {
     limit: usize,
 }
@@ -341,7 +342,7 @@ impl<'de> Visitor<'de> for Numbers {
     }
 }
 
-/// The format's dtype of this name, through the crate that defines the names.
+/// The format's dtype with this name, parsed by the crate that defines the names.
 fn dtype_named(text: &str) -> Option<Dtype> {
     use serde::Deserialize;
     use serde::de::IntoDeserializer;

@@ -1,4 +1,4 @@
-//! JSON objects from untrusted files: bounded in size and depth, no key twice.
+//! JSON objects from untrusted files: bounded in size and depth, without duplicate keys.
 
 use std::fmt;
 use std::io::Read;
@@ -10,16 +10,16 @@ use serde_json::{Map, Number, Value};
 use super::safetensors::open_regular;
 use super::{FileError, Result};
 
-/// Largest settings file read, in bytes; parsed JSON takes up to about fifty times its text.
+/// Largest settings file accepted, in bytes; parsed JSON takes up to about fifty times its text.
 const MAX_JSON: u64 = 1 << 20;
 
 /// Reads a settings file that holds one JSON object, such as `config.json`.
 ///
-/// Keys keep their order. A key that appears twice, at any depth, is an error: readers differ in which of the two they take.
+/// Keys keep their order. A duplicate key, at any depth, is an error: parsers differ in which value they keep.
 ///
 /// # Errors
 /// [`FileError::Io`], [`FileError::NotAFile`], [`FileError::TooLarge`] above 1 MiB, [`FileError::Json`] with line and
-/// column for text that is not UTF-8, not JSON, not an object, too deep or ambiguous.
+/// column for text that is not UTF-8, not JSON, not an object, too deep, or has duplicate keys.
 pub fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
     let (file, size) = open_regular(path)?;
     if size > MAX_JSON {
@@ -49,7 +49,7 @@ pub fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
     }
 }
 
-/// A value whose objects repeat no key. Depth is bounded by `serde_json` itself.
+/// A value whose objects have no duplicate keys. Depth is bounded by `serde_json`.
 struct Unambiguous(Value);
 
 impl<'de> Deserialize<'de> for Unambiguous {

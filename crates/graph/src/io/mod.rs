@@ -1,10 +1,9 @@
 //! Files: the trust boundary of the engine.
 //!
-//! Everything read here is hostile until checked: sizes, offsets, names and types are validated
-//! against the file itself before a byte of data is allocated, and every way a file can lie has its
-//! own [`FileError`]. Reading never panics, never allocates more than twice the file plus 64 MiB, and
-//! never opens a path that a file's contents could point outside its folder. Writing goes beside the
-//! target and is renamed into place, so a reader finds the old file or the new one, never half of one.
+//! All input is untrusted: sizes, offsets, names and types are validated against the file itself before tensor data is
+//! allocated, and each kind of malformed file has its own [`FileError`]. Reading never panics, never allocates more
+//! than twice the file plus 64 MiB, and never opens a path outside the folder of a file because of its contents. Writes
+//! are atomic: a reader finds the old file or the new one, never a partial one.
 
 mod atomic;
 mod checkpoint;

@@ -1,8 +1,8 @@
 //! Safetensors files: open (header only), load one tensor at a time, write whole files atomically.
 //!
-//! Opening reads and validates the header and keeps the file handle; loading reads just one tensor's bytes,
-//! converting on the way if asked. Never maps the file into memory, so a file that changes meanwhile
-//! gives an error or other numbers, not a crash.
+//! Opening reads and validates the header and keeps the file handle; loading reads just one tensor's bytes, converting
+//! them on the way if requested. Never maps the file into memory, so a file that is modified meanwhile gives an error
+//! or other numbers, not a crash.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,22 +19,22 @@ use super::elements::{self, Element, Float, ReadFault};
 use super::header::{Header, MAX_HEADER};
 use super::{FileError, Result, write_atomically};
 
-/// Bytes before the header: its length.
+/// Size of the length field before the header.
 const PREFIX: u64 = 8;
 
-/// What a file says about one tensor.
+/// The header's entry for one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// The stored element type, in the format's vocabulary.
+    /// The stored element type, as the format names it.
     pub dtype: Dtype,
     /// Sizes of the dimensions, outermost first; empty for a scalar.
     pub shape: Vec<usize>,
-    /// Where the bytes lie, counted from the end of the header.
+    /// The byte range of the data, from the end of the header.
     pub range: Range<u64>,
 }
 
 impl TensorInfo {
-    /// The element type as the engine computes with it; `None` where it does not.
+    /// The engine's dtype for the element type; `None` if it is not supported.
     #[must_use]
     pub fn candle_dtype(&self) -> Option<DType> {
         Some(match self.dtype {
@@ -49,13 +49,13 @@ impl TensorInfo {
         })
     }
 
-    /// Bytes that shape and dtype need; `None` if that, or a stride, overflows.
+    /// Bytes according to shape and dtype; `None` if that, or a stride, overflows.
     pub(super) fn byte_len(&self) -> Option<u64> {
         let bits = |least: usize| {
             let mut dims = self.shape.iter().map(|&d| d.max(least) as u64);
             dims.try_fold(self.dtype.bitsize() as u64, u64::checked_mul)
         };
-        // Strides are products of the inner sizes, so a zero outside does not excuse an overflow inside.
+        // Strides are products of the inner sizes, which can overflow even if an outer size is zero.
         bits(1)?;
         Some(bits(0)?.div_ceil(8))
     }
@@ -92,9 +92,9 @@ impl SafetensorsFile {
     /// Opens a file and validates its header against its size; reads no tensor data.
     ///
     /// # Errors
-    /// A [`FileError`] for each way the header can lie: length, encoding, JSON, missing or mistyped fields,
-    /// duplicate names, unknown dtypes, overflowing shapes, and offsets that are out of range, overlap,
-    /// leave gaps or disagree with shape and dtype.
+    /// A [`FileError`] for each way in which the header can be malformed: length, encoding, JSON, missing or mistyped
+    /// fields, duplicate names, unknown dtypes, overflowing shapes, and offsets that are out of range, overlap, leave
+    /// gaps or disagree with shape and dtype.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let (mut file, size) = open_regular(&path)?;
@@ -141,7 +141,7 @@ impl SafetensorsFile {
         self.header.tensors.keys().map(String::as_str)
     }
 
-    /// Dtype, shape and place of one tensor.
+    /// Dtype, shape and byte range of one tensor.
     ///
     /// # Errors
     /// [`FileError::NoSuchTensor`].
@@ -159,7 +159,7 @@ impl SafetensorsFile {
         &self.header.metadata
     }
 
-    /// Reads one tensor in its stored dtype onto `device`.
+    /// Loads one tensor in its stored dtype onto `device`.
     ///
     /// # Errors
     /// [`FileError::NoSuchTensor`], [`FileError::UnsupportedDtype`], [`FileError::OutOfMemory`], and
@@ -169,8 +169,8 @@ impl SafetensorsFile {
         self.load_as(name, stored, device)
     }
 
-    /// Reads one tensor as `dtype` onto `device`, converting while it reads: the host holds one copy,
-    /// in the new type. Floating-point types convert into each other, rounding to nearest.
+    /// Loads one tensor as `dtype` onto `device`, converting while it reads: the host holds one copy, in the new type.
+    /// Floating-point types are converted to each other, rounding to nearest.
     ///
     /// # Errors
     /// As [`load`](Self::load), and [`FileError::UnsupportedConversion`] to or from an integer type.
@@ -356,7 +356,7 @@ fn write_tensor(out: &mut dyn Write, tensor: &Tensor) -> std::result::Result<(),
     }
 }
 
-/// Opens a regular file for reading; a pipe would block and a folder cannot be read.
+/// Opens a regular file for reading; opening a pipe would block, and a folder cannot be read.
 pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
     let io = |source| FileError::Io {
         path: path.to_owned(),

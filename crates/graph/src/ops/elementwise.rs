@@ -13,7 +13,7 @@ macro_rules! unary {
                 $(#[$doc])*
                 ///
                 /// # Errors
-                /// When the dtype is not one the operation takes.
+                /// When the operation does not support the dtype.
                 pub fn $name(&self) -> Result<Self> {
                     Self::record_one(Operation::$operation, &[self])
                 }
@@ -27,7 +27,7 @@ unary! {
     neg => Neg;
     /// `|x|`
     abs => Abs;
-    /// -1, 0 or 1 by the sign of x
+    /// -1, 0 or 1 by the sign of x.
     sign => Sign;
     /// `e^x`
     exp => Exp;
@@ -51,7 +51,7 @@ unary! {
     sigmoid => Sigmoid;
     /// The largest integer not above x.
     floor => Floor;
-    /// The same value, through which no gradient passes.
+    /// The same value, as a constant for differentiation.
     stop_gradient => StopGradient;
 }
 
@@ -111,7 +111,7 @@ impl LazyTensor {
         Self::record_one(Operation::AddScalar { value }, &[self])
     }
 
-    /// Where this u8 mask is not zero `a`, elsewhere `b`; all three broadcast.
+    /// Elements of `a` where this u8 mask is not zero, else of `b`; all three broadcast.
     ///
     /// # Errors
     /// When the dtypes or shapes do not fit.
@@ -122,7 +122,7 @@ impl LazyTensor {
     /// Conversion to `dtype`; the tensor itself if it has that dtype already.
     ///
     /// # Errors
-    /// When the engine does not compute with `dtype`.
+    /// When the engine does not support `dtype`.
     pub fn cast(&self, dtype: DType) -> Result<Self> {
         if self.dtype() == dtype {
             return Ok(self.clone());

@@ -5,7 +5,7 @@ use crate::fused::dequant_matmul::QuantFormat;
 use crate::graph::{AdamWOptions, Approximate, AttentionOptions, CrossEntropyOptions, Operation};
 use crate::lazy_tensor::LazyTensor;
 
-/// The tensors an attention reads; which of the optional ones are given decides what it computes.
+/// The inputs of an attention; which optional ones are given decides what it computes.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionInputs<'a> {
     /// Queries `(batch, seq, heads, head_dim)`.
@@ -20,7 +20,7 @@ pub struct AttentionInputs<'a> {
     pub segments: Option<(&'a LazyTensor, &'a LazyTensor)>,
 }
 
-/// A parameter and its optimizer state after a step.
+/// A parameter and its optimizer state after an update.
 #[derive(Debug, Clone)]
 pub struct AdamWState {
     /// The parameter.
@@ -125,16 +125,16 @@ impl LazyTensor {
     }
 
     /// Cross-entropy of a linear head, per row: `hidden (n, d)`, `weight (vocab, d)`, `targets i64 (n)` -> `(n)`.
-    /// All logits are never held at once.
+    /// The logits are never materialised as a whole.
     ///
     /// # Errors
-    /// When the shapes do not fit; a target outside the vocabulary is reported when it runs.
+    /// When the shapes do not fit; a target outside the vocabulary is reported at run time.
     pub fn cross_entropy(&self, weight: &Self, targets: &Self, options: CrossEntropyOptions) -> Result<Self> {
         Self::record_one(Operation::CrossEntropy(options), &[self, weight, targets])
     }
 
-    /// One `AdamW` step of this parameter. `rates (4)` holds the learning rate, the corrections `1 - beta1^t` and
-    /// `1 - beta2^t`, and a factor on the gradient: 1, or what clipping leaves of it.
+    /// One `AdamW` update of this parameter. `rates (4)` holds the learning rate, the corrections `1 - beta1^t` and `1
+    /// - beta2^t`, and a factor on the gradient: 1, or that of gradient clipping.
     ///
     /// # Errors
     /// When the shapes or dtypes do not fit.

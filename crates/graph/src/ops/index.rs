@@ -1,4 +1,4 @@
-//! Indexing by tensors: rows by number, elements by number, and boxes at run-time positions.
+//! Indexing by tensors: slices by index, elements by index, and slices at run-time positions.
 
 use crate::error::Result;
 use crate::graph::Operation;
@@ -8,7 +8,7 @@ impl LazyTensor {
     /// Whole slices along `dim`, by `indices (n)` of dtype u32 or i64.
     ///
     /// # Errors
-    /// When the shapes do not fit; an index out of range is reported when it runs.
+    /// When the shapes do not fit; an index out of range is reported at run time.
     pub fn index_select(&self, dim: usize, indices: &Self) -> Result<Self> {
         Self::record_one(Operation::IndexSelect { dim }, &[self, indices])
     }
@@ -16,15 +16,15 @@ impl LazyTensor {
     /// One element per index along `dim`: `out[i][j] = self[i][indices[i][j]]` for `dim` 1, as `torch.gather`.
     ///
     /// # Errors
-    /// When the shapes do not fit; an index out of range is reported when it runs.
+    /// When the shapes do not fit; an index out of range is reported at run time.
     pub fn gather(&self, dim: usize, indices: &Self) -> Result<Self> {
         Self::record_one(Operation::Gather { dim }, &[self, indices])
     }
 
-    /// This tensor with `updates` added to the slices along `dim` that `indices (n)` name.
+    /// This tensor with `updates` added to the slices along `dim` given by `indices (n)`.
     ///
     /// # Errors
-    /// When the shapes do not fit; an index out of range is reported when it runs.
+    /// When the shapes do not fit; an index out of range is reported at run time.
     pub fn index_add(&self, dim: usize, indices: &Self, updates: &Self) -> Result<Self> {
         Self::record_one(Operation::IndexAdd { dim }, &[self, indices, updates])
     }
@@ -32,23 +32,23 @@ impl LazyTensor {
     /// This tensor with single elements added along `dim`, as `torch.scatter_add`.
     ///
     /// # Errors
-    /// When the shapes do not fit; an index out of range is reported when it runs.
+    /// When the shapes do not fit; an index out of range is reported at run time.
     pub fn scatter_add(&self, dim: usize, indices: &Self, updates: &Self) -> Result<Self> {
         Self::record_one(Operation::ScatterAdd { dim }, &[self, indices, updates])
     }
 
-    /// `length` slices along `dim` from `position` (u32, shape `(1)`), which is read when it runs.
+    /// `length` slices along `dim` from `position` (u32, shape `(1)`), which is read at run time.
     ///
     /// # Errors
-    /// When the shapes do not fit; a box that leaves the tensor is reported when it runs.
+    /// When the shapes do not fit; a range that exceeds the dimension is reported at run time.
     pub fn dynamic_slice(&self, dim: usize, position: &Self, length: usize) -> Result<Self> {
         Self::record_one(Operation::DynamicSlice { dim, length }, &[self, position])
     }
 
-    /// This tensor with `update` written along `dim` at `position` (u32, shape `(1)`), which is read when it runs.
+    /// This tensor with `update` written along `dim` at `position` (u32, shape `(1)`), which is read at run time.
     ///
     /// # Errors
-    /// When the shapes do not fit; a box that leaves the tensor is reported when it runs.
+    /// When the shapes do not fit; a range that exceeds the dimension is reported at run time.
     pub fn slice_update(&self, dim: usize, update: &Self, position: &Self) -> Result<Self> {
         Self::record_one(Operation::SliceUpdate { dim }, &[self, update, position])
     }

@@ -1,5 +1,5 @@
-//! What a user calls, grouped by kind. Each method records one operation (or a few) and returns at once;
-//! shape and dtype errors surface here.
+//! The operations as methods of [`LazyTensor`], grouped by kind. Each method records one operation (or a few) and
+//! returns at once; shape and dtype errors are reported here.
 
 mod elementwise;
 mod fused;

@@ -1,4 +1,4 @@
-//! Movement: the same elements under another shape, order or extent.
+//! Movement operations: the same elements with another shape, order or extent.
 
 use candle_core::Shape;
 
@@ -84,11 +84,11 @@ impl LazyTensor {
             ));
         }
         (from[dim], to[dim]) = (start, end);
-        // The extent is checked against the input when recorded.
+        // The range is checked against the input when recorded.
         Self::record_one(Operation::Slice { start: from, end: to }, &[self])
     }
 
-    /// The tensors one after the other along `dim`.
+    /// Concatenates tensors along `dim`.
     ///
     /// # Errors
     /// When they differ in dtype or outside `dim`.
@@ -96,10 +96,10 @@ impl LazyTensor {
         Self::record_one(Operation::Concat { dim }, tensors)
     }
 
-    /// Zeros around: `before[i]` and `after[i]` along dimension `i`.
+    /// Zero padding: `before[i]` and `after[i]` along dimension `i`.
     ///
     /// # Errors
-    /// When the lists have not one entry per dimension.
+    /// When the lists do not have one entry per dimension.
     pub fn pad(&self, before: &[usize], after: &[usize]) -> Result<Self> {
         Self::record_one(
             Operation::Pad {

@@ -23,8 +23,8 @@ impl LazyTensor {
         )
     }
 
-    /// Inverted dropout: each element is zeroed with probability `rate`, the others are divided by `1 - rate`. At a rate of 1
-    /// everything is multiplied by 0. `key` is as in [`Self::random`].
+    /// Inverted dropout: each element is zeroed with probability `rate`, the others are divided by `1 - rate`. At a
+    /// rate of 1 everything is zeroed. `key` is as in [`Self::random`].
     ///
     /// # Errors
     /// When the rate is not from 0 to 1, the key does not fit or the dtype is not a float.

@@ -7,7 +7,8 @@ use crate::graph::verify::is_float;
 use crate::lazy_tensor::LazyTensor;
 
 impl LazyTensor {
-    /// Sum over `dims`, which stay with size 1. Accumulates in f32 (f64 for f64); integers wrap. A sum of no elements is 0.
+    /// Sum over `dims`, which are kept with size 1. Accumulates in f32 (f64 for f64); integers wrap. A sum of no
+    /// elements is 0.
     ///
     /// # Errors
     /// When a dimension does not exist or is given twice.
@@ -31,8 +32,8 @@ impl LazyTensor {
         self.sum_keepdim(&(0..self.rank()).collect::<Vec<_>>())?.reshape(&[])
     }
 
-    /// Mean over `dims`, which stay with size 1. Computed in f32 (f64 for f64), so that neither sum nor count has to fit a
-    /// narrow dtype. A mean of no elements is NaN.
+    /// Mean over `dims`, which are kept with size 1. Computed in f32 (f64 for f64), so that neither sum nor count
+    /// overflows a narrow dtype. A mean of no elements is NaN.
     ///
     /// # Errors
     /// When a dimension does not exist or is given twice, or the dtype is not a float.
@@ -58,10 +59,10 @@ impl LazyTensor {
         self.mean_keepdim(&(0..self.rank()).collect::<Vec<_>>())?.reshape(&[])
     }
 
-    /// Maximum over `dims`, which stay with size 1. NaN wins.
+    /// Maximum over `dims`, which are kept with size 1. NaN propagates.
     ///
     /// # Errors
-    /// When a dimension does not exist, is given twice or is empty: of no elements there is no maximum.
+    /// When a dimension does not exist, is given twice or is empty, since a maximum of no elements is undefined.
     pub fn max_keepdim(&self, dims: &[usize]) -> Result<Self> {
         Self::record_one(Operation::Max { dims: ascending(dims) }, &[self])
     }

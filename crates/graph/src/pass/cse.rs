@@ -1,5 +1,5 @@
-//! Common subexpressions: equal operations on equal inputs are computed once. Random numbers are a function of their key,
-//! so they may be merged too.
+//! Common subexpression elimination: equal operations on equal inputs are computed once. Random numbers are a function
+//! of their key, so they may be merged too.
 
 use std::hash::{Hash, Hasher};
 

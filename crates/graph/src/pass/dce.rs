@@ -1,4 +1,5 @@
-//! Dead code: what no output needs is dropped. Inputs stay, because the leaves are bound to them by position.
+//! Dead code elimination: nodes that no output needs are dropped. Inputs are kept, because leaves are bound by
+//! position.
 
 use crate::graph::{Graph, Operation, ValueRef};
 

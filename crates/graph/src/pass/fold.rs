@@ -1,5 +1,5 @@
-//! Removes operations that change nothing and moves constants through shape changes: `x * 1`, casts to the same dtype,
-//! reshapes of reshapes, permutations that cancel, views of constants. Only rewrites that keep every bit.
+//! Removes identities and moves constants through shape changes: `x * 1`, casts to the same dtype, reshapes of
+//! reshapes, permutations that cancel, views of constants. Only rewrites that keep every bit.
 
 use smallvec::SmallVec;
 
@@ -23,7 +23,7 @@ pub(super) fn run(graph: Graph) -> Graph {
     }
 }
 
-/// The rewritten list, and for each old node what stands for its first output (later ones keep their position).
+/// The rewritten list, and for each old node its replacement (the first output; others keep their index).
 struct Folded {
     nodes: Vec<GraphNode>,
     values: Vec<ValueRef>,

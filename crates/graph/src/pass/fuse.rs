@@ -1,6 +1,6 @@
-//! Fuses elementwise operations into expressions: a value that only one expression uses, of the same shape, becomes part
-//! of it; so does a sum or maximum of whole rows of it, at the end. Each expression has one result, so no cycle can arise
-//! and nothing is computed twice but constants.
+//! Fuses elementwise operations into expressions: a value with a single user, an expression of the same shape, becomes
+//! part of it; so does a row reduction (sum or maximum) at its end. Each expression has one result, so fusion creates
+//! no cycles, and nothing but constants is computed twice.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use crate::fused::elementwise::{Expression, Operand, Reduction, Term};
 use crate::graph::verify::is_float;
 use crate::graph::{Graph, GraphNode, Operation, ValueRef};
 
-/// Operations of an expression, and its inputs, at most: what a loop keeps in the first-level cache.
+/// Maximum number of operations of an expression, and of its inputs: what a loop keeps in the L1 cache.
 const TERMS: usize = 24;
 const INPUTS: usize = 12;
 
-/// Elements of a row that is reduced in an expression, at least: shorter ones cost more to begin than they spare.
+/// Minimum length of a row that is reduced in an expression: for shorter rows the overhead exceeds the savings.
 const ROW: usize = 1024;
 
-/// What an expression computes in.
+/// The type in which an expression computes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Numbers {
     Single,
@@ -68,7 +68,7 @@ pub(crate) fn expression_of(graph: &Graph, index: usize) -> Option<GraphNode> {
     numbers(graph, &graph.nodes[index]).map(|_| express(graph, &[index]))
 }
 
-/// For each elementwise node the last node of its expression.
+/// For each elementwise node, the last node of its group.
 fn groups(graph: &Graph) -> Vec<Option<usize>> {
     let count = graph.nodes.len();
     let mut users: Vec<SmallVec<[u32; 2]>> = vec![SmallVec::new(); count];
@@ -106,7 +106,7 @@ fn groups(graph: &Graph) -> Vec<Option<usize>> {
         let root = shared.filter(|&root| joins(root)).unwrap_or(index);
         groups[index] = Some(root);
         let size = sizes.entry(root).or_insert((0, 0));
-        // Joining takes one input away and brings its own.
+        // Joining replaces one input by the inputs of the joined node.
         *size = (
             size.0 + 1,
             (size.1 + node.inputs.len()).saturating_sub(usize::from(root != index)),
@@ -115,7 +115,7 @@ fn groups(graph: &Graph) -> Vec<Option<usize>> {
     groups
 }
 
-/// The input of a node that reduces rows of it, long ones of floating-point numbers.
+/// The input of a row reduction of long rows of floating-point numbers.
 fn reduced(graph: &Graph, node: &GraphNode) -> Option<ValueRef> {
     let &[input] = &node.inputs[..] else { return None };
     let meta = graph.meta(input);
@@ -124,13 +124,13 @@ fn reduced(graph: &Graph, node: &GraphNode) -> Option<ValueRef> {
     (row >= ROW && meta.shape.elem_count() > 0 && is_float(meta.dtype)).then_some(input)
 }
 
-/// The shape of the loop that a node ends.
+/// The shape of the loop whose last operation is this node.
 fn loop_shape(graph: &Graph, index: usize) -> &Shape {
     let node = &graph.nodes[index];
     reduced(graph, node).map_or(&node.outputs[0].shape, |input| &graph.meta(input).shape)
 }
 
-/// What an elementwise node, or a reduction of rows, computes in; `None` for one that is not fused: integers, and casts
+/// The type in which an elementwise node or row reduction computes; `None` if it is not fused: integers, and casts
 /// between f32 and f64.
 fn numbers(graph: &Graph, node: &GraphNode) -> Option<Numbers> {
     if !node.operation.is_elementwise() && reduced(graph, node).is_none() {
@@ -141,7 +141,7 @@ fn numbers(graph: &Graph, node: &GraphNode) -> Option<Numbers> {
     for dtype in dtypes.chain([node.outputs[0].dtype]) {
         let numbers = match dtype {
             DType::F64 => Numbers::Double,
-            // A mask: the result of a comparison, the condition of a choice, or one that is made a number.
+            // A mask: the result of a comparison, the condition of a select, or a mask that is cast to a number.
             DType::U8 => continue,
             other if is_float(other) => Numbers::Single,
             _ => return None,
@@ -156,7 +156,7 @@ fn numbers(graph: &Graph, node: &GraphNode) -> Option<Numbers> {
     found.filter(|_| masks)
 }
 
-/// The nodes of a group as one. Constants become part of it, unless nothing else would be left to go in.
+/// A single node for a group. Constants become part of it, unless it would have no input left.
 fn express(graph: &Graph, group: &[usize]) -> GraphNode {
     let node = express_with(graph, group, true);
     if node.inputs.is_empty() {
@@ -233,7 +233,7 @@ mod tests {
         );
         let all = left(x.exp().and_then(|e| e.max_keepdim(&[0, 1])).map(|max| vec![max]));
         assert!(all.contains("[t0 = Exp #0; t1 = Max dims=[0, 1] t0]"), "{all}");
-        // What comes after is another loop.
+        // The operations that follow are another loop.
         let scaled = left(
             x.abs()
                 .and_then(|a| a.sum_keepdim(&[1])?.sqrt()?.neg())

@@ -1,15 +1,15 @@
-//! What a graph holds in memory while its nodes run in their order: an estimate that knows no backend. A view lies in the
-//! memory of its source; inputs and constants count nothing, results until the end.
+//! Live ranges: an estimate, independent of backends, of the memory that a graph holds while its nodes run in order. A
+//! view shares the memory of its source; inputs and constants do not count; results are live until the end.
 
 use crate::graph::{Graph, Meta};
 
-/// Since when and until when the memory of each node is needed.
+/// The live range of each node's memory.
 pub(super) struct Lives {
-    /// The node whose memory a node's value lies in.
+    /// The node that owns the memory of each node's value.
     pub owners: Vec<usize>,
-    /// Bytes that a node takes; 0 for a view.
+    /// Bytes allocated by a node; 0 for a view.
     pub bytes: Vec<usize>,
-    /// The last node that reads what an owner holds; the number of nodes where it is a result.
+    /// The last node that reads an owner's memory; the number of nodes for a result.
     pub last: Vec<usize>,
 }
 
@@ -39,7 +39,7 @@ impl Lives {
         lives
     }
 
-    /// The most bytes that are held at once, and the node at which.
+    /// The peak memory, and the node at which it is reached.
     pub fn peak(&self) -> (usize, usize) {
         let count = self.last.len();
         let mut freed = vec![0; count + 1];
@@ -71,7 +71,7 @@ mod tests {
         let view = e.t().unwrap();
         let sum = view.sum_keepdim(&[0, 1]).unwrap();
         let graph = numbered::flatten(&[sum, view]).unwrap().graph;
-        // The view keeps the exponentials; with them lives the sum.
+        // The view keeps the exponentials alive; the sum is live as well.
         assert_eq!(Lives::of(&graph).peak().0, 400 + 4);
         let chain = x.exp().unwrap().sin().unwrap().sum_keepdim(&[0, 1]).unwrap();
         let graph = numbered::flatten(&[chain]).unwrap().graph;

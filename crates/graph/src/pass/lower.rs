@@ -1,4 +1,4 @@
-//! Replaces fused operations that the backend has no kernel for by their fallbacks.
+//! Replaces fused operations without a kernel in the backend by their fallbacks.
 
 use rustc_hash::FxHashMap;
 use smallvec::{SmallVec, smallvec};
@@ -8,14 +8,14 @@ use crate::fused;
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef, numbered};
 use crate::lazy_tensor::LazyTensor;
 
-/// One round; `None` when every fused operation has a kernel.
+/// One round; `None` if every fused operation has a kernel.
 pub(super) fn run(graph: &Graph, has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool) -> Result<Option<Graph>> {
     let lacking = |node: &GraphNode| node.operation.is_fused() && !has_kernel(graph, node);
     if !graph.nodes.iter().any(lacking) {
         return Ok(None);
     }
     let mut nodes: Vec<GraphNode> = Vec::with_capacity(graph.nodes.len() * 2);
-    // For each old node, the values that stand for its outputs.
+    // For each old node, the replacements of its outputs.
     let mut values: Vec<Vec<ValueRef>> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
         let inputs: Vec<ValueRef> = node
@@ -53,7 +53,7 @@ pub(super) fn run(graph: &Graph, has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool
     }))
 }
 
-/// A tensor without elements.
+/// An empty tensor.
 fn nothing(meta: &Meta, nodes: &mut Vec<GraphNode>) -> ValueRef {
     nodes.push(GraphNode {
         operation: Operation::Constant {
@@ -70,7 +70,7 @@ fn nothing(meta: &Meta, nodes: &mut Vec<GraphNode>) -> ValueRef {
     }
 }
 
-/// Records the fallback on placeholders, flattens it, and splices it in.
+/// Records the fallback on placeholders, flattens it, and inserts it.
 fn expand(graph: &Graph, node: &GraphNode, inputs: &[ValueRef], nodes: &mut Vec<GraphNode>) -> Result<Vec<ValueRef>> {
     let holders: Vec<LazyTensor> = node
         .inputs
@@ -92,7 +92,7 @@ fn expand(graph: &Graph, node: &GraphNode, inputs: &[ValueRef], nodes: &mut Vec<
     };
     for inner in &flat.graph.nodes {
         if inner.operation == Operation::Input {
-            // Leaves come in the order of the Input nodes.
+            // Leaves are in the order of the Input nodes.
             if let Some(value) = leaves.next().and_then(|leaf| bound.get(&leaf.node_id())) {
                 first.push(*value);
                 continue;

@@ -1,5 +1,5 @@
-//! How a graph is improved before it runs: a visible list of named passes with the verifier between them. Every pass
-//! preserves values bit for bit; none touches a device.
+//! Optimisation: a list of named passes with the verifier between them. Every pass preserves values bit for bit; none
+//! touches a device.
 
 mod cse;
 mod dce;
@@ -22,7 +22,7 @@ use crate::graph::{Graph, GraphNode};
 
 /// A named rewrite of a graph.
 pub struct Pass {
-    /// The name that logs and verifier messages show.
+    /// The name in logs and verifier messages.
     pub name: &'static str,
     /// The rewrite.
     pub run: fn(Graph) -> Graph,
@@ -80,12 +80,12 @@ pub const FUSING: &[Pass] = &[
     },
 ];
 
-/// The passes of one optimisation in the order they ran, each with the number of nodes it left.
+/// The passes of one optimisation in the order they ran, each with the number of nodes after it.
 pub type Trail = Vec<(&'static str, usize)>;
 
-/// Runs [`PASSES`], replaces the fused operations that the backend has no kernel for by their fallbacks, runs them again
-/// over what that brought, and then [`FUSING`]. Without kernels, what was fused is taken apart again, which keeps this true
-/// of every backend: passes change no bit. What each pass left goes to `trail`.
+/// Runs [`PASSES`], replaces fused operations without a kernel in the backend by their fallbacks, runs [`PASSES`] again
+/// over these, and then [`FUSING`]. On backends without kernels, fused expressions are expanded again, so that every
+/// backend computes the same bits with and without passes. The number of nodes after each pass is added to `trail`.
 ///
 /// # Errors
 /// [`crate::Error::Verify`] when a pass leaves a malformed graph.
@@ -97,7 +97,8 @@ pub fn optimise(graph: Graph, has_kernel: &dyn Fn(&Graph, &GraphNode) -> bool, t
     lower(graph, &[], has_kernel, trail)
 }
 
-/// Replaces fused operations by their fallbacks until each that is left has a kernel, `passes` after each round.
+/// Replaces fused operations by their fallbacks until each remaining one has a kernel, running `passes` after each
+/// round.
 ///
 /// # Errors
 /// See [`optimise`].

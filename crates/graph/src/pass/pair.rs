@@ -1,10 +1,10 @@
-//! Joins a cross-entropy with its gradient where the gradient's cotangents do not depend on the loss: computed together,
-//! the logits are made once instead of twice.
+//! Joins a cross-entropy with its gradient if the gradient's cotangents do not depend on the loss: computed together,
+//! the logits are computed once instead of twice.
 
 use crate::graph::{Graph, GraphNode, Operation, ValueRef};
 
 pub(super) fn run(mut graph: Graph) -> Graph {
-    // Joining moves the nodes behind it, so the search begins anew; each time there is one gradient less.
+    // Joining moves later nodes, so the search starts over; each round has one gradient less.
     while let Some(joined) = joined_once(&graph) {
         graph = joined;
     }
@@ -20,7 +20,7 @@ fn is_gradient(node: &GraphNode) -> bool {
     matches!(&node.operation, Operation::Vjp { of, .. } if matches!(**of, Operation::CrossEntropy(_)))
 }
 
-/// The loss that the gradient at `index` is of, if both can be computed at the gradient's place.
+/// The loss whose gradient is the node at `index`, if both can be computed at the gradient's position.
 fn loss_of(graph: &Graph, index: usize) -> Option<usize> {
     let Operation::Vjp { of, .. } = &graph.nodes[index].operation else {
         return None;
@@ -33,7 +33,7 @@ fn loss_of(graph: &Graph, index: usize) -> Option<usize> {
     (same && !depends(graph, &inputs[count + of.output_count()..], loss)).then_some(loss)
 }
 
-/// Whether one of the values is computed from a node.
+/// Whether one of the values depends on a node.
 fn depends(graph: &Graph, values: &[ValueRef], on: usize) -> bool {
     let mut reached = vec![false; graph.nodes.len()];
     for value in values {
@@ -50,7 +50,7 @@ fn depends(graph: &Graph, values: &[ValueRef], on: usize) -> bool {
     reached[on]
 }
 
-/// Moves everything that needs the loss behind the cotangents, and puts one node in place of the two.
+/// Moves all users of the loss behind the cotangents, and replaces loss and gradient by one node.
 fn join(graph: &Graph, gradient: usize) -> Option<Graph> {
     let loss = loss_of(graph, gradient)?;
     let Operation::Vjp { of, wanted } = &graph.nodes[gradient].operation else {
@@ -61,7 +61,7 @@ fn join(graph: &Graph, gradient: usize) -> Option<Graph> {
     for index in loss + 1..graph.nodes.len() {
         late[index] = graph.nodes[index].inputs.iter().any(|input| late[input.node as usize]);
     }
-    // The gradient itself needs the loss's outputs, but not for long.
+    // The gradient itself uses the loss's outputs, until both are joined.
     let order = (0..graph.nodes.len()).filter(|&i| !late[i]).chain([gradient]);
     let order = order.chain((loss + 1..graph.nodes.len()).filter(|&i| late[i] && i != gradient));
     let order: Vec<usize> = order.collect();
@@ -110,7 +110,7 @@ mod tests {
     use crate::graph::CrossEntropyOptions;
     use crate::{LazyTensor, value_and_grad};
 
-    /// The losses of five rows under a head of seven, each time with new inputs `hidden` and `weight`.
+    /// The losses of five rows with a head of seven classes, each time with new inputs `hidden` and `weight`.
     fn losses() -> (LazyTensor, [LazyTensor; 2]) {
         let (hidden, weight, targets) = (input(&[5, 4]), input(&[7, 4]), of(&[5], DType::I64));
         let options = CrossEntropyOptions::default();
@@ -156,7 +156,7 @@ return %12, %9.2, %9.3
 
     #[test]
     fn a_gradient_of_another_loss_is_not_joined() {
-        // The weights of the rows are another loss, which knows nothing of the first: both pairs are joined.
+        // The weights of the rows come from another loss, which is independent of the first: both pairs are joined.
         let ((first, parameters), (second, others)) = (losses(), losses());
         let both = first.sum_all().unwrap().add(&second.sum_all().unwrap()).unwrap();
         let text = operations(&with_gradients(&both, &[parameters, others].concat()), run);
@@ -165,7 +165,7 @@ return %12, %9.2, %9.3
             !text.contains(" = CrossEntropy ") && !text.contains(" = Vjp "),
             "{text}"
         );
-        // Their product: each loss is in the cotangent of the other, and one must come first.
+        // Their product: the cotangent of each loss depends on the other loss, so only one pair can be joined.
         let ((first, parameters), (second, others)) = (losses(), losses());
         let both = first.mul(&second).unwrap().sum_all().unwrap();
         let text = operations(&with_gradients(&both, &[parameters, others].concat()), run);

@@ -1,6 +1,6 @@
-//! Puts products and what is added to them into one operation: `x W + (x A) B + x` is one sum whose terms never reach
-//! memory. Additions keep their order. A term that anything else uses stays as it is. A cast of products to the f32 that
-//! they were added up in is part of them.
+//! Fuses products with the additions that follow them: `x W + (x A) B + x` is one sum whose terms never reach memory.
+//! Additions keep their order. A term with another user stays as it is. A cast of the sum to f32, its accumulation
+//! type, is fused as well.
 
 use candle_core::DType;
 use smallvec::SmallVec;
@@ -9,13 +9,13 @@ use crate::fused::matmul_sum::SumTerm;
 use crate::graph::verify::is_float;
 use crate::graph::{Graph, GraphNode, Operation, ValueRef};
 
-/// Addends of a sum, at most: a bias and a residual.
+/// Maximum number of addends of a sum: a bias and a residual.
 const ADDENDS: usize = 2;
-/// Products of a sum, at most: a long chain of additions becomes several sums, so that what it adds up need not all be
-/// kept until its end.
+/// Maximum number of products of a sum: a long chain of additions becomes several sums, which shortens the live ranges
+/// of their operands.
 const PRODUCTS: usize = 8;
 
-/// What a node is the sum of.
+/// The terms of the sum that a node computes.
 #[derive(Clone)]
 struct Sum {
     terms: Vec<SumTerm>,
@@ -33,12 +33,12 @@ impl Sum {
         self.scale.to_bits() == 1f32.to_bits()
     }
 
-    /// What can be added to: the last steps are a scale and a cast.
+    /// Whether terms can be added: not after a scale or a cast.
     fn is_open(&self, graph: &Graph) -> bool {
         self.is_plain() && self.dtype == graph.meta(self.inputs[0]).dtype
     }
 
-    /// Only a product.
+    /// Whether the sum is a single product.
     fn is_product(&self) -> bool {
         self.terms == [SumTerm::Product] && self.is_plain()
     }
@@ -51,7 +51,7 @@ pub(super) fn run(mut graph: Graph) -> Graph {
         let sum = sum_of(&graph, node, &sums, &alone);
         sums.push(sum);
     }
-    // What went into another's sum is left without users.
+    // Nodes that became part of another node's sum have no users left.
     for (node, sum) in graph.nodes.iter_mut().zip(sums) {
         let more = |sum: &Sum| sum.terms.len() > 1 || !sum.is_plain() || !matches!(node.operation, Operation::Matmul);
         if let Some(sum) = sum.filter(more) {
@@ -66,7 +66,7 @@ pub(super) fn run(mut graph: Graph) -> Graph {
     graph
 }
 
-/// For each node whether exactly one input of one other node uses it.
+/// For each node, whether it has a single user, as exactly one of its inputs.
 fn alone(graph: &Graph) -> Vec<bool> {
     let mut uses = vec![0usize; graph.nodes.len()];
     let inputs = graph.nodes.iter().flat_map(|node| &node.inputs);
@@ -107,7 +107,7 @@ fn sum_of(graph: &Graph, node: &GraphNode, sums: &[Option<Sum>], alone: &[bool])
             })
         }
         (Operation::Add, &[x, y]) if is_float(made.dtype) => {
-            // Addition commutes, bit for bit: the longer sum goes first.
+            // Addition is commutative, bit for bit: the longer sum comes first.
             let length = |value| free(value).map_or(0, |sum| sum.terms.len());
             let (first, then) = if length(x) < length(y) { (y, x) } else { (x, y) };
             extended(graph, node, free(first)?, then, free(then))
@@ -116,12 +116,12 @@ fn sum_of(graph: &Graph, node: &GraphNode, sums: &[Option<Sum>], alone: &[bool])
     }
 }
 
-/// Whether products of these numbers are added up in f32.
+/// Whether products of this dtype accumulate in a wider one, f32.
 fn is_narrow(dtype: DType) -> bool {
     matches!(dtype, DType::BF16 | DType::F16)
 }
 
-/// A sum with another value added to it.
+/// A sum extended by another value.
 fn extended(graph: &Graph, node: &GraphNode, sum: &Sum, value: ValueRef, other: Option<&Sum>) -> Option<Sum> {
     let mut sum = sum.clone();
     if let Some(product) = other.filter(|other| other.is_product()) {
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
     use crate::{LazyTensor, Result};
 
-    /// What is left of the outputs of `f(x, w, bias)`, with `x (5, 4)`, `w (4, 4)` and `bias (4)`.
+    /// The optimised outputs of `f(x, w, bias)` as text, with `x (5, 4)`, `w (4, 4)` and `bias (4)`.
     fn left(f: impl Fn(&LazyTensor, &LazyTensor, &LazyTensor) -> Result<Vec<LazyTensor>>) -> String {
         operations(&f(&input(&[5, 4]), &input(&[4, 4]), &input(&[4])).unwrap(), run)
     }
@@ -195,7 +195,7 @@ return %6
         let text = left(|x, w, bias| Ok(vec![x.matmul(w)?.add(bias)?.add(x)?.add(&x.exp()?)?]));
         assert!(text.contains("MatmulSum terms=[Product, Addend, Addend] "), "{text}");
         assert_eq!(text.matches(" = Add(").count(), 1, "{text}");
-        // Of two sums, one is an addend of the other.
+        // Of two sums, one becomes an addend of the other.
         let text = left(|x, w, bias| {
             let sum = x.matmul(w)?.add(bias)?;
             Ok(vec![sum.add(&x.matmul(&w.t()?)?.add(x)?)?])
@@ -265,7 +265,7 @@ return %6
         let sum = text(wide(x.matmul(&w).and_then(|y| y.add(&x.matmul(&w.t()?)?))));
         assert!(sum.contains("MatmulSum terms=[Product, Product] scale=1("), "{sum}");
         assert!(!sum.contains("Cast"), "{sum}");
-        // Addends are of the result's dtype, and so is what is added later.
+        // Addends have the result's dtype, and so have later ones.
         let biased = text(wide(x.matmul(&w).and_then(|y| y.add(&bias))));
         assert!(biased.contains(" = Cast to=f32("), "{biased}");
         let later = wide(x.matmul(&w)).and_then(|y| y.add(&input(&[4])));
@@ -300,7 +300,7 @@ return %6
         let batch = input(&[3, 4, 4]);
         let text = left(|x, _, bias| Ok(vec![x.matmul(&batch)?.add(bias)?]));
         assert!(text.contains(" = Matmul(") && text.contains(" = Add("), "{text}");
-        // A batch on the left is more rows.
+        // A batch on the left becomes more rows.
         let text = left(|_, w, bias| Ok(vec![batch.matmul(w)?.add(bias)?]));
         assert!(text.contains("MatmulSum terms=[Product, Addend] "), "{text}");
         let whole = of(&[5, 4], DType::I64);

@@ -1,6 +1,6 @@
-//! Recompute or keep: a cheap value that is alive over the peak of memory, read before it and far behind it (in a gradient),
-//! is made a second time for its late readers, from inputs that are alive then anyway. Bits do not change: it is the same
-//! operation on the same values.
+//! Rematerialisation: a cheap value that is live across the peak of memory, with readers before and long after it (in a
+//! gradient), is recomputed for its late readers from inputs that are live then anyway. Bits do not change: it is the
+//! same operation on the same values.
 
 use std::cmp::Reverse;
 
@@ -10,13 +10,13 @@ use super::dce;
 use super::lives::Lives;
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef, cost};
 
-/// Work that may be done twice, as a share of all.
+/// Maximum recomputed work, as a share of all work.
 const WORK: f64 = 0.02;
-/// Floating-point operations in the time that a byte takes.
+/// Floating-point operations in the time of moving one byte.
 const FLOPS_OF_BYTE: f64 = 8.0;
-/// Operations for each element of a value that is cheap.
+/// Maximum operations per element of a value that is cheap to recompute.
 const CHEAP: f64 = 32.0;
-/// The share of the peak that a value has to be, so that thousands of small ones are left alone.
+/// Minimum size of a recomputed value as a share of the peak, so that thousands of small ones are left alone.
 const WORTH: f64 = 0.0005;
 
 pub(super) fn run(graph: Graph) -> Graph {
@@ -29,7 +29,7 @@ pub(super) fn run(graph: Graph) -> Graph {
     if again.is_empty() {
         return graph;
     }
-    // A view whose readers all look at the second value would keep the first.
+    // A view whose readers have all moved to the recomputed value would keep the first one alive.
     let repeated = dce::run(repeated(&graph, &again, peak));
     let after = Lives::of(&repeated).peak().0;
     if after >= before {
@@ -39,13 +39,13 @@ pub(super) fn run(graph: Graph) -> Graph {
     repeated
 }
 
-/// A node that is made again before another one, its first reader behind the peak.
+/// A node to recompute before another one, its first reader after the peak.
 struct Again {
     node: usize,
     before: usize,
 }
 
-/// What to make again: the largest first, while the work allows.
+/// Chooses the nodes to recompute: the largest first, within the work limit.
 fn chosen(graph: &Graph, mut lives: Lives, (most, peak): (usize, usize)) -> Vec<Again> {
     let readers = readers(graph);
     let mut candidates: Vec<(usize, usize, usize)> = Vec::new();
@@ -73,7 +73,7 @@ fn chosen(graph: &Graph, mut lives: Lives, (most, peak): (usize, usize)) -> Vec<
         let cost = work(graph, node);
         if cost <= left && node.inputs.iter().all(there) {
             left -= cost;
-            // What is made again is not there for others.
+            // A recomputed node cannot be an input of other recomputed nodes.
             lives.last[index] = near;
             again.push(Again {
                 node: index,
@@ -84,7 +84,7 @@ fn chosen(graph: &Graph, mut lives: Lives, (most, peak): (usize, usize)) -> Vec<
     again
 }
 
-/// The readers of each node's memory, through views too, in their order. Views do not count: what reads them does.
+/// The readers of each node's memory, in order, looking through views. Views themselves do not count.
 fn readers(graph: &Graph) -> Vec<SmallVec<[u32; 4]>> {
     let mut readers: Vec<SmallVec<[u32; 4]>> = vec![SmallVec::new(); graph.nodes.len()];
     for (index, node) in graph
@@ -100,7 +100,7 @@ fn readers(graph: &Graph) -> Vec<SmallVec<[u32; 4]>> {
     readers
 }
 
-/// What a view looks at in the end.
+/// The source of a chain of views.
 fn source(graph: &Graph, mut index: usize) -> usize {
     while graph.nodes[index].operation.is_view() {
         index = graph.nodes[index].inputs[0].node as usize;
@@ -108,7 +108,7 @@ fn source(graph: &Graph, mut index: usize) -> usize {
     index
 }
 
-/// One value, made element by element or row by row in a few operations each.
+/// Whether a node has one output, computed with a few operations per element or row.
 fn is_cheap(graph: &Graph, index: usize) -> bool {
     use Operation as O;
     let node = &graph.nodes[index];
@@ -126,7 +126,7 @@ fn flops(graph: &Graph, node: &GraphNode) -> f64 {
     cost::flops(&node.operation, &inputs, &node.outputs)
 }
 
-/// The time of a node, in the operations that could be done in it.
+/// The cost of a node, in floating-point operations including the time for moving bytes.
 fn work(graph: &Graph, node: &GraphNode) -> f64 {
     if node.operation.is_view() || node.operation.is_given() {
         return 0.0;
@@ -136,8 +136,8 @@ fn work(graph: &Graph, node: &GraphNode) -> f64 {
     flops(graph, node).max(FLOPS_OF_BYTE * (read + made) as f64)
 }
 
-/// The graph with those nodes twice. What reads them behind the peak reads the second ones, and so do views that it looks
-/// through: they are made again too.
+/// The graph with these nodes duplicated. Readers after the peak use the duplicates, and so do the views in between,
+/// which are duplicated too.
 fn repeated(graph: &Graph, again: &[Again], peak: usize) -> Graph {
     let mut is_again = vec![false; graph.nodes.len()];
     let mut due: Vec<SmallVec<[usize; 1]>> = vec![SmallVec::new(); graph.nodes.len()];
@@ -145,7 +145,7 @@ fn repeated(graph: &Graph, again: &[Again], peak: usize) -> Graph {
         is_again[one.node] = true;
         due[one.before].push(one.node);
     }
-    // A view of such a value stands for it.
+    // A view of a duplicated node is duplicated with it.
     for index in 0..graph.nodes.len() {
         is_again[index] |=
             graph.nodes[index].operation.is_view() && is_again[graph.nodes[index].inputs[0].node as usize];
@@ -174,16 +174,16 @@ fn repeated(graph: &Graph, again: &[Again], peak: usize) -> Graph {
 
 struct Copy<'a> {
     graph: &'a Graph,
-    /// Whether a node, or what a view looks at, is made twice.
+    /// Whether a node, or the source of a view, is duplicated.
     is_again: Vec<bool>,
-    /// Where each node is, and where it is the second time.
+    /// The new index of each node, and that of its duplicate.
     first: Vec<u32>,
     second: Vec<Option<u32>>,
     nodes: Vec<GraphNode>,
 }
 
 impl Copy<'_> {
-    /// A value for a node: of a late one, the second of those that are made twice.
+    /// The new value for a reader: for a late one, that of the duplicate, if any.
     fn place(&mut self, value: ValueRef, late: bool) -> ValueRef {
         let index = value.node as usize;
         if late && self.is_again[index] {
@@ -193,7 +193,7 @@ impl Copy<'_> {
         ValueRef { node, ..value }
     }
 
-    /// A node the second time, with the views down to what it looks at.
+    /// Inserts the duplicate of a node, with the views between it and its source.
     fn make_again(&mut self, index: usize) {
         let mut path: SmallVec<[usize; 4]> = SmallVec::new();
         let mut at = index;
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn activations_of_a_gradient_are_made_again() -> Result<()> {
-        // The gradient of the sine needs what went into it; the next product's what came out of it.
+        // The gradient of the sine needs its input; the next product needs its output.
         let outputs = layers(6, LazyTensor::sin)?;
         let (before, after) = peaks(&outputs);
         assert!((after as f64) < 0.8 * before as f64, "{before} became {after}");
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_made_of_what_is_there_is_kept() -> Result<()> {
-        // The gradient of the exponential needs the result alone: its input is gone.
+        // The gradient of the exponential needs only its output: its input is dead.
         let outputs = layers(6, LazyTensor::exp)?;
         assert_eq!(operations(&outputs, run), operations(&outputs, |graph| graph));
         Ok(())

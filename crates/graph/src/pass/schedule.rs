@@ -1,12 +1,12 @@
-//! Last-use scheduling: a value is made right before its first use, unless making it frees more memory than it takes; then
-//! as soon as it can be made. The old order stays where this spares too little, and where nodes write over their inputs.
+//! Scheduling: a value is computed right before its first use, or as soon as possible if computing it frees more memory
+//! than it takes. The old order is kept if this saves too little, and for nodes that overwrite their inputs.
 
 use smallvec::SmallVec;
 
 use super::lives::Lives;
 use crate::graph::{Graph, GraphNode, ValueRef};
 
-/// The share of the peak that a new order has to spare: neighbours that are called together stay so otherwise.
+/// Minimum saving of a new order as a share of the peak: otherwise consecutive kernels stay together.
 const WORTH: f64 = 0.01;
 
 pub(super) fn run(graph: Graph) -> Graph {
@@ -24,15 +24,15 @@ pub(super) fn run(graph: Graph) -> Graph {
     reordered
 }
 
-/// An order in the making.
+/// The new order under construction.
 struct Order<'a> {
     graph: &'a Graph,
     lives: &'a Lives,
     /// The readers of each node's value.
     users: Vec<SmallVec<[u32; 2]>>,
-    /// Inputs of each node that are still to be made.
+    /// For each node, the number of inputs that are not scheduled yet.
     missing: Vec<usize>,
-    /// Readers of each owner's memory that are still to be made.
+    /// For each owner, the number of readers of its memory that are not scheduled yet.
     readers: Vec<usize>,
     is_made: Vec<bool>,
     nodes: Vec<usize>,
@@ -64,7 +64,7 @@ impl<'a> Order<'a> {
                 order.make_with_inputs(index);
             }
         }
-        // Results that nothing reads.
+        // Results without readers.
         for index in 0..count {
             if !order.is_made[index] {
                 order.make_with_inputs(index);
@@ -73,13 +73,13 @@ impl<'a> Order<'a> {
         order
     }
 
-    /// Whether a node takes more memory than it frees, so that it had better wait for its first user.
+    /// Whether a node takes more memory than it frees, so that it should be delayed until its first use.
     fn waits(&self, index: usize) -> bool {
         let is_result = self.lives.last[self.lives.owners[index]] == self.graph.nodes.len();
         !is_result && !self.users[index].is_empty() && !self.pays(index)
     }
 
-    /// Bytes that a node helps to free: of what it reads its share among all that still have to read it.
+    /// Bytes that a node helps to free: for each input, its share among the remaining readers.
     fn freed(&self, index: usize) -> usize {
         let inputs = &self.graph.nodes[index].inputs;
         let owners = inputs.iter().map(|input| self.lives.owners[input.node as usize]);
@@ -88,7 +88,7 @@ impl<'a> Order<'a> {
         owners.filter(ends).map(share).sum()
     }
 
-    /// Whether a node frees more than it takes. A view takes nothing, once what it looks at is there.
+    /// Whether a node frees more than it takes. A view takes nothing once its source is computed.
     fn pays(&self, index: usize) -> bool {
         if self.graph.nodes[index].operation.is_view() {
             return self.missing[index] == 0;
@@ -96,7 +96,7 @@ impl<'a> Order<'a> {
         self.freed(index) > self.lives.bytes[index]
     }
 
-    /// Makes a node after what it needs, and then whatever frees memory by it.
+    /// Schedules a node after its inputs, and then all nodes that now free memory.
     fn make_with_inputs(&mut self, index: usize) {
         let mut pending = vec![index];
         while let Some(&next) = pending.last() {
@@ -131,7 +131,7 @@ impl<'a> Order<'a> {
     }
 }
 
-/// The graph with its nodes in another order, in which inputs come first too.
+/// The graph with its nodes reordered; inputs must come before their users.
 fn reordered(graph: &Graph, order: &[usize]) -> Graph {
     let mut places = vec![0u32; order.len()];
     order.iter().zip(0..).for_each(|(&index, place)| places[index] = place);
@@ -162,7 +162,7 @@ mod tests {
     use crate::graph::numbered;
     use crate::{LazyTensor, Result};
 
-    /// The peak where the nodes of some operation come as early as they can, and what the pass makes of it.
+    /// The peak memory with the nodes of one operation scheduled early, and after the pass.
     fn peaks(output: &LazyTensor, early: &str) -> (usize, usize) {
         let graph = numbered::flatten(std::slice::from_ref(output)).unwrap().graph;
         let rank = |index: usize| match &graph.nodes[index].operation {

@@ -1,5 +1,5 @@
-//! Joins narrow products of one left factor: the low-rank factors of layers with a common input, and the gradients of
-//! those factors, read it once. Only products none of which needs another are joined.
+//! Joins narrow products with a common left factor: the low-rank factors of layers with the same input, and the
+//! gradients of those factors, read it once. Only independent products are joined.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -12,9 +12,9 @@ use crate::fused::matmul_sum::SumTerm;
 use crate::graph::verify::is_float;
 use crate::graph::{Graph, GraphNode, Operation, ValueRef};
 
-/// Columns of a product that is joined, at most: wider ones fill registers by themselves.
+/// Maximum columns of a product that is joined: wider ones fill registers by themselves.
 const NARROW: usize = 64;
-/// Rows of the left factor, at least: with fewer, laying the right factors side by side costs more than it spares.
+/// Minimum rows of the left factor: with fewer, packing the right factors side by side costs more than it saves.
 const ROWS: usize = 16;
 
 pub(super) fn run(graph: Graph) -> Graph {
@@ -22,11 +22,11 @@ pub(super) fn run(graph: Graph) -> Graph {
     if groups.is_empty() {
         return graph;
     }
-    // Two groups may need each other; then nothing is joined.
+    // Two groups may depend on each other; then nothing is joined.
     joined(&graph, &groups).unwrap_or(graph)
 }
 
-/// What joined products have in common: the left factor, the bits of the scale, and what they are rounded to.
+/// The key of products that can be joined: the left factor, the bits of the scale, and the result's dtype.
 type Key = (ValueRef, u32, DType);
 
 /// The key of a narrow product.
@@ -49,7 +49,7 @@ fn scale_of(operation: &Operation) -> Option<f32> {
     }
 }
 
-/// Narrow products with one left factor and scale, two or more each.
+/// Groups of two or more narrow products with the same key.
 fn groups(graph: &Graph) -> Vec<Vec<usize>> {
     let mut found: FxHashMap<Key, Vec<usize>> = FxHashMap::default();
     for (index, node) in graph.nodes.iter().enumerate() {
@@ -62,11 +62,11 @@ fn groups(graph: &Graph) -> Vec<Vec<usize>> {
     groups
 }
 
-/// Without the members that need another member.
+/// Removes members that depend on another member of their group.
 fn independent(graph: &Graph, groups: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
     let kept = groups.into_iter().map(|group| {
         let (first, last) = (group[0], group[group.len() - 1]);
-        // What needs a kept member, from the first one on.
+        // Whether a node depends on a kept member, from the first member on.
         let mut needs = vec![false; last + 1 - first];
         let mut kept = Vec::with_capacity(group.len());
         for index in first..=last {
@@ -82,9 +82,9 @@ fn independent(graph: &Graph, groups: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
     kept.filter(|group| group.len() > 1).collect()
 }
 
-/// The graph with one node for each group, in the old order as far as inputs come first; `None` where that is impossible.
+/// The graph with one node per group, otherwise in the old order if inputs come first; `None` if that is impossible.
 fn joined(graph: &Graph, groups: &[Vec<usize>]) -> Option<Graph> {
-    // The first member stands for its group.
+    // The first member represents its group.
     let mut stands: Vec<(usize, u32)> = (0..graph.nodes.len()).map(|index| (index, 0)).collect();
     let mut members: FxHashMap<usize, &[usize]> = FxHashMap::default();
     for group in groups {
@@ -138,7 +138,7 @@ fn joined(graph: &Graph, groups: &[Vec<usize>]) -> Option<Graph> {
     })
 }
 
-/// The nodes that stay, each after all that its group needs, the earliest first.
+/// The remaining nodes in topological order, the earliest first.
 fn sorted(graph: &Graph, stands: &[(usize, u32)], of: &impl Fn(usize) -> SmallVec<[usize; 4]>) -> Option<Vec<usize>> {
     let count = graph.nodes.len();
     let mut waits = vec![0usize; count];
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
     use crate::{LazyTensor, Result};
 
-    /// What is left of the outputs of `f(x)`, with `x (20, 6)`.
+    /// The optimised outputs of `f(x)` as text, with `x (20, 6)`.
     fn left(f: impl Fn(&LazyTensor) -> Result<Vec<LazyTensor>>) -> String {
         operations(&f(&input(&[20, 6])).unwrap(), run)
     }

@@ -1,4 +1,4 @@
-//! Shared by the passes' tests: a recorded graph in, the text of what a pass left of it out. Nothing is run.
+//! Helpers of the passes' tests: the text of a recorded graph after a pass. Nothing is run.
 
 use candle_core::DType;
 
@@ -15,7 +15,7 @@ pub(super) fn of(shape: &[usize], dtype: DType) -> LazyTensor {
     LazyTensor::hollow(shape, dtype)
 }
 
-/// The operations that a pass leaves of what the outputs record, and the outputs. Inputs are not listed.
+/// The operations of the outputs' graph after a pass, and the outputs, as text. Inputs are not listed.
 pub(super) fn operations(outputs: &[LazyTensor], pass: fn(Graph) -> Graph) -> String {
     let graph = dce::run(pass(numbered::flatten(outputs).unwrap().graph));
     verify(&graph, "the tested pass").unwrap();
@@ -23,7 +23,7 @@ pub(super) fn operations(outputs: &[LazyTensor], pass: fn(Graph) -> Graph) -> St
     let text = graph.to_string();
     let lines = text.lines().zip(inputs.chain([false]));
     let mut kept: Vec<&str> = lines.filter(|(_, is_input)| !is_input).map(|(line, _)| line).collect();
-    // The text ends with the end of a line.
+    // The text ends with a newline.
     kept.push("");
     kept.join("\n")
 }

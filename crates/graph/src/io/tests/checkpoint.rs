@@ -1,4 +1,4 @@
-//! Folders: shards, indices that lie, pickles.
+//! Checkpoint folders: shards, malformed indices, pickles.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -69,7 +69,7 @@ fn shard_names_that_climb_out_are_refused_before_anything_is_opened() {
         "",
         "weights.bin",
     ] {
-        // The good shard is listed first but missing: the refusal must win.
+        // The valid shard comes first but is missing: the unsafe name must be reported.
         let map = format!(r#"{{"a":"absent.safetensors","z":"{name}"}}"#);
         assert!(
             matches!(open_sharded(&map), Err(FileError::UnsafeShardName { .. })),

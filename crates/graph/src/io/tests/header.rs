@@ -1,4 +1,4 @@
-//! Headers and single files that lie.
+//! Malformed headers and single files.
 
 use std::fs;
 
@@ -56,7 +56,7 @@ attack! {
         => FileError::HeaderField { reason, .. } if reason.contains("`__metadata__`, key `a`"),
     unknown_dtype: r#"{"w":{"dtype":"F31","shape":[1],"data_offsets":[0,4]}}"#, 4
         => FileError::UnknownDtype { name, dtype, .. } if name == "w" && dtype == "F31",
-    // The reference reader takes the last of two equal names.
+    // The reference reader keeps the last of two equal names.
     duplicate_tensor: r#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, 1
         => FileError::DuplicateName { name, .. } if name == "w",
     duplicate_field: r#"{"w":{"dtype":"U8","shape":[1],"shape":[1],"data_offsets":[0,1]}}"#, 1

@@ -1,4 +1,4 @@
-//! Files that lie, each by one way, and files that tell the truth.
+//! Malformed files, one defect each, and valid files.
 
 mod checkpoint;
 mod header;

@@ -1,4 +1,4 @@
-//! What is written is what is read, by us and by the reference, and no corruption panics.
+//! Round trips: files are read back as written, by this crate and by the reference, and no corruption panics.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -137,7 +137,7 @@ proptest! {
         }
     }
 
-    /// Converting while reading gives what Candle's conversion gives afterwards.
+    /// Converting while reading gives the same result as Candle's conversion afterwards.
     #[test]
     fn conversions_equal_candles(numbers in prop::collection::vec(any::<i16>(), 1..50), from in 0..4usize, to in 0..4usize) {
         let kinds = [(0, DType::F32), (1, DType::F16), (2, DType::BF16), (6, DType::F64)];
