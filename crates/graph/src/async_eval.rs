@@ -37,23 +37,23 @@ fn lock<T>(slot: &Mutex<Slot<T>>) -> MutexGuard<'_, Slot<T>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+type Task = Box<dyn FnOnce() + Send>;
 
-/// Submits a job to the worker thread, which lives as long as the process; runs it here if the thread cannot be
+/// Submits a task to the worker thread, which lives as long as the process; runs it here if the thread cannot be
 /// started.
-fn hand_over(job: Job) {
-    static WORKER: LazyLock<Option<Sender<Job>>> = LazyLock::new(|| {
-        let (sender, jobs) = channel::<Job>();
-        let serve = move || jobs.into_iter().for_each(|job| job());
+fn submit(task: Task) {
+    static WORKER: LazyLock<Option<Sender<Task>>> = LazyLock::new(|| {
+        let (sender, jobs) = channel::<Task>();
+        let serve = move || jobs.into_iter().for_each(|task| task());
         let worker = thread::Builder::new().name("metal-candle-eval".into()).spawn(serve);
         worker.ok().map(|_| sender)
     });
     let left = match &*WORKER {
-        Some(worker) => worker.send(job).err().map(|SendError(job)| job),
-        None => Some(job),
+        Some(worker) => worker.send(task).err().map(|SendError(task)| task),
+        None => Some(task),
     };
-    if let Some(job) = left {
-        job();
+    if let Some(task) = left {
+        task();
     }
 }
 
@@ -61,7 +61,7 @@ fn hand_over(job: Job) {
 fn start<T: Send + 'static>(evaluate: impl FnOnce() -> Result<T> + Send + 'static) -> Evaluation<T> {
     let slot = Arc::new(Mutex::new(Slot::Running(None)));
     let (backend, threads, ours) = (forced(), threads(), Arc::clone(&slot));
-    hand_over(Box::new(move || {
+    submit(Box::new(move || {
         let evaluate = || {
             with_threads(threads, || match backend {
                 Some(backend) => with_backend(backend, evaluate),
@@ -149,9 +149,9 @@ mod tests {
     use super::*;
 
     /// A waker that parks on a channel.
-    struct Bell(mpsc::SyncSender<()>);
+    struct ChannelWaker(mpsc::SyncSender<()>);
 
-    impl Wake for Bell {
+    impl Wake for ChannelWaker {
         fn wake(self: Arc<Self>) {
             let _ = self.0.try_send(());
         }
@@ -159,7 +159,7 @@ mod tests {
 
     fn block_on<F: Future>(future: F) -> F::Output {
         let (sender, bell) = mpsc::sync_channel(1);
-        let waker = Arc::new(Bell(sender)).into();
+        let waker = Arc::new(ChannelWaker(sender)).into();
         let mut future = pin!(future);
         loop {
             if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {

@@ -11,7 +11,7 @@ use crate::backend::{Backend, Bindings, Executable, Footprint};
 use crate::error::{Error, Result};
 use crate::graph::kind::Kind;
 use crate::graph::node::{NodeId, Values};
-use crate::graph::numbered::{self, Key, Numbered};
+use crate::graph::numbered::{self, Numbered, PlanKey};
 use crate::graph::{Graph, GraphNode, Meta, Operation, walk};
 use crate::lazy_tensor::LazyTensor;
 use crate::pass::Trail;
@@ -22,7 +22,7 @@ const CAPACITY: usize = 256;
 /// A compiled graph.
 pub(crate) struct Plan {
     /// The recorded structure, compared in full on a hit.
-    key: Key,
+    key: PlanKey,
     backend: Backend,
     executable: Box<dyn Executable>,
     memory: PlanMemory,
@@ -31,12 +31,12 @@ pub(crate) struct Plan {
 }
 
 /// The result of a cache lookup.
-pub(crate) enum Sought {
+pub(crate) enum Lookup {
     Found(Arc<Plan>),
     /// The graph of the plan to make. Making it records fallbacks, which must wait for the end of the walk.
     Missing {
         hash: u64,
-        key: Key,
+        key: PlanKey,
         /// Boxed, because a graph holds a device, which is large where Metal is built.
         graph: Box<Graph>,
         backend: Backend,
@@ -104,14 +104,14 @@ pub fn statistics() -> Statistics {
 }
 
 #[derive(Default)]
-struct Cache {
+struct PlanCache {
     plans: FxHashMap<u64, Vec<(u64, Arc<Plan>)>>,
     count: usize,
     clock: u64,
 }
 
-fn cache() -> MutexGuard<'static, Cache> {
-    static CACHE: OnceLock<Mutex<Cache>> = OnceLock::new();
+fn cache() -> MutexGuard<'static, PlanCache> {
+    static CACHE: OnceLock<Mutex<PlanCache>> = OnceLock::new();
     // A poisoned cache still holds only complete plans.
     CACHE
         .get_or_init(Mutex::default)
@@ -119,7 +119,7 @@ fn cache() -> MutexGuard<'static, Cache> {
         .unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Cache {
+impl PlanCache {
     fn find(&mut self, recorded: &Numbered<'_>, backend: Backend) -> Option<Arc<Plan>> {
         self.clock += 1;
         let clock = self.clock;
@@ -133,7 +133,7 @@ impl Cache {
 
     fn insert(&mut self, hash: u64, plan: Arc<Plan>) {
         if self.count >= CAPACITY {
-            self.drop_longest_unused();
+            self.evict_least_recently_used();
         }
         self.count += 1;
         // A distinct time even if two threads made the same plan: eviction identifies entries by it.
@@ -141,7 +141,7 @@ impl Cache {
         self.plans.entry(hash).or_default().push((self.clock, plan));
     }
 
-    fn drop_longest_unused(&mut self) {
+    fn evict_least_recently_used(&mut self) {
         let oldest = self
             .plans
             .iter()
@@ -161,14 +161,14 @@ impl Cache {
 
 impl Plan {
     /// Looks up the plan of a recorded graph.
-    pub fn seek(recorded: &Numbered<'_>, backend: Backend) -> Sought {
+    pub fn seek(recorded: &Numbered<'_>, backend: Backend) -> Lookup {
         if let Some(plan) = cache().find(recorded, backend) {
             HITS.fetch_add(1, Ordering::Relaxed);
             tracing::trace!(hash = recorded.hash(), "plan found");
-            return Sought::Found(plan);
+            return Lookup::Found(plan);
         }
         MISSES.fetch_add(1, Ordering::Relaxed);
-        Sought::Missing {
+        Lookup::Missing {
             hash: recorded.hash(),
             key: recorded.key(),
             graph: Box::new(recorded.graph()),
@@ -176,7 +176,7 @@ impl Plan {
         }
     }
 
-    fn make(key: Key, graph: Graph, backend: Backend) -> Result<Self> {
+    fn make(key: PlanKey, graph: Graph, backend: Backend) -> Result<Self> {
         let results = graph.outputs.iter().map(|&output| graph.meta(output));
         let results = results
             .map(|meta| Kind::input(&meta.shape, meta.dtype, &graph.device))
@@ -242,7 +242,7 @@ pub(crate) fn recorded_bytes(graph: &Graph) -> [usize; 2] {
     [bytes(&is_input), bytes(&is_made)]
 }
 
-impl Sought {
+impl Lookup {
     /// The plan, made on a miss.
     pub fn plan(self) -> Result<Arc<Plan>> {
         match self {

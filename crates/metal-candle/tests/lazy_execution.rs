@@ -214,8 +214,8 @@ fn an_evaluation_may_be_awaited() -> Result<()> {
     use std::sync::{Arc, mpsc};
     use std::task::{Context, Poll, Wake};
 
-    struct Bell(mpsc::SyncSender<()>);
-    impl Wake for Bell {
+    struct ChannelWaker(mpsc::SyncSender<()>);
+    impl Wake for ChannelWaker {
         fn wake(self: Arc<Self>) {
             let _ = self.0.try_send(());
         }
@@ -228,7 +228,7 @@ fn an_evaluation_may_be_awaited() -> Result<()> {
     }
 
     let (sender, bell) = mpsc::sync_channel(1);
-    let waker = Arc::new(Bell(sender)).into();
+    let waker = Arc::new(ChannelWaker(sender)).into();
     let mut program = std::pin::pin!(program());
     let value = loop {
         match program.as_mut().poll(&mut Context::from_waker(&waker)) {

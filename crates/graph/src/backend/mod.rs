@@ -11,7 +11,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{Device, Storage, Tensor};
 use smallvec::SmallVec;
 
-use self::cpu::Buffer;
+use self::cpu::OutputBuffer;
 use crate::error::Result;
 use crate::graph::{Graph, GraphNode, Meta};
 use crate::pass::{self, Trail};
@@ -148,7 +148,7 @@ pub(crate) enum Value {
     /// Held by Candle, and perhaps shared: never overwritten.
     Tensor(Tensor),
     /// Held by the engine alone: may be overwritten when its last handle is donated. Contiguous.
-    Host(Arc<Buffer>),
+    Host(Arc<OutputBuffer>),
 }
 
 impl Value {

@@ -107,7 +107,7 @@ fn pullback(
     }
     for (index, node) in order.nodes.iter().enumerate().rev() {
         // All users of the node have been visited. A parameter may be computed from another one, so the walk goes on.
-        if leads_on(node, &needs) && rules::is_differentiable(&node.tensor.kind().operation) {
+        if reaches_parameter(node, &needs) && rules::is_differentiable(&node.tensor.kind().operation) {
             let (below, here) = cotangents.split_at_mut(index);
             step(node, &here[0], &needs, below)?;
         }
@@ -130,7 +130,7 @@ fn dependents(order: &PostOrder) -> (Vec<bool>, Vec<&'static str>) {
         needs[place as usize] = true;
     }
     for (index, node) in order.nodes.iter().enumerate() {
-        if leads_on(node, &needs) {
+        if reaches_parameter(node, &needs) {
             let operation = &node.tensor.kind().operation;
             if rules::is_differentiable(operation) {
                 needs[index] = true;
@@ -143,7 +143,7 @@ fn dependents(order: &PostOrder) -> (Vec<bool>, Vec<&'static str>) {
 }
 
 /// Whether a parameter is reachable through the inputs.
-fn leads_on(node: &Visited, needs: &[bool]) -> bool {
+fn reaches_parameter(node: &Visited, needs: &[bool]) -> bool {
     node.positions.iter().any(|&input| needs[input as usize])
 }
 

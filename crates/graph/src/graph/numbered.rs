@@ -39,7 +39,7 @@ pub(crate) struct Numbered<'a> {
 }
 
 /// The structure of a recorded graph: the key of its plan. It contains kinds, no data.
-pub(crate) struct Key {
+pub(crate) struct PlanKey {
     entries: Vec<(Arc<Kind>, Role)>,
     edges: Vec<ValueRef>,
     outputs: SmallVec<[ValueRef; 4]>,
@@ -128,7 +128,7 @@ impl<'a> Numbered<'a> {
     }
 
     /// Whether `key` has this structure, compared in full.
-    pub fn is(&self, key: &Key) -> bool {
+    pub fn is(&self, key: &PlanKey) -> bool {
         self.entries.len() == key.entries.len()
             && self.edges == key.edges
             && self.outputs == key.outputs
@@ -139,8 +139,8 @@ impl<'a> Numbered<'a> {
                 .all(|(found, kept)| is_same((found.0, found.1), (&kept.0, kept.1)))
     }
 
-    pub fn key(&self) -> Key {
-        Key {
+    pub fn key(&self) -> PlanKey {
+        PlanKey {
             entries: self
                 .entries
                 .iter()

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// The dtypes that an input accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
+enum DTypeClass {
     /// Any supported dtype.
     Any,
     /// f64, f32, f16, bf16.
@@ -28,28 +28,28 @@ enum Class {
 }
 
 /// Used at every recording, so it must not allocate.
-type Classes = SmallVec<[Class; 6]>;
+type DTypeClasses = SmallVec<[DTypeClass; 6]>;
 
 /// The dtypes of the required inputs, then of the optional ones (as one block: all or none, unless `repeat`).
 struct Signature {
-    required: Classes,
-    optional: Classes,
+    required: DTypeClasses,
+    optional: DTypeClasses,
     /// The last required class may repeat (concat).
     repeat: bool,
 }
 
 impl Signature {
     /// The dtypes that input `index` accepts.
-    fn class(&self, index: usize) -> Option<Class> {
+    fn class(&self, index: usize) -> Option<DTypeClass> {
         let optional = || self.optional.get(index - self.required.len()).or(self.optional.last());
         self.required.get(index).or_else(optional).copied()
     }
 }
 
-fn takes<const N: usize>(classes: [Class; N]) -> Signature {
+fn takes<const N: usize>(classes: [DTypeClass; N]) -> Signature {
     Signature {
         required: classes.into_iter().collect(),
-        optional: Classes::new(),
+        optional: DTypeClasses::new(),
         repeat: false,
     }
 }
@@ -68,7 +68,7 @@ pub fn is_float(dtype: DType) -> bool {
 
 /// The table of inputs that each operation takes.
 fn signature(operation: &Operation) -> Signature {
-    use Class::{Any, Exactly, Float, Index, Like, Signed};
+    use DTypeClass::{Any, Exactly, Float, Index, Like, Signed};
     use Operation as O;
     match operation {
         O::Input | O::Constant { .. } | O::Iota { .. } => takes([]),
@@ -126,7 +126,7 @@ fn signature(operation: &Operation) -> Signature {
         O::Rope { .. } | O::LoRA { .. } => takes([Float, Like(0), Like(0)]),
         O::DequantMatmul { .. } => takes([Float, Exactly(DType::U8), Exactly(DType::F16)]),
         O::Attention(options) => {
-            let mut required: Classes = smallvec![Float, Like(0), Like(0)];
+            let mut required: DTypeClasses = smallvec![Float, Like(0), Like(0)];
             required.extend(options.offset.then_some(Exactly(DType::U32)));
             required.extend(
                 options
@@ -137,7 +137,7 @@ fn signature(operation: &Operation) -> Signature {
             );
             Signature {
                 required,
-                optional: Classes::new(),
+                optional: DTypeClasses::new(),
                 repeat: false,
             }
         }
@@ -145,20 +145,20 @@ fn signature(operation: &Operation) -> Signature {
         O::AdamW(_) => takes([Float, Like(0), Like(0), Like(0), Like(0)]),
         O::Elementwise(expression) => Signature {
             required: expression.inputs.iter().map(|meta| Exactly(meta.dtype)).collect(),
-            optional: Classes::new(),
+            optional: DTypeClasses::new(),
             repeat: false,
         },
         O::MatmulSum { terms, .. } => {
             let count = terms.iter().map(|term| term.inputs()).sum();
             Signature {
                 required: (0..count).map(|i| if i == 0 { Float } else { Like(0) }).collect(),
-                optional: Classes::new(),
+                optional: DTypeClasses::new(),
                 repeat: false,
             }
         }
         O::SharedMatmul { count, .. } => Signature {
             required: (0..=*count).map(|i| if i == 0 { Float } else { Like(0) }).collect(),
-            optional: Classes::new(),
+            optional: DTypeClasses::new(),
             repeat: false,
         },
         O::Vjp { .. } | O::ValueAndVjp { .. } => Signature {
@@ -225,34 +225,34 @@ pub(super) fn fitting_dtypes(operation: &Operation, count: usize) -> SmallVec<[D
     let mut dtypes: SmallVec<[DType; 6]> = SmallVec::new();
     for index in 0..count {
         dtypes.push(match signature.class(index) {
-            Some(Class::Exactly(dtype)) => dtype,
-            Some(Class::Index) => DType::U32,
-            Some(Class::Like(other)) => dtypes[other],
-            Some(Class::Any | Class::Float | Class::Signed) | None => DType::F32,
+            Some(DTypeClass::Exactly(dtype)) => dtype,
+            Some(DTypeClass::Index) => DType::U32,
+            Some(DTypeClass::Like(other)) => dtypes[other],
+            Some(DTypeClass::Any | DTypeClass::Float | DTypeClass::Signed) | None => DType::F32,
         });
     }
     dtypes
 }
 
-fn check_class(operation: &Operation, input: usize, class: Class, inputs: &[&Meta], found: DType) -> Result<()> {
+fn check_class(operation: &Operation, input: usize, class: DTypeClass, inputs: &[&Meta], found: DType) -> Result<()> {
     let fits = match class {
-        Class::Any => is_supported(found),
-        Class::Float => is_float(found),
-        Class::Signed => is_float(found) || found == DType::I64,
-        Class::Index => matches!(found, DType::U32 | DType::I64),
-        Class::Exactly(dtype) => found == dtype,
-        Class::Like(other) => found == inputs[other].dtype,
+        DTypeClass::Any => is_supported(found),
+        DTypeClass::Float => is_float(found),
+        DTypeClass::Signed => is_float(found) || found == DType::I64,
+        DTypeClass::Index => matches!(found, DType::U32 | DType::I64),
+        DTypeClass::Exactly(dtype) => found == dtype,
+        DTypeClass::Like(other) => found == inputs[other].dtype,
     };
     if fits {
         return Ok(());
     }
     let expected = match class {
-        Class::Any => "one of f32, f64, f16, bf16, u8, u32, i64".to_owned(),
-        Class::Float => "a float (f32, f64, f16, bf16)".to_owned(),
-        Class::Signed => "a float or i64".to_owned(),
-        Class::Index => "u32 or i64".to_owned(),
-        Class::Exactly(dtype) => format!("{dtype:?}"),
-        Class::Like(other) => format!("{:?} like input {other}", inputs[other].dtype),
+        DTypeClass::Any => "one of f32, f64, f16, bf16, u8, u32, i64".to_owned(),
+        DTypeClass::Float => "a float (f32, f64, f16, bf16)".to_owned(),
+        DTypeClass::Signed => "a float or i64".to_owned(),
+        DTypeClass::Index => "u32 or i64".to_owned(),
+        DTypeClass::Exactly(dtype) => format!("{dtype:?}"),
+        DTypeClass::Like(other) => format!("{:?} like input {other}", inputs[other].dtype),
     };
     Err(Error::DType {
         operation: operation.name(),

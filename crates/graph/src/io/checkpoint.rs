@@ -215,7 +215,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
             action: "read",
             source,
         })?;
-    let index: Index = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    let index: ShardIndex = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
     if index.weight_map.0.is_empty() {
         return Err(bad("weight_map is empty".to_owned()));
     }
@@ -223,7 +223,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 #[derive(serde::Deserialize)]
-struct Index {
+struct ShardIndex {
     weight_map: WeightMap,
 }
 

@@ -18,7 +18,7 @@ pub(super) enum ReadFault {
 }
 
 /// An element type of safetensors files.
-pub(super) trait Element: Copy {
+pub(super) trait StoredElement: Copy {
     /// Bytes per element.
     const SIZE: usize;
     /// Reads from exactly `SIZE` bytes.
@@ -29,7 +29,7 @@ pub(super) trait Element: Copy {
 
 macro_rules! element {
     ($($t:ty),*) => {$(
-        impl Element for $t {
+        impl StoredElement for $t {
             const SIZE: usize = size_of::<$t>();
             fn from_le(bytes: &[u8]) -> Self {
                 let mut raw = [0; size_of::<$t>()];
@@ -45,12 +45,12 @@ macro_rules! element {
 element!(f64, f32, f16, bf16, i64, u32, u8);
 
 /// A floating-point element; f64 represents every value of the others exactly, so conversions round once.
-pub(super) trait Float: Element {
+pub(super) trait StoredFloat: StoredElement {
     fn widen(self) -> f64;
     fn narrow(value: f64) -> Self;
 }
 
-impl Float for f64 {
+impl StoredFloat for f64 {
     fn widen(self) -> f64 {
         self
     }
@@ -58,7 +58,7 @@ impl Float for f64 {
         value
     }
 }
-impl Float for f32 {
+impl StoredFloat for f32 {
     fn widen(self) -> f64 {
         f64::from(self)
     }
@@ -66,7 +66,7 @@ impl Float for f32 {
         value as f32
     }
 }
-impl Float for f16 {
+impl StoredFloat for f16 {
     fn widen(self) -> f64 {
         f64::from(self.to_f32())
     }
@@ -74,7 +74,7 @@ impl Float for f16 {
         f16::from_f64(value)
     }
 }
-impl Float for bf16 {
+impl StoredFloat for bf16 {
     fn widen(self) -> f64 {
         f64::from(self.to_f32())
     }
@@ -84,7 +84,7 @@ impl Float for bf16 {
 }
 
 /// Reads `count` elements of type `S` and converts each to `T`.
-pub(super) fn read<S: Element, T>(
+pub(super) fn read<S: StoredElement, T>(
     source: &mut impl Read,
     count: usize,
     convert: impl Fn(S) -> T,
@@ -105,7 +105,7 @@ pub(super) fn read<S: Element, T>(
 }
 
 /// Writes elements little-endian.
-pub(super) fn write<T: Element>(target: &mut dyn Write, values: &[T]) -> std::io::Result<()> {
+pub(super) fn write<T: StoredElement>(target: &mut dyn Write, values: &[T]) -> std::io::Result<()> {
     let mut chunk = Vec::with_capacity(CHUNK);
     for part in values.chunks(CHUNK / T::SIZE) {
         chunk.clear();

@@ -273,11 +273,11 @@ impl<'de> Visitor<'de> for Entry<'_, '_> {
                     dtype.replace(self.dtype(text)?).is_some()
                 }
                 "shape" => {
-                    let dims = map.next_value_seed(Numbers { limit: MAX_DIMENSIONS });
+                    let dims = map.next_value_seed(IntegerList { limit: MAX_DIMENSIONS });
                     shape.replace(dims.map_err(|e| self.field("shape", e))?).is_some()
                 }
                 "data_offsets" => {
-                    let pair = map.next_value_seed(Numbers { limit: 2 });
+                    let pair = map.next_value_seed(IntegerList { limit: 2 });
                     offsets
                         .replace(pair.map_err(|e| self.field("data_offsets", e))?)
                         .is_some()
@@ -311,18 +311,18 @@ impl<'de> Visitor<'de> for Entry<'_, '_> {
 }
 
 /// A short list of integers; stops reading at `limit`, so that a long list allocates nothing.
-struct Numbers {
+struct IntegerList {
     limit: usize,
 }
 
-impl<'de> DeserializeSeed<'de> for Numbers {
+impl<'de> DeserializeSeed<'de> for IntegerList {
     type Value = Vec<u64>;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Vec<u64>, D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
 
-impl<'de> Visitor<'de> for Numbers {
+impl<'de> Visitor<'de> for IntegerList {
     type Value = Vec<u64>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -15,7 +15,7 @@ use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::elements::{self, Element, Float, ReadFault};
+use super::elements::{self, ReadFault, StoredElement, StoredFloat};
 use super::header::{Header, MAX_HEADER};
 use super::{FileError, Result, write_atomically};
 
@@ -187,7 +187,7 @@ impl SafetensorsFile {
         }
     }
 
-    fn load_float<S: Float + WithDType>(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+    fn load_float<S: StoredFloat + WithDType>(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         match dtype {
             same if same == S::DTYPE => self.read(name, device, |v: S| v),
             DType::F64 => self.read(name, device, |v: S| v.widen()),
@@ -198,7 +198,12 @@ impl SafetensorsFile {
         }
     }
 
-    fn read<S: Element, T: WithDType>(&self, name: &str, device: &Device, convert: impl Fn(S) -> T) -> Result<Tensor> {
+    fn read<S: StoredElement, T: WithDType>(
+        &self,
+        name: &str,
+        device: &Device,
+        convert: impl Fn(S) -> T,
+    ) -> Result<Tensor> {
         let info = self.info(name)?;
         let bytes = info.range.end - info.range.start;
         let values = {
@@ -338,7 +343,10 @@ enum WriteFault {
 }
 
 fn write_tensor(out: &mut dyn Write, tensor: &Tensor) -> std::result::Result<(), WriteFault> {
-    fn values<T: WithDType + Element>(out: &mut dyn Write, tensor: &Tensor) -> std::result::Result<(), WriteFault> {
+    fn values<T: WithDType + StoredElement>(
+        out: &mut dyn Write,
+        tensor: &Tensor,
+    ) -> std::result::Result<(), WriteFault> {
         let flat = tensor
             .flatten_all()
             .and_then(|t| t.to_vec1::<T>())

@@ -21,7 +21,7 @@ const ROW: usize = 1024;
 
 /// The type in which an expression computes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Numbers {
+enum ComputeType {
     Single,
     Double,
 }
@@ -65,7 +65,7 @@ pub(super) fn run(graph: Graph) -> Graph {
 
 /// An elementwise node as an expression of one operation; `None` for one that is not computed in f32 or f64 throughout.
 pub(crate) fn expression_of(graph: &Graph, index: usize) -> Option<GraphNode> {
-    numbers(graph, &graph.nodes[index]).map(|_| express(graph, &[index]))
+    compute_type(graph, &graph.nodes[index]).map(|_| express(graph, &[index]))
 }
 
 /// For each elementwise node, the last node of its group.
@@ -90,7 +90,7 @@ fn groups(graph: &Graph) -> Vec<Option<usize>> {
             sizes.insert(index, (1, 1));
             continue;
         }
-        let Some(numbers) = numbers(graph, node).filter(|_| node.outputs[0].shape.elem_count() > 0) else {
+        let Some(numbers) = compute_type(graph, node).filter(|_| node.outputs[0].shape.elem_count() > 0) else {
             continue;
         };
         let shared = users[index].first().and_then(|&user| groups[user as usize]);
@@ -99,7 +99,7 @@ fn groups(graph: &Graph) -> Vec<Option<usize>> {
             !wanted[index]
                 && users[index].iter().all(|&user| groups[user as usize] == Some(root))
                 && loop_shape(graph, root) == &node.outputs[0].shape
-                && self::numbers(graph, &graph.nodes[root]) == Some(numbers)
+                && compute_type(graph, &graph.nodes[root]) == Some(numbers)
                 && terms < TERMS
                 && inputs + node.inputs.len() <= INPUTS + 1
         };
@@ -132,7 +132,7 @@ fn loop_shape(graph: &Graph, index: usize) -> &Shape {
 
 /// The type in which an elementwise node or row reduction computes; `None` if it is not fused: integers, and casts
 /// between f32 and f64.
-fn numbers(graph: &Graph, node: &GraphNode) -> Option<Numbers> {
+fn compute_type(graph: &Graph, node: &GraphNode) -> Option<ComputeType> {
     if !node.operation.is_elementwise() && reduced(graph, node).is_none() {
         return None;
     }
@@ -140,10 +140,10 @@ fn numbers(graph: &Graph, node: &GraphNode) -> Option<Numbers> {
     let dtypes = node.inputs.iter().map(|&input| graph.meta(input).dtype);
     for dtype in dtypes.chain([node.outputs[0].dtype]) {
         let numbers = match dtype {
-            DType::F64 => Numbers::Double,
+            DType::F64 => ComputeType::Double,
             // A mask: the result of a comparison, the condition of a select, or a mask that is cast to a number.
             DType::U8 => continue,
-            other if is_float(other) => Numbers::Single,
+            other if is_float(other) => ComputeType::Single,
             _ => return None,
         };
         if found.is_some_and(|other| other != numbers) {

@@ -5,7 +5,7 @@ mod cse;
 mod dce;
 mod fold;
 mod fuse;
-mod lives;
+mod live_ranges;
 mod lower;
 mod pair;
 mod products;

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use smallvec::SmallVec;
 
 use super::dce;
-use super::lives::Lives;
+use super::live_ranges::LiveRanges;
 use crate::graph::{Graph, GraphNode, Meta, Operation, ValueRef, cost};
 
 /// Maximum recomputed work, as a share of all work.
@@ -23,15 +23,15 @@ pub(super) fn run(graph: Graph) -> Graph {
     if graph.nodes.iter().any(|node| node.operation.updates_in_place()) {
         return graph;
     }
-    let lives = Lives::of(&graph);
-    let (before, peak) = lives.peak();
-    let again = chosen(&graph, lives, (before, peak));
+    let live_ranges = LiveRanges::of(&graph);
+    let (before, peak) = live_ranges.peak();
+    let again = chosen(&graph, live_ranges, (before, peak));
     if again.is_empty() {
         return graph;
     }
     // A view whose readers have all moved to the recomputed value would keep the first one alive.
     let repeated = dce::run(repeated(&graph, &again, peak));
-    let after = Lives::of(&repeated).peak().0;
+    let after = LiveRanges::of(&repeated).peak().0;
     if after >= before {
         return graph;
     }
@@ -40,42 +40,42 @@ pub(super) fn run(graph: Graph) -> Graph {
 }
 
 /// A node to recompute before another one, its first reader after the peak.
-struct Again {
+struct Recompute {
     node: usize,
     before: usize,
 }
 
 /// Chooses the nodes to recompute: the largest first, within the work limit.
-fn chosen(graph: &Graph, mut lives: Lives, (most, peak): (usize, usize)) -> Vec<Again> {
+fn chosen(graph: &Graph, mut live_ranges: LiveRanges, (most, peak): (usize, usize)) -> Vec<Recompute> {
     let readers = readers(graph);
     let mut candidates: Vec<(usize, usize, usize)> = Vec::new();
     for index in (0..graph.nodes.len()).take(peak + 1) {
         let near = readers[index].iter().rfind(|&&reader| reader as usize <= peak);
         let late = readers[index].iter().find(|&&reader| reader as usize > peak);
-        let large = lives.bytes[index] as f64 >= WORTH * most as f64;
+        let large = live_ranges.bytes[index] as f64 >= WORTH * most as f64;
         if let (Some(&near), Some(&late)) = (near, late)
             && large
             && is_cheap(graph, index)
-            && lives.last[index] < graph.nodes.len()
+            && live_ranges.last[index] < graph.nodes.len()
         {
             candidates.push((index, near as usize, late as usize));
         }
     }
-    candidates.sort_by_key(|&(index, ..)| Reverse(lives.bytes[index]));
+    candidates.sort_by_key(|&(index, ..)| Reverse(live_ranges.bytes[index]));
     let mut left = WORK * graph.nodes.iter().map(|node| work(graph, node)).sum::<f64>();
     let mut again = Vec::new();
     for (index, near, late) in candidates {
         let node = &graph.nodes[index];
         let there = |input: &ValueRef| {
-            let owner = lives.owners[input.node as usize];
-            graph.nodes[owner].operation.is_given() || lives.last[owner] >= late
+            let owner = live_ranges.owners[input.node as usize];
+            graph.nodes[owner].operation.is_given() || live_ranges.last[owner] >= late
         };
         let cost = work(graph, node);
         if cost <= left && node.inputs.iter().all(there) {
             left -= cost;
             // A recomputed node cannot be an input of other recomputed nodes.
-            lives.last[index] = near;
-            again.push(Again {
+            live_ranges.last[index] = near;
+            again.push(Recompute {
                 node: index,
                 before: late,
             });
@@ -138,7 +138,7 @@ fn work(graph: &Graph, node: &GraphNode) -> f64 {
 
 /// The graph with these nodes duplicated. Readers after the peak use the duplicates, and so do the views in between,
 /// which are duplicated too.
-fn repeated(graph: &Graph, again: &[Again], peak: usize) -> Graph {
+fn repeated(graph: &Graph, again: &[Recompute], peak: usize) -> Graph {
     let mut is_again = vec![false; graph.nodes.len()];
     let mut due: Vec<SmallVec<[usize; 1]>> = vec![SmallVec::new(); graph.nodes.len()];
     for one in again {
@@ -159,7 +159,7 @@ fn repeated(graph: &Graph, again: &[Again], peak: usize) -> Graph {
     };
     for (index, node) in graph.nodes.iter().enumerate() {
         let late = index > peak && !copy.is_again[index];
-        due[index].iter().for_each(|&made| copy.make_again(made));
+        due[index].iter().for_each(|&made| copy.recompute(made));
         let inputs = node.inputs.iter().map(|&input| copy.place(input, late)).collect();
         copy.first[index] = copy.nodes.len() as u32;
         copy.nodes.push(GraphNode { inputs, ..node.clone() });
@@ -187,14 +187,14 @@ impl Copy<'_> {
     fn place(&mut self, value: ValueRef, late: bool) -> ValueRef {
         let index = value.node as usize;
         if late && self.is_again[index] {
-            self.make_again(index);
+            self.recompute(index);
         }
         let node = self.second[index].filter(|_| late).unwrap_or(self.first[index]);
         ValueRef { node, ..value }
     }
 
     /// Inserts the duplicate of a node, with the views between it and its source.
-    fn make_again(&mut self, index: usize) {
+    fn recompute(&mut self, index: usize) {
         let mut path: SmallVec<[usize; 4]> = SmallVec::new();
         let mut at = index;
         while self.second[at].is_none() {
@@ -233,8 +233,8 @@ mod tests {
 
     fn peaks(outputs: &[LazyTensor]) -> (usize, usize) {
         let graph = schedule::run(numbered::flatten(outputs).unwrap().graph);
-        let before = Lives::of(&graph).peak().0;
-        (before, Lives::of(&run(graph)).peak().0)
+        let before = LiveRanges::of(&graph).peak().0;
+        (before, LiveRanges::of(&run(graph)).peak().0)
     }
 
     /// Layers of a product with a low-rank term and an activation, and the gradients of the low-rank factors.

@@ -3,7 +3,7 @@
 
 use smallvec::SmallVec;
 
-use super::lives::Lives;
+use super::live_ranges::LiveRanges;
 use crate::graph::{Graph, GraphNode, ValueRef};
 
 /// Minimum saving of a new order as a share of the peak: otherwise consecutive kernels stay together.
@@ -13,10 +13,10 @@ pub(super) fn run(graph: Graph) -> Graph {
     if graph.nodes.iter().any(|node| node.operation.updates_in_place()) {
         return graph;
     }
-    let lives = Lives::of(&graph);
-    let before = lives.peak().0;
-    let reordered = reordered(&graph, &Order::of(&graph, &lives).nodes);
-    let after = Lives::of(&reordered).peak().0;
+    let live_ranges = LiveRanges::of(&graph);
+    let before = live_ranges.peak().0;
+    let reordered = reordered(&graph, &Order::of(&graph, &live_ranges).nodes);
+    let after = LiveRanges::of(&reordered).peak().0;
     if (after as f64) >= before as f64 * (1.0 - WORTH) {
         return graph;
     }
@@ -27,7 +27,7 @@ pub(super) fn run(graph: Graph) -> Graph {
 /// The new order under construction.
 struct Order<'a> {
     graph: &'a Graph,
-    lives: &'a Lives,
+    live_ranges: &'a LiveRanges,
     /// The readers of each node's value.
     users: Vec<SmallVec<[u32; 2]>>,
     /// For each node, the number of inputs that are not scheduled yet.
@@ -39,11 +39,11 @@ struct Order<'a> {
 }
 
 impl<'a> Order<'a> {
-    fn of(graph: &'a Graph, lives: &'a Lives) -> Self {
+    fn of(graph: &'a Graph, live_ranges: &'a LiveRanges) -> Self {
         let count = graph.nodes.len();
         let mut order = Self {
             graph,
-            lives,
+            live_ranges,
             users: vec![SmallVec::new(); count],
             missing: graph.nodes.iter().map(|node| node.inputs.len()).collect(),
             readers: vec![0; count],
@@ -53,7 +53,7 @@ impl<'a> Order<'a> {
         for (index, node) in graph.nodes.iter().enumerate() {
             for input in &node.inputs {
                 order.users[input.node as usize].push(index as u32);
-                order.readers[lives.owners[input.node as usize]] += 1;
+                order.readers[live_ranges.owners[input.node as usize]] += 1;
             }
         }
         // Inputs are bound by their order.
@@ -75,16 +75,16 @@ impl<'a> Order<'a> {
 
     /// Whether a node takes more memory than it frees, so that it should be delayed until its first use.
     fn waits(&self, index: usize) -> bool {
-        let is_result = self.lives.last[self.lives.owners[index]] == self.graph.nodes.len();
+        let is_result = self.live_ranges.last[self.live_ranges.owners[index]] == self.graph.nodes.len();
         !is_result && !self.users[index].is_empty() && !self.pays(index)
     }
 
     /// Bytes that a node helps to free: for each input, its share among the remaining readers.
     fn freed(&self, index: usize) -> usize {
         let inputs = &self.graph.nodes[index].inputs;
-        let owners = inputs.iter().map(|input| self.lives.owners[input.node as usize]);
-        let ends = |owner: &usize| self.lives.last[*owner] < self.graph.nodes.len();
-        let share = |owner: usize| self.lives.bytes[owner] / self.readers[owner].max(1);
+        let owners = inputs.iter().map(|input| self.live_ranges.owners[input.node as usize]);
+        let ends = |owner: &usize| self.live_ranges.last[*owner] < self.graph.nodes.len();
+        let share = |owner: usize| self.live_ranges.bytes[owner] / self.readers[owner].max(1);
         owners.filter(ends).map(share).sum()
     }
 
@@ -93,7 +93,7 @@ impl<'a> Order<'a> {
         if self.graph.nodes[index].operation.is_view() {
             return self.missing[index] == 0;
         }
-        self.freed(index) > self.lives.bytes[index]
+        self.freed(index) > self.live_ranges.bytes[index]
     }
 
     /// Schedules a node after its inputs, and then all nodes that now free memory.
@@ -123,7 +123,7 @@ impl<'a> Order<'a> {
         self.is_made[index] = true;
         self.nodes.push(index);
         for input in &self.graph.nodes[index].inputs {
-            self.readers[self.lives.owners[input.node as usize]] -= 1;
+            self.readers[self.live_ranges.owners[input.node as usize]] -= 1;
         }
         for &user in &self.users[index] {
             self.missing[user as usize] -= 1;
@@ -173,8 +173,8 @@ mod tests {
         let mut order: Vec<usize> = (0..graph.nodes.len()).collect();
         order.sort_by_key(|&index| rank(index));
         let graph = super::reordered(&graph, &order);
-        let before = Lives::of(&graph).peak().0;
-        (before, Lives::of(&run(graph)).peak().0)
+        let before = LiveRanges::of(&graph).peak().0;
+        (before, LiveRanges::of(&run(graph)).peak().0)
     }
 
     #[test]

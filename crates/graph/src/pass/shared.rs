@@ -27,10 +27,10 @@ pub(super) fn run(graph: Graph) -> Graph {
 }
 
 /// The key of products that can be joined: the left factor, the bits of the scale, and the result's dtype.
-type Key = (ValueRef, u32, DType);
+type ProductKey = (ValueRef, u32, DType);
 
 /// The key of a narrow product.
-fn narrow(graph: &Graph, node: &GraphNode) -> Option<Key> {
+fn narrow(graph: &Graph, node: &GraphNode) -> Option<ProductKey> {
     let (&[a, b], scale) = (&node.inputs[..], scale_of(&node.operation)?) else {
         return None;
     };
@@ -51,7 +51,7 @@ fn scale_of(operation: &Operation) -> Option<f32> {
 
 /// Groups of two or more narrow products with the same key.
 fn groups(graph: &Graph) -> Vec<Vec<usize>> {
-    let mut found: FxHashMap<Key, Vec<usize>> = FxHashMap::default();
+    let mut found: FxHashMap<ProductKey, Vec<usize>> = FxHashMap::default();
     for (index, node) in graph.nodes.iter().enumerate() {
         if let Some(key) = narrow(graph, node) {
             found.entry(key).or_default().push(index);

@@ -16,8 +16,8 @@ pub(super) fn check_data(node: &GraphNode, inputs: &[&Tensor]) -> candle_core::R
         O::IndexSelect { dim } | O::Gather { dim } | O::IndexAdd { dim } | O::ScatterAdd { dim } => {
             bounded(name, inputs[1], size(dim))
         }
-        O::DynamicSlice { dim, length } => Ok(in_box(name, position(1)?, *length, size(dim))),
-        O::SliceUpdate { dim } => Ok(in_box(name, position(2)?, inputs[1].dims()[*dim], size(dim))),
+        O::DynamicSlice { dim, length } => Ok(check_range(name, position(1)?, *length, size(dim))),
+        O::SliceUpdate { dim } => Ok(check_range(name, position(2)?, inputs[1].dims()[*dim], size(dim))),
         // No data makes these fail; fused operations never arrive here.
         O::Input
         | O::Constant { .. }
@@ -88,7 +88,7 @@ fn bounded(operation: &'static str, indices: &Tensor, size: usize) -> candle_cor
 }
 
 /// Checks that `position..position + length` lies in a dimension of `size`.
-fn in_box(operation: &'static str, position: usize, length: usize, size: usize) -> Result<()> {
+fn check_range(operation: &'static str, position: usize, length: usize, size: usize) -> Result<()> {
     if position + length <= size {
         return Ok(());
     }

@@ -6,9 +6,9 @@ use std::ops::Range;
 use rustc_hash::FxHashMap;
 use smallvec::{SmallVec, smallvec};
 
-use super::Place;
+use super::Location;
 use super::build::{Builder, Origin};
-use super::memory::{Life, place};
+use super::memory::{LiveRange, place};
 use super::operand::Declared;
 use super::steps::{Check, Step, Work, joined};
 use super::tasks::{StepCost, Tasks, tasks};
@@ -127,22 +127,22 @@ impl Builder<'_> {
     }
 
     /// Assigns arena offsets to all buffers without fixed memory, with a separate part of the arena for each task.
-    pub fn place_rest(&self, fixed: &FxHashMap<BufferId, Place>, tasks: &[Range<usize>]) -> (Vec<Place>, usize) {
+    pub fn place_rest(&self, fixed: &FxHashMap<BufferId, Location>, tasks: &[Range<usize>]) -> (Vec<Location>, usize) {
         let in_arena: Vec<BufferId> = (0..self.buffers.len())
             .filter(|id| self.buffers[*id].origin == Origin::Computed && !fixed.contains_key(id))
             .collect();
         let (offsets, bytes) = self.offsets(&in_arena, tasks);
-        let mut places: Vec<Place> = (0..self.buffers.len())
+        let mut places: Vec<Location> = (0..self.buffers.len())
             .map(|id| match self.buffers[id].origin {
-                Origin::Input(i) => Place::Input(i),
-                Origin::Constant(i) => Place::Constant(i),
-                Origin::Computed => fixed.get(&id).copied().unwrap_or(Place::Arena(0)),
+                Origin::Input(i) => Location::Input(i),
+                Origin::Constant(i) => Location::Constant(i),
+                Origin::Computed => fixed.get(&id).copied().unwrap_or(Location::Arena(0)),
             })
             .collect();
         in_arena
             .iter()
             .zip(offsets)
-            .for_each(|(&id, offset)| places[id] = Place::Arena(offset));
+            .for_each(|(&id, offset)| places[id] = Location::Arena(offset));
         (places, bytes)
     }
 
@@ -164,19 +164,19 @@ impl Builder<'_> {
         let life = |&id: &BufferId| {
             let (first, last) = touched[id];
             let bytes = self.buffers[id].bytes;
-            Life { bytes, first, last }
+            LiveRange { bytes, first, last }
         };
-        let lives: Vec<Life> = buffers.iter().map(life).collect();
+        let live_ranges: Vec<LiveRange> = buffers.iter().map(life).collect();
         if tasks.len() < 2 {
-            return place(&lives);
+            return place(&live_ranges);
         }
         let mut members: Vec<Vec<usize>> = vec![Vec::new(); tasks.len()];
-        for (i, life) in lives.iter().enumerate() {
+        for (i, life) in live_ranges.iter().enumerate() {
             members[tasks.partition_point(|task| task.end <= life.first)].push(i);
         }
-        let (mut offsets, mut end) = (vec![0; lives.len()], 0);
+        let (mut offsets, mut end) = (vec![0; live_ranges.len()], 0);
         for members in members {
-            let own: Vec<Life> = members.iter().map(|&i| lives[i]).collect();
+            let own: Vec<LiveRange> = members.iter().map(|&i| live_ranges[i]).collect();
             let (places, bytes) = place(&own);
             members
                 .iter()

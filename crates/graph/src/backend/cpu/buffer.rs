@@ -12,17 +12,17 @@ use crate::error::{Error, Result};
 use crate::graph::Meta;
 
 /// Minimum size in bytes of a pooled buffer; smaller ones go to the allocator.
-const LARGE: usize = 1 << 17;
+const MIN_POOLED: usize = 1 << 17;
 
 /// A buffer stays in the pool for this many runs with large results.
-const PATIENCE: u64 = 16;
+const MAX_AGE: u64 = 16;
 
 /// An output buffer, owned by the engine. Contiguous.
-pub(crate) struct Buffer(CpuStorage);
+pub(crate) struct OutputBuffer(CpuStorage);
 
 const NONE: CpuStorage = CpuStorage::U8(Vec::new());
 
-impl Buffer {
+impl OutputBuffer {
     pub fn new(storage: CpuStorage) -> Self {
         let bytes = large_bytes_of(&storage);
         if bytes > 0 {
@@ -32,7 +32,7 @@ impl Buffer {
     }
 
     /// An empty output buffer with capacity for `len` elements, not initialised.
-    pub fn with_room(dtype: DType, len: usize) -> Result<Self> {
+    pub fn with_capacity(dtype: DType, len: usize) -> Result<Self> {
         if is_large(dtype, len)
             && let Some(storage) = pool().take(dtype, len)
         {
@@ -79,13 +79,13 @@ impl Buffer {
     }
 }
 
-impl Clone for Buffer {
+impl Clone for OutputBuffer {
     fn clone(&self) -> Self {
         Self::new(self.0.clone())
     }
 }
 
-impl Drop for Buffer {
+impl Drop for OutputBuffer {
     fn drop(&mut self) {
         let mut storage = std::mem::replace(&mut self.0, NONE);
         if let Some((dtype, len)) = emptied(&mut storage)
@@ -97,7 +97,7 @@ impl Drop for Buffer {
 }
 
 fn is_large(dtype: DType, len: usize) -> bool {
-    len * dtype.size_in_bytes() >= LARGE
+    len * dtype.size_in_bytes() >= MIN_POOLED
 }
 
 /// Whether a result of this shape and dtype comes from the pool.
@@ -109,100 +109,100 @@ pub(super) fn is_large_result(meta: &Meta) -> bool {
 pub(super) fn begin_run() {
     let mut pool = pool();
     pool.run += 1;
-    let oldest = pool.run.saturating_sub(PATIENCE);
+    let oldest = pool.run.saturating_sub(MAX_AGE);
     // Sorted by age.
-    let gone = pool.waiting.partition_point(|waiting| waiting.since < oldest);
-    pool.drop_first(gone);
+    let expired = pool.free.partition_point(|free| free.freed_in < oldest);
+    pool.drop_first(expired);
 }
 
 /// Frees all pooled buffers.
 pub(super) fn release() {
     let mut pool = pool();
-    let all = pool.waiting.len();
+    let all = pool.free.len();
     pool.drop_first(all);
-    pool.most = pool.used;
+    pool.peak = pool.used;
 }
 
 /// Large free buffers. Sizes are in bytes unless stated otherwise.
-struct Pool {
-    waiting: Vec<Waiting>,
-    waiting_bytes: usize,
+struct BufferPool {
+    free: Vec<FreeBuffer>,
+    free_bytes: usize,
     used: usize,
     /// Peak use.
-    most: usize,
+    peak: usize,
     /// Number of runs with large results.
     run: u64,
 }
 
-fn pool() -> MutexGuard<'static, Pool> {
-    static POOL: Mutex<Pool> = Mutex::new(Pool::EMPTY);
+fn pool() -> MutexGuard<'static, BufferPool> {
+    static POOL: Mutex<BufferPool> = Mutex::new(BufferPool::EMPTY);
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Pool {
+impl BufferPool {
     const EMPTY: Self = Self {
-        waiting: Vec::new(),
-        waiting_bytes: 0,
+        free: Vec::new(),
+        free_bytes: 0,
         used: 0,
-        most: 0,
+        peak: 0,
         run: 0,
     };
 
     /// Takes the most recently freed buffer of this type and size.
     fn take(&mut self, dtype: DType, len: usize) -> Option<CpuStorage> {
-        let fits = |waiting: &Waiting| waiting.dtype == dtype && waiting.len == len;
-        let found = self.waiting.remove(self.waiting.iter().rposition(fits)?);
-        self.waiting_bytes -= found.bytes();
+        let fits = |free: &FreeBuffer| free.dtype == dtype && free.len == len;
+        let found = self.free.remove(self.free.iter().rposition(fits)?);
+        self.free_bytes -= found.bytes();
         self.used += found.bytes();
         Some(found.storage)
     }
 
     fn use_more(&mut self, bytes: usize) {
         self.used += bytes;
-        self.most = self.most.max(self.used);
-        self.keep_the_limit();
+        self.peak = self.peak.max(self.used);
+        self.enforce_limit();
     }
 
     /// Returns a free buffer, emptied, to the pool.
     fn add(&mut self, storage: CpuStorage, dtype: DType, len: usize) {
-        let waiting = Waiting {
+        let free = FreeBuffer {
             storage,
             dtype,
             len,
-            since: self.run,
+            freed_in: self.run,
         };
-        self.used -= waiting.bytes();
-        self.waiting_bytes += waiting.bytes();
-        self.waiting.push(waiting);
-        self.keep_the_limit();
+        self.used -= free.bytes();
+        self.free_bytes += free.bytes();
+        self.free.push(free);
+        self.enforce_limit();
     }
 
     /// Frees the oldest buffers while pooled and used bytes together exceed the peak use.
-    fn keep_the_limit(&mut self) {
-        let (mut count, mut all) = (0, self.used + self.waiting_bytes);
-        while all > self.most && count < self.waiting.len() {
-            all -= self.waiting[count].bytes();
+    fn enforce_limit(&mut self) {
+        let (mut count, mut all) = (0, self.used + self.free_bytes);
+        while all > self.peak && count < self.free.len() {
+            all -= self.free[count].bytes();
             count += 1;
         }
         self.drop_first(count);
     }
 
     fn drop_first(&mut self, count: usize) {
-        let gone = self.waiting.drain(..count);
-        self.waiting_bytes -= gone.map(|waiting| waiting.bytes()).sum::<usize>();
+        let expired = self.free.drain(..count);
+        self.free_bytes -= expired.map(|free| free.bytes()).sum::<usize>();
     }
 }
 
 /// A free buffer with capacity for `len` elements.
-struct Waiting {
+struct FreeBuffer {
     storage: CpuStorage,
     dtype: DType,
     len: usize,
     /// The run in which it was freed.
-    since: u64,
+    freed_in: u64,
 }
 
-impl Waiting {
+impl FreeBuffer {
     fn bytes(&self) -> usize {
         self.len * self.dtype.size_in_bytes()
     }
@@ -220,7 +220,7 @@ fn large_bytes_of(storage: &CpuStorage) -> usize {
         CpuStorage::I64(data) => data.capacity() * size_of::<i64>(),
         _ => 0,
     };
-    if bytes >= LARGE { bytes } else { 0 }
+    if bytes >= MIN_POOLED { bytes } else { 0 }
 }
 
 /// Clears the vector and returns its dtype and capacity; `None` for a dtype that results never have.
@@ -249,31 +249,31 @@ mod tests {
         CpuStorage::F32(Vec::with_capacity(len))
     }
 
-    fn waiting(pool: &Pool) -> Vec<usize> {
-        pool.waiting.iter().map(|waiting| waiting.len).collect()
+    fn free(pool: &BufferPool) -> Vec<usize> {
+        pool.free.iter().map(|free| free.len).collect()
     }
 
     #[test]
     fn buffers_wait_for_their_like_within_the_limit() {
-        let mut pool = Pool::EMPTY;
+        let mut pool = BufferPool::EMPTY;
         for len in [4, 5, 1] {
             pool.use_more(4 * len);
         }
         for len in [4, 5, 1] {
             pool.add(empty(len), DType::F32, len);
         }
-        assert_eq!((waiting(&pool), pool.waiting_bytes, pool.used), (vec![4, 5, 1], 40, 0));
+        assert_eq!((free(&pool), pool.free_bytes, pool.used), (vec![4, 5, 1], 40, 0));
         assert!(pool.take(DType::F32, 6).is_none() && pool.take(DType::U32, 5).is_none());
         let Some(CpuStorage::F32(found)) = pool.take(DType::F32, 5) else {
             panic!("the second one waits");
         };
-        assert_eq!((found.capacity(), pool.waiting_bytes, pool.used), (5, 20, 20));
+        assert_eq!((found.capacity(), pool.free_bytes, pool.used), (5, 20, 20));
         // Another one, of a new size: only the oldest is freed.
         pool.use_more(4 * 3);
-        assert_eq!((waiting(&pool), pool.used, pool.most), (vec![1], 32, 40));
+        assert_eq!((free(&pool), pool.used, pool.peak), (vec![1], 32, 40));
         // Use at a new peak: nothing can be kept.
         pool.use_more(4 * 4);
-        assert_eq!((waiting(&pool), pool.used, pool.most), (vec![], 48, 48));
+        assert_eq!((free(&pool), pool.used, pool.peak), (vec![], 48, 48));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::operand::{Access, Declared, Operands};
 use super::steps::{Check, Pieces, Step, Work};
 use super::thread_choice::ThreadChoice;
 use super::view::{BufferId, View};
-use super::{Memory, Outcome, Place, Program, buffer, elementwise, fused, primitives, with_type};
+use super::{Location, Memory, Outcome, Program, buffer, elementwise, fused, primitives, with_type};
 
 use crate::error::Result;
 use crate::fused::dequant_matmul::QuantFormat;
@@ -330,7 +330,7 @@ impl Builder<'_> {
     }
 
     fn finish(mut self) -> Result<Program> {
-        let mut places: FxHashMap<BufferId, Place> = FxHashMap::default();
+        let mut places: FxHashMap<BufferId, Location> = FxHashMap::default();
         let mut outputs = Vec::with_capacity(self.graph.outputs.len());
         let mut taken = vec![false; self.inputs.len()];
         for (index, &value) in self.graph.outputs.iter().enumerate() {
@@ -342,7 +342,7 @@ impl Builder<'_> {
                 && !places.contains_key(&view.buffer);
             let outcome = match buffer.origin {
                 Origin::Computed if whole => {
-                    places.insert(view.buffer, Place::Output(index));
+                    places.insert(view.buffer, Location::Output(index));
                     Outcome::Own
                 }
                 Origin::Input(input) if whole && self.written[input] && !std::mem::replace(&mut taken[input], true) => {
@@ -351,7 +351,7 @@ impl Builder<'_> {
                 _ => {
                     self.node = value.node as usize;
                     let copy = self.copy_of(&view)?;
-                    places.insert(copy.buffer, Place::Output(index));
+                    places.insert(copy.buffer, Location::Output(index));
                     Outcome::Own
                 }
             };

@@ -7,21 +7,21 @@ use smallvec::SmallVec;
 
 use super::operand::Declared;
 use super::view::{BufferId, View};
-use super::{Buffer, Memory, Outcome, Place, Pointers, Program, filled, first_element, pointer_mut};
+use super::{Location, Memory, Outcome, OutputBuffer, Pointers, Program, filled, first_element, pointer_mut};
 use crate::backend::{Bindings, Executable, Footprint, Value};
 use crate::error::{Error, Result};
 
 /// Guard bytes before and after a buffer, more than a kernel could plausibly overrun in one step.
 const GUARD: usize = 256;
 /// Poison bytes for memory that a step must not depend on: NaN as a float, then a small number.
-const RUBBISH: [u8; 2] = [0xff, 0x11];
+const POISON: [u8; 2] = [0xff, 0x11];
 
 /// A program that checks its steps as they run.
 pub(super) struct Checked(pub Program);
 
 /// A buffer between guards, aligned like an arena.
 #[derive(Clone)]
-struct Block {
+struct GuardedBuffer {
     lines: Vec<Line>,
     bytes: usize,
 }
@@ -30,7 +30,7 @@ struct Block {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-impl Block {
+impl GuardedBuffer {
     fn new(bytes: usize) -> Self {
         let lines = vec![Line([0; 64]); (bytes + 2 * GUARD).div_ceil(64)];
         Self { lines, bytes }
@@ -88,7 +88,7 @@ struct Touched {
 
 impl Checked {
     /// A block for each buffer; inputs and constants are filled in.
-    fn blocks(&self, inputs: &Bindings) -> Result<Vec<Block>> {
+    fn blocks(&self, inputs: &Bindings) -> Result<Vec<GuardedBuffer>> {
         let program = &self.0;
         let mut given = inputs.clone();
         // A second handle to each input, so that nothing is overwritten.
@@ -103,14 +103,14 @@ impl Checked {
         let places = program.places.iter().zip(&program.buffers);
         Ok(places
             .map(|(place, &bytes)| {
-                let mut block = Block::new(bytes);
+                let mut block = GuardedBuffer::new(bytes);
                 match *place {
                     // SAFETY: the input has at least `bytes` bytes, and its read lock is held.
-                    Place::Input(i) if bytes > 0 => unsafe {
+                    Location::Input(i) if bytes > 0 => unsafe {
                         block.start().copy_from_nonoverlapping(addresses[i], bytes);
                     },
-                    Place::Constant(i) => block.contents().copy_from_slice(&program.constants[i].to_ne_bytes()),
-                    Place::Input(_) | Place::Arena(_) | Place::Output(_) => {}
+                    Location::Constant(i) => block.contents().copy_from_slice(&program.constants[i].to_ne_bytes()),
+                    Location::Input(_) | Location::Arena(_) | Location::Output(_) => {}
                 }
                 block
             })
@@ -118,13 +118,13 @@ impl Checked {
     }
 
     /// Runs step `index` with both poisons.
-    fn step(&self, index: usize, blocks: &mut [Block]) -> Result<()> {
+    fn step(&self, index: usize, blocks: &mut [GuardedBuffer]) -> Result<()> {
         let declared = &self.0.declared[index];
         let touched = touched(declared, &self.0.buffers);
-        let before: Vec<Block> = touched.iter().map(|t| blocks[t.id].clone()).collect();
+        let before: Vec<GuardedBuffer> = touched.iter().map(|t| blocks[t.id].clone()).collect();
         let mut results: Vec<Vec<Vec<u8>>> = Vec::new();
-        for rubbish in RUBBISH {
-            results.push(self.run_on(rubbish, index, &touched, &before, blocks)?);
+        for poison in POISON {
+            results.push(self.run_on(poison, index, &touched, &before, blocks)?);
         }
         if results[0] != results[1] {
             return Err(self.fault(
@@ -145,20 +145,20 @@ impl Checked {
     /// Runs a step once; returns what it wrote to each buffer.
     fn run_on(
         &self,
-        rubbish: u8,
+        poison: u8,
         index: usize,
         touched: &[Touched],
-        before: &[Block],
-        blocks: &mut [Block],
+        before: &[GuardedBuffer],
+        blocks: &mut [GuardedBuffer],
     ) -> Result<Vec<Vec<u8>>> {
-        let mut elsewhere = Block::new(self.0.buffers.iter().copied().max().unwrap_or(0));
-        elsewhere.all().fill(rubbish);
+        let mut elsewhere = GuardedBuffer::new(self.0.buffers.iter().copied().max().unwrap_or(0));
+        elsewhere.all().fill(poison);
         let nowhere = elsewhere.start();
         let mut pointers: Pointers = self.0.buffers.iter().map(|_| nowhere).collect();
-        let mut given: Vec<Block> = Vec::new();
+        let mut given: Vec<GuardedBuffer> = Vec::new();
         for (touched, before) in touched.iter().zip(before) {
             let (mut block, mut kept) = (before.clone(), before.clone());
-            block.all().fill(rubbish);
+            block.all().fill(poison);
             let bytes = block.contents().iter_mut().zip(kept.contents()).zip(&touched.reads);
             bytes
                 .filter(|(_, reads)| **reads)
@@ -181,7 +181,7 @@ impl Checked {
                 return Err(self.fault(index, "writes beside the operands that it declared to write"));
             }
         }
-        if elsewhere.all().iter().any(|byte| *byte != rubbish) {
+        if elsewhere.all().iter().any(|byte| *byte != poison) {
             return Err(self.fault(index, "writes a buffer that it did not declare"));
         }
         run.map(|()| results)
@@ -195,16 +195,16 @@ impl Checked {
     }
 
     /// The value of a result after the last step.
-    fn result(&self, index: usize, blocks: &mut [Block]) -> Result<Value> {
+    fn result(&self, index: usize, blocks: &mut [GuardedBuffer]) -> Result<Value> {
         let (meta, outcome) = &self.0.outputs[index];
         let place = match outcome {
-            Outcome::Own => Place::Output(index),
-            Outcome::Over(input) => Place::Input(*input),
+            Outcome::Own => Location::Output(index),
+            Outcome::Over(input) => Location::Input(*input),
         };
         let id = self.0.places.iter().position(|other| *other == place);
         let id = id.ok_or_else(|| Error::internal("a result has no buffer"))?;
         let len = meta.shape.elem_count();
-        let mut buffer = Buffer::with_room(meta.dtype, len)?;
+        let mut buffer = OutputBuffer::with_capacity(meta.dtype, len)?;
         let to = pointer_mut(buffer.storage_mut());
         // SAFETY: the buffer has capacity for the block's bytes, and all of them are written.
         unsafe {
@@ -230,7 +230,7 @@ fn touched(declared: &Declared, bytes: &[usize]) -> Vec<Touched> {
 impl Executable for Checked {
     fn run(&self, inputs: &mut Bindings) -> Result<Bindings> {
         let mut blocks = self.blocks(inputs)?;
-        let pointers = blocks.iter_mut().map(Block::start).collect();
+        let pointers = blocks.iter_mut().map(GuardedBuffer::start).collect();
         let memory = Memory { pointers };
         self.0.checks.iter().try_for_each(|check| check(&memory))?;
         for index in 0..self.0.steps.len() {

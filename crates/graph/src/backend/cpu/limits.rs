@@ -239,7 +239,7 @@ fn race<S>(
     let one_thread = || {
         let mut state = prepare();
         let round = |at: usize| {
-            meet(&arrived, (at + 1) * threads);
+            barrier(&arrived, (at + 1) * threads);
             let start = Instant::now();
             run(&mut state, at / ROUNDS, at % ROUNDS);
             (start, Instant::now())
@@ -279,7 +279,7 @@ fn pace(times: &[Vec<(Instant, Instant)>], rounds: Range<usize>) -> Pace {
 }
 
 /// A spinning barrier for `expected` threads. Waking a sleeping thread takes longer than rounds may differ.
-fn meet(arrived: &AtomicUsize, expected: usize) {
+fn barrier(arrived: &AtomicUsize, expected: usize) {
     arrived.fetch_add(1, Ordering::AcqRel);
     for spin in 0u32.. {
         if arrived.load(Ordering::Acquire) >= expected {

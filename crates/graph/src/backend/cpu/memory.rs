@@ -14,7 +14,7 @@ pub(super) const ALIGNMENT: usize = 64;
 
 /// The live range of one buffer, in steps, and its size.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Life {
+pub(super) struct LiveRange {
     pub bytes: usize,
     pub first: usize,
     pub last: usize,
@@ -25,28 +25,28 @@ pub(super) struct Life {
 const MANY: usize = 4096;
 
 /// Offsets of buffers such that two with overlapping live ranges never overlap in memory, and the arena's size.
-pub(super) fn place(lives: &[Life]) -> (Vec<usize>, usize) {
-    if lives.len() < MANY {
-        by_size(lives)
+pub(super) fn place(live_ranges: &[LiveRange]) -> (Vec<usize>, usize) {
+    if live_ranges.len() < MANY {
+        by_size(live_ranges)
     } else {
-        by_time(lives)
+        by_time(live_ranges)
     }
 }
 
 /// Greedy by size: the largest first, each at the lowest offset that is free over its live range.
-fn by_size(lives: &[Life]) -> (Vec<usize>, usize) {
-    let mut order: Vec<usize> = (0..lives.len()).collect();
-    order.sort_by_key(|&i| (Reverse(lives[i].bytes), lives[i].first));
-    let mut offsets = vec![0; lives.len()];
+fn by_size(live_ranges: &[LiveRange]) -> (Vec<usize>, usize) {
+    let mut order: Vec<usize> = (0..live_ranges.len()).collect();
+    order.sort_by_key(|&i| (Reverse(live_ranges[i].bytes), live_ranges[i].first));
+    let mut offsets = vec![0; live_ranges.len()];
     // Placed buffers by offset.
     let mut placed: Vec<usize> = Vec::new();
     let mut size = 0;
     for i in order {
-        let life = lives[i];
+        let life = live_ranges[i];
         let bytes = life.bytes.next_multiple_of(ALIGNMENT);
         let mut offset = 0;
         for &other in &placed {
-            let taken = lives[other];
+            let taken = live_ranges[other];
             if taken.first <= life.last && life.first <= taken.last {
                 if offset + bytes <= offsets[other] {
                     break;
@@ -63,29 +63,29 @@ fn by_size(lives: &[Life]) -> (Vec<usize>, usize) {
 }
 
 /// In the order of their first steps, each in the smallest free range that fits (best fit), like an allocator.
-fn by_time(lives: &[Life]) -> (Vec<usize>, usize) {
-    let mut order: Vec<usize> = (0..lives.len()).collect();
-    order.sort_by_key(|&i| (lives[i].first, Reverse(lives[i].bytes)));
-    let mut offsets = vec![0; lives.len()];
-    let mut holes = Holes::default();
+fn by_time(live_ranges: &[LiveRange]) -> (Vec<usize>, usize) {
+    let mut order: Vec<usize> = (0..live_ranges.len()).collect();
+    order.sort_by_key(|&i| (live_ranges[i].first, Reverse(live_ranges[i].bytes)));
+    let mut offsets = vec![0; live_ranges.len()];
+    let mut free_ranges = FreeRanges::default();
     let mut alive: BinaryHeap<Reverse<(usize, usize)>> = BinaryHeap::new();
     for i in order {
         while let Some(&Reverse((last, ended))) = alive.peek() {
-            if last >= lives[i].first {
+            if last >= live_ranges[i].first {
                 break;
             }
             alive.pop();
-            holes.free(offsets[ended], lives[ended].bytes.next_multiple_of(ALIGNMENT));
+            free_ranges.free(offsets[ended], live_ranges[ended].bytes.next_multiple_of(ALIGNMENT));
         }
-        offsets[i] = holes.take(lives[i].bytes.next_multiple_of(ALIGNMENT));
-        alive.push(Reverse((lives[i].last, i)));
+        offsets[i] = free_ranges.take(live_ranges[i].bytes.next_multiple_of(ALIGNMENT));
+        alive.push(Reverse((live_ranges[i].last, i)));
     }
-    (offsets, holes.end)
+    (offsets, free_ranges.end)
 }
 
 /// Free ranges of an arena that grows at its end.
 #[derive(Default)]
-struct Holes {
+struct FreeRanges {
     /// Length by offset; adjacent ranges are merged.
     by_offset: BTreeMap<usize, usize>,
     /// `(length, offset)` of the same.
@@ -93,7 +93,7 @@ struct Holes {
     end: usize,
 }
 
-impl Holes {
+impl FreeRanges {
     fn take(&mut self, bytes: usize) -> usize {
         let Some(&(length, offset)) = self.by_length.range((bytes, 0)..).next() else {
             self.end += bytes;
@@ -262,27 +262,29 @@ mod tests {
     #[test]
     fn buffers_alive_together_do_not_overlap() {
         let numbers: Vec<u32> = crate::random::bits([5, 6], [7, 8]).take(600).collect();
-        let lives: Vec<Life> = numbers
+        let live_ranges: Vec<LiveRange> = numbers
             .chunks(3)
             .map(|n| {
                 let first = n[0] as usize % 100;
-                Life {
+                LiveRange {
                     bytes: 1 + n[1] as usize % 5000,
                     first,
                     last: first + n[2] as usize % 10,
                 }
             })
             .collect();
-        for (name, (offsets, size)) in [("by size", by_size(&lives)), ("by time", by_time(&lives))] {
-            for i in 0..lives.len() {
-                assert!(offsets[i] + lives[i].bytes <= size && offsets[i].is_multiple_of(ALIGNMENT));
+        for (name, (offsets, size)) in [("by size", by_size(&live_ranges)), ("by time", by_time(&live_ranges))] {
+            for i in 0..live_ranges.len() {
+                assert!(offsets[i] + live_ranges[i].bytes <= size && offsets[i].is_multiple_of(ALIGNMENT));
                 for j in 0..i {
-                    let together = lives[i].first <= lives[j].last && lives[j].first <= lives[i].last;
-                    let apart = offsets[i] + lives[i].bytes <= offsets[j] || offsets[j] + lives[j].bytes <= offsets[i];
+                    let together =
+                        live_ranges[i].first <= live_ranges[j].last && live_ranges[j].first <= live_ranges[i].last;
+                    let apart = offsets[i] + live_ranges[i].bytes <= offsets[j]
+                        || offsets[j] + live_ranges[j].bytes <= offsets[i];
                     assert!(!together || apart, "{name}: {i} and {j} share memory");
                 }
             }
-            let total: usize = lives.iter().map(|life| life.bytes).sum();
+            let total: usize = live_ranges.iter().map(|life| life.bytes).sum();
             assert!(size < total / 4, "{name}: {size} of {total}: memory is reused");
         }
     }

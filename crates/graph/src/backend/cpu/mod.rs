@@ -2,10 +2,10 @@
 //! buffers have fixed offsets, results have memory of their own, and donated inputs are overwritten in place.
 
 mod arrange;
-mod boxes;
 mod buffer;
 mod build;
 mod checked;
+mod dynamic_slice;
 mod elementwise;
 mod fused;
 pub(crate) mod kernels;
@@ -32,7 +32,7 @@ use super::{Bindings, Executable, Footprint, Value};
 use crate::error::{Context, Error, Result};
 use crate::graph::{Graph, Meta};
 
-pub(super) use self::buffer::Buffer;
+pub(super) use self::buffer::OutputBuffer;
 pub(super) use self::fused::has_kernel;
 use self::operand::Declared;
 use self::steps::{Check, Step};
@@ -65,7 +65,7 @@ unsafe impl Sync for Memory {}
 
 /// The memory of a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Location {
     /// This offset of the arena.
     Arena(usize),
     /// This input's memory.
@@ -97,7 +97,7 @@ struct Program {
     buffers: Vec<usize>,
     /// The steps of each task; tasks may run concurrently.
     tasks: Vec<Range<usize>>,
-    places: Vec<Place>,
+    places: Vec<Location>,
     arena_bytes: usize,
     /// The first bytes of each hold its element; eight aligned bytes are enough for any dtype.
     constants: Vec<u64>,
@@ -118,7 +118,7 @@ struct Program {
 type Pointers = SmallVec<[*mut u8; 8]>;
 
 /// The memory of each result that has its own.
-type Rooms = SmallVec<[Option<Buffer>; 4]>;
+type OutputBuffers = SmallVec<[Option<OutputBuffer>; 4]>;
 
 impl Executable for Program {
     fn run(&self, inputs: &mut Bindings) -> Result<Bindings> {
@@ -165,7 +165,7 @@ enum Copied {
     /// Contiguous and read only.
     Tensor(Tensor),
     /// Writable.
-    Buffer(Buffer),
+    Buffer(OutputBuffer),
 }
 
 impl Program {
@@ -186,7 +186,7 @@ impl Program {
     /// results. If a check fails, no input has been written.
     fn run_with(&self, inputs: &mut Bindings, run: impl FnOnce(&Memory) -> Result<()>) -> Result<Bindings> {
         let mut copies = self.copies(inputs)?;
-        let mut results = self.rooms()?;
+        let mut results = self.output_buffers()?;
         memory::with_arena(self.arena_bytes, |arena| {
             // Read locks on Candle's storages, held while their addresses are used.
             let mut guards = SmallVec::<[_; 4]>::new();
@@ -217,27 +217,27 @@ impl Program {
         Ok(values)
     }
 
-    fn rooms(&self) -> Result<Rooms> {
+    fn output_buffers(&self) -> Result<OutputBuffers> {
         if self.has_large_results {
             buffer::begin_run();
         }
-        let mut rooms = Rooms::with_capacity(self.outputs.len());
+        let mut output_buffers = OutputBuffers::with_capacity(self.outputs.len());
         for (meta, outcome) in &self.outputs {
-            rooms.push(match outcome {
-                Outcome::Own => Some(Buffer::with_room(meta.dtype, meta.shape.elem_count())?),
+            output_buffers.push(match outcome {
+                Outcome::Own => Some(OutputBuffer::with_capacity(meta.dtype, meta.shape.elem_count())?),
                 Outcome::Over(_) => None,
             });
         }
-        Ok(rooms)
+        Ok(output_buffers)
     }
 
     /// The address of every buffer in this run.
     fn memory(&self, arena: *mut u8, inputs: &[*mut u8], outputs: &[*mut u8]) -> Memory {
-        let address = |place: &Place| match *place {
-            Place::Arena(offset) => arena.wrapping_add(offset),
-            Place::Input(i) => inputs[i],
-            Place::Output(i) => outputs[i],
-            Place::Constant(i) => std::ptr::from_ref(&self.constants[i]).cast_mut().cast(),
+        let address = |place: &Location| match *place {
+            Location::Arena(offset) => arena.wrapping_add(offset),
+            Location::Input(i) => inputs[i],
+            Location::Output(i) => outputs[i],
+            Location::Constant(i) => std::ptr::from_ref(&self.constants[i]).cast_mut().cast(),
         };
         Memory {
             pointers: self.places.iter().map(address).collect(),
@@ -257,7 +257,7 @@ impl Program {
                 Value::Host(buffer) if self.written[input] => {
                     // With a count of one, this run holds the only handle, so no other can be cloned meanwhile.
                     let own = self.in_place[input] && Arc::strong_count(buffer) == 1;
-                    (!own).then(|| Copied::Buffer(Buffer::clone(buffer)))
+                    (!own).then(|| Copied::Buffer(OutputBuffer::clone(buffer)))
                 }
                 Value::Host(_) => None,
                 Value::Tensor(tensor) => copy_of_tensor(tensor, meta, self.written[input])?,
@@ -302,8 +302,8 @@ fn overwritten(input: usize, inputs: &Bindings, copies: &mut Copies) -> Result<V
     }
 }
 
-impl From<Buffer> for Value {
-    fn from(buffer: Buffer) -> Self {
+impl From<OutputBuffer> for Value {
+    fn from(buffer: OutputBuffer) -> Self {
         Self::Host(Arc::new(buffer))
     }
 }
@@ -326,7 +326,7 @@ fn copy_of_tensor(tensor: &Tensor, meta: &Meta, written: bool) -> Result<Option<
     match &*storage {
         Storage::Cpu(storage) => {
             let copy = copy_range(storage, start, len)?;
-            Ok(Some(Copied::Buffer(Buffer::new(copy))))
+            Ok(Some(Copied::Buffer(OutputBuffer::new(copy))))
         }
         _ => Err(Error::internal("an input is not in the memory of the host")),
     }
@@ -400,11 +400,11 @@ macro_rules! with_float {
 }
 use {with_float, with_type};
 
-/// Sets the length of a result from [`OutputBuffer::with_room`] after it was written.
+/// Sets the length of a result from [`OutputBuffer::with_capacity`] after it was written.
 ///
 /// # Safety
 /// The buffer has capacity for at least `len` elements, and each has been written.
-unsafe fn filled(mut buffer: Buffer, len: usize) -> Buffer {
+unsafe fn filled(mut buffer: OutputBuffer, len: usize) -> OutputBuffer {
     // SAFETY: the caller's promise.
     unsafe {
         match buffer.storage_mut() {

@@ -34,7 +34,7 @@ pub(super) fn expression(builder: &mut Builder<'_>, node: &GraphNode, expression
     }
     if let Some(reduction) = expression.reduction() {
         let out = builder.output(node, 0);
-        let rows = Rows::new(&all, expression.shape()?.dims(), reduction);
+        let rows = RowReduction::new(&all, expression.shape()?.dims(), reduction);
         if expression.is_double() {
             rows.record(builder, &all, &out, Tape::<f64>::new(expression)?);
         } else {
@@ -52,7 +52,7 @@ pub(super) fn expression(builder: &mut Builder<'_>, node: &GraphNode, expression
 }
 
 /// The loops of an expression that ends in a row reduction: over rows, and along each row in pieces.
-struct Rows {
+struct RowReduction {
     across: Nest,
     along: Nest,
     kind: ReductionKind,
@@ -60,7 +60,7 @@ struct Rows {
     elements: usize,
 }
 
-impl Rows {
+impl RowReduction {
     fn new(inputs: &[&View], dims: &[usize], Reduction { kind, first }: Reduction) -> Self {
         let nest = |part: Range<usize>| {
             let cut = |view: &&View| {
@@ -307,7 +307,7 @@ fn compare<T: PartialOrd + Copy + Send + Sync + 'static>(
 }
 
 /// Conversion between any two element types: wrapping between integers; truncating and saturating from floats.
-trait Element: Copy + Send + Sync + 'static {
+trait Convert: Copy + Send + Sync + 'static {
     const INTEGER: bool;
     fn to_f64(self) -> f64;
     fn to_i64(self) -> i64;
@@ -319,7 +319,7 @@ trait Element: Copy + Send + Sync + 'static {
 
 macro_rules! number {
     ($($t:ty: $integer:expr, $to64:expr, $to32:expr, $toint:expr, $from64:expr, $from32:expr, $fromint:expr);* $(;)?) => { $(
-        impl Element for $t {
+        impl Convert for $t {
             const INTEGER: bool = $integer;
             #[inline(always)]
             fn to_f64(self) -> f64 { $to64(self) }
@@ -346,9 +346,9 @@ number!(
     i64: true, |x| x as f64, |x| x as f32, |x| x, |x| x as i64, |x| x as i64, |x| x;
 );
 
-fn cast_from<T: Element>(builder: &mut Builder<'_>, x: &View, out: &View) -> Result<()> {
+fn cast_from<T: Convert>(builder: &mut Builder<'_>, x: &View, out: &View) -> Result<()> {
     with_type!(out.dtype, U => {
-        match (T::INTEGER && <U as Element>::INTEGER, x.dtype == DType::F64 || out.dtype == DType::F64) {
+        match (T::INTEGER && <U as Convert>::INTEGER, x.dtype == DType::F64 || out.dtype == DType::F64) {
             (true, _) => step1::<T, U>(builder, x, out, |v| U::from_i64(v.to_i64())),
             (false, true) => step1::<T, U>(builder, x, out, |v| U::from_f64(v.to_f64())),
             (false, false) => step1::<T, U>(builder, x, out, |v| U::from_f32(v.to_f32())),

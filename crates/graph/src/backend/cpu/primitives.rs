@@ -4,8 +4,8 @@ use candle_core::DType;
 use half::{bf16, f16};
 use smallvec::{SmallVec, smallvec};
 
-use super::boxes::{block_around, check_box, read_box, write_box};
 use super::build::Builder;
+use super::dynamic_slice::{check_range, read_slice, slice_shape, write_slice};
 use super::elementwise;
 use super::kernels::index::{IndexShape, check_indices, gather, index_add, index_select, scatter_add};
 use super::kernels::reduce::{self, ReduceShape};
@@ -73,9 +73,9 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
         | O::Less
         | O::LessEqual
         | O::Where => super::pointwise::lower(builder, node),
-        O::Sum { dims } => reduction(builder, node, dims, Kind::Sum),
-        O::Max { dims } => reduction(builder, node, dims, Kind::Max),
-        O::ArgMax { dim } => reduction(builder, node, &[*dim], Kind::ArgMax),
+        O::Sum { dims } => reduction(builder, node, dims, ReduceOp::Sum),
+        O::Max { dims } => reduction(builder, node, dims, ReduceOp::Max),
+        O::ArgMax { dim } => reduction(builder, node, &[*dim], ReduceOp::ArgMax),
         O::Concat { dim } => concat(builder, node, *dim),
         O::Pad { before, .. } => pad(builder, node, before),
         O::IndexSelect { dim } | O::Gather { dim } => pick(builder, node, *dim),
@@ -206,14 +206,14 @@ fn draw<T: 'static>(builder: &mut Builder<'_>, key: &View, out: &View, fill: fn(
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum ReduceOp {
     Sum,
     Max,
     ArgMax,
 }
 
 /// Reduces adjacent dimensions as one block; otherwise moves the reduced dimensions to the end first.
-fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: Kind) -> Result<Views> {
+fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: ReduceOp) -> Result<Views> {
     let dims = builder.view(node.inputs[0]).dims.clone();
     if over.is_empty() {
         return Ok(smallvec![builder.view(node.inputs[0]).clone()]);
@@ -251,11 +251,11 @@ fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: 
                 let x = unsafe { from.slice::<T>(memory) };
                 match kind {
                     // SAFETY: as above.
-                    Kind::Sum => reduce::sum(block, x, unsafe { to.slice_mut::<T>(memory) }),
+                    ReduceOp::Sum => reduce::sum(block, x, unsafe { to.slice_mut::<T>(memory) }),
                     // SAFETY: as above.
-                    Kind::Max => reduce::max(block, x, unsafe { to.slice_mut::<T>(memory) }),
+                    ReduceOp::Max => reduce::max(block, x, unsafe { to.slice_mut::<T>(memory) }),
                     // SAFETY: as above.
-                    Kind::ArgMax => reduce::argmax(block, x, unsafe { to.slice_mut::<u32>(memory) }),
+                    ReduceOp::ArgMax => reduce::argmax(block, x, unsafe { to.slice_mut::<u32>(memory) }),
                 }
             }
         });
@@ -339,7 +339,7 @@ fn pick(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views
     let inputs = builder.contiguous_inputs(node)?;
     let (x, indices) = (&inputs[0], &inputs[1]);
     let out = builder.output(node, 0);
-    let block = block_around(&x.dims, dim);
+    let block = slice_shape(&x.dims, dim);
     let shape = IndexShape {
         outer: block.outer,
         n: block.size,
@@ -366,7 +366,7 @@ fn pick(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views
 fn pick_add(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
     let out = builder.writable(node.inputs[0])?;
     let (indices, updates) = (builder.contiguous(node.inputs[1])?, builder.contiguous(node.inputs[2])?);
-    let block = block_around(&out.dims, dim);
+    let block = slice_shape(&out.dims, dim);
     let shape = IndexShape {
         outer: block.outer,
         n: block.size,
@@ -404,14 +404,14 @@ fn check_position<'a>(
     move |operands| {
         let position = operands.read(position);
         // SAFETY: one element, read only.
-        Box::new(move |memory| check_box(name, unsafe { position.slice::<u32>(memory) }[0], length, size))
+        Box::new(move |memory| check_range(name, unsafe { position.slice::<u32>(memory) }[0], length, size))
     }
 }
 
 fn dynamic_slice(builder: &mut Builder<'_>, node: &GraphNode, dim: usize, length: usize) -> Result<Views> {
     let inputs = builder.contiguous_inputs(node)?;
     let out = builder.output(node, 0);
-    let block = block_around(&inputs[0].dims, dim);
+    let block = slice_shape(&inputs[0].dims, dim);
     let check = check_position("DynamicSlice", &inputs[1], (length, block.size));
     with_type!(out.dtype, T => {
         builder.checked_step(check, |operands| {
@@ -420,7 +420,7 @@ fn dynamic_slice(builder: &mut Builder<'_>, node: &GraphNode, dim: usize, length
                 // SAFETY: disjoint buffers, the output is this step's to write.
                 let (x, position, out) =
                     unsafe { (x.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
-                read_box(block, length, position[0] as usize, x, out);
+                read_slice(block, length, position[0] as usize, x, out);
             }
         });
         Ok(())
@@ -431,7 +431,7 @@ fn dynamic_slice(builder: &mut Builder<'_>, node: &GraphNode, dim: usize, length
 fn slice_update(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views> {
     let out = builder.writable(node.inputs[0])?;
     let (update, position) = (builder.contiguous(node.inputs[1])?, builder.contiguous(node.inputs[2])?);
-    let (block, length) = (block_around(&out.dims, dim), update.dims[dim]);
+    let (block, length) = (slice_shape(&out.dims, dim), update.dims[dim]);
     let check = check_position("SliceUpdate", &position, (length, block.size));
     with_type!(out.dtype, T => {
         builder.checked_step(check, |operands| {
@@ -441,7 +441,7 @@ fn slice_update(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Resu
                 // SAFETY: `writable` returned a buffer that no other input of this operation aliases.
                 let (update, position, out) =
                     unsafe { (update.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
-                write_box(block, length, position[0] as usize, update, out);
+                write_slice(block, length, position[0] as usize, update, out);
             }
         });
         Ok(())

@@ -21,7 +21,7 @@ pub(super) fn product(builder: &mut Builder<'_>, alpha: f64, inputs: [&View; 2],
     let flat = inputs[1].dims.len() == 2 && inputs[0].is_contiguous();
     let batch: usize = out.dims[..rank - 2].iter().product();
     let cast = inputs[0].dtype != out.dtype;
-    if flat && m * batch == 1 && Row::suits(inputs[1]) && !cast {
+    if flat && m * batch == 1 && RowProduct::suits(inputs[1]) && !cast {
         return row(builder, alpha, inputs, &[], out);
     }
     let (shape, left, right) = if flat {
@@ -88,7 +88,7 @@ fn batch_offsets(view: &View, batch: &[usize]) -> Vec<usize> {
 }
 
 /// A product with a single row, and addends; see [`row`].
-struct Row {
+struct RowProduct {
     a: Read,
     b: Read,
     addends: Vec<Read>,
@@ -98,7 +98,7 @@ struct Row {
     piece: usize,
 }
 
-impl Row {
+impl RowProduct {
     /// Whether a single row times `b` can be split into pieces.
     fn suits(b: &View) -> bool {
         let (k, n) = (b.dims[0], b.dims[1]);
@@ -144,7 +144,7 @@ fn row(builder: &mut Builder<'_>, alpha: f64, [a, b]: [&View; 2], addends: &[Vie
     };
     with_float!(out.dtype, T => {
         builder.step_in_pieces((n.div_ceil(piece), work), |operands| {
-            let row = Row {
+            let row = RowProduct {
                 a: operands.read(a),
                 b: operands.read(b),
                 addends: operands.read_all(addends),
@@ -171,7 +171,7 @@ pub(super) fn row_of_sum(
     out: &View,
 ) -> Result<bool> {
     let [(a, b)] = products else { return Ok(false) };
-    let is_row = a.dims[0] == 1 && a.is_contiguous() && Row::suits(b);
+    let is_row = a.dims[0] == 1 && a.is_contiguous() && RowProduct::suits(b);
     if is_row {
         row(builder, alpha, [a, b], addends, out)?;
     }

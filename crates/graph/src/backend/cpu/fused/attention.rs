@@ -2,8 +2,8 @@
 
 use smallvec::smallvec;
 
-use super::super::boxes::check_box;
 use super::super::build::{Builder, is_zero};
+use super::super::dynamic_slice::check_range;
 use super::super::kernels::attention::{AttentionShape, HeadsView, Mask, attention, attention_vjp};
 use super::super::kernels::{Float, Real};
 use super::super::operand::{Operands, Read};
@@ -95,7 +95,7 @@ impl Inputs<View> {
             Box::new(move |memory| {
                 // SAFETY: one element, read only.
                 let offset = unsafe { offset.slice::<u32>(memory) }[0];
-                check_box("Attention", offset, queries, keys)
+                check_range("Attention", offset, queries, keys)
             })
         }
     }

@@ -174,7 +174,7 @@ pub(super) fn dequant_matmul_step(
         }
         builder.step(|operands| {
             let (x, to) = (operands.read(&inputs[0]), operands.write(&out));
-            let quantized = Quantized::of(operands, format, &inputs);
+            let quantized = QuantizedOperands::of(operands, format, &inputs);
             move |memory| {
                 // SAFETY: inputs are read only; the output is this step's to write.
                 unsafe {
@@ -189,13 +189,13 @@ pub(super) fn dequant_matmul_step(
 }
 
 /// Quantised weights in a program.
-struct Quantized {
+struct QuantizedOperands {
     format: QuantFormat,
     quants: Read,
     scales: Read,
 }
 
-impl Quantized {
+impl QuantizedOperands {
     /// From the inputs of the product.
     fn of(operands: &mut Operands, format: QuantFormat, inputs: &[View]) -> Self {
         Self {
@@ -246,7 +246,7 @@ fn few_rows<T: Float>(
     let piece = Weights::piece(rows, format.block_bytes() * blocks);
     builder.step_in_pieces((rows.div_ceil(piece), work), |operands| {
         let (activations, to) = (operands.read(&activations), operands.write(out));
-        let quantized = Quantized::of(operands, format, inputs);
+        let quantized = QuantizedOperands::of(operands, format, inputs);
         move |memory, i| {
             let range = i * piece..rows.min((i + 1) * piece);
             let x = Activations::of(activations.pointer::<u8>(memory), m, cols);

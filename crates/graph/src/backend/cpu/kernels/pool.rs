@@ -5,7 +5,7 @@
 //! One loop runs at a time. A loop started from inside another, or while another thread's loop runs, stays on its own
 //! thread; so does everything under [`with_threads`]`(1, ..)`. How work is split never depends on any of this.
 
-use super::tuning::programs::{NAP, PATIENCE, WATCH};
+use super::tuning::programs::{PATIENCE, POLL_INTERVAL, SPIN};
 use std::any::Any;
 use std::cell::Cell;
 use std::hint::spin_loop;
@@ -16,7 +16,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// Polls of the state between two readings of the clock.
-const LOOKS: u32 = 64;
+const POLLS: u32 = 64;
 /// Maximum number of workers.
 const MAX_WORKERS: usize = 255;
 
@@ -43,18 +43,18 @@ pub fn with_threads<R>(threads: usize, f: impl FnOnce() -> R) -> R {
 #[must_use]
 pub fn threads() -> usize {
     match LIMIT.get() {
-        usize::MAX => asked().unwrap_or_else(cores),
+        usize::MAX => from_environment().unwrap_or_else(cores),
         limit => limit,
     }
 }
 
 /// Like [`threads`], but `None` if a number was set.
 pub(crate) fn default_threads() -> Option<usize> {
-    (LIMIT.get() == usize::MAX && asked().is_none()).then(cores)
+    (LIMIT.get() == usize::MAX && from_environment().is_none()).then(cores)
 }
 
 /// The number set in the environment.
-fn asked() -> Option<usize> {
+fn from_environment() -> Option<usize> {
     static ASKED: OnceLock<Option<usize>> = OnceLock::new();
     let read = || std::env::var("METAL_CANDLE_THREADS").ok()?.parse().ok();
     *ASKED.get_or_init(|| read().filter(|&threads| threads > 0))
@@ -77,7 +77,7 @@ pub(crate) fn run(count: usize, f: &(dyn Fn(usize) + Sync)) {
 }
 
 /// The current loop and its participants.
-struct Pool {
+struct ThreadPool {
     /// Whether a loop is being set up or running.
     busy: AtomicBool,
     /// The loop's number in the high bits; in the low bits whether it is open and how many workers have joined.
@@ -100,7 +100,7 @@ struct Worker {
     thread: OnceLock<Thread>,
 }
 
-static POOL: Pool = Pool {
+static POOL: ThreadPool = ThreadPool {
     busy: AtomicBool::new(false),
     state: AtomicU64::new(0),
     admitted: AtomicUsize::new(0),
@@ -133,7 +133,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Pool {
+impl ThreadPool {
     /// Returns false if another loop is running.
     fn try_run(&'static self, workers: usize, count: usize, f: &(dyn Fn(usize) + Sync)) -> bool {
         if self
@@ -199,8 +199,8 @@ impl Pool {
     fn close(&self) {
         self.state.fetch_and(!OPEN, Ordering::AcqRel);
         let empty = || (self.state.load(Ordering::Acquire) & INSIDE == 0).then_some(());
-        while watch(PATIENCE, empty).is_none() {
-            thread::sleep(NAP);
+        while spin(PATIENCE, empty).is_none() {
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -241,7 +241,7 @@ impl Pool {
             let is_new = state & OPEN != 0 && state >> 32 != done;
             (is_new && number < self.admitted.load(Ordering::Relaxed)).then_some(state)
         };
-        if let Some(state) = watch(WATCH, news) {
+        if let Some(state) = spin(SPIN, news) {
             return state;
         }
         let asleep = &self.workers[number].asleep;
@@ -273,10 +273,10 @@ impl Pool {
 }
 
 /// Polls `look` for up to `time`.
-fn watch<R>(time: Duration, look: impl Fn() -> Option<R>) -> Option<R> {
+fn spin<R>(time: Duration, look: impl Fn() -> Option<R>) -> Option<R> {
     let mut start = None;
     loop {
-        for _ in 0..LOOKS {
+        for _ in 0..POLLS {
             if let Some(found) = look() {
                 return Some(found);
             }

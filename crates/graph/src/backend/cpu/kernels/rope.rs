@@ -61,7 +61,7 @@ pub fn rope<T: Float, C: Float>(shape: RopeShape, x: &InOut<'_, T>, cos: &[C], s
                         for head in 0..heads {
                             let at = (row * heads + head) * d;
                             // SAFETY: the head is in bounds of both buffers and belongs to this task.
-                            unsafe { turn(shape.interleaved, (src.at(at), dst.at(at)), c, s, work) };
+                            unsafe { rotate(shape.interleaved, (src.at(at), dst.at(at)), c, s, work) };
                         }
                     }
                 },
@@ -79,7 +79,7 @@ fn widen<A: Real, C: Float>(from: &[C], sign: A, into: &mut [A]) {
 
 /// One head: widened into the first half of `work`, rotated into the second, and stored.
 #[inline(always)]
-unsafe fn turn<T: Float>(
+unsafe fn rotate<T: Float>(
     interleaved: bool,
     (src, dst): (*const T, *mut T),
     cos: &[T::Acc],

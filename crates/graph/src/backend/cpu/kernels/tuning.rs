@@ -66,7 +66,7 @@ pub(crate) mod cross_entropy {
     /// Cost of an exponential, in element operations.
     pub(crate) const EXP_WORK: usize = 16;
     /// Approximate maximum bytes of exponentials saved for the gradient. Tests see several blocks.
-    pub(crate) const KEPT_BYTES: usize = if cfg!(test) { 1 << 18 } else { 48 << 20 };
+    pub(crate) const SAVED_BYTES: usize = if cfg!(test) { 1 << 18 } else { 48 << 20 };
     /// Minimum rows per block with saved exponentials: fewer would read the weight too often.
     pub(crate) const LEAST_ROWS: usize = 32;
 }
@@ -84,11 +84,11 @@ pub(crate) mod programs {
     /// Minimum element operations of a program whose number of threads is tuned: about a millisecond.
     pub(crate) const LONG_WORK: f64 = (1u32 << 25) as f64;
     /// How long an idle worker spins before it sleeps.
-    pub(crate) const WATCH: Duration = Duration::from_micros(200);
+    pub(crate) const SPIN: Duration = Duration::from_micros(200);
     /// How long the end of a loop is polled continuously, before it is polled in intervals. A worker may be preempted
     /// for some milliseconds; sleeping or yielding meanwhile would give up this core too, and wait as long to get it
     /// back.
     pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
     /// The interval of these polls.
-    pub(crate) const NAP: Duration = Duration::from_micros(100);
+    pub(crate) const POLL_INTERVAL: Duration = Duration::from_micros(100);
 }

@@ -7,7 +7,7 @@ use super::super::float::{Float, Mat, Real, dense, dense_mut, transposed};
 use super::super::matmul::dense_product;
 use super::super::par::{Shared, for_pieces, simd, store, sum2, with_scratch};
 use super::super::tuning::loops::PARALLEL_WORK;
-use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, key_blocks, with_both};
+use super::{AttentionParams, AttentionShape, BLOCK_KEYS, HeadsView, Mask, key_blocks, with_split_scratch};
 
 /// The gradients of [`attention`](super::attention) from the gradients of its outputs, `g` and `g_lse` (zero if
 /// `None`).
@@ -42,8 +42,8 @@ pub fn attention_vjp<T: Float>(
         kv_heads,
         dim,
     } = shape;
-    let job = Job { shape, q, k, v, mask };
-    job.check();
+    let params = AttentionParams { shape, q, k, v, mask };
+    params.check();
     let (q_len, kv_len) = (batch * queries * heads * dim, batch * keys * kv_heads * dim);
     assert_eq!(
         [o.len(), g.len(), dq.len()],
@@ -63,7 +63,7 @@ pub fn attention_vjp<T: Float>(
     let o = HeadsView::contiguous(o, queries, heads, dim);
     let g = HeadsView::contiguous(g, queries, heads, dim);
     let heads_of = Heads {
-        job,
+        params,
         scale,
         o,
         lse,
@@ -79,7 +79,7 @@ pub fn attention_vjp<T: Float>(
                 // SAFETY: this key head, and its query heads, belong to this task.
                 unsafe {
                     heads_of.run(pair, (0, 1), sums, dq);
-                    heads_of.job.store_keys(pair, sums, out);
+                    heads_of.params.store_keys(pair, sums, out);
                 }
             });
         });
@@ -99,7 +99,7 @@ pub fn attention_vjp<T: Float>(
                     let more = all.slice((pair * parts + part) * sums, sums);
                     total.iter_mut().zip(more).for_each(|(total, x)| *total += *x);
                 }
-                heads_of.job.store_keys(pair, total, out);
+                heads_of.params.store_keys(pair, total, out);
             }
         });
     });
@@ -107,7 +107,7 @@ pub fn attention_vjp<T: Float>(
 
 /// The operands of the gradients of all heads.
 struct Heads<'a, T: Float> {
-    job: Job<'a, T>,
+    params: AttentionParams<'a, T>,
     scale: T::Acc,
     o: HeadsView<'a, T>,
     lse: &'a [T::Acc],
@@ -122,7 +122,7 @@ impl<T: Float> Heads<'_, T> {
     /// # Safety
     /// No other task writes dq of these queries.
     unsafe fn run(&self, pair: usize, (part, parts): (usize, usize), sums: &mut [T::Acc], dq_out: Shared<T>) {
-        let (job, shape) = (&self.job, self.job.shape);
+        let (params, shape) = (&self.params, self.params.shape);
         let (block, dim) = (shape.block_queries(), shape.dim);
         let rows = block * shape.group();
         let lengths = [
@@ -131,19 +131,19 @@ impl<T: Float> Heads<'_, T> {
             rows * BLOCK_KEYS,
             rows,
             rows,
-            job.widened(),
-            job.widened(),
+            params.widened(),
+            params.widened(),
         ];
         let factors = [rows * dim, rows * dim, rows * BLOCK_KEYS, rows * BLOCK_KEYS];
         sums.fill(T::Acc::ZERO);
         let (dk, dv) = sums.split_at_mut(sums.len() / 2);
-        with_both::<T, _, 7, 4>(
+        with_split_scratch::<T, _, 7, 4>(
             lengths,
             factors,
             |[dq, scores, dp, dot, lse, wide_k, wide_v], [q, grad, p, ds]| {
                 let (b, g, scale) = (pair / shape.kv_heads, pair % shape.kv_heads, self.scale);
                 let mut head = Head {
-                    job,
+                    params,
                     b,
                     g,
                     scale,
@@ -174,7 +174,7 @@ impl<T: Float> Heads<'_, T> {
 
 /// One (sequence, key head): the current block, and the sums over all blocks.
 struct Head<'s, 'a, T: Float> {
-    job: &'s Job<'a, T>,
+    params: &'s AttentionParams<'a, T>,
     b: usize,
     g: usize,
     scale: T::Acc,
@@ -198,21 +198,22 @@ struct Head<'s, 'a, T: Float> {
 
 impl<T: Float> Head<'_, '_, T> {
     fn row_count(&self, queries: &Range<usize>) -> usize {
-        queries.len() * self.job.shape.group()
+        queries.len() * self.params.shape.group()
     }
 
     /// The row's index in (batch, queries, heads).
     fn place(&self, queries: &Range<usize>, r: usize) -> usize {
-        let (shape, group) = (self.job.shape, self.job.shape.group());
+        let (shape, group) = (self.params.shape, self.params.shape.group());
         (self.b * shape.queries + queries.start + r / group) * shape.heads + self.g * group + r % group
     }
 
     fn load(&mut self, queries: &Range<usize>, o: HeadsView<'_, T>, g: HeadsView<'_, T>) {
-        let (rows, dim) = (self.row_count(queries), self.job.shape.dim);
+        let (rows, dim) = (self.row_count(queries), self.params.shape.dim);
         let len = rows * dim;
-        self.job.rows(&self.job.q, self.b, self.g, queries, &mut self.q[..len]);
-        self.job.rows(&g, self.b, self.g, queries, &mut self.grad[..len]);
-        let group = self.job.shape.group();
+        self.params
+            .rows(&self.params.q, self.b, self.g, queries, &mut self.q[..len]);
+        self.params.rows(&g, self.b, self.g, queries, &mut self.grad[..len]);
+        let group = self.params.shape.group();
         let grads = self.grad.chunks_exact(dim).take(rows).enumerate();
         for (dot, (r, g)) in self.dot.iter_mut().zip(grads) {
             let o = o.at(self.b, queries.start + r / group, self.g * group + r % group);
@@ -235,13 +236,13 @@ impl<T: Float> Head<'_, '_, T> {
     }
 
     fn block(&mut self, queries: &Range<usize>, wide_k: &mut [T::Acc], wide_v: &mut [T::Acc]) {
-        let (job, b, g) = (self.job, self.b, self.g);
-        for keys in key_blocks(job.mask.block_keys(queries)) {
-            if job.apart(b, queries, &keys) {
+        let (params, b, g) = (self.params, self.b, self.g);
+        for keys in key_blocks(params.mask.block_keys(queries)) {
+            if params.masked_by_segments(b, queries, &keys) {
                 continue;
             }
-            let k = job.keys(&job.k, b, g, &keys, wide_k);
-            let v = job.keys(&job.v, b, g, &keys, wide_v);
+            let k = params.keys(&params.k, b, g, &keys, wide_k);
+            let v = params.keys(&params.v, b, g, &keys, wide_v);
             // SAFETY: every matrix has the size given at its field.
             unsafe { self.products(queries, &keys, k, v) };
         }
@@ -256,7 +257,7 @@ impl<T: Float> Head<'_, '_, T> {
         k: Mat<*const T::Factor>,
         v: Mat<*const T::Factor>,
     ) {
-        let (rows, n, dim) = (self.row_count(queries), keys.len(), self.job.shape.dim);
+        let (rows, n, dim) = (self.row_count(queries), keys.len(), self.params.shape.dim);
         let one = T::Acc::ONE;
         let (q, grad) = (dense(self.q, dim), dense(self.grad, dim));
         let sums = keys.start * dim..keys.end * dim;
@@ -281,7 +282,7 @@ impl<T: Float> Head<'_, '_, T> {
     /// Turns scores and grad @ v^T into probabilities and the gradient of the scores.
     #[inline(always)]
     fn score_gradients(&mut self, queries: &Range<usize>, keys: &Range<usize>) {
-        let (group, scale) = (self.job.shape.group(), self.scale);
+        let (group, scale) = (self.params.shape.group(), self.scale);
         let wide = self
             .scores
             .chunks_exact_mut(BLOCK_KEYS)
@@ -303,9 +304,10 @@ impl<T: Float> Head<'_, '_, T> {
             for x in &mut *scores {
                 *x = *x * scale;
             }
-            self.job.hide(self.b, query, keys, scores, T::Acc::NEG_INFINITY);
+            self.params
+                .mask_scores(self.b, query, keys, scores, T::Acc::NEG_INFINITY);
             // Masked keys have probability 0 but an arbitrary gradient.
-            self.job.hide(self.b, query, keys, dp, dot);
+            self.params.mask_scores(self.b, query, keys, dp, dot);
             for (score, p) in scores.iter_mut().zip(&mut *p) {
                 *score = (*score - lse).exp_below();
                 *p = T::Factor::from_acc(*score);
@@ -317,7 +319,7 @@ impl<T: Float> Head<'_, '_, T> {
     }
 
     unsafe fn store_queries(&self, queries: &Range<usize>, out: Shared<T>) {
-        let dim = self.job.shape.dim;
+        let dim = self.params.shape.dim;
         simd(
             #[inline(always)]
             || {
@@ -330,7 +332,7 @@ impl<T: Float> Head<'_, '_, T> {
     }
 }
 
-impl<T: Float> Job<'_, T> {
+impl<T: Float> AttentionParams<'_, T> {
     /// Rounds dk and dv, `(2, kv_len, dim)`, of one (sequence, key head) and stores them; 0 from `kv_len` on.
     ///
     /// # Safety

@@ -4,17 +4,17 @@
 use super::super::float::{Float, Real};
 use super::super::par::{Shared, for_pieces, max_nan, rows_of_task, with_scratch};
 use super::super::tuning::loops::PARALLEL_WORK;
-use super::forward::Block;
-use super::{BLOCK_KEYS, Job, cut, with_both};
+use super::forward::QueryBlock;
+use super::{AttentionParams, BLOCK_KEYS, split, with_split_scratch};
 
 /// Approximate number of keys of a part.
 const PART_KEYS: usize = 128;
 
 /// The outputs of [`attention`](super::attention): all queries are one block.
-pub(super) fn few_queries<T: Float>(job: &Job<'_, T>, scale: T::Acc, out: (Shared<T>, Shared<T::Acc>)) {
-    let shape = job.shape;
+pub(super) fn few_queries<T: Float>(params: &AttentionParams<'_, T>, scale: T::Acc, out: (Shared<T>, Shared<T::Acc>)) {
+    let shape = params.shape;
     let (heads, dim, rows) = (shape.kv_heads, shape.dim, shape.queries * shape.group());
-    let seen = job.mask.block_keys(&(0..shape.queries));
+    let seen = params.mask.block_keys(&(0..shape.queries));
     let piece = rows_of_task(seen.len(), 1, PART_KEYS);
     let parts = seen.len().div_ceil(piece).max(1);
     // The state of a head's rows after a part of the keys: o, max and sum.
@@ -27,27 +27,31 @@ pub(super) fn few_queries<T: Float>(job: &Job<'_, T>, scale: T::Acc, out: (Share
             let (b, part) = (task / parts, task % parts);
             let start = seen.start + part * piece;
             let keys = start..seen.end.min(start + piece);
-            job.ask_for(&job.k, b, &keys);
-            job.ask_for(&job.v, b, &keys);
+            params.prefetch_heads(&params.k, b, &keys);
+            params.prefetch_heads(&params.v, b, &keys);
             for g in 0..heads {
                 // SAFETY: the state of this part belongs to this task.
                 let known = unsafe { to.slice(((b * heads + g) * parts + part) * len, len) };
-                let scratch = [rows * BLOCK_KEYS, job.widened()];
-                with_both::<T, _, 2, 2>(scratch, [rows * dim, rows * BLOCK_KEYS], |[scores, wide], factors| {
-                    block(job, (b, g), scale, cut(known, lengths), scores, factors).run(keys.clone(), wide);
-                });
+                let scratch = [rows * BLOCK_KEYS, params.widened()];
+                with_split_scratch::<T, _, 2, 2>(
+                    scratch,
+                    [rows * dim, rows * BLOCK_KEYS],
+                    |[scores, wide], factors| {
+                        block(params, (b, g), scale, split(known, lengths), scores, factors).run(keys.clone(), wide);
+                    },
+                );
             }
         });
         for (i, parts) in known.chunks_exact_mut(parts * len).enumerate() {
             let (first, others) = parts.split_at_mut(len);
             for other in others.chunks_exact_mut(len) {
-                join(cut(first, lengths), cut(other, lengths), dim);
+                join(split(first, lengths), split(other, lengths), dim);
             }
             let whole = block(
-                job,
+                params,
                 (i / heads, i % heads),
                 scale,
-                cut(first, lengths),
+                split(first, lengths),
                 &mut [],
                 [&mut [], &mut []],
             );
@@ -59,16 +63,16 @@ pub(super) fn few_queries<T: Float>(job: &Job<'_, T>, scale: T::Acc, out: (Share
 
 /// All queries on the heads of one key head.
 fn block<'s, 'a, T: Float>(
-    job: &'s Job<'a, T>,
+    params: &'s AttentionParams<'a, T>,
     (b, g): (usize, usize),
     scale: T::Acc,
     [o, max, sum]: [&'s mut [T::Acc]; 3],
     scores: &'s mut [T::Acc],
     [q, p]: [&'s mut [T::Factor]; 2],
-) -> Block<'s, 'a, T> {
-    let queries = 0..job.shape.queries;
-    Block {
-        job,
+) -> QueryBlock<'s, 'a, T> {
+    let queries = 0..params.shape.queries;
+    QueryBlock {
+        params,
         b,
         g,
         queries,

@@ -9,7 +9,7 @@ use super::super::par::{Shared, for_pieces, max_nan, max1, simd, store, sum1};
 use super::super::tuning::attention::FEW_ROWS;
 use super::super::tuning::loops::PARALLEL_WORK;
 use super::decode::few_queries;
-use super::{AttentionShape, BLOCK_KEYS, HeadsView, Job, Mask, key_blocks, with_both};
+use super::{AttentionParams, AttentionShape, BLOCK_KEYS, HeadsView, Mask, key_blocks, with_split_scratch};
 
 /// Writes o (batch, queries, heads, dim) and lse (batch, queries, heads), the log-sum-exp of the masked scores, both
 /// contiguous; 0 and minus infinity for a query that sees no key.
@@ -35,8 +35,8 @@ pub fn attention<T: Float>(
         dim,
         ..
     } = shape;
-    let job = Job { shape, q, k, v, mask };
-    job.check();
+    let params = AttentionParams { shape, q, k, v, mask };
+    params.check();
     assert_eq!(o.len(), batch * queries * heads * dim, "attention: o has another size");
     assert_eq!(lse.len(), batch * queries * heads, "attention: lse has another size");
     if o.is_empty() {
@@ -44,7 +44,7 @@ pub fn attention<T: Float>(
     }
     let out = (Shared::new(o), Shared::new(lse));
     if queries * shape.group() <= FEW_ROWS {
-        return few_queries(&job, scale, out);
+        return few_queries(&params, scale, out);
     }
     let block = shape.block_queries();
     let (blocks, groups) = (queries.div_ceil(block), batch * kv_heads);
@@ -54,11 +54,11 @@ pub fn attention<T: Float>(
         let (b, g) = (task % groups / kv_heads, task % kv_heads);
         let range = start..queries.min(start + block);
         let rows = range.len() * shape.group();
-        let lengths = [rows * dim, rows * BLOCK_KEYS, rows, rows, job.widened()];
+        let lengths = [rows * dim, rows * BLOCK_KEYS, rows, rows, params.widened()];
         let factors = [rows * dim, rows * BLOCK_KEYS];
-        with_both::<T, _, 5, 2>(lengths, factors, |[o, scores, max, sum, wide], [q, p]| {
-            let mut block = Block {
-                job: &job,
+        with_split_scratch::<T, _, 5, 2>(lengths, factors, |[o, scores, max, sum, wide], [q, p]| {
+            let mut block = QueryBlock {
+                params: &params,
                 b,
                 g,
                 queries: range,
@@ -70,7 +70,7 @@ pub fn attention<T: Float>(
                 max,
                 sum,
             };
-            block.run(job.mask.block_keys(&block.queries), wide);
+            block.run(params.mask.block_keys(&block.queries), wide);
             // SAFETY: the rows of this block belong to this task.
             unsafe { block.finish(out) };
         });
@@ -78,8 +78,8 @@ pub fn attention<T: Float>(
 }
 
 /// The rows (query, head of the group) of one task, with the running state of their online softmax.
-pub(super) struct Block<'s, 'a, T: Float> {
-    pub job: &'s Job<'a, T>,
+pub(super) struct QueryBlock<'s, 'a, T: Float> {
+    pub params: &'s AttentionParams<'a, T>,
     pub b: usize,
     pub g: usize,
     pub queries: Range<usize>,
@@ -98,32 +98,32 @@ pub(super) struct Block<'s, 'a, T: Float> {
     pub sum: &'s mut [T::Acc],
 }
 
-impl<T: Float> Block<'_, '_, T> {
+impl<T: Float> QueryBlock<'_, '_, T> {
     /// Updates the state with these keys.
     pub fn run(&mut self, keys: Range<usize>, wide: &mut [T::Acc]) {
-        let (job, b, g) = (self.job, self.b, self.g);
-        job.rows(&job.q, b, g, &self.queries, self.q);
+        let (params, b, g) = (self.params, self.b, self.g);
+        params.rows(&params.q, b, g, &self.queries, self.q);
         self.o.fill(T::Acc::ZERO);
         self.max.fill(T::Acc::NEG_INFINITY);
         self.sum.fill(T::Acc::ZERO);
         for keys in key_blocks(keys) {
-            if job.apart(b, &self.queries, &keys) {
+            if params.masked_by_segments(b, &self.queries, &keys) {
                 continue;
             }
-            let k = job.keys(&job.k, b, g, &keys, wide);
+            let k = params.keys(&params.k, b, g, &keys, wide);
             self.score(k, keys.len());
             simd(
                 #[inline(always)]
                 || self.soften(&keys),
             );
-            let v = job.keys(&job.v, b, g, &keys, wide);
+            let v = params.keys(&params.v, b, g, &keys, wide);
             self.weigh(v, keys.len());
         }
     }
 
     /// scores = q @ k^T
     fn score(&mut self, k: Mat<*const T::Factor>, keys: usize) {
-        let (rows, dim) = (self.max.len(), self.job.shape.dim);
+        let (rows, dim) = (self.max.len(), self.params.shape.dim);
         let scores = dense_mut(self.scores, BLOCK_KEYS);
         let (q, k) = (dense(self.q, dim), transposed(k));
         // SAFETY: q is (rows, dim), k (keys, dim) and the scores have room for (rows, keys).
@@ -133,7 +133,7 @@ impl<T: Float> Block<'_, '_, T> {
     /// Turns scores into exp(score - max), and rescales the running max, sum and output.
     #[inline(always)]
     fn soften(&mut self, keys: &Range<usize>) {
-        let (group, dim) = (self.job.shape.group(), self.job.shape.dim);
+        let (group, dim) = (self.params.shape.group(), self.params.shape.dim);
         let rows = self
             .scores
             .chunks_exact_mut(BLOCK_KEYS)
@@ -144,7 +144,7 @@ impl<T: Float> Block<'_, '_, T> {
             for x in &mut *row {
                 *x = *x * self.scale;
             }
-            self.job.hide(self.b, query, keys, row, T::Acc::NEG_INFINITY);
+            self.params.mask_scores(self.b, query, keys, row, T::Acc::NEG_INFINITY);
             let max = max_nan(self.max[r], max1(row, |x| x));
             if max == T::Acc::NEG_INFINITY {
                 p.fill(T::Factor::default());
@@ -172,7 +172,7 @@ impl<T: Float> Block<'_, '_, T> {
 
     /// o += probabilities @ v
     fn weigh(&mut self, v: Mat<*const T::Factor>, keys: usize) {
-        let (rows, dim) = (self.max.len(), self.job.shape.dim);
+        let (rows, dim) = (self.max.len(), self.params.shape.dim);
         let o = dense_mut(self.o, dim);
         // SAFETY: the probabilities are (rows, keys), v (keys, dim), o (rows, dim).
         unsafe {
@@ -195,8 +195,8 @@ impl<T: Float> Block<'_, '_, T> {
     pub unsafe fn finish(self, (o, lse): (Shared<T>, Shared<T::Acc>)) {
         let AttentionShape {
             queries, heads, dim, ..
-        } = self.job.shape;
-        let group = self.job.shape.group();
+        } = self.params.shape;
+        let group = self.params.shape.group();
         for (r, row) in self.o.chunks_exact_mut(dim).enumerate() {
             let query = self.b * queries + self.queries.start + r / group;
             let at = query * heads + self.g * group + r % group;

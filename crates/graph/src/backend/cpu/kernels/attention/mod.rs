@@ -150,7 +150,7 @@ impl Mask<'_> {
 }
 
 /// The inputs of one attention.
-struct Job<'a, T> {
+struct AttentionParams<'a, T> {
     shape: AttentionShape,
     q: HeadsView<'a, T>,
     k: HeadsView<'a, T>,
@@ -158,7 +158,7 @@ struct Job<'a, T> {
     mask: Mask<'a>,
 }
 
-impl<T: Float> Job<'_, T> {
+impl<T: Float> AttentionParams<'_, T> {
     fn check(&self) {
         let AttentionShape {
             batch,
@@ -203,7 +203,7 @@ impl<T: Float> Job<'_, T> {
     }
 
     /// Prefetches the keys or values of all heads.
-    fn ask_for(&self, view: &HeadsView<'_, T>, b: usize, keys: &Range<usize>) {
+    fn prefetch_heads(&self, view: &HeadsView<'_, T>, b: usize, keys: &Range<usize>) {
         let line = 64 / size_of::<T>();
         for position in keys.clone() {
             for g in 0..self.shape.kv_heads {
@@ -242,7 +242,7 @@ impl<T: Float> Job<'_, T> {
     }
 
     /// Whether segments mask every key of the block for all of its queries.
-    fn apart(&self, b: usize, queries: &Range<usize>, keys: &Range<usize>) -> bool {
+    fn masked_by_segments(&self, b: usize, queries: &Range<usize>, keys: &Range<usize>) -> bool {
         let Some((q, k)) = self.mask.segments else {
             return false;
         };
@@ -259,7 +259,7 @@ impl<T: Float> Job<'_, T> {
 
     /// Writes `hidden` to the scores of masked keys.
     #[inline(always)]
-    fn hide(&self, b: usize, i: usize, keys: &Range<usize>, row: &mut [T::Acc], hidden: T::Acc) {
+    fn mask_scores(&self, b: usize, i: usize, keys: &Range<usize>, row: &mut [T::Acc], hidden: T::Acc) {
         let seen = self.mask.keys(i);
         let start = seen.start.clamp(keys.start, keys.end) - keys.start;
         let end = seen.end.clamp(keys.start, keys.end) - keys.start;
@@ -284,20 +284,20 @@ fn key_blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// Calls `f` with scratch split into parts of these lengths: of accumulators, and of factors.
-fn with_both<T: Float, R, const N: usize, const M: usize>(
+fn with_split_scratch<T: Float, R, const N: usize, const M: usize>(
     lengths: [usize; N],
     factors: [usize; M],
     f: impl FnOnce([&mut [T::Acc]; N], [&mut [T::Factor]; M]) -> R,
 ) -> R {
     with_scratch(lengths.iter().sum(), |scratch| {
         with_scratch(factors.iter().sum(), |narrow| {
-            f(cut(scratch, lengths), cut(narrow, factors))
+            f(split(scratch, lengths), split(narrow, factors))
         })
     })
 }
 
 /// Splits scratch into parts of these lengths.
-fn cut<A, const N: usize>(mut scratch: &mut [A], lengths: [usize; N]) -> [&mut [A]; N] {
+fn split<A, const N: usize>(mut scratch: &mut [A], lengths: [usize; N]) -> [&mut [A]; N] {
     lengths.map(|len| {
         let (part, rest) = std::mem::take(&mut scratch).split_at_mut(len);
         scratch = rest;

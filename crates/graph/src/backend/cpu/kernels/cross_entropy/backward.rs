@@ -5,7 +5,7 @@ use super::super::error::KernelError;
 use super::super::float::{Float, Mat, Real, dense_mut, transposed};
 use super::super::matmul::dense_product;
 use super::super::par::{Shared, for_rows, simd, store, with_scratch, with_space};
-use super::{BLOCK_ROWS, CrossEntropy, EXP_WORK, Kept, Row};
+use super::{BLOCK_ROWS, CrossEntropy, EXP_WORK, Row, Saved};
 
 /// The gradients of [`cross_entropy`](super::cross_entropy) from the gradients of its outputs: `g` (n) of the loss and
 /// `g_lse` (n; zero if `None`) of lse.
@@ -37,7 +37,7 @@ pub fn cross_entropy_vjp<T: Float>(
         g_lse.is_none_or(|g| g.len() == n),
         "cross_entropy: the gradient of lse has another size"
     );
-    let job = Job {
+    let vjp = Vjp {
         input,
         rows: &rows,
         lse,
@@ -50,7 +50,7 @@ pub fn cross_entropy_vjp<T: Float>(
             input.hidden.len(),
             "cross_entropy: d_hidden has another size"
         );
-        job.hidden(d_hidden);
+        vjp.hidden(d_hidden);
     }
     if let Some(d_weight) = d_weight {
         assert_eq!(
@@ -58,12 +58,12 @@ pub fn cross_entropy_vjp<T: Float>(
             input.weight.len(),
             "cross_entropy: d_weight has another size"
         );
-        job.weight(d_weight);
+        vjp.weight(d_weight);
     }
     Ok(())
 }
 
-pub(super) struct Job<'a, T: Float> {
+pub(super) struct Vjp<'a, T: Float> {
     pub input: &'a CrossEntropy<'a, T>,
     pub rows: &'a [Row],
     pub lse: &'a [T::Acc],
@@ -71,12 +71,19 @@ pub(super) struct Job<'a, T: Float> {
     pub g_lse: Option<&'a [T::Acc]>,
 }
 
-impl<T: Float> Job<'_, T> {
+impl<T: Float> Vjp<'_, T> {
     /// Writes the gradients of the logits of some rows and classes, rounded to the element type.
     ///
     /// # Safety
     /// `gradients` has room for (rows, count).
-    unsafe fn turn(&self, rows: &[Row], start: usize, count: usize, logits: &mut [T::Acc], gradients: *mut T) {
+    unsafe fn logit_gradients(
+        &self,
+        rows: &[Row],
+        start: usize,
+        count: usize,
+        logits: &mut [T::Acc],
+        gradients: *mut T,
+    ) {
         let smoothing = self.input.smoothing;
         let (logits, gradients) = (Shared::new(logits), Shared::raw(gradients));
         for_rows(rows.len(), EXP_WORK * count, |range| {
@@ -107,15 +114,15 @@ impl<T: Float> Job<'_, T> {
         });
     }
 
-    /// Like [`turn`](Self::turn), from the exponentials saved by the loss and the logit of each row's target.
+    /// Like [`logit_gradients`](Self::logit_gradients), from the exponentials saved by the loss and the logit of each row's target.
     ///
     /// # Safety
-    /// Like [`turn`](Self::turn); the saved exponentials are those of these rows.
-    unsafe fn turn_kept(
+    /// Like [`logit_gradients`](Self::logit_gradients); the saved exponentials are those of these rows.
+    unsafe fn logit_gradients_from_saved(
         &self,
         rows: &[Row],
         (start, count): (usize, usize),
-        (kept, picked): (Kept<T>, &[T::Acc]),
+        (saved, picked): (Saved<T>, &[T::Acc]),
         gradients: *mut T,
     ) {
         let (smoothing, total) = (self.input.smoothing, rows.len());
@@ -128,9 +135,9 @@ impl<T: Float> Job<'_, T> {
                 let even = g * T::Acc::of(smoothing / self.input.vocab as f64);
                 // SAFETY: row i belongs to this task, and the loss saved this block.
                 let (max, exps, gradients) = unsafe {
-                    let exps = kept.exps.slice(total * start + i * count, count);
+                    let exps = saved.exps.slice(total * start + i * count, count);
                     (
-                        *kept.maxima.at(block * total + i),
+                        *saved.maxima.at(block * total + i),
                         exps,
                         gradients.slice(i * count, count),
                     )
@@ -161,7 +168,7 @@ impl<T: Float> Job<'_, T> {
                 self.hidden_block(rows, d_hidden, |start, count, gradients| {
                     self.input.logits(hidden, rows.len(), start, count, logits);
                     // SAFETY: the caller's promise.
-                    unsafe { self.turn(rows, start, count, logits, gradients) };
+                    unsafe { self.logit_gradients(rows, start, count, logits, gradients) };
                 });
             });
         });
@@ -171,23 +178,23 @@ impl<T: Float> Job<'_, T> {
     ///
     /// # Safety
     /// The saved exponentials are those of these rows.
-    pub unsafe fn hidden_kept(&self, rows: &[Row], kept: (Kept<T>, &[T::Acc]), d_hidden: &mut [T]) {
+    pub unsafe fn hidden_from_saved(&self, rows: &[Row], saved: (Saved<T>, &[T::Acc]), d_hidden: &mut [T]) {
         self.hidden_block(rows, d_hidden, |start, count, gradients| {
             // SAFETY: the caller's promise.
-            unsafe { self.turn_kept(rows, (start, count), kept, gradients) };
+            unsafe { self.logit_gradients_from_saved(rows, (start, count), saved, gradients) };
         });
     }
 
-    /// `d_hidden` of a block of rows; `turn` writes the gradients of the logits of `count` classes from `start` on,
+    /// `d_hidden` of a block of rows; `logit_gradients` writes the gradients of the logits of `count` classes from `start` on,
     /// (rows, count).
-    fn hidden_block(&self, rows: &[Row], d_hidden: &mut [T], mut turn: impl FnMut(usize, usize, *mut T)) {
+    fn hidden_block(&self, rows: &[Row], d_hidden: &mut [T], mut logit_gradients: impl FnMut(usize, usize, *mut T)) {
         let (input, d, classes, total) = (self.input, self.input.d, self.input.block_classes(), rows.len());
         with_scratch(total * d, |sums: &mut [T::Acc]| {
             sums.fill(T::Acc::ZERO);
             with_space(total * classes, |gradients: *mut T| {
                 for start in (0..input.vocab).step_by(classes) {
                     let count = classes.min(input.vocab - start);
-                    turn(start, count, gradients);
+                    logit_gradients(start, count, gradients);
                     let (left, right) = (matrix(gradients, count), input.classes(start));
                     let (dims, parallel) = ((total, d, count), input.parallel(total));
                     // SAFETY: gradients are (rows, count), the weight is (count, d), the sums are (rows, d).
@@ -215,7 +222,7 @@ impl<T: Float> Job<'_, T> {
                         input.logits(hidden, count, start, width, logits);
                         // SAFETY: the block has the size of its logits, the sums are (width, d), hidden is (rows, d).
                         unsafe {
-                            self.turn(rows, start, width, logits, gradients);
+                            self.logit_gradients(rows, start, width, logits, gradients);
                             let (left, dims) = (transposed(matrix(gradients, width)), (width, d, count));
                             let parallel = input.parallel(count);
                             dense_product(dims, T::Acc::ONE, left, hidden, dense_mut(sums, d), true, parallel);

@@ -177,7 +177,7 @@ impl<A: Real> Partial<A> {
     };
 
     /// Merges the statistics of disjoint classes.
-    fn and(self, other: Self) -> Self {
+    fn merge(self, other: Self) -> Self {
         let max = max_nan(self.max, other.max);
         let shrunk = |part: Self| {
             if part.max == A::NEG_INFINITY {
@@ -222,12 +222,12 @@ pub fn cross_entropy<T: Float>(
         let (found, picked) = (&mut found[first..], &mut picked[first..]);
         scan(input, rows, hidden, None, found, picked);
     });
-    conclude(input, &rows, &found, &picked, loss, lse);
+    finish_rows(input, &rows, &found, &picked, loss, lse);
     Ok(())
 }
 
 /// Loss and log-sum-exp of rows from their statistics over all classes.
-fn conclude<T: Float>(
+fn finish_rows<T: Float>(
     input: &CrossEntropy<'_, T>,
     rows: &[Row],
     found: &[Partial<T::Acc>],
@@ -248,7 +248,7 @@ fn conclude<T: Float>(
 
 /// The exponentials saved for a block of rows; blocks of classes are stored one after the other.
 #[derive(Clone, Copy)]
-struct Kept<T: Float> {
+struct Saved<T: Float> {
     /// exp(logit - max), rounded: (rows, classes) of each block of classes.
     exps: Shared<T>,
     /// The largest logit of each row in each block of classes.
@@ -260,7 +260,7 @@ fn scan<T: Float>(
     input: &CrossEntropy<'_, T>,
     rows: &[Row],
     hidden: Mat<*const T>,
-    kept: Option<Kept<T>>,
+    saved: Option<Saved<T>>,
     found: &mut [Partial<T::Acc>],
     picked: &mut [T::Acc],
 ) {
@@ -280,10 +280,10 @@ fn scan<T: Float>(
                             *picked.at(i) = logits[rows[i].target - start];
                         }
                         let part = summarise(logits, input.smoothing > 0.0);
-                        *found.at(i) = (*found.at(i)).and(part);
-                        if let Some(kept) = kept {
-                            *kept.maxima.at(block * total + i) = part.max;
-                            let exps = kept.exps.at(total * start + i * count);
+                        *found.at(i) = (*found.at(i)).merge(part);
+                        if let Some(saved) = saved {
+                            *saved.maxima.at(block * total + i) = part.max;
+                            let exps = saved.exps.at(total * start + i * count);
                             simd(
                                 #[inline(always)]
                                 || store(logits, exps),

@@ -5,9 +5,9 @@ use super::super::error::KernelError;
 use super::super::float::{Float, Real};
 use super::super::par::{Shared, with_scratch, with_space};
 use super::super::scratch::Filled;
-use super::super::tuning::cross_entropy::{KEPT_BYTES, LEAST_ROWS};
-use super::backward::Job;
-use super::{BLOCK_ROWS, CrossEntropy, Kept, Partial, conclude, scan};
+use super::super::tuning::cross_entropy::{LEAST_ROWS, SAVED_BYTES};
+use super::backward::Vjp;
+use super::{BLOCK_ROWS, CrossEntropy, Partial, Saved, finish_rows, scan};
 
 /// [`cross_entropy`](super::cross_entropy) and [`cross_entropy_vjp`](super::cross_entropy_vjp) together.
 ///
@@ -43,13 +43,13 @@ pub fn cross_entropy_and_vjp<T: Float>(
         let blocks = input.vocab.div_ceil(input.block_classes());
         with_space(rows.len() * input.vocab, |exps: *mut T| {
             with_scratch(rows.len() * blocks, |maxima| {
-                let kept = Kept {
+                let saved = Saved {
                     exps: Shared::raw(exps),
                     maxima: Shared::new(maxima),
                 };
-                scan(input, rows, hidden, Some(kept), &mut found, &mut picked);
-                conclude(input, rows, &found, &picked, loss, lse);
-                let job = Job {
+                scan(input, rows, hidden, Some(saved), &mut found, &mut picked);
+                finish_rows(input, rows, &found, &picked, loss, lse);
+                let vjp = Vjp {
                     input,
                     rows,
                     lse,
@@ -57,7 +57,7 @@ pub fn cross_entropy_and_vjp<T: Float>(
                     g_lse,
                 };
                 // SAFETY: `scan` has just saved them.
-                unsafe { job.hidden_kept(rows, (kept, &picked), d_hidden) };
+                unsafe { vjp.hidden_from_saved(rows, (saved, &picked), d_hidden) };
             });
         });
     });
@@ -68,7 +68,7 @@ pub fn cross_entropy_and_vjp<T: Float>(
             "cross_entropy: d_weight has another size"
         );
         let rows = &rows;
-        Job {
+        Vjp {
             input,
             rows,
             lse,
@@ -82,6 +82,6 @@ pub fn cross_entropy_and_vjp<T: Float>(
 
 /// Rows per block, such that blocks have about equal sizes.
 fn rows_of_block<T: Float>(rows: usize, vocab: usize) -> usize {
-    let most = (KEPT_BYTES / (vocab * size_of::<T>()).max(1)).clamp(LEAST_ROWS, BLOCK_ROWS);
+    let most = (SAVED_BYTES / (vocab * size_of::<T>()).max(1)).clamp(LEAST_ROWS, BLOCK_ROWS);
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }

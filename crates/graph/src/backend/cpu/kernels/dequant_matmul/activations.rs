@@ -8,7 +8,7 @@ use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 /// Rows are zero-padded to a multiple of this many blocks.
 pub(super) const CHUNK: usize = 16;
 /// Number of `q4_0` blocks that are interleaved: the first halves of four blocks, then their second halves.
-pub(super) const WOVEN: usize = 4;
+pub(super) const INTERLEAVED: usize = 4;
 /// Adding it to a number below 2^22 rounds to the nearest integer, which is then in the low bits.
 const MAGIC: f32 = 12_582_912.0;
 
@@ -115,9 +115,9 @@ fn quantize_row<T: Float>(x: &[T], format: QuantFormat, quants: &mut [i8], scale
             QuantFormat::Q8_0 => quants[b * BLOCK..][..BLOCK].copy_from_slice(&small),
             QuantFormat::Q4_0 => {
                 let (first, last) = small.split_at(BLOCK / 2);
-                let at = b / WOVEN * WOVEN * BLOCK + b % WOVEN * BLOCK / 2;
+                let at = b / INTERLEAVED * INTERLEAVED * BLOCK + b % INTERLEAVED * BLOCK / 2;
                 quants[at..][..BLOCK / 2].copy_from_slice(first);
-                quants[at + WOVEN * BLOCK / 2..][..BLOCK / 2].copy_from_slice(last);
+                quants[at + INTERLEAVED * BLOCK / 2..][..BLOCK / 2].copy_from_slice(last);
             }
         }
     }

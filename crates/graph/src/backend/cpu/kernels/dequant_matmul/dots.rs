@@ -4,7 +4,7 @@
 use half::f16;
 
 use super::super::float::Float;
-use super::activations::{Activations, WOVEN};
+use super::activations::{Activations, INTERLEAVED};
 use crate::fused::dequant_matmul::BLOCK;
 
 /// Maximum rows of activations per kernel call.
@@ -24,10 +24,10 @@ pub(super) struct Dots {
 
 /// # Safety
 /// The CPU has the instructions; all inputs are readable in the given sizes, and the output is writable.
-pub(super) type Kernel = unsafe fn(&Dots);
+pub(super) type DotKernel = unsafe fn(&Dots);
 
 /// # Safety
-/// See [`Kernel`].
+/// See [`DotKernel`].
 pub(super) unsafe fn portable_8(d: &Dots) {
     // SAFETY: handed on.
     unsafe {
@@ -39,16 +39,16 @@ pub(super) unsafe fn portable_8(d: &Dots) {
 }
 
 /// # Safety
-/// See [`Kernel`].
+/// See [`DotKernel`].
 pub(super) unsafe fn portable_4(d: &Dots) {
     const HALF: usize = BLOCK / 2;
     // SAFETY: handed on.
     unsafe {
         portable::<HALF>(d, |quants, x, b| {
-            let woven = &x[b / WOVEN * WOVEN * BLOCK..][..WOVEN * BLOCK];
+            let interleaved = &x[b / INTERLEAVED * INTERLEAVED * BLOCK..][..INTERLEAVED * BLOCK];
             let (first, last) = (
-                &woven[b % WOVEN * HALF..][..HALF],
-                &woven[(WOVEN + b % WOVEN) * HALF..][..HALF],
+                &interleaved[b % INTERLEAVED * HALF..][..HALF],
+                &interleaved[(INTERLEAVED + b % INTERLEAVED) * HALF..][..HALF],
             );
             let products = quants.iter().zip(first.iter().zip(last)).map(|(&w, (&low, &high))| {
                 (i32::from(w & 15) - 8) * i32::from(low) + (i32::from(w >> 4) - 8) * i32::from(high)
@@ -61,7 +61,7 @@ pub(super) unsafe fn portable_4(d: &Dots) {
 /// `dot(weights of block b, activations of the row, b)`.
 ///
 /// # Safety
-/// See [`Kernel`].
+/// See [`DotKernel`].
 #[inline(always)]
 unsafe fn portable<const BYTES: usize>(d: &Dots, dot: impl Fn(&[u8], &[i8], usize) -> i32) {
     for c in 0..d.count {

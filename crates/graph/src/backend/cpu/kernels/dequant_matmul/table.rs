@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use super::dots::{Kernel, portable_4, portable_8};
+use super::dots::{DotKernel, portable_4, portable_8};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{narrow_4, narrow_8, wide_4, wide_8};
 use crate::fused::dequant_matmul::QuantFormat;
@@ -48,7 +48,7 @@ fn detect() -> Level {
 }
 
 /// The fastest kernel for weights in `format`.
-pub(super) fn dots(format: QuantFormat) -> Kernel {
+pub(super) fn dots(format: QuantFormat) -> DotKernel {
     match (level(), format) {
         #[cfg(target_arch = "x86_64")]
         (Level::Wide, QuantFormat::Q8_0) => wide_8,

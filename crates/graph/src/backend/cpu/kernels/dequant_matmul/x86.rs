@@ -19,7 +19,7 @@ use super::dots::Dots;
 macro_rules! kernels {
     ($($name:ident: $of:ident::<$nibbles:literal>, [$two:literal, $more:literal], $features:literal;)*) => { $(
         /// # Safety
-        /// See [`Kernel`](super::dots::Kernel).
+        /// See [`DotKernel`](super::dots::DotKernel).
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $name(d: &Dots) {
             // SAFETY: the caller's promise.
@@ -43,7 +43,7 @@ kernels! {
 }
 
 /// # Safety
-/// See [`Kernel`](super::dots::Kernel).
+/// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
     // SAFETY: handed on.
@@ -71,7 +71,7 @@ unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
 }
 
 /// # Safety
-/// See [`Kernel`](super::dots::Kernel).
+/// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
     // SAFETY: handed on.
@@ -98,7 +98,7 @@ unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) 
 /// `C` rows of weights at a time, one of each part. `dots` returns up to four sums for each row of activations.
 ///
 /// # Safety
-/// See [`Kernel`](super::dots::Kernel).
+/// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn in_parts<const R: usize, const C: usize, const NIBBLES: bool>(
     d: &Dots,
@@ -133,7 +133,7 @@ unsafe fn in_parts<const R: usize, const C: usize, const NIBBLES: bool>(
 /// `C` rows of weights against `R` rows of activations.
 ///
 /// # Safety
-/// See [`Kernel`](super::dots::Kernel).
+/// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
     d: &Dots,
@@ -192,7 +192,7 @@ unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
 /// The scale of each block of a chunk; adds the offset correction to the sums.
 ///
 /// # Safety
-/// See [`Kernel`](super::dots::Kernel).
+/// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn factors<const R: usize, const C: usize>(
     d: &Dots,
@@ -224,7 +224,7 @@ unsafe fn factors<const R: usize, const C: usize>(
 /// One vector of each row of weights: vector `at` of the row, number `v` in its chunk.
 ///
 /// # Safety
-/// See [`Kernel`](super::dots::Kernel).
+/// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn wide_step<const R: usize, const C: usize, const NIBBLES: bool>(
     d: &Dots,
@@ -273,7 +273,7 @@ const GROUP: usize = 8;
 /// `C` rows of weights against `R` rows of activations.
 ///
 /// # Safety
-/// See [`Kernel`](super::dots::Kernel).
+/// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn narrow_rows<const R: usize, const C: usize, const NIBBLES: bool>(
     d: &Dots,
@@ -356,7 +356,7 @@ unsafe fn some_scales(from: *const f16, count: usize) -> __m128i {
 /// The scale of each block of a group; adds the offset correction of `q4_0` to the sums.
 ///
 /// # Safety
-/// See [`Kernel`](super::dots::Kernel).
+/// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn narrow_factors<const R: usize, const C: usize, const NIBBLES: bool>(
     d: &Dots,
@@ -388,7 +388,7 @@ unsafe fn narrow_factors<const R: usize, const C: usize, const NIBBLES: bool>(
 /// magnitudes, with the weights' signs applied to the activations.
 ///
 /// # Safety
-/// See [`Kernel`](super::dots::Kernel).
+/// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn narrow_step<const R: usize, const C: usize, const NIBBLES: bool>(
     d: &Dots,

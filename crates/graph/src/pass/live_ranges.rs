@@ -4,7 +4,7 @@
 use crate::graph::{Graph, Meta};
 
 /// The live range of each node's memory.
-pub(super) struct Lives {
+pub(super) struct LiveRanges {
     /// The node that owns the memory of each node's value.
     pub owners: Vec<usize>,
     /// Bytes allocated by a node; 0 for a view.
@@ -13,30 +13,30 @@ pub(super) struct Lives {
     pub last: Vec<usize>,
 }
 
-impl Lives {
+impl LiveRanges {
     pub fn of(graph: &Graph) -> Self {
         let count = graph.nodes.len();
-        let mut lives = Self {
+        let mut live_ranges = Self {
             owners: (0..count).collect(),
             bytes: vec![0; count],
             last: (0..count).collect(),
         };
         for (index, node) in graph.nodes.iter().enumerate() {
             if node.operation.is_view() {
-                lives.owners[index] = lives.owners[node.inputs[0].node as usize];
+                live_ranges.owners[index] = live_ranges.owners[node.inputs[0].node as usize];
             } else if !node.operation.is_given() {
-                lives.bytes[index] = node.outputs.iter().map(Meta::bytes).sum();
+                live_ranges.bytes[index] = node.outputs.iter().map(Meta::bytes).sum();
             }
             for input in &node.inputs {
-                let owner = lives.owners[input.node as usize];
-                lives.last[owner] = index;
+                let owner = live_ranges.owners[input.node as usize];
+                live_ranges.last[owner] = index;
             }
         }
         for output in &graph.outputs {
-            let owner = lives.owners[output.node as usize];
-            lives.last[owner] = count;
+            let owner = live_ranges.owners[output.node as usize];
+            live_ranges.last[owner] = count;
         }
-        lives
+        live_ranges
     }
 
     /// The peak memory, and the node at which it is reached.
@@ -72,9 +72,9 @@ mod tests {
         let sum = view.sum_keepdim(&[0, 1]).unwrap();
         let graph = numbered::flatten(&[sum, view]).unwrap().graph;
         // The view keeps the exponentials alive; the sum is live as well.
-        assert_eq!(Lives::of(&graph).peak().0, 400 + 4);
+        assert_eq!(LiveRanges::of(&graph).peak().0, 400 + 4);
         let chain = x.exp().unwrap().sin().unwrap().sum_keepdim(&[0, 1]).unwrap();
         let graph = numbered::flatten(&[chain]).unwrap().graph;
-        assert_eq!(Lives::of(&graph).peak(), (800, 2));
+        assert_eq!(LiveRanges::of(&graph).peak(), (800, 2));
     }
 }

@@ -4,15 +4,15 @@ use crate::error::{Error, Result};
 
 /// A shape seen as `(outer, size, inner)` around one dimension.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Block {
+pub(super) struct SliceShape {
     pub outer: usize,
     pub size: usize,
     pub inner: usize,
 }
 
 /// `(outer, dims[dim], inner)`
-pub(super) fn block_around(dims: &[usize], dim: usize) -> Block {
-    Block {
+pub(super) fn slice_shape(dims: &[usize], dim: usize) -> SliceShape {
+    SliceShape {
         outer: dims[..dim].iter().product(),
         size: dims[dim],
         inner: dims[dim + 1..].iter().product(),
@@ -20,7 +20,7 @@ pub(super) fn block_around(dims: &[usize], dim: usize) -> Block {
 }
 
 /// Checks that `position..position + length` lies in a dimension of `size`.
-pub(super) fn check_box(operation: &'static str, position: u32, length: usize, size: usize) -> Result<()> {
+pub(super) fn check_range(operation: &'static str, position: u32, length: usize, size: usize) -> Result<()> {
     let position = position as usize;
     if position + length <= size {
         return Ok(());
@@ -34,7 +34,7 @@ pub(super) fn check_box(operation: &'static str, position: u32, length: usize, s
 }
 
 /// `out (outer, length, inner)` from `x (outer, size, inner)` at `start`.
-pub(super) fn read_box<T: Copy>(block: Block, length: usize, start: usize, x: &[T], out: &mut [T]) {
+pub(super) fn read_slice<T: Copy>(block: SliceShape, length: usize, start: usize, x: &[T], out: &mut [T]) {
     let row = length * block.inner;
     for (outer, out) in out.chunks_exact_mut(row.max(1)).enumerate() {
         let from = (outer * block.size + start) * block.inner;
@@ -43,7 +43,7 @@ pub(super) fn read_box<T: Copy>(block: Block, length: usize, start: usize, x: &[
 }
 
 /// Writes `update (outer, length, inner)` into `out (outer, size, inner)` at `start`.
-pub(super) fn write_box<T: Copy>(block: Block, length: usize, start: usize, update: &[T], out: &mut [T]) {
+pub(super) fn write_slice<T: Copy>(block: SliceShape, length: usize, start: usize, update: &[T], out: &mut [T]) {
     let row = length * block.inner;
     for (outer, update) in update.chunks_exact(row.max(1)).enumerate() {
         let to = (outer * block.size + start) * block.inner;
