@@ -280,7 +280,7 @@ impl LazyTensor {
             [value] => Ok(*value),
             _ => Err(Error::shape(
                 "to_scalar",
-                format!("{:?} has not exactly one element", self.dims()),
+                format!("{:?} does not have exactly one element", self.dims()),
             )),
         }
     }

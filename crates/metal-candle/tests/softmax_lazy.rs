@@ -123,7 +123,7 @@ fn a_dimension_that_is_not_there_or_a_dtype_without_an_exponential_is_refused() 
     };
     assert_eq!(
         refused(&[2, 3], DType::F32, 2),
-        "Softmax: dimension 2 of a tensor of shape [2, 3]"
+        "Softmax: dimension 2 is out of range for shape [2, 3]"
     );
     assert_eq!(
         refused(&[], DType::F32, 0),

@@ -127,7 +127,7 @@ impl Interpreter {
 
 /// The error for a value that was freed or never computed.
 fn missing() -> Error {
-    Error::internal("a value of the graph is missing where it is read")
+    Error::internal("a value of the graph was freed or not computed before it is read")
 }
 
 /// Executes one node. The inputs' shapes were checked when it was recorded.
@@ -338,7 +338,7 @@ fn random(
 ) -> candle_core::Result<Result<Tensor>> {
     let key = key.to_vec1::<u32>()?;
     let [k0, k1, c2, c3] = key[..] else {
-        return Ok(Err(Error::internal("Random: the key has not four words")));
+        return Ok(Err(Error::internal("Random: the key does not have four words")));
     };
     let count = meta.shape.elem_count();
     let storage = match (distribution, meta.dtype) {

@@ -50,7 +50,7 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             if !fits {
                 return Err(Error::shape(
                     name,
-                    format!("{distribution:?} numbers cannot be {dtype:?}"),
+                    format!("the distribution {distribution:?} does not support {dtype:?}"),
                 ));
             }
             source(name, shape, *dtype)
@@ -236,7 +236,7 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             if dims(0)[1] != dims(1)[1] {
                 return Err(Error::shape(
                     name,
-                    format!("hidden {:?} and weight {:?} differ in width", dims(0), dims(1)),
+                    format!("hidden {:?} and weight {:?} differ in their last dimension", dims(0), dims(1)),
                 ));
             }
             if dims(1)[0] == 0 {
@@ -338,7 +338,7 @@ fn check_dim(name: &'static str, dim: usize, dims: &[usize]) -> Result<()> {
     }
     Err(Error::shape(
         name,
-        format!("dimension {dim} of a tensor of shape {dims:?}"),
+        format!("dimension {dim} is out of range for shape {dims:?}"),
     ))
 }
 
@@ -390,7 +390,7 @@ fn reduced(name: &'static str, dims: &[usize], over: &[usize]) -> Result<Vec<usi
     if !ascending || over.last().is_some_and(|&last| last >= dims.len()) {
         return Err(Error::shape(
             name,
-            format!("dimensions {over:?} of a tensor of shape {dims:?}"),
+            format!("dimensions {over:?} are out of range for shape {dims:?}"),
         ));
     }
     let mut shape = dims.to_vec();
@@ -404,7 +404,7 @@ fn reshape(name: &'static str, input: &Meta, shape: &Shape) -> Result<Outputs> {
     if elements(shape.dims()) != Some(input.shape.elem_count()) {
         return Err(Error::shape(
             name,
-            format!("{:?} has not the elements of {:?}", input.shape.dims(), shape.dims()),
+            format!("{:?} does not have as many elements as {:?}", input.shape.dims(), shape.dims()),
         ));
     }
     Ok(smallvec![Meta::new(shape.clone(), input.dtype)])

@@ -290,9 +290,9 @@ pub fn verify(graph: &Graph, pass: &'static str) -> Result<()> {
             Ok(outputs) if outputs == node.outputs => {}
             Ok(outputs) => {
                 let list = |of: &[Meta]| of.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                let (says, inferred) = (list(&node.outputs), list(&outputs));
+                let (stored, inferred) = (list(&node.outputs), list(&outputs));
                 return fail(format!(
-                    "%{index} {} says {says}, inferred {inferred}",
+                    "%{index} {} stores {stored}, inferred {inferred}",
                     node.operation.name()
                 ));
             }

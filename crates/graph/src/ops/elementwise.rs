@@ -114,7 +114,7 @@ impl LazyTensor {
     /// Elements of `a` where this u8 mask is not zero, else of `b`; all three broadcast.
     ///
     /// # Errors
-    /// When the dtypes or shapes do not fit.
+    /// When the dtypes or shapes are incompatible.
     pub fn where_cond(&self, a: &Self, b: &Self) -> Result<Self> {
         Self::record_one(Operation::Where, &[self, a, b])
     }

@@ -59,7 +59,7 @@ impl LazyTensor {
     /// Layer norm along the last dimension with `weight (last)` and `bias (last)`.
     ///
     /// # Errors
-    /// When there is no last dimension or the shapes do not fit.
+    /// When there is no last dimension or the shapes are incompatible.
     pub fn layer_norm(&self, weight: &Self, bias: &Self, eps: f32) -> Result<Self> {
         Self::record_one(Operation::LayerNorm { eps }, &[self, weight, bias])
     }
@@ -67,7 +67,7 @@ impl LazyTensor {
     /// Rotary position embedding of `(batch, seq, heads, head_dim)` with `cos`, `sin` `(batch or 1, seq, r)`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// When the shapes are incompatible.
     pub fn rope(&self, cos: &Self, sin: &Self, interleaved: bool) -> Result<Self> {
         Self::record_one(Operation::Rope { interleaved }, &[self, cos, sin])
     }
@@ -91,7 +91,7 @@ impl LazyTensor {
     /// The low-rank term of `LoRA`: `(x a b) * scale` with `a (in, rank)` and `b (rank, out)`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// When the shapes are incompatible.
     pub fn lora_fused(&self, a: &Self, b: &Self, scale: f32) -> Result<Self> {
         Self::record_one(Operation::LoRA { scale }, &[self, a, b])
     }
@@ -100,7 +100,7 @@ impl LazyTensor {
     /// `(out, in / 32)`, as [`QuantFormat::quantize`] makes them from the rows of `W`. They have no gradient.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// When the shapes are incompatible.
     pub fn dequant_matmul(&self, quants: &Self, scales: &Self, format: QuantFormat) -> Result<Self> {
         let transposed = false;
         Self::record_one(Operation::DequantMatmul { format, transposed }, &[self, quants, scales])
@@ -111,7 +111,7 @@ impl LazyTensor {
     /// `options.offset` and `options.segments` are set from what `inputs` holds.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// When the shapes are incompatible.
     pub fn attention(inputs: &AttentionInputs<'_>, options: AttentionOptions) -> Result<Self> {
         let options = AttentionOptions {
             offset: inputs.offset.is_some(),
@@ -128,7 +128,7 @@ impl LazyTensor {
     /// The logits are never materialised as a whole.
     ///
     /// # Errors
-    /// When the shapes do not fit; a target outside the vocabulary is reported at run time.
+    /// When the shapes are incompatible; a target outside the vocabulary is reported at run time.
     pub fn cross_entropy(&self, weight: &Self, targets: &Self, options: CrossEntropyOptions) -> Result<Self> {
         Self::record_one(Operation::CrossEntropy(options), &[self, weight, targets])
     }
@@ -137,7 +137,7 @@ impl LazyTensor {
     /// - beta2^t`, and a factor on the gradient: 1, or that of gradient clipping.
     ///
     /// # Errors
-    /// When the shapes or dtypes do not fit.
+    /// When the shapes or dtypes are incompatible.
     pub fn adamw(
         &self,
         gradient: &Self,

@@ -37,7 +37,7 @@ impl LazyTensor {
         if a.max(b) >= dims.len() {
             return Err(Error::shape(
                 "transpose",
-                format!("dimensions {a} and {b} of {:?}", self.dims()),
+                format!("dimension {a} or {b} is out of range for shape {:?}", self.dims()),
             ));
         }
         dims.swap(a, b);
@@ -52,7 +52,7 @@ impl LazyTensor {
         match self.rank() {
             0 | 1 => Err(Error::shape(
                 "t",
-                format!("{:?} has no two last dimensions", self.dims()),
+                format!("{:?} has fewer than two dimensions", self.dims()),
             )),
             rank => self.transpose(rank - 2, rank - 1),
         }
@@ -80,7 +80,7 @@ impl LazyTensor {
         if dim >= to.len() {
             return Err(Error::shape(
                 "Slice",
-                format!("dimension {dim} of a tensor of shape {to:?}"),
+                format!("dimension {dim} is out of range for shape {to:?}"),
             ));
         }
         (from[dim], to[dim]) = (start, end);

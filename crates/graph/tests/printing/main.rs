@@ -132,9 +132,9 @@ fn the_verifier_rejects_malformed_graphs() {
         "verifier, after test: output %2.1 does not exist"
     );
     let shape = broken(&|g| g.nodes[2].outputs[0] = Meta::new(Shape::from(3), DType::F32));
-    assert_eq!(shape, "verifier, after test: %2 Add says f32[3], inferred f32[2]");
+    assert_eq!(shape, "verifier, after test: %2 Add stores f32[3], inferred f32[2]");
     let dtype = broken(&|g| g.nodes[2].outputs[0] = Meta::new(Shape::from(2), DType::F64));
-    assert_eq!(dtype, "verifier, after test: %2 Add says f64[2], inferred f32[2]");
+    assert_eq!(dtype, "verifier, after test: %2 Add stores f64[2], inferred f32[2]");
     let missing = broken(&|g| g.nodes[2].inputs.truncate(1));
     assert_eq!(missing, "verifier, after test: %2: Add requires 2 inputs, got 1");
     let extra = broken(&|g| {
@@ -147,6 +147,6 @@ fn the_verifier_rejects_malformed_graphs() {
     });
     assert_eq!(
         extra,
-        "verifier, after test: %3: Reshape: [2] has not the elements of [5]"
+        "verifier, after test: %3: Reshape: [2] does not have as many elements as [5]"
     );
 }

@@ -23,7 +23,7 @@ impl KvCache {
     /// An empty cache for one row.
     ///
     /// # Errors
-    /// When the engine does not compute with `dtype`.
+    /// When the engine does not support `dtype`.
     pub fn new(config: &ModelConfig, dtype: DType, device: &Device) -> Result<Self> {
         Self::for_rows(1, config, dtype, device)
     }
@@ -31,7 +31,7 @@ impl KvCache {
     /// An empty cache for so many rows.
     ///
     /// # Errors
-    /// When the engine does not compute with `dtype`.
+    /// When the engine does not support `dtype`.
     pub fn for_rows(rows: usize, config: &ModelConfig, dtype: DType, device: &Device) -> Result<Self> {
         let shape = [rows, LEAST, config.num_key_value_heads, config.head_dim];
         let empty = |_| LazyTensor::zeros(&shape, dtype, device);

@@ -73,7 +73,7 @@ impl<'m> Decoder<'m> {
     /// An empty cache for so many rows.
     ///
     /// # Errors
-    /// When the engine does not compute with the model's dtype.
+    /// When the engine does not support the model's dtype.
     pub fn cache(&self, rows: usize) -> Result<KvCache> {
         let head = self.model.head();
         KvCache::for_rows(rows, self.model.config(), head.dtype(), head.device())

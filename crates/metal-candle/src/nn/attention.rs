@@ -28,7 +28,7 @@ impl Attention {
     /// `(batch, seq, hidden)` to the same shape.
     ///
     /// # Errors
-    /// When the shapes do not fit, or the cache has no such layer.
+    /// When the shapes are incompatible, or the cache has no such layer.
     pub fn forward(&self, x: &LazyTensor, rotation: &Rotation, pass: &mut Pass<'_>) -> Result<LazyTensor> {
         let q = rotation.turn(&self.heads(&*self.q_proj, x, pass)?)?;
         let k = rotation.turn(&self.heads(&*self.k_proj, x, pass)?)?;

@@ -22,7 +22,7 @@ impl Block {
     /// `(batch, seq, hidden)` to the same shape.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// When the shapes are incompatible.
     pub fn forward(&self, x: &LazyTensor, rotation: &Rotation, pass: &mut Pass<'_>) -> Result<LazyTensor> {
         let x = x.add(
             &self

@@ -15,7 +15,7 @@ impl Linear {
     /// From `weight` `(out, in)` and, if there is one, `bias` `(out)`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// When the shapes are incompatible.
     pub fn new(weight: LazyTensor, bias: Option<LazyTensor>) -> Result<Self> {
         let fits = weight.rank() == 2 && bias.as_ref().is_none_or(|b| b.dims() == &weight.dims()[..1]);
         if fits {

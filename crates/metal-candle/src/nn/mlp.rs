@@ -20,7 +20,7 @@ impl Mlp {
     /// `(batch, seq, hidden)` to the same shape.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// When the shapes are incompatible.
     pub fn forward(&self, x: &LazyTensor, pass: &Pass<'_>) -> Result<LazyTensor> {
         let gate = self.gate_proj.forward(x, pass)?;
         let up = self.up_proj.forward(x, pass)?;

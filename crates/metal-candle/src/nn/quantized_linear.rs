@@ -31,14 +31,14 @@ impl QuantizedLinear {
     /// Quantises `weight` `(out, in)`, which is evaluated; `bias` `(out)` stays as it is.
     ///
     /// # Errors
-    /// When the shapes do not fit, `in` is no whole number of blocks of 32, or a value is not finite.
+    /// When the shapes are incompatible, `in` is not a multiple of the block size 32, or a value is not finite.
     pub fn new(weight: &LazyTensor, bias: Option<LazyTensor>, format: QuantFormat) -> Result<Self> {
         // The checks are those of the other linear layer.
         let linear = Linear::new(weight.clone(), bias.clone())?;
         let (inputs, outputs) = (linear.in_features(), linear.out_features());
         if !Self::fits(inputs) {
             let message = format!(
-                "weight {:?}: rows are no whole number of blocks of {BLOCK}",
+                "weight {:?}: the row length is not a multiple of the block size {BLOCK}",
                 weight.dims()
             );
             return Err(Error::Shape {
@@ -195,7 +195,7 @@ mod tests {
                 .unwrap_err()
                 .to_string()
         };
-        assert!(fault(normal(1, &[3, 40]), None).contains("no whole number of blocks of 32"));
+        assert!(fault(normal(1, &[3, 40]), None).contains("not a multiple of the block size 32"));
         assert!(fault(normal(1, &[3, 32]), Some(normal(2, &[2]))).starts_with("linear: "));
         let wrong = normal(1, &[3, 32]).div(&LazyTensor::zeros(&[3, 32], DType::F32, &Device::Cpu).unwrap());
         assert!(fault(wrong.unwrap(), None).contains("not finite"));

@@ -68,7 +68,7 @@ impl Rotation {
     /// Turns `x` `(batch, seq, heads, head_dim)`; pairs are `(i, i + head_dim / 2)`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// When the shapes are incompatible.
     pub fn turn(&self, x: &LazyTensor) -> Result<LazyTensor> {
         x.rope(&self.cos, &self.sin, false)
     }

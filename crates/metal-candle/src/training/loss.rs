@@ -20,7 +20,7 @@ const NAME: &str = "cross_entropy_loss";
 ///
 /// # Errors
 ///
-/// If the shapes do not fit, an id is outside the vocabulary, `targets` are not integers, or no position is supervised.
+/// If the shapes are incompatible, an id is outside the vocabulary, `targets` are not integers, or no position is supervised.
 ///
 /// # Example
 ///

@@ -178,7 +178,7 @@ impl Checked {
             made.filter(|(_, writes)| **writes)
                 .for_each(|((byte, given), _)| *byte = *given);
             if block.all() != given.all() {
-                return Err(self.fault(index, "writes beside the operands that it declared to write"));
+                return Err(self.fault(index, "writes outside the operands that it declared to write"));
             }
         }
         if elsewhere.all().iter().any(|byte| *byte != poison) {
@@ -298,12 +298,12 @@ mod tests {
         let short = fault(|input, output| negate(input, output, 0..3));
         assert!(short.contains("leaves some unwritten"), "{short}");
         let long = fault(|input, output| negate(input, output, 0..5));
-        assert!(long.contains("writes beside"), "{long}");
+        assert!(long.contains("writes outside"), "{long}");
         let own_input = fault(|input, output| {
             negate(input, output, 0..4);
             negate(input, input, 2..3);
         });
-        assert!(own_input.contains("writes beside"), "{own_input}");
+        assert!(own_input.contains("writes outside"), "{own_input}");
         let reads_on = fault(|input, output| {
             negate(input, output, 0..4);
             negate(input.wrapping_add(16), output, 0..1);

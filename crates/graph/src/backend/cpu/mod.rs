@@ -298,7 +298,7 @@ fn overwritten(input: usize, inputs: &Bindings, copies: &mut Copies) -> Result<V
         Some((_, Copied::Buffer(buffer))) => Ok(buffer.take().into()),
         // The caller drops the input, which leaves the result as the only handle.
         None => Ok(inputs[input].clone()),
-        Some((_, Copied::Tensor(_))) => Err(Error::internal("a result was written over a tensor of Candle's")),
+        Some((_, Copied::Tensor(_))) => Err(Error::internal("a result has overwritten a tensor of Candle's")),
     }
 }
 
@@ -405,7 +405,7 @@ use {with_float, with_type};
 /// # Safety
 /// The buffer has capacity for at least `len` elements, and each has been written.
 unsafe fn filled(mut buffer: OutputBuffer, len: usize) -> OutputBuffer {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match buffer.storage_mut() {
             CpuStorage::F32(data) => data.set_len(len),

@@ -198,7 +198,7 @@ fn draw<T: 'static>(builder: &mut Builder<'_>, key: &View, out: &View, fill: fn(
     builder.step(|operands| {
         let (key, to) = (operands.read(key), operands.write(out));
         move |memory| {
-            // SAFETY: the key is read only; the buffer is this step's to write.
+            // SAFETY: the key is read only; the buffer is written by this step only.
             let (words, out) = unsafe { (key.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
             fill([words[0], words[1], words[2], words[3]], out);
         }
@@ -247,7 +247,7 @@ fn reduction(builder: &mut Builder<'_>, node: &GraphNode, over: &[usize], kind: 
         builder.step(|operands| {
             let (from, to) = (operands.read(&x), operands.write(&out));
             move |memory| {
-                // SAFETY: disjoint buffers, the output is this step's to write.
+                // SAFETY: disjoint buffers, the output is written by this step only.
                 let x = unsafe { from.slice::<T>(memory) };
                 match kind {
                     // SAFETY: as above.
@@ -352,7 +352,7 @@ fn pick(builder: &mut Builder<'_>, node: &GraphNode, dim: usize) -> Result<Views
         builder.checked_step(check, |operands| {
             let (x, indices, to) = (operands.read(x), operands.read(indices), operands.write(&out));
             move |memory| {
-                // SAFETY: disjoint buffers, the output is this step's to write.
+                // SAFETY: disjoint buffers, the output is written by this step only.
                 let (x, indices, out) =
                     unsafe { (x.slice::<T>(memory), indices.slice::<I>(memory), to.slice_mut::<T>(memory)) };
                 checked(if whole { index_select(shape, x, indices, out) } else { gather(shape, x, indices, out) });
@@ -417,7 +417,7 @@ fn dynamic_slice(builder: &mut Builder<'_>, node: &GraphNode, dim: usize, length
         builder.checked_step(check, |operands| {
             let (x, position, to) = (operands.read(&inputs[0]), operands.read(&inputs[1]), operands.write(&out));
             move |memory| {
-                // SAFETY: disjoint buffers, the output is this step's to write.
+                // SAFETY: disjoint buffers, the output is written by this step only.
                 let (x, position, out) =
                     unsafe { (x.slice::<T>(memory), position.slice::<u32>(memory), to.slice_mut::<T>(memory)) };
                 read_slice(block, length, position[0] as usize, x, out);

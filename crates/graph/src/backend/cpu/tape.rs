@@ -160,7 +160,7 @@ impl<A: Number> Tape<A> {
     /// `scratch` has capacity for [`BLOCK`] values per slot.
     pub unsafe fn run(&self, inputs: &[*const u8], steps: &[usize], out: *mut u8, len: usize, scratch: *mut A) {
         let size = self.result.size_in_bytes();
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             self.for_blocks(
                 (inputs, steps),
@@ -192,7 +192,7 @@ impl<A: Number> Tape<A> {
         scratch: *mut A,
     ) -> A {
         let mut total = identity(kind);
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             self.for_blocks(
                 (inputs, steps),
@@ -220,7 +220,7 @@ impl<A: Number> Tape<A> {
     /// # Safety
     /// `to` is writable for one element.
     pub unsafe fn round(&self, value: A, to: *mut u8) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { narrow(self.result, &raw const value, to, 1) };
     }
 
@@ -253,7 +253,7 @@ impl<A: Number> Tape<A> {
                         // A repeated value was loaded in the first block.
                         if steps[i] != 0 || start == 0 {
                             let all = if steps[i] == 0 { BLOCK.min(len) } else { count };
-                            // SAFETY: the caller's promise.
+                            // SAFETY: guaranteed by the caller.
                             unsafe { widen(load.dtype, from, steps[i], slot(load.slot), all) };
                         }
                     }
@@ -348,7 +348,7 @@ fn rounded<A: Number>(value: f64, dtype: DType) -> A {
 unsafe fn widen<A: Number>(dtype: DType, from: *const u8, step: usize, to: *mut A, count: usize) {
     #[inline(always)]
     unsafe fn each<T: Copy, A>(from: *const T, step: usize, to: *mut A, count: usize, f: impl Fn(T) -> A) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match step {
                 1 => (0..count).for_each(|i| *to.add(i) = f(*from.add(i))),
@@ -360,7 +360,7 @@ unsafe fn widen<A: Number>(dtype: DType, from: *const u8, step: usize, to: *mut 
             }
         }
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match dtype {
             DType::F64 => each(from.cast::<f64>(), step, to, count, A::of),
@@ -379,10 +379,10 @@ unsafe fn widen<A: Number>(dtype: DType, from: *const u8, step: usize, to: *mut 
 unsafe fn narrow<A: Number>(dtype: DType, from: *const A, to: *mut u8, count: usize) {
     #[inline(always)]
     unsafe fn each<A: Copy, T>(from: *const A, to: *mut T, count: usize, f: impl Fn(A) -> T) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { (0..count).for_each(|i| *to.add(i) = f(*from.add(i))) }
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match dtype {
             DType::F64 => each(from, to.cast(), count, |x: A| x.widen()),
@@ -401,7 +401,7 @@ unsafe fn narrow<A: Number>(dtype: DType, from: *const A, to: *mut u8, count: us
 #[inline(always)]
 #[allow(clippy::too_many_lines, clippy::eq_op)] // one table; only NaN differs from itself
 unsafe fn step<A: Number>(code: Code<A>, [a, b, c]: [*const A; 3], out: *mut A, count: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let flag = |x: bool| if x { A::ONE } else { A::ZERO };
         macro_rules! one {

@@ -11,7 +11,7 @@ use crate::lazy_tensor::LazyTensor;
 /// The definition in primitives.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// When the shapes are incompatible.
 pub fn fallback(
     p: &LazyTensor,
     g: &LazyTensor,

@@ -13,7 +13,7 @@ use crate::lazy_tensor::LazyTensor;
 /// The definition in primitives; `rest` holds the offset and the segments, as far as the options use them.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// When the shapes are incompatible.
 pub fn fallback(
     q: &LazyTensor,
     k: &LazyTensor,

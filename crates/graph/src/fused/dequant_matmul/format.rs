@@ -78,7 +78,7 @@ impl QuantFormat {
     /// If the number of values is not a multiple of the block size, a value is not finite, or a scale overflows f16.
     pub fn quantize(self, values: &[f32]) -> Result<Quantized> {
         if !values.len().is_multiple_of(BLOCK) {
-            let message = format!("{} values are no whole number of blocks of {BLOCK}", values.len());
+            let message = format!("{} values are not a multiple of the block size {BLOCK}", values.len());
             return Err(Error::shape("quantize", message));
         }
         let blocks = values.len() / BLOCK;

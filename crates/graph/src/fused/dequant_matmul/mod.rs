@@ -18,7 +18,7 @@ use crate::lazy_tensor::LazyTensor;
 /// The definition in primitives.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// When the shapes are incompatible.
 pub fn fallback(
     x: &LazyTensor,
     quants: &LazyTensor,
@@ -37,7 +37,7 @@ pub fn fallback(
 /// The dequantised weights `(out, in)`: exact in f32, rounded to `dtype`.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// When the shapes are incompatible.
 pub fn dequantize(quants: &LazyTensor, scales: &LazyTensor, format: QuantFormat, dtype: DType) -> Result<LazyTensor> {
     let [rows, blocks] =
         weight_shape("dequantize", quants.dims(), scales.dims(), format).map(|[rows, n]| [rows, n / BLOCK])?;

@@ -87,7 +87,7 @@ impl Expression {
         if let Some(reduction) = self.terms.get(elementwise)
             && reduction.operands[..] != [Operand::Term(elementwise - 1)]
         {
-            return Err(wrong("reduces something else than the term before".to_owned()));
+            return Err(wrong("does not reduce the preceding term".to_owned()));
         }
         for (index, term) in self.elementwise().iter().enumerate() {
             let exists = |operand: &Operand| match *operand {
@@ -98,7 +98,7 @@ impl Expression {
                 return Err(wrong(format!("{} is not elementwise", term.operation.name())));
             }
             if !term.operands.iter().all(exists) {
-                return Err(wrong(format!("term {index} has an operand that is not there")));
+                return Err(wrong(format!("term {index} has a missing operand")));
             }
         }
         let last = self.terms.last();

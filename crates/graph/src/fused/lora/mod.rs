@@ -8,7 +8,7 @@ use crate::lazy_tensor::LazyTensor;
 /// The definition in primitives.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// When the shapes are incompatible.
 pub fn fallback(x: &LazyTensor, a: &LazyTensor, b: &LazyTensor, scale: f32) -> Result<LazyTensor> {
     x.matmul(a)?.mul_scalar(scale)?.matmul(b)
 }

@@ -32,7 +32,7 @@ impl SumTerm {
 /// The definition in primitives: terms are added from left to right, the sum is scaled, then cast.
 ///
 /// # Errors
-/// When the shapes do not fit, or the number of inputs is not that of the terms.
+/// When the shapes are incompatible, or the number of inputs is not that of the terms.
 pub fn fallback(inputs: &[LazyTensor], terms: &[SumTerm], scale: f32, dtype: DType) -> Result<LazyTensor> {
     let mut rest = inputs.iter();
     let mut sum: Option<LazyTensor> = None;

@@ -9,7 +9,7 @@ use crate::lazy_tensor::LazyTensor;
 /// The definition in primitives.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// When the shapes are incompatible.
 pub fn fallback(x: &LazyTensor, cos: &LazyTensor, sin: &LazyTensor, interleaved: bool) -> Result<LazyTensor> {
     let (half, width) = (cos.dims()[2], x.dims()[3]);
     let turned = x.slice(3, 0, 2 * half)?;

@@ -12,7 +12,7 @@ use crate::lazy_tensor::LazyTensor;
 /// The definition in primitives: separate products.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// When the shapes are incompatible.
 pub fn fallback(x: &LazyTensor, factors: &[LazyTensor], scale: f32, dtype: DType) -> Result<Vec<LazyTensor>> {
     let product = |factor: &LazyTensor| finished(x.matmul(factor)?, scale, dtype);
     factors.iter().map(product).collect()

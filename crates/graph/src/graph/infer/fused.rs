@@ -27,7 +27,7 @@ pub(super) fn matmul_sum(name: &'static str, terms: &[SumTerm], dtype: DType, in
         same(name, "a product", &product, shape)?;
     }
     let Some(shape) = products else {
-        return Err(Error::shape(name, "there is no product"));
+        return Err(Error::shape(name, "at least one product is required"));
     };
     for addend in addends {
         same(
@@ -48,7 +48,7 @@ pub(super) fn sum_dtype(name: &'static str, inputs: &[&Meta], dtype: DType) -> R
     }
     Err(Error::shape(
         name,
-        format!("products of {own:?} are not written as {dtype:?}"),
+        format!("a sum of products of {own:?} cannot be cast to {dtype:?}"),
     ))
 }
 
@@ -79,7 +79,7 @@ pub(super) fn attention(name: &'static str, inputs: &[&Meta], options: &Attentio
         return Err(Error::shape(name, "a sliding window needs causal attention"));
     }
     if options.window == Some(0) {
-        return Err(Error::shape(name, "a sliding window of 0 sees nothing"));
+        return Err(Error::shape(name, "a sliding window must be at least 1"));
     }
     let mut rest = inputs[3..].iter();
     if options.offset {
@@ -87,7 +87,7 @@ pub(super) fn attention(name: &'static str, inputs: &[&Meta], options: &Attentio
         if q[1] > k[1] {
             return Err(Error::shape(
                 name,
-                format!("{} queries from an offset on do not fit {} keys", q[1], k[1]),
+                format!("{} queries with an offset do not fit {} keys", q[1], k[1]),
             ));
         }
     }

@@ -110,7 +110,7 @@ impl Inputs<Read> {
             .offset
             .as_ref()
             .map_or(0, |view| unsafe { view.slice::<u32>(memory) }[0] as usize);
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let segments = self
             .segments
             .as_ref()
@@ -133,7 +133,7 @@ impl Inputs<Read> {
 /// # Safety
 /// As [`Read::span`].
 unsafe fn heads_view<'a, T>(view: &Read, memory: &'a Memory) -> HeadsView<'a, T> {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     let data = unsafe { view.span::<T>(memory) };
     HeadsView {
         data,
@@ -151,7 +151,7 @@ pub(super) fn forward(builder: &mut Builder<'_>, node: &GraphNode, options: Atte
             let inputs = inputs.read(operands);
             let (o, lse) = (operands.write(&o), operands.write(&lse));
             move |memory| {
-                // SAFETY: inputs are read only; both outputs are this step's to write.
+                // SAFETY: inputs are only read; both outputs are written by this step only.
                 unsafe {
                     let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|view| heads_view::<T>(view, memory));
                     let (o, lse) = (o.slice_mut::<T>(memory), lse.slice_mut::<<T as Float>::Acc>(memory));
@@ -194,7 +194,7 @@ pub(super) fn backward(
             let g_lse = with_g_lse.then(|| operands.read(&rest[3]));
             let all = all.each_ref().map(|view| operands.write(view));
             move |memory| {
-                // SAFETY: inputs are read only; the three gradients are this step's to write.
+                // SAFETY: inputs are only read; the three gradients are written by this step only.
                 unsafe {
                     let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|view| heads_view::<T>(view, memory));
                     let [dq, dk, dv] = all.each_ref().map(|view| view.slice_mut::<T>(memory));

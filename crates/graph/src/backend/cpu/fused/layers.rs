@@ -54,7 +54,7 @@ pub(super) fn softmax_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, dim:
         builder.step(|operands| {
             let (y, g, to) = (operands.read(&y), operands.read(&g), operands.write(&dx));
             move |memory| {
-                // SAFETY: distinct buffers; the output is this step's to write.
+                // SAFETY: distinct buffers; the output is written by this step only.
                 unsafe { softmax_vjp(shape, y.slice::<T>(memory), g.slice(memory), to.slice_mut(memory)) };
             }
         });
@@ -98,7 +98,7 @@ pub(super) fn layer_norm_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, w
             let (views, dx) = (operands.read_all(&inputs), operands.write(&dx));
             let [dweight, dbias] = [&dweight, &dbias].map(|view| write_some(operands, view.as_ref()));
             move |memory| {
-                // SAFETY: distinct buffers; the outputs are this step's to write.
+                // SAFETY: distinct buffers; the outputs are written by this step only.
                 unsafe {
                     let weight = weighted.then(|| views[1].slice::<T>(memory));
                     let g = views[views.len() - 1].slice::<T>(memory);
@@ -145,7 +145,7 @@ pub(super) fn gelu_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, approxi
         builder.step(|operands| {
             let (x, g, to) = (operands.read(&x), operands.read(&g), operands.write(&dx));
             move |memory| {
-                // SAFETY: distinct buffers; the output is this step's to write.
+                // SAFETY: distinct buffers; the output is written by this step only.
                 unsafe {
                     let (x, g) = (x.slice::<T>(memory), g.slice::<T>(memory));
                     gelu_vjp(form(approximate), x, g, to.slice_mut::<T>(memory));
@@ -176,7 +176,7 @@ pub(super) fn dequant_matmul_step(
             let (x, to) = (operands.read(&inputs[0]), operands.write(&out));
             let quantized = QuantizedOperands::of(operands, format, &inputs);
             move |memory| {
-                // SAFETY: inputs are read only; the output is this step's to write.
+                // SAFETY: inputs are only read; the output is written by this step only.
                 unsafe {
                     let weights = quantized.weights(memory);
                     dequant_matmul(x.slice::<T>(memory), &weights, transposed, to.slice_mut::<T>(memory));
@@ -209,7 +209,7 @@ impl QuantizedOperands {
     /// The weights must not be written while they are borrowed.
     unsafe fn weights<'a>(&self, memory: &'a Memory) -> Weights<'a> {
         let [rows, blocks] = [0, 1].map(|i| self.scales.dims[i]);
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let (quants, scales) = unsafe { (self.quants.slice(memory), self.scales.slice(memory)) };
         Weights {
             format: self.format,

@@ -139,7 +139,7 @@ pub(super) fn lower(builder: &mut Builder<'_>, node: &GraphNode) -> Result<Views
 /// # Safety
 /// `T` is the dtype of both views, and the output aliases the input only if the input is dead after this step.
 unsafe fn in_out<'a, T>(memory: &'a Memory, x: &Read, y: &Write) -> InOut<'a, T> {
-    // SAFETY: the caller's promise; both views are contiguous and of one length.
+    // SAFETY: guaranteed by the caller; both views are contiguous and of one length.
     unsafe { InOut::from_raw(x.pointer::<T>(memory), y.pointer::<T>(memory), x.len()) }
 }
 
@@ -198,7 +198,7 @@ fn rms_norm_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, wanted: u32, e
             let views = operands.read_all(&inputs);
             let (dx, dweight) = (operands.write(&dx), write_some(operands, dweight.as_ref()));
             move |memory| {
-                // SAFETY: distinct buffers; the outputs are this step's to write.
+                // SAFETY: distinct buffers; the outputs are written by this step only.
                 unsafe {
                     let weight = weighted.then(|| views[1].slice::<T>(memory));
                     let g = views[views.len() - 1].slice::<T>(memory);
@@ -272,7 +272,7 @@ fn swiglu_vjp_step(builder: &mut Builder<'_>, node: &GraphNode, wanted: u32) -> 
             let [gate, up, g] = [0, 1, 3].map(|i| operands.read(&inputs[i]));
             let (dgate, dup) = (operands.write(&dgate), operands.write(&dup));
             move |memory| {
-                // SAFETY: distinct buffers; the outputs are this step's to write.
+                // SAFETY: distinct buffers; the outputs are written by this step only.
                 unsafe {
                     let [gate, up, g] = [&gate, &up, &g].map(|view| view.slice::<T>(memory));
                     swiglu_vjp(gate, up, g, dgate.slice_mut::<T>(memory), dup.slice_mut::<T>(memory));

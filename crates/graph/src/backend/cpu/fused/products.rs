@@ -172,7 +172,7 @@ impl Terms<Read> {
         };
         let terms: usize = factors.iter().map(|factors| factors.k).sum();
         let parallel = m.saturating_mul(n).saturating_mul(terms) >= PARALLEL_MACS;
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { sum_of_products((m, n), &factors, T::Acc::of(scale), &addends, c, parallel) };
     }
 }

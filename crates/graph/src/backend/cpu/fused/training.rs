@@ -21,7 +21,7 @@ use crate::graph::{AdamWOptions, CrossEntropyOptions, GraphNode};
 /// # Safety
 /// The inputs must not be written while the result is alive.
 unsafe fn loss_inputs<'a, T>(views: &[Read], memory: &'a Memory, options: CrossEntropyOptions) -> CrossEntropy<'a, T> {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     let (hidden, weight, targets) = unsafe { (views[0].slice(memory), views[1].slice(memory), views[2].slice(memory)) };
     CrossEntropy {
         hidden,
@@ -54,7 +54,7 @@ pub(super) fn loss(builder: &mut Builder<'_>, node: &GraphNode, options: CrossEn
             let views = operands.read_all(&inputs);
             let (loss, lse) = (operands.write(&loss), operands.write(&lse));
             move |memory| {
-                // SAFETY: inputs are read only; both outputs are this step's to write.
+                // SAFETY: inputs are only read; both outputs are written by this step only.
                 checked(unsafe {
                     let (loss, lse) = (loss.slice_mut::<<T as Float>::Acc>(memory), lse.slice_mut(memory));
                     cross_entropy(&loss_inputs::<T>(&views, memory, options), loss, lse)
@@ -83,7 +83,7 @@ pub(super) fn loss_vjp(
             let g_lse = with_g_lse.then(|| operands.read(&inputs[6]));
             let [d_hidden, d_weight] = [&d_hidden, &d_weight].map(|view| write_some(operands, view.as_ref()));
             move |memory| {
-                // SAFETY: inputs are read only; the gradients are this step's to write.
+                // SAFETY: inputs are only read; the gradients are written by this step only.
                 checked(unsafe {
                     let acc = |view: &Read| view.slice::<<T as Float>::Acc>(memory);
                     let d_hidden = d_hidden.as_ref().map(|view| view.slice_mut::<T>(memory));
@@ -120,7 +120,7 @@ pub(super) fn loss_and_vjp(
             let [loss, lse, d_hidden] = [&outputs[0], &outputs[1], &d_hidden].map(|view| operands.write(view));
             let d_weight = write_some(operands, d_weight.as_ref());
             move |memory| {
-                // SAFETY: inputs are read only; the results are this step's to write.
+                // SAFETY: inputs are only read; the results are written by this step only.
                 checked(unsafe {
                     let acc = |view: &Read| view.slice::<<T as Float>::Acc>(memory);
                     let values = (loss.slice_mut(memory), lse.slice_mut(memory));
@@ -179,6 +179,6 @@ pub(super) fn optimizer(builder: &mut Builder<'_>, node: &GraphNode, options: Ad
 /// `T` is the dtype of the view, and the memory is not accessed elsewhere meanwhile.
 unsafe fn in_place<'a, T>(memory: &'a Memory, view: &Write) -> InOut<'a, T> {
     let memory = view.pointer::<T>(memory);
-    // SAFETY: the caller's promise; the view is contiguous.
+    // SAFETY: guaranteed by the caller; the view is contiguous.
     unsafe { InOut::from_raw(memory.cast_const(), memory, view.len()) }
 }

@@ -34,7 +34,7 @@ pub trait Float: Copy + Send + Sync + Default + PartialOrd + std::fmt::Debug + '
 macro_rules! multiply {
     ($t:ident) => {
         unsafe fn multiply<C: Float<Acc = Self::Acc>>(product: &Product<'_, Self, C>, parallel: bool) {
-            // SAFETY: handed on from the caller.
+            // SAFETY: forwarded from the caller.
             unsafe { kernels_of::$t(product, parallel) }
         }
     };

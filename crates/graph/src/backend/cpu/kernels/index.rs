@@ -52,12 +52,12 @@ impl IndexShape {
         assert_eq!(
             data.len(),
             self.outer * self.n * self.inner,
-            "{operation}: the data has another size"
+            "{operation}: the data has the wrong size"
         );
         assert_eq!(
             picked.len(),
             self.outer * self.m * self.inner,
-            "{operation}: the picked has another size"
+            "{operation}: the selected slices have the wrong size"
         );
     }
 }
@@ -89,7 +89,7 @@ pub fn check_indices<I: Index>(indices: &[I], n: usize, operation: &'static str)
 /// If an index is out of range.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn index_select<T: Copy + Send + Sync, I: Index>(
     shape: IndexShape,
     x: &[T],
@@ -98,7 +98,7 @@ pub fn index_select<T: Copy + Send + Sync, I: Index>(
 ) -> Result<(), KernelError> {
     let IndexShape { outer, n, m, inner } = shape;
     shape.check(x, out, "index_select");
-    assert_eq!(indices.len(), m, "index_select: the indices have another size");
+    assert_eq!(indices.len(), m, "index_select: the indices have the wrong size");
     check_indices(indices, n, "index_select")?;
     let result = Shared::new(out);
     for_rows(outer * m, inner, |range| {
@@ -117,7 +117,7 @@ pub fn index_select<T: Copy + Send + Sync, I: Index>(
 /// If an index is out of range.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn gather<T: Copy + Send + Sync, I: Index>(
     shape: IndexShape,
     x: &[T],
@@ -126,7 +126,7 @@ pub fn gather<T: Copy + Send + Sync, I: Index>(
 ) -> Result<(), KernelError> {
     let IndexShape { n, m, inner, .. } = shape;
     shape.check(x, out, "gather");
-    assert_eq!(indices.len(), out.len(), "gather: the indices have another size");
+    assert_eq!(indices.len(), out.len(), "gather: the indices have the wrong size");
     check_indices(indices, n, "gather")?;
     let result = Shared::new(out);
     for_rows(indices.len(), 4, |range| {
@@ -146,7 +146,7 @@ pub fn gather<T: Copy + Send + Sync, I: Index>(
 /// If an index is out of range; nothing is added then.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn index_add<T: Element, I: Index>(
     shape: IndexShape,
     x: &[T],
@@ -155,7 +155,7 @@ pub fn index_add<T: Element, I: Index>(
 ) -> Result<(), KernelError> {
     let IndexShape { outer, n, m, inner } = shape;
     shape.check(out, x, "index_add");
-    assert_eq!(indices.len(), m, "index_add: the indices have another size");
+    assert_eq!(indices.len(), m, "index_add: the indices have the wrong size");
     let mut sources = Filled::new(m, (0, 0));
     for (element, (source, &index)) in sources.iter_mut().zip(indices).enumerate() {
         *source = (inside(index, n, element, "index_add")?, element);
@@ -215,7 +215,7 @@ fn add_rows<'a, T: Element>(out: &mut [T], rows: impl Iterator<Item = &'a [T]>) 
 /// If an index is out of range; nothing is added then.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn scatter_add<T: Element, I: Index>(
     shape: IndexShape,
     x: &[T],
@@ -224,7 +224,7 @@ pub fn scatter_add<T: Element, I: Index>(
 ) -> Result<(), KernelError> {
     let IndexShape { outer, n, m, inner } = shape;
     shape.check(out, x, "scatter_add");
-    assert_eq!(indices.len(), x.len(), "scatter_add: the indices have another size");
+    assert_eq!(indices.len(), x.len(), "scatter_add: the indices have the wrong size");
     check_indices(indices, n, "scatter_add")?;
     let result = Shared::new(out);
     let blocks = inner.div_ceil(BLOCK);

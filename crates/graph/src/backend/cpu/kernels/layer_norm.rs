@@ -8,11 +8,11 @@ use super::row::{RowSums, map_row, rows, widened};
 /// Normalises each row of x (rows, n), n the length of a row; `weight` and `bias` are (n). May be in place.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn layer_norm<T: Float>(x: &InOut<'_, T>, n: usize, weight: Option<&[T]>, bias: Option<&[T]>, eps: f64) {
     assert!(
         [weight, bias].iter().flatten().all(|w| w.len() == n),
-        "layer_norm: weight or bias of another length"
+        "layer_norm: weight or bias of the wrong length"
     );
     let (weight, bias) = (widened(weight, n, T::Acc::ONE), widened(bias, n, T::Acc::ZERO));
     let (src, dst) = (Shared::raw(x.src().cast_mut()), Shared::raw(x.dst()));
@@ -64,7 +64,7 @@ pub struct ScaleGradients<'a, T> {
 /// `dx = r * (h - mean(h) - z * mean(h * z))`.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn layer_norm_vjp<T: Float>(
     x: &[T],
     n: usize,
@@ -76,12 +76,12 @@ pub fn layer_norm_vjp<T: Float>(
 ) {
     assert!(
         weight.is_none_or(|w| w.len() == n),
-        "layer_norm: the weight has another length than a row"
+        "layer_norm: the weight does not have the length of a row"
     );
     assert_eq!(
         [g.len(), dx.len()],
         [x.len(); 2],
-        "layer_norm: gradient of another size"
+        "layer_norm: gradient of the wrong size"
     );
     let weight = widened(weight, n, T::Acc::ONE);
     let out = Shared::new(dx);

@@ -103,7 +103,7 @@ impl<T> Shared<T> {
     /// The part is inside the slice this was made of, which is still borrowed, and no other task uses it meanwhile.
     #[inline(always)]
     pub(crate) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [T] {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }
 
@@ -119,7 +119,7 @@ impl<T> Shared<T> {
 /// `src` is readable for that many elements and disjoint from `into`.
 #[inline(always)]
 pub(crate) unsafe fn load<T: Float>(src: *const T, into: &mut [T::Acc]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     let from = unsafe { std::slice::from_raw_parts(src, into.len()) };
     for (x, from) in into.iter_mut().zip(from) {
         *x = from.to_acc();
@@ -132,7 +132,7 @@ pub(crate) unsafe fn load<T: Float>(src: *const T, into: &mut [T::Acc]) {
 /// `dst` is writable for `from.len()` elements and disjoint from `from`.
 #[inline(always)]
 pub(crate) unsafe fn store<T: Float>(from: &[T::Acc], dst: *mut T) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     let into = unsafe { std::slice::from_raw_parts_mut(dst, from.len()) };
     for (to, &x) in into.iter_mut().zip(from) {
         *to = T::from_acc(x);
@@ -281,7 +281,7 @@ pub(crate) fn max_nan<A: PartialOrd + Copy>(a: A, b: A) -> A {
 /// Both are valid for `len` elements and equal or disjoint; `dst` is not accessed elsewhere while it is borrowed.
 #[inline(always)]
 pub(crate) unsafe fn copied<'a, T: Copy>(src: *const T, dst: *mut T, len: usize) -> &'a mut [T] {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if !std::ptr::eq(src, dst) {
             std::ptr::copy_nonoverlapping(src, dst, len);

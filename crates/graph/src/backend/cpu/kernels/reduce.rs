@@ -24,11 +24,11 @@ pub struct ReduceShape {
 
 impl ReduceShape {
     fn check<T, U>(&self, x: &[T], out: &[U]) {
-        assert_eq!(x.len(), self.outer * self.n * self.inner, "reduce: x has another size");
+        assert_eq!(x.len(), self.outer * self.n * self.inner, "reduce: x has the wrong size");
         assert_eq!(
             out.len(),
             self.outer * self.inner,
-            "reduce: the output has another size"
+            "reduce: the output has the wrong size"
         );
     }
 }
@@ -36,7 +36,7 @@ impl ReduceShape {
 /// Sums; accumulated in f32 for f16 and bf16; integers wrap. 0 if n is 0.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn sum<T: Element>(shape: ReduceShape, x: &[T], out: &mut [T]) {
     reduce(shape, x, out, T::ZERO, T::plus);
 }
@@ -44,7 +44,7 @@ pub fn sum<T: Element>(shape: ReduceShape, x: &[T], out: &mut [T]) {
 /// Maxima; NaN if any element is NaN, the lowest value if n is 0.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn max<T: Element>(shape: ReduceShape, x: &[T], out: &mut [T]) {
     reduce(shape, x, out, T::LOWEST, max_nan);
 }
@@ -52,7 +52,7 @@ pub fn max<T: Element>(shape: ReduceShape, x: &[T], out: &mut [T]) {
 /// The position of the first maximum, or of the first NaN; 0 if n is 0.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn argmax<T: Element>(shape: ReduceShape, x: &[T], out: &mut [u32]) {
     shape.check(x, out);
     let ReduceShape { n, inner, .. } = shape;

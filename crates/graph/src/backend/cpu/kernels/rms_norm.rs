@@ -8,7 +8,7 @@ use super::row::{RowSums, map_row, rows, widened};
 /// Normalises each row of x (rows, n), n the length of a row; `weight` is (n). May be in place.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn rms_norm<T: Float>(x: &InOut<'_, T>, n: usize, weight: Option<&[T]>, eps: f64) {
     let rows = check(x.len(), n, weight);
     let weight = widened(weight, n, T::Acc::ONE);
@@ -39,7 +39,7 @@ pub fn rms_norm<T: Float>(x: &InOut<'_, T>, n: usize, weight: Option<&[T]>, eps:
 fn check<T>(len: usize, n: usize, weight: Option<&[T]>) -> usize {
     assert!(
         weight.is_none_or(|w| w.len() == n),
-        "rms_norm: the weight has another length than a row"
+        "rms_norm: the weight does not have the length of a row"
     );
     rows(len, n)
 }
@@ -50,7 +50,7 @@ fn check<T>(len: usize, n: usize, weight: Option<&[T]>) -> usize {
 /// `x` is readable for `n` elements and not written meanwhile.
 #[inline(always)]
 unsafe fn reciprocal<T: Float>(x: *const T, n: usize, eps: f64) -> T::Acc {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     let row = unsafe { std::slice::from_raw_parts(x, n) };
     let sum = sum1(
         row,
@@ -67,7 +67,7 @@ unsafe fn reciprocal<T: Float>(x: *const T, n: usize, eps: f64) -> T::Acc {
 /// `dweight = sum over rows of g * x * r`.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn rms_norm_vjp<T: Float>(
     x: &[T],
     n: usize,
@@ -80,7 +80,7 @@ pub fn rms_norm_vjp<T: Float>(
     let rows = check(x.len(), n, weight);
     assert!(
         g.len() == x.len() && dx.len() == x.len(),
-        "rms_norm: gradient of another size"
+        "rms_norm: gradient of the wrong size"
     );
     let weight = widened(weight, n, T::Acc::ONE);
     let out = Shared::new(dx);

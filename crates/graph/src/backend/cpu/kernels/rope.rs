@@ -28,7 +28,7 @@ pub struct RopeShape {
 /// `cos` and `sin` are (batch, seq, pairs), or (seq, pairs) for all sequences.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn rope<T: Float, C: Float>(shape: RopeShape, x: &InOut<'_, T>, cos: &[C], sin: &[C]) {
     let RopeShape {
         batch,
@@ -38,12 +38,12 @@ pub fn rope<T: Float, C: Float>(shape: RopeShape, x: &InOut<'_, T>, cos: &[C], s
         pairs: r,
         ..
     } = shape;
-    assert_eq!(x.len(), batch * seq * heads * d, "rope: x has another size");
+    assert_eq!(x.len(), batch * seq * heads * d, "rope: x has the wrong size");
     assert!(2 * r <= d, "rope: {r} pairs in {d} channels");
     let shared = cos.len() == seq * r;
     assert!(
         cos.len() == sin.len() && (shared || cos.len() == batch * seq * r),
-        "rope: cos and sin have another size"
+        "rope: cos and sin have the wrong size"
     );
     let (src, dst) = (Shared::raw(x.src().cast_mut()), Shared::raw(x.dst()));
     let sign = T::Acc::of(if shape.inverse { -1.0 } else { 1.0 });

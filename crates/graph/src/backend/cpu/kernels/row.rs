@@ -20,7 +20,7 @@ pub(crate) fn rows(len: usize, n: usize) -> usize {
         assert_eq!(len, 0, "rows of no elements cannot hold {len}");
         return 0;
     }
-    assert_eq!(len % n, 0, "{len} elements are no whole rows of {n}");
+    assert_eq!(len % n, 0, "{len} elements are not a whole number of rows of {n}");
     len / n
 }
 
@@ -100,7 +100,7 @@ impl<A: Real> RowSums<A> {
 
     /// Adds up the partial sums of one kind and rounds them into `out`.
     pub(crate) fn finish<T: Float<Acc = A>>(&self, kind: usize, out: &mut [T]) {
-        assert_eq!(out.len(), self.n, "gradient of another length than a row");
+        assert_eq!(out.len(), self.n, "the gradient does not have the length of a row");
         simd(
             #[inline(always)]
             || {

@@ -8,10 +8,10 @@ use super::reduce::ReduceShape;
 /// Softmax of x along its middle dimension. May be in place. A line of only minus infinity gives NaN.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn softmax<T: Float>(shape: ReduceShape, x: &InOut<'_, T>) {
     let ReduceShape { outer, n, inner } = shape;
-    assert_eq!(x.len(), outer * n * inner, "softmax: x has another size");
+    assert_eq!(x.len(), outer * n * inner, "softmax: x has the wrong size");
     let (src, dst) = (Shared::raw(x.src().cast_mut()), Shared::raw(x.dst()));
     if inner == 1 {
         for_rows(outer, 12 * n, |range| {
@@ -47,7 +47,7 @@ pub fn softmax<T: Float>(shape: ReduceShape, x: &InOut<'_, T>) {
 #[inline(always)]
 unsafe fn normalise<T: Float>(src: *const T, dst: *mut T, row: &mut [T::Acc]) {
     let scale = {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let x = unsafe { std::slice::from_raw_parts(src, row.len()) };
         let max = max1(x, T::to_acc);
         T::Acc::ONE / map_sum(x, row, |x| (x.to_acc() - max).exp_below())
@@ -106,7 +106,7 @@ unsafe fn columns<T: Float>(src: *const T, dst: *mut T, (n, inner): (usize, usiz
 /// The gradient of [`softmax`] from its result `y` and the gradient of the result, `g`: `dx = y * (g - sum(g * y))`.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn softmax_vjp<T: Float>(shape: ReduceShape, y: &[T], g: &[T], dx: &mut [T]) {
     let ReduceShape { outer, n, inner } = shape;
     assert_eq!(

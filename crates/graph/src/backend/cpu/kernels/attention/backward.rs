@@ -17,7 +17,7 @@ use super::{AttentionParams, AttentionShape, BLOCK_KEYS, HeadsView, Mask, key_bl
 /// `kv_heads`, dim), summed over the query heads that share a key head, and 0 from position `kv_len` on.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 #[allow(clippy::too_many_arguments)] // Inputs, settings, outputs: each its own thing.
 pub fn attention_vjp<T: Float>(
     shape: AttentionShape,
@@ -48,17 +48,17 @@ pub fn attention_vjp<T: Float>(
     assert_eq!(
         [o.len(), g.len(), dq.len()],
         [q_len; 3],
-        "attention: o, g or dq has another size"
+        "attention: o, g or dq has the wrong size"
     );
     assert_eq!(
         [dk.len(), dv.len()],
         [kv_len; 2],
-        "attention: dk or dv has another size"
+        "attention: dk or dv has the wrong size"
     );
-    assert_eq!(lse.len(), batch * queries * heads, "attention: lse has another size");
+    assert_eq!(lse.len(), batch * queries * heads, "attention: lse has the wrong size");
     assert!(
         g_lse.is_none_or(|g| g.len() == lse.len()),
-        "attention: the gradient of lse has another size"
+        "attention: the gradient of lse has the wrong size"
     );
     let o = HeadsView::contiguous(o, queries, heads, dim);
     let g = HeadsView::contiguous(g, queries, heads, dim);
@@ -164,7 +164,7 @@ impl<T: Float> Heads<'_, T> {
                     head.load(&range, self.o, self.g);
                     head.load_lse(&range, self.lse, self.g_lse);
                     head.block(&range, wide_k, wide_v);
-                    // SAFETY: the caller's promise.
+                    // SAFETY: guaranteed by the caller.
                     unsafe { head.store_queries(&range, dq_out) };
                 }
             },
@@ -261,7 +261,7 @@ impl<T: Float> Head<'_, '_, T> {
         let one = T::Acc::ONE;
         let (q, grad) = (dense(self.q, dim), dense(self.grad, dim));
         let sums = keys.start * dim..keys.end * dim;
-        // SAFETY: the caller's promise, and the lengths of the fields.
+        // SAFETY: guaranteed by the caller, and the lengths of the fields.
         unsafe {
             let (scores, dp) = (dense_mut(self.scores, BLOCK_KEYS), dense_mut(self.dp, BLOCK_KEYS));
             dense_product((rows, n, dim), one, q, transposed(k), scores, false, false);

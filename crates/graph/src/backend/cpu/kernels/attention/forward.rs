@@ -15,7 +15,7 @@ use super::{AttentionParams, AttentionShape, BLOCK_KEYS, HeadsView, Mask, key_bl
 /// contiguous; 0 and minus infinity for a query that sees no key.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 #[allow(clippy::too_many_arguments)] // Inputs, settings, outputs: each its own thing.
 pub fn attention<T: Float>(
     shape: AttentionShape,
@@ -37,8 +37,8 @@ pub fn attention<T: Float>(
     } = shape;
     let params = AttentionParams { shape, q, k, v, mask };
     params.check();
-    assert_eq!(o.len(), batch * queries * heads * dim, "attention: o has another size");
-    assert_eq!(lse.len(), batch * queries * heads, "attention: lse has another size");
+    assert_eq!(o.len(), batch * queries * heads * dim, "attention: o has the wrong size");
+    assert_eq!(lse.len(), batch * queries * heads, "attention: lse has the wrong size");
     if o.is_empty() {
         return;
     }
@@ -212,11 +212,11 @@ impl<T: Float> QueryBlock<'_, '_, T> {
                     for x in row.iter_mut() {
                         *x = *x * factor;
                     }
-                    // SAFETY: the caller's promise.
+                    // SAFETY: guaranteed by the caller.
                     unsafe { store(row, o.at(at * dim)) };
                 },
             );
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 *lse.at(at) = if nothing {
                     self.max[r]

@@ -182,7 +182,7 @@ impl<T: Float> AttentionParams<'_, T> {
         self.v.check(batch, keys, kv_heads, dim, "v");
         if let Some((q, k)) = self.mask.segments {
             let fits = q.len() == batch * queries && k.len() == batch * keys;
-            assert!(fits, "attention: segments have another size");
+            assert!(fits, "attention: segments have the wrong size");
         }
     }
 

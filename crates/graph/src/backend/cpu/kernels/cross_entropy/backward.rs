@@ -18,7 +18,7 @@ use super::{BLOCK_ROWS, CrossEntropy, EXP_WORK, Row, Saved};
 /// If a target is outside the vocabulary and not `ignore_index`.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn cross_entropy_vjp<T: Float>(
     input: &CrossEntropy<'_, T>,
     lse: &[T::Acc],
@@ -31,11 +31,11 @@ pub fn cross_entropy_vjp<T: Float>(
     let n = input.targets.len();
     assert!(
         lse.len() == n && g.len() == n,
-        "cross_entropy: lse or a gradient has another size"
+        "cross_entropy: lse or a gradient has the wrong size"
     );
     assert!(
         g_lse.is_none_or(|g| g.len() == n),
-        "cross_entropy: the gradient of lse has another size"
+        "cross_entropy: the gradient of lse has the wrong size"
     );
     let vjp = Vjp {
         input,
@@ -48,7 +48,7 @@ pub fn cross_entropy_vjp<T: Float>(
         assert_eq!(
             d_hidden.len(),
             input.hidden.len(),
-            "cross_entropy: d_hidden has another size"
+            "cross_entropy: d_hidden has the wrong size"
         );
         vjp.hidden(d_hidden);
     }
@@ -56,7 +56,7 @@ pub fn cross_entropy_vjp<T: Float>(
         assert_eq!(
             d_weight.len(),
             input.weight.len(),
-            "cross_entropy: d_weight has another size"
+            "cross_entropy: d_weight has the wrong size"
         );
         vjp.weight(d_weight);
     }
@@ -167,7 +167,7 @@ impl<T: Float> Vjp<'_, T> {
             with_scratch(rows.len() * self.input.block_classes(), |logits| {
                 self.hidden_block(rows, d_hidden, |start, count, gradients| {
                     self.input.logits(hidden, rows.len(), start, count, logits);
-                    // SAFETY: the caller's promise.
+                    // SAFETY: guaranteed by the caller.
                     unsafe { self.logit_gradients(rows, start, count, logits, gradients) };
                 });
             });
@@ -180,7 +180,7 @@ impl<T: Float> Vjp<'_, T> {
     /// The saved exponentials are those of these rows.
     pub unsafe fn hidden_from_saved(&self, rows: &[Row], saved: (Saved<T>, &[T::Acc]), d_hidden: &mut [T]) {
         self.hidden_block(rows, d_hidden, |start, count, gradients| {
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             unsafe { self.logit_gradients_from_saved(rows, (start, count), saved, gradients) };
         });
     }

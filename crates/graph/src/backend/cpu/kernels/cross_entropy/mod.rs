@@ -76,12 +76,12 @@ impl<T: Float> CrossEntropy<'_, T> {
         assert_eq!(
             self.hidden.len(),
             self.targets.len() * self.d,
-            "cross_entropy: hidden has another size"
+            "cross_entropy: hidden has the wrong size"
         );
         assert_eq!(
             self.weight.len(),
             self.vocab * self.d,
-            "cross_entropy: the weight has another size"
+            "cross_entropy: the weight has the wrong size"
         );
         let targets = self.targets.iter().enumerate();
         let counted = targets.filter(|&(_, &target)| target != self.ignore_index);
@@ -202,7 +202,7 @@ impl<A: Real> Partial<A> {
 /// If a target is outside the vocabulary and not `ignore_index`.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn cross_entropy<T: Float>(
     input: &CrossEntropy<'_, T>,
     loss: &mut [T::Acc],
@@ -212,7 +212,7 @@ pub fn cross_entropy<T: Float>(
     assert_eq!(
         [loss.len(), lse.len()],
         [input.targets.len(); 2],
-        "cross_entropy: an output has another size"
+        "cross_entropy: an output has the wrong size"
     );
     loss.fill(T::Acc::ZERO);
     lse.fill(T::Acc::ZERO);

@@ -15,7 +15,7 @@ use super::{BLOCK_ROWS, CrossEntropy, Partial, Saved, finish_rows, scan};
 /// If a target is outside the vocabulary and not `ignore_index`.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn cross_entropy_and_vjp<T: Float>(
     input: &CrossEntropy<'_, T>,
     g: &[T::Acc],
@@ -27,11 +27,11 @@ pub fn cross_entropy_and_vjp<T: Float>(
     let rows = input.rows()?;
     let n = input.targets.len();
     let sizes = [loss.len(), lse.len(), g.len(), g_lse.map_or(n, <[_]>::len)];
-    assert_eq!(sizes, [n; 4], "cross_entropy: an output or a gradient has another size");
+    assert_eq!(sizes, [n; 4], "cross_entropy: an output or a gradient has the wrong size");
     assert_eq!(
         d_hidden.len(),
         input.hidden.len(),
-        "cross_entropy: d_hidden has another size"
+        "cross_entropy: d_hidden has the wrong size"
     );
     loss.fill(T::Acc::ZERO);
     lse.fill(T::Acc::ZERO);
@@ -65,7 +65,7 @@ pub fn cross_entropy_and_vjp<T: Float>(
         assert_eq!(
             d_weight.len(),
             input.weight.len(),
-            "cross_entropy: d_weight has another size"
+            "cross_entropy: d_weight has the wrong size"
         );
         let rows = &rows;
         Vjp {

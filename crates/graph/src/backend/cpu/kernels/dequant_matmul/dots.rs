@@ -29,7 +29,7 @@ pub(super) type DotKernel = unsafe fn(&Dots);
 /// # Safety
 /// See [`DotKernel`].
 pub(super) unsafe fn portable_8(d: &Dots) {
-    // SAFETY: handed on.
+    // SAFETY: forwarded from the caller.
     unsafe {
         portable::<BLOCK>(d, |quants, x, b| {
             let pairs = quants.iter().zip(&x[b * BLOCK..][..BLOCK]);
@@ -42,7 +42,7 @@ pub(super) unsafe fn portable_8(d: &Dots) {
 /// See [`DotKernel`].
 pub(super) unsafe fn portable_4(d: &Dots) {
     const HALF: usize = BLOCK / 2;
-    // SAFETY: handed on.
+    // SAFETY: forwarded from the caller.
     unsafe {
         portable::<HALF>(d, |quants, x, b| {
             let interleaved = &x[b / INTERLEAVED * INTERLEAVED * BLOCK..][..INTERLEAVED * BLOCK];
@@ -65,7 +65,7 @@ pub(super) unsafe fn portable_4(d: &Dots) {
 #[inline(always)]
 unsafe fn portable<const BYTES: usize>(d: &Dots, dot: impl Fn(&[u8], &[i8], usize) -> i32) {
     for c in 0..d.count {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let (quants, scales) = unsafe {
             (
                 std::slice::from_raw_parts(d.quants.add(c * d.blocks * BYTES), d.blocks * BYTES),

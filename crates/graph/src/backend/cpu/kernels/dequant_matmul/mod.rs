@@ -57,7 +57,7 @@ impl Weights<'_> {
         let fits = self.cols.is_multiple_of(BLOCK)
             && self.quants.len() == self.rows * self.row_bytes()
             && self.scales.len() == self.rows * self.blocks();
-        assert!(fits, "dequant_matmul: the weights have another size");
+        assert!(fits, "dequant_matmul: the weights have the wrong size");
     }
 
     /// Weight rows per task for a few rows of `x`; the weights have `rows` rows of `row_bytes` bytes.
@@ -74,7 +74,7 @@ impl Weights<'_> {
 /// `y (m, rows) = x (m, cols) W^T`, or transposed `y (m, cols) = x (m, rows) W`.
 ///
 /// # Panics
-/// If the sizes do not fit.
+/// If the sizes are inconsistent.
 pub fn dequant_matmul<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool, y: &mut [T]) {
     weights.check();
     let (read, made) = if transposed {
@@ -88,7 +88,7 @@ pub fn dequant_matmul<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool
     let m = y.len() / made;
     assert!(
         y.len() == m * made && x.len() == m * read,
-        "dequant_matmul: x or y has another size"
+        "dequant_matmul: x or y has the wrong size"
     );
     if read == 0 {
         y.fill(T::default());
@@ -147,7 +147,7 @@ pub(crate) unsafe fn piece_of_few_rows<T: Float>(
             // only kernels that this CPU supports.
             unsafe { table::dots(weights.format)(&dots) };
             for (r, sums) in sums.chunks_exact(count).enumerate().take(rows) {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 let to = unsafe { to.slice((first + r) * n + range.start, count) };
                 for (to, &sum) in to.iter_mut().zip(sums) {
                     *to = T::from_acc(T::Acc::of(f64::from(sum)));

@@ -102,7 +102,7 @@ unsafe fn dequantize<T: Float>(weights: &Weights<'_>, panel: Panel, to: *mut T) 
                 let quants = weights.quants[first * bytes..][..panel.blocks * bytes].chunks_exact(bytes);
                 let scales = &weights.scales[first..][..panel.blocks];
                 for (b, (quants, scale)) in quants.zip(scales).enumerate() {
-                    // SAFETY: the caller's promise.
+                    // SAFETY: guaranteed by the caller.
                     let to = unsafe {
                         let to = to.add((row * panel.blocks + b) * BLOCK);
                         std::slice::from_raw_parts_mut(to, BLOCK)

@@ -22,7 +22,7 @@ macro_rules! kernels {
         /// See [`DotKernel`](super::dots::DotKernel).
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $name(d: &Dots) {
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 match d.rows {
                     1 => $of::<1, 4, $nibbles>(d),
@@ -46,7 +46,7 @@ kernels! {
 /// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
-    // SAFETY: handed on.
+    // SAFETY: forwarded from the caller.
     unsafe {
         in_parts::<R, C, NIBBLES>(
             d,
@@ -74,7 +74,7 @@ unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
 /// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
-    // SAFETY: handed on.
+    // SAFETY: forwarded from the caller.
     unsafe {
         in_parts::<R, C, NIBBLES>(
             d,
@@ -200,7 +200,7 @@ unsafe fn factors<const R: usize, const C: usize>(
     chunk: usize,
     sums: &mut [[__m512; C]; R],
 ) -> [[__m512; C]; R] {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut factors: [[__m512; C]; R] = each(
             #[inline(always)]
@@ -233,7 +233,7 @@ unsafe fn wide_step<const R: usize, const C: usize, const NIBBLES: bool>(
     factors: &[[__m512; C]; R],
     sums: &mut [[__m512; C]; R],
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let lane = if NIBBLES {
             let lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
@@ -335,7 +335,7 @@ unsafe fn narrow_rows<const R: usize, const C: usize, const NIBBLES: bool>(
 /// That many scales are readable.
 #[inline(always)]
 unsafe fn some_scales(from: *const f16, count: usize) -> __m128i {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let (mut bits, mut left) = (0u128, count);
         if left % 2 == 1 {
@@ -364,7 +364,7 @@ unsafe fn narrow_factors<const R: usize, const C: usize, const NIBBLES: bool>(
     group: usize,
     sums: &mut [[__m256; C]; R],
 ) -> [[__m256; C]; R] {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut factors: [[__m256; C]; R] = each(
             #[inline(always)]
@@ -397,7 +397,7 @@ unsafe fn narrow_step<const R: usize, const C: usize, const NIBBLES: bool>(
     factors: &[[__m256; C]; R],
     sums: &mut [[__m256; C]; R],
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let lane = if NIBBLES {
             let lanes = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
@@ -435,7 +435,7 @@ unsafe fn narrow_step<const R: usize, const C: usize, const NIBBLES: bool>(
 unsafe fn zeros<const C: usize>() -> [__m512; C] {
     each(
         #[inline(always)]
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         |_| unsafe { _mm512_setzero_ps() },
     )
 }
@@ -445,7 +445,7 @@ unsafe fn zeros<const C: usize>() -> [__m512; C] {
 unsafe fn short_zeros<const C: usize>() -> [__m256; C] {
     each(
         #[inline(always)]
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         |_| unsafe { _mm256_setzero_ps() },
     )
 }
@@ -454,7 +454,7 @@ unsafe fn short_zeros<const C: usize>() -> [__m256; C] {
 #[inline(always)]
 unsafe fn totals([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     let mut to = [0.0; 4];
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let quarters = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
         let halves = [_mm256_castps256_ps128(quarters), _mm256_extractf128_ps::<1>(quarters)];
