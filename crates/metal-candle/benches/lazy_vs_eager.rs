@@ -1,8 +1,9 @@
-//! One `LoRA` forward, eagerly and through the lazy graph, over the shapes that other libraries are timed with.
+//! Benchmark of a `LoRA` forward pass, eager and through the lazy graph, over the shapes used for timing other
+//! libraries.
 //!
 //!     cargo bench -p metal-candle --bench lazy_vs_eager
 //!
-//! The lazy call is the whole of it: making an input of the tensor, recording, finding the plan, running.
+//! The lazy call includes everything: creating an input from the tensor, recording, the plan cache, running.
 
 use std::hint::black_box;
 
@@ -23,7 +24,7 @@ const CASES: [(usize, usize, usize, usize); 7] = [
     (1024, 2048, 2048, 16),
 ];
 
-/// A layer in evaluation mode with numbers in both matrices, and an input.
+/// A layer in evaluation mode with nonzero factors, and an input.
 fn case((batch, inputs, outputs, rank): (usize, usize, usize, usize)) -> Result<(LoRALayer, Tensor)> {
     let config = LoRAConfig {
         rank,

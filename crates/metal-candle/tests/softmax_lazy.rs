@@ -127,7 +127,7 @@ fn a_dimension_that_is_not_there_or_a_dtype_without_an_exponential_is_refused() 
     );
     assert_eq!(
         refused(&[], DType::F32, 0),
-        "Softmax: dimension 0 of a tensor of shape []"
+        "Softmax: dimension 0 is out of range for shape []"
     );
     assert_eq!(
         refused(&[2], DType::U32, 0),

@@ -16,10 +16,10 @@ use crate::models::{ConfigError, Fields};
 /// Name of the file within an adapter's folder.
 pub(super) const FILE: &str = "adapter_config.json";
 
-/// Most entries of a pattern table; one for each linear layer of the largest models fits.
+/// Maximum entries of a pattern table; enough for one per linear layer of the largest models.
 const MAX_PATTERNS: usize = 1024;
 
-/// Settings of PEFT that change the numbers and are not implemented: each must be absent, null, false or empty.
+/// PEFT settings that change the computation and are not implemented: each must be absent, null, false or empty.
 const MUST_BE_OFF: [&str; 18] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -41,8 +41,8 @@ const MUST_BE_OFF: [&str; 18] = [
     "velora_config",
 ];
 
-/// Settings of PEFT that are read here, or that say nothing about what an adapter computes: where it comes from, how it was
-/// initialised, how its weights were distributed.
+/// PEFT settings that are either implemented or do not affect the computation: provenance, initialisation, distribution
+/// of the weights.
 const KNOWN: [&str; 24] = [
     "alpha_pattern",
     "auto_mapping",
@@ -70,7 +70,7 @@ const KNOWN: [&str; 24] = [
     "use_rslora",
 ];
 
-/// Most unknown settings that are named, and the most characters of each.
+/// Maximum number of unknown settings that are listed, and maximum characters of each.
 const MAX_NAMED: usize = 8;
 
 /// The settings of an adapter, under PEFT's names.
@@ -80,21 +80,21 @@ pub struct AdapterConfig {
     pub r: usize,
     /// Numerator of the scaling.
     pub lora_alpha: f64,
-    /// Probability that an input of the adapter is dropped in training.
+    /// Dropout probability of the adapter's input in training.
     pub lora_dropout: f64,
     /// Whether the scaling divides by the square root of the rank.
     pub use_rslora: bool,
     /// Which linear layers are adapted.
     pub target_modules: TargetModules,
-    /// Ranks that differ from `r`: patterns for the end of a module's name, the first that matches counts.
+    /// Exceptions to `r`: patterns that match the end of a module's name; the first match counts.
     pub rank_pattern: Vec<(String, usize)>,
-    /// Alphas that differ from `lora_alpha`, likewise.
+    /// Exceptions to `lora_alpha`, likewise.
     pub alpha_pattern: Vec<(String, f64)>,
-    /// Where the base model comes from, if known.
+    /// Name or path of the base model, if known.
     pub base_model_name_or_path: Option<String>,
 }
 
-/// Rank and scaling of each module; made by [`AdapterConfig::per_module`].
+/// Rank and scaling of each module; created by [`AdapterConfig::per_module`].
 #[derive(Debug)]
 pub struct PerModule<'c> {
     config: &'c AdapterConfig,
@@ -103,13 +103,13 @@ pub struct PerModule<'c> {
 }
 
 impl PerModule<'_> {
-    /// Rank of a module: that of the first matching `rank_pattern`, else `r`.
+    /// The rank of a module: that of the first matching `rank_pattern`, else `r`.
     #[must_use]
     pub fn rank_of(&self, module: &str) -> usize {
         first_match(&self.ranks, module).unwrap_or(self.config.r)
     }
 
-    /// Factor of a module's low-rank term, from its rank and alpha.
+    /// The scaling of a module's low-rank term, from its rank and alpha.
     #[must_use]
     pub fn scaling_of(&self, module: &str) -> f64 {
         let alpha = first_match(&self.alphas, module).unwrap_or(self.config.lora_alpha);
@@ -141,7 +141,7 @@ impl Default for AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// Factor of the low-rank term: `alpha / r`, or `alpha / sqrt(r)` with `use_rslora`.
+    /// The scaling of the low-rank term: `alpha / r`, or `alpha / sqrt(r)` with `use_rslora`.
     ///
     /// ```
     /// use metal_candle::adapters::AdapterConfig;
@@ -159,7 +159,7 @@ impl AdapterConfig {
         alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
-    /// Rank and scaling module by module, with the patterns compiled once.
+    /// Rank and scaling per module, with the patterns compiled once.
     ///
     /// # Errors
     /// [`AdapterError::Pattern`], and [`AdapterError::Setting`] if there are too many patterns.
@@ -171,7 +171,7 @@ impl AdapterConfig {
         })
     }
 
-    /// Whether every setting is in its range.
+    /// Checks that every setting is in range.
     ///
     /// # Errors
     /// [`AdapterError::Setting`] for the first that is not, [`AdapterError::Pattern`].
@@ -184,7 +184,7 @@ impl AdapterConfig {
             }
         };
         let rank = |r: usize| (1..=1 << 16).contains(&r);
-        // What is computed with is an f32.
+        // The computation uses f32.
         let alpha = |a: f64| a > 0.0 && (a as f32).is_normal();
         bound(
             "r",
@@ -228,8 +228,8 @@ impl AdapterConfig {
         Self::from_json(&path, &map)
     }
 
-    /// Builds the settings from a parsed file; `path` is only named in messages. Keys that PEFT does not have (yet) are
-    /// ignored, and named in a warning through `tracing` unless they are null, false or empty.
+    /// Builds the settings from a parsed file; `path` is used in messages only. Keys unknown to this version are
+    /// ignored, and listed in a warning through `tracing` unless they are null, false or empty.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -258,7 +258,7 @@ impl AdapterConfig {
         Ok(config)
     }
 
-    /// The file's content, with the keys that every version of PEFT since 0.7 knows.
+    /// The contents of the file, with the keys that every version of PEFT since 0.7 knows.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let targets = match &self.target_modules {
@@ -295,7 +295,7 @@ impl AdapterConfig {
         })
     }
 
-    /// Writes `adapter_config.json` into a folder, atomically; messages name it in the folder `shown`.
+    /// Writes `adapter_config.json` into a folder, atomically; messages give the folder as `shown`.
     pub(super) fn write(&self, folder: &Path, shown: &Path) -> Result<()> {
         let text = format!("{:#}\n", self.to_json());
         let written = write_atomically(&folder.join(FILE), |out| out.write_all(text.as_bytes()));
@@ -303,7 +303,7 @@ impl AdapterConfig {
     }
 }
 
-/// A whole number without a fraction, as PEFT writes it.
+/// An integer without a fraction, as PEFT writes it.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 {
         json!(value as i64)
@@ -312,7 +312,7 @@ fn number(value: f64) -> Value {
     }
 }
 
-/// Patterns that match the end of a module's name, after a dot or from its beginning.
+/// Patterns that match the end of a module's name, from its beginning or after a dot.
 fn compiled<T: Copy>(field: &'static str, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>> {
     if patterns.len() > MAX_PATTERNS {
         let reason = format!("has {} entries, the limit is {MAX_PATTERNS}", patterns.len());
@@ -343,7 +343,7 @@ fn refuse_unsupported(fields: &Fields<'_>) -> std::result::Result<(), ConfigErro
             _ => {}
         }
     }
-    // The other initialisations of PEFT change the base weights, which the files of an adapter do not hold.
+    // PEFT's other initialisations change the base weights, which an adapter's files do not contain.
     match fields.get("init_lora_weights") {
         None | Some(Value::Bool(_)) => Ok(()),
         Some(Value::String(kind)) if ["gaussian", "eva", "orthogonal"].contains(&kind.as_str()) => Ok(()),
@@ -351,7 +351,7 @@ fn refuse_unsupported(fields: &Fields<'_>) -> std::result::Result<(), ConfigErro
     }
 }
 
-/// What to say about settings that nothing is known of.
+/// The warning about unknown settings.
 fn unknown_settings(path: &Path, map: &Map<String, Value>) -> Option<String> {
     let unknown = |(key, value): &(&String, &Value)| {
         !KNOWN.contains(&key.as_str()) && !MUST_BE_OFF.contains(&key.as_str()) && !is_off(value)
@@ -402,7 +402,7 @@ fn target_modules(fields: &Fields<'_>) -> std::result::Result<TargetModules, Con
     }
 }
 
-/// An object of patterns and numbers, in the file's order.
+/// An object that maps patterns to numbers, in the file's order.
 fn patterns<T>(
     fields: &Fields<'_>,
     field: &str,

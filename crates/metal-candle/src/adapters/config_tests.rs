@@ -1,4 +1,4 @@
-//! Settings as PEFT writes them, and settings that are refused.
+//! Adapter settings as PEFT writes them, and settings that are refused.
 
 use super::*;
 
@@ -163,7 +163,7 @@ fn unknown_settings_are_named_with_the_version_that_wrote_them() {
     );
     let text = said(&json!({"new_a": 0})).unwrap();
     assert!(text.contains("does not say by which PEFT"), "{text}");
-    // A hostile file makes no endless line.
+    // A malicious file must not produce an endless line.
     let many: Map<String, Value> = (0..1000)
         .map(|i| (format!("{i}\n{}", "x".repeat(1000)), json!(1)))
         .collect();
@@ -174,7 +174,7 @@ fn unknown_settings_are_named_with_the_version_that_wrote_them() {
     );
 }
 
-/// Numbers that are sound as f64 and not as the f32 that is computed with.
+/// Numbers that are valid as f64 but not as f32, which the computation uses.
 #[test]
 fn settings_are_checked_as_the_numbers_that_are_computed_with() {
     let refused = |config: AdapterConfig| config.validate().unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! What can be wrong with an adapter.
+//! The errors of adapters.
 
 use std::path::PathBuf;
 
@@ -16,25 +16,25 @@ pub enum AdapterError {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The operating system refused.
+    /// An I/O error of the operating system.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was being done.
+        /// The attempted action.
         action: &'static str,
-        /// The system's reason.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A setting out of its range.
+    /// A setting out of range.
     #[error("adapter: `{field}` {reason}")]
     Setting {
         /// The setting.
         field: &'static str,
-        /// What is wrong, as the rest of a sentence that begins with the setting.
+        /// The rest of a sentence that begins with the setting.
         reason: String,
     },
-    /// A pattern that is not a regular expression this library can run.
+    /// A pattern that is not a supported regular expression.
     #[error(
         "adapter: `{field}`: cannot use the pattern `{pattern}`: {reason} (look-around and back-references are not supported)"
     )]
@@ -43,10 +43,10 @@ pub enum AdapterError {
         field: &'static str,
         /// The pattern.
         pattern: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// A target that no linear layer matches.
+    /// A target that matches no linear layer.
     #[error("target_modules: {target} matches no linear layer; this model has: {}", available.join(", "))]
     NothingMatched {
         /// The entry or pattern.
@@ -54,13 +54,13 @@ pub enum AdapterError {
         /// The last parts of the names of the model's linear layers.
         available: Vec<String>,
     },
-    /// A model that has an adapter already.
+    /// A model that already has an adapter.
     #[error(
         "adapter: `{module}` has an adapter already, and a model takes one at a time: take it off with \
          `adapters::detach` first"
     )]
     AlreadyAdapted {
-        /// The first layer that has one.
+        /// The first adapted layer.
         module: String,
     },
     /// An adapter on the output head or the embedding.
@@ -70,10 +70,10 @@ pub enum AdapterError {
         place: String,
         /// The module.
         module: String,
-        /// What to do, if anything: begins with `; `.
+        /// What to do, if there is anything: begins with `; `.
         advice: &'static str,
     },
-    /// A tensor that is neither half of a pair.
+    /// A tensor that is not a `LoRA` factor.
     #[error("{}: tensor `{}` is not a LoRA weight (base_model.model.<module>.lora_A.weight or lora_B.weight)", path.display(), name.escape_debug())]
     NotALoraWeight {
         /// The file.
@@ -81,7 +81,7 @@ pub enum AdapterError {
         /// The tensor.
         name: String,
     },
-    /// One half of a pair, or a pair that the model expects, is missing.
+    /// A missing factor.
     #[error("{}: tensor `{}` is missing", path.display(), name.escape_debug())]
     MissingTensor {
         /// The file.
@@ -104,12 +104,12 @@ pub enum AdapterError {
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// The shape that settings and model imply.
+        /// The shape according to settings and model.
         expected: String,
         /// The shape found.
         found: Vec<usize>,
     },
-    /// A file without any pair.
+    /// A file without tensors.
     #[error("{}: the adapter holds no tensors", path.display())]
     Empty {
         /// The file.
@@ -121,15 +121,15 @@ pub enum AdapterError {
         /// The tensor.
         name: String,
     },
-    /// Candle could not read a tensor out.
+    /// Candle could not read a tensor.
     #[error("tensor `{name}`: {source}")]
     Tensor {
         /// The tensor.
         name: String,
-        /// Candle's reason.
+        /// Candle's error.
         source: Box<candle_core::Error>,
     },
-    /// The engine refused or failed to compute a tensor.
+    /// An error of the engine.
     #[error(transparent)]
     Graph(#[from] metal_candle_graph::Error),
 }

@@ -1,4 +1,4 @@
-//! An adapter's folder: settings and weights, read and written together.
+//! The folder of an adapter: settings and weights, read and written together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,13 +12,13 @@ use super::config::FILE as SETTINGS;
 use super::error::Result;
 use super::{AdapterConfig, AdapterError};
 
-/// The modules of a model that take no adapter, by their full names.
+/// Full names of the modules that take no adapter.
 pub(super) const HEAD_AND_EMBEDDING: [&str; 2] = ["lm_head", "model.embed_tokens"];
-/// Name of the weights within an adapter's folder.
+/// Name of the weights file in an adapter's folder.
 const FILE: &str = "adapter_model.safetensors";
-/// More modules than any model has.
+/// Maximum number of modules.
 const MAX_MODULES: usize = 8192;
-/// The weights of old versions of PEFT.
+/// The weights file of old versions of PEFT.
 const PICKLE: &str = "adapter_model.bin";
 const ADVICE: &str = "python -c \"import torch, safetensors.torch as s; \
      s.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')\"";
@@ -32,7 +32,7 @@ pub struct LoraPair {
     pub b: Tensor,
 }
 
-/// An adapter as read from its folder.
+/// An adapter read from its folder.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     /// Its settings.
@@ -42,20 +42,20 @@ pub struct Adapter {
     path: PathBuf,
 }
 
-/// What there is to say about a sound adapter.
+/// A summary of a valid adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterReport {
     /// Number of adapted modules.
     pub modules: usize,
     /// Number of weights.
     pub parameters: usize,
-    /// Whether every low-rank term is zero, so that the adapter changes nothing: each pair has a factor of zeros.
+    /// Whether the adapter has no effect: each low-rank term has a factor of zeros.
     pub all_deltas_zero: bool,
 }
 
 impl Adapter {
-    /// Reads `adapter_config.json` and `adapter_model.safetensors`. Names, pairs and ranks are checked before any weight
-    /// is read; whether they fit a model is for [`check_against`](Self::check_against).
+    /// Reads `adapter_config.json` and `adapter_model.safetensors`. Names, pairs and ranks are checked before any
+    /// weight is read; [`check_against`](Self::check_against) checks whether they match a model.
     ///
     /// # Errors
     /// [`AdapterError`] naming the file and the field or tensor; pickled weights are refused.
@@ -85,7 +85,7 @@ impl Adapter {
         Ok(Self { config, pairs, path })
     }
 
-    /// Compares the adapter with the modules that a model adapts: name, input size, output size.
+    /// Compares the adapter with the adapted modules of a model: name, input size, output size.
     ///
     /// # Errors
     /// [`AdapterError::MissingTensor`], [`AdapterError::UnexpectedTensor`] and [`AdapterError::Shape`] for the first
@@ -125,7 +125,7 @@ impl Adapter {
         })
     }
 
-    /// Counts what there is and says whether it does anything.
+    /// Counts modules and weights, and tells whether the adapter has any effect.
     ///
     /// # Errors
     /// [`AdapterError::Tensor`] if a weight cannot be read from its device.
@@ -144,13 +144,13 @@ impl Adapter {
     }
 }
 
-/// Writes an adapter's folder, creating it if need be, so that PEFT can load it. Both files are complete on disk before one
-/// of them takes its place, and settings never lie beside the weights of others: a crash between the two leaves a
-/// folder without settings, which is no adapter.
+/// Writes an adapter's folder, creating it if needed, so that PEFT can load it. Both files are complete on disk before
+/// either replaces an old one, and the folder never mixes settings and weights of two adapters: a crash between the two
+/// renames leaves a folder without settings, which is not an adapter.
 ///
 /// # Errors
-/// [`AdapterError`] if settings, shapes or values are not sound, or a file cannot be written, for example because the disk is
-/// full; what was in the folder is untouched then.
+/// [`AdapterError`] if settings, shapes or values are invalid, or a file cannot be written, for example because the
+/// disk is full; the folder is unchanged then.
 pub fn write_adapter(folder: &Path, config: &AdapterConfig, pairs: &BTreeMap<String, LoraPair>) -> Result<()> {
     config.validate()?;
     let path = folder.join(FILE);
@@ -174,14 +174,15 @@ pub fn write_adapter(folder: &Path, config: &AdapterConfig, pairs: &BTreeMap<Str
     create(folder)?;
     let beside = tempfile::Builder::new().prefix(".adapter-").tempdir_in(folder);
     let beside = beside.map_err(io_fault(folder, "create a folder in"))?;
-    // PEFT's own mark; its loaders look for it.
+    // PEFT's own metadata, which its loaders require.
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::write(&beside.path().join(FILE), &tensors, &metadata).map_err(|fault| fault_at(fault, &path))?;
     config.write(beside.path(), folder)?;
     move_into_place(beside.path(), folder)
 }
 
-/// Puts finished files in place: the settings of others are gone before the weights come, and the new settings come last.
+/// Moves finished files into place: removes the old settings before moving the weights, and moves the new settings
+/// last.
 fn move_into_place(beside: &Path, folder: &Path) -> Result<()> {
     let (new, old) = (beside.join(SETTINGS), folder.join(SETTINGS));
     let differs = match (fs::read(&new), fs::read(&old)) {
@@ -205,7 +206,7 @@ fn io_fault(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) ->
     move |source| AdapterError::Io { path, action, source }
 }
 
-/// The same fault, at the place where the file was to be.
+/// The same error, with the path of the final file.
 pub(super) fn fault_at(fault: FileError, path: &Path) -> FileError {
     match fault {
         FileError::Io { action, source, .. } => FileError::Io {
@@ -217,7 +218,7 @@ pub(super) fn fault_at(fault: FileError, path: &Path) -> FileError {
     }
 }
 
-/// Creates the folder and those on the way, so that they survive a power cut.
+/// Creates the folder and its parents, and syncs them.
 fn create(folder: &Path) -> Result<()> {
     let absent = |path: &&Path| !path.as_os_str().is_empty() && !path.is_dir();
     let missing: Vec<&Path> = folder.ancestors().take_while(absent).collect();
@@ -231,12 +232,12 @@ fn create(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The name of one half of a module's pair in PEFT's files.
+/// The name of one of a module's factors in PEFT's files.
 fn key(module: &str, half: char) -> String {
     format!("base_model.model.{module}.lora_{half}.weight")
 }
 
-/// The modules of a file: every tensor is half of a pair, and every pair is whole.
+/// The modules of a file; every tensor must be a factor, and every module must have both.
 fn modules(path: &Path, file: &SafetensorsFile) -> Result<BTreeSet<String>> {
     let mut modules = BTreeSet::new();
     for name in file.names() {
@@ -274,8 +275,8 @@ fn modules(path: &Path, file: &SafetensorsFile) -> Result<BTreeSet<String>> {
     Ok(modules)
 }
 
-/// The output head or the embedding, where a tensor belongs to one: PEFT saves factors of both, of embeddings under names of
-/// their own, and their whole weights beside them or after the vocabulary was resized.
+/// The output head or the embedding, if the tensor belongs to one: PEFT saves factors of both (embeddings under other
+/// names), and their full weights if they are trained or the vocabulary was resized.
 fn head_or_embedding(name: &str) -> Option<&str> {
     let endings = [
         ".lora_A.weight",
@@ -296,7 +297,7 @@ fn head_or_embedding(name: &str) -> Option<&str> {
     is_one.then_some(module)
 }
 
-/// Both halves are there and have the module's rank.
+/// Checks that both factors exist and have the module's rank.
 fn check_rank(path: &Path, file: &SafetensorsFile, module: &str, rank: usize) -> Result<()> {
     for (half, at) in [('A', 0), ('B', 1)] {
         let name = key(module, half);
@@ -311,7 +312,7 @@ fn check_rank(path: &Path, file: &SafetensorsFile, module: &str, rank: usize) ->
     Ok(())
 }
 
-/// A matrix whose dimension `at` is the rank.
+/// Checks that dimension `at` of a matrix is the rank.
 fn expect_rank(path: &Path, module: &str, half: char, shape: &[usize], (rank, at): (usize, usize)) -> Result<()> {
     if shape.len() == 2 && shape[at] == rank {
         return Ok(());
@@ -329,7 +330,7 @@ fn expect_rank(path: &Path, module: &str, half: char, shape: &[usize], (rank, at
     })
 }
 
-/// A tensor's numbers on the host.
+/// The elements of a tensor on the host.
 fn values(module: &str, half: char, tensor: &Tensor) -> Result<Vec<f32>> {
     let read = tensor
         .to_dtype(DType::F32)

@@ -1,4 +1,4 @@
-//! Adapters that are sound, and adapters that are not.
+//! Valid adapters, and malformed ones.
 
 use tempfile::TempDir;
 
@@ -35,7 +35,7 @@ fn expected() -> Vec<(String, usize, usize)> {
     vec![(Q.to_owned(), 6, 6), (V.to_owned(), 6, 3)]
 }
 
-/// A folder with sound settings and these tensors.
+/// A folder with valid settings and these tensors.
 fn folder(tensors: &[(&str, Tensor)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     config().write(folder.path(), folder.path()).unwrap();
@@ -232,7 +232,7 @@ fn a_file_without_tensors_is_named() {
     assert!(matches!(read(&none), Err(AdapterError::Empty { .. })));
 }
 
-/// The names that PEFT gives to factors of the output head and of embeddings, and to whole weights that it saves beside them.
+/// PEFT's names of factors of the output head and of embeddings, and of full weights that it saves with them.
 #[test]
 fn adapters_on_head_or_embedding_are_refused_as_such() {
     let (a, b) = (key(Q, 'A'), key(Q, 'B'));
@@ -263,7 +263,7 @@ fn adapters_on_head_or_embedding_are_refused_as_such() {
     }
 }
 
-/// Settings that differ never lie beside the weights of others, whichever of the steps is the last.
+/// The folder never mixes settings and weights of two adapters, whichever step fails.
 #[test]
 fn a_write_that_fails_leaves_what_was_there() {
     let home = tempfile::tempdir().unwrap();
@@ -285,7 +285,7 @@ fn a_write_that_fails_leaves_what_was_there() {
     assert!(write_adapter(home.path(), &wider, &nan).is_err());
     assert_eq!(content(), before);
 
-    // The settings cannot be replaced: they are a folder with something in it.
+    // The settings cannot be replaced: the path is a folder that is not empty.
     let blocked = tempfile::tempdir().unwrap();
     fs::create_dir_all(blocked.path().join("adapter_config.json/x")).unwrap();
     fs::write(blocked.path().join(FILE), b"old").unwrap();

@@ -1,9 +1,10 @@
 //! `LoRA` adapters: PEFT's `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! What PEFT wrote is read, and PEFT reads what is written here. Settings that would change the numbers and are not
-//! implemented are refused by name, and so is every tensor that is missing, extra or misshapen: an adapter
-//! is either applied as a whole or not at all. Reading and writing know no model, modules are names and sizes there;
-//! [`apply`] and [`attach`] put an adapter around a model's layers, one at a time, and [`detach`] takes it off.
+//! PEFT can read the adapters written here, and vice versa. Settings that would change the computation and are not
+//! implemented are refused by name, and so is every missing, extra or misshapen tensor: an adapter is either applied as
+//! a whole or not at all. Reading and writing are independent of models and use only names and sizes of modules;
+//! [`apply`] and [`attach`] wrap the layers of a model, which can have one adapter at a time, and [`detach`] removes
+//! it.
 
 mod config;
 mod error;

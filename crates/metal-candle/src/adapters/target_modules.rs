@@ -1,4 +1,4 @@
-//! Which linear layers get an adapter, by PEFT's rules.
+//! Target modules: which linear layers get an adapter, by PEFT's rules.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use regex::{Regex, RegexBuilder};
 use super::AdapterError;
 use super::error::Result;
 
-/// Whether a module is a target.
+/// A predicate over the names of modules.
 type Matcher<'t> = Box<dyn Fn(&str) -> bool + 't>;
 
 /// Which linear layers to adapt.
@@ -17,12 +17,12 @@ pub enum TargetModules {
     Names(Vec<String>),
     /// Every linear layer but the output head.
     AllLinear,
-    /// Layers whose full name the regular expression matches from end to end.
+    /// Layers whose full name matches the regular expression.
     Pattern(String),
 }
 
 impl TargetModules {
-    /// From one text: `all-linear` in any case is the shorthand, anything else a pattern.
+    /// Parses one text: `all-linear` in any case is the shorthand, anything else is a pattern.
     #[must_use]
     pub fn from_text(text: &str) -> Self {
         if text.eq_ignore_ascii_case("all-linear") {
@@ -32,7 +32,7 @@ impl TargetModules {
         }
     }
 
-    /// Whether a module is a target, by its full name. `head` is that of the output head.
+    /// Whether a module is a target, by its full name. `head` is the name of the output head.
     pub(super) fn matcher<'t>(&'t self, head: &'t str) -> Result<Matcher<'t>> {
         Ok(match self {
             Self::Names(entries) => Box::new(|name| entries.iter().any(|entry| ends_with(name, entry))),
@@ -44,7 +44,7 @@ impl TargetModules {
         })
     }
 
-    /// What messages call it.
+    /// The description in messages.
     fn describe(&self) -> String {
         match self {
             Self::Names(entries) if entries.is_empty() => "an empty list".to_owned(),
@@ -59,8 +59,8 @@ impl TargetModules {
     }
 }
 
-/// The names among `linears` that `targets` picks, in the order of `linears`. `head` is the name of the output head,
-/// which only an explicit name or pattern can pick.
+/// The names in `linears` that `targets` selects, in the order of `linears`. `head` is the name of the output head,
+/// which only an explicit name or pattern can select.
 ///
 /// ```
 /// use metal_candle::adapters::{TargetModules, select};
@@ -73,8 +73,8 @@ impl TargetModules {
 /// ```
 ///
 /// # Errors
-/// [`AdapterError::NothingMatched`] for the first entry that no layer matches (stricter than PEFT, which lets a misspelt
-/// entry pass beside a good one), [`AdapterError::Pattern`].
+/// [`AdapterError::NothingMatched`] for the first entry without a matching layer (stricter than PEFT, which accepts a
+/// misspelt entry next to a correct one), [`AdapterError::Pattern`].
 pub fn select(linears: &[String], targets: &TargetModules, head: &str) -> Result<Vec<String>> {
     let Selection { picked, unmatched } = select_any(linears, targets, head)?;
     match unmatched.first() {
@@ -83,15 +83,15 @@ pub fn select(linears: &[String], targets: &TargetModules, head: &str) -> Result
     }
 }
 
-/// The layers that targets pick, and the entries that pick none.
+/// The layers that the targets select, and the entries that select none.
 #[derive(Debug)]
 pub(super) struct Selection {
     pub picked: Vec<String>,
     pub unmatched: Vec<String>,
 }
 
-/// [`select`] as PEFT does it: one entry of a list that matches is enough. Lists in files are often written for several
-/// architectures.
+/// Like [`select`], but with PEFT's rule: one matching entry of a list is enough. Lists in files are often written for
+/// several architectures.
 pub(super) fn select_any(linears: &[String], targets: &TargetModules, head: &str) -> Result<Selection> {
     let wanted = targets.matcher(head)?;
     let picked: Vec<String> = linears.iter().filter(|name| wanted(name)).cloned().collect();
@@ -118,7 +118,7 @@ pub(super) fn quoted(entry: &str) -> String {
     format!("`{}`", entry.escape_debug())
 }
 
-/// PEFT's rule for names: the whole name, or whole parts of it from the right.
+/// PEFT's rule for names: the whole name, or its last dot-separated parts.
 fn ends_with(name: &str, entry: &str) -> bool {
     name.strip_suffix(entry)
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
@@ -130,14 +130,14 @@ fn suffixes(names: &[String]) -> Vec<String> {
     names.iter().map(last).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// A pattern that must match from end to end, after an optional `prefix` pattern. Bounded in size.
+/// A pattern that must match the full name, after an optional `prefix` pattern. Bounded in size.
 pub(super) fn full_match(field: &'static str, pattern: &str, prefix: &str) -> Result<Regex> {
     let fault = |reason: String| AdapterError::Pattern {
         field,
         pattern: pattern.to_owned(),
         reason,
     };
-    // On its own first: `a)(b` must not close the group that is put around it.
+    // Compiled separately first: `a)(b` must not close the surrounding group.
     let build = |text: &str| RegexBuilder::new(text).size_limit(1 << 20).build();
     let last_line = |e: regex::Error| e.to_string().lines().last().unwrap_or_default().to_owned();
     build(pattern).map_err(|e| fault(last_line(e)))?;

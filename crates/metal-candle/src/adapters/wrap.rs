@@ -1,8 +1,8 @@
-//! Puts adapters around the linear layers of a model, from outside: the model never learns of it.
+//! Wraps the linear layers of a model with adapters, from outside: models contain no `LoRA` code.
 //!
-//! A trained adapter keeps its factors in [`AdapterParameters`], and each pass is given them, so that a compiled step
-//! can have them as arguments. An adapter that is only used keeps them in the layers. Factors are f32, `A` `(in, rank)` and
-//! `B` `(rank, out)`; PEFT's files hold their transposes.
+//! A trainable adapter keeps its factors in [`AdapterParameters`], which are passed to each forward pass, so that a
+//! compiled step can take them as arguments. An adapter for inference keeps them in the layers. Factors are f32, `A`
+//! `(in, rank)` and `B` `(rank, out)`; PEFT's files hold their transposes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -26,11 +26,11 @@ pub struct LoraLinear {
     dropout: f32,
 }
 
-/// Where the factors of a layer are.
+/// The location of a layer's factors.
 enum Factors {
-    /// Module number `.0` of the pass.
+    /// Module number `.0` of the forward pass.
     OfPass(usize),
-    /// In the layer.
+    /// Stored in the layer.
     Own(LazyTensor, LazyTensor),
 }
 
@@ -42,7 +42,7 @@ impl LoraLinear {
         }
     }
 
-    /// The adapter's input: in training some of it is dropped.
+    /// The adapter's input, with dropout in training.
     fn input(&self, x: &LazyTensor, pass: &Pass<'_>) -> metal_candle_graph::Result<LazyTensor> {
         match self.factors {
             Factors::OfPass(index) if self.dropout > 0.0 => match pass.dropout_key(index)? {
@@ -111,8 +111,7 @@ impl AdapterParameters {
         &self.modules
     }
 
-    /// The factors, f32: `A` `(in, rank)` and `B` `(rank, out)` of each module in order, as
-    /// [`Pass::with_adapters`] takes them.
+    /// The factors, f32: `A` `(in, rank)` and `B` `(rank, out)` of each module in order, for [`Pass::with_adapters`].
     #[must_use]
     pub fn tensors(&self) -> &[LazyTensor] {
         &self.tensors
@@ -131,10 +130,10 @@ impl AdapterParameters {
         self.tensors.iter().map(|t| t.shape().elem_count()).sum()
     }
 
-    /// Puts new factors in place of the old, for example those of a training step.
+    /// Replaces the factors, for example with those of a training step.
     ///
     /// # Errors
-    /// [`AdapterError::Graph`] unless there are as many, of the same shapes and dtypes.
+    /// [`AdapterError::Graph`] unless number, shapes and dtypes are the same.
     pub fn set_tensors(&mut self, tensors: Vec<LazyTensor>) -> Result<()> {
         let fits = tensors.len() == self.tensors.len()
             && tensors
@@ -153,7 +152,7 @@ impl AdapterParameters {
         Ok(())
     }
 
-    /// Takes the factors of an adapter that was read from a file.
+    /// Replaces the factors by those of an adapter read from a file.
     ///
     /// # Errors
     /// [`AdapterError`] naming the first tensor that is missing, extra or misshapen.
@@ -171,7 +170,7 @@ impl AdapterParameters {
         self.set_tensors(tensors)
     }
 
-    /// The factors as PEFT lays them out, by module.
+    /// The factors in PEFT's layout, by module.
     ///
     /// # Errors
     /// [`AdapterError::Graph`] if a factor cannot be computed, [`AdapterError::Tensor`] if it cannot be transposed.
@@ -196,20 +195,20 @@ impl AdapterParameters {
     /// Writes the adapter so that PEFT can load it; see [`write_adapter`].
     ///
     /// # Errors
-    /// See [`write_adapter`]; on an error what was there before is untouched or whole.
+    /// See [`write_adapter`]; after an error the old adapter is unchanged or completely replaced.
     pub fn save(&self, folder: &Path) -> Result<()> {
         write_adapter(folder, &self.config, &self.to_pairs()?)
     }
 }
 
-/// Wraps the linear layers that `config` targets for training: `A` is uniform in `-1/sqrt(in)..1/sqrt(in)` as in PEFT, a
-/// function of `seed` and the number of the module; `B` is zero, so that nothing changes at first. From now on, until
-/// [`detach`], each [`Pass`] needs the returned factors.
+/// Wraps the linear layers that `config` targets, for training: `A` is uniform in `-1/sqrt(in)..1/sqrt(in)` as in PEFT,
+/// a function of `seed` and the module's number; `B` is zero, so the output is unchanged at first. Until [`detach`],
+/// each [`Pass`] needs the returned factors.
 ///
 /// # Errors
-/// [`AdapterError::AlreadyAdapted`] for a model that has an adapter, [`AdapterError::Setting`] for a setting out of its range,
-/// [`AdapterError::NothingMatched`] for a target that no layer matches, [`AdapterError::HeadOrEmbedding`] for one that
-/// means them. The model is unchanged then.
+/// [`AdapterError::AlreadyAdapted`] for a model that has an adapter, [`AdapterError::Setting`] for a setting out of
+/// range, [`AdapterError::NothingMatched`] for a target without a matching layer, [`AdapterError::HeadOrEmbedding`] for
+/// a target that is the head or the embedding. The model is unchanged then.
 pub fn apply(model: &mut dyn CausalLm, config: &AdapterConfig, seed: u64) -> Result<AdapterParameters> {
     let linears = linears(model)?;
     config.validate()?;
@@ -218,7 +217,7 @@ pub fn apply(model: &mut dyn CausalLm, config: &AdapterConfig, seed: u64) -> Res
     start(model, config, linears.modules(picked, config)?, seed)
 }
 
-/// Puts new factors around the modules.
+/// Wraps the modules with newly initialised factors.
 fn start(
     model: &mut dyn CausalLm,
     config: &AdapterConfig,
@@ -245,10 +244,10 @@ fn start(
     })
 }
 
-/// Wraps a model with an adapter from a file, to go on training it; [`apply`] with the file's settings and weights.
+/// Wraps a model with an adapter from a file, to continue training it: [`apply`] with the file's settings and weights.
 ///
 /// # Errors
-/// See [`attach`]. The model is wrapped only if the adapter fits.
+/// See [`attach`]. The model is wrapped only if the adapter matches it.
 pub fn apply_adapter(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<AdapterParameters> {
     let modules = check(model, adapter)?;
     let mut parameters = start(model, &adapter.config, modules, 0)?;
@@ -256,12 +255,13 @@ pub fn apply_adapter(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<Adap
     Ok(parameters)
 }
 
-/// Wraps a model with an adapter from a file, to use it: the weights stay in the layers, and a [`Pass`] needs nothing.
+/// Wraps a model with an adapter from a file, for inference: the weights are stored in the layers, and a [`Pass`] needs
+/// no factors.
 ///
 /// # Errors
-/// [`AdapterError::AlreadyAdapted`] for a model that has an adapter; [`AdapterError`] naming the targets of which none matches a
-/// layer, or the tensor that is missing, extra or misshapen. The model is unchanged then. Of a list of targets one that
-/// matches is enough, as in PEFT; the others are named in a warning through `tracing`.
+/// [`AdapterError::AlreadyAdapted`] for a model that has an adapter; [`AdapterError`] naming the targets if none
+/// matches a layer, or the tensor that is missing, extra or misshapen. The model is unchanged then. As in PEFT, one
+/// matching entry of a list of targets is enough; the others are listed in a warning through `tracing`.
 pub fn attach(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<()> {
     let modules = check(model, adapter)?;
     let device = model.head().device().clone();
@@ -274,8 +274,8 @@ pub fn attach(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<()> {
     Ok(())
 }
 
-/// Takes the adapter off, whichever way it was put on: the model is the base model again, bit for bit, and can have
-/// another one. Returns the number of layers that had one; without any the model is left as it is.
+/// Removes the adapter, however it was added: the model is the base model again, bit for bit, and can take another
+/// adapter. Returns the number of adapted layers; without any, nothing changes.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -303,7 +303,7 @@ pub fn detach(model: &mut dyn CausalLm) -> usize {
     count
 }
 
-/// The modules of an adapter in a model that it fits.
+/// The modules of an adapter, checked against a model.
 fn check(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<Vec<AdaptedModule>> {
     let linears = linears(model)?;
     adapter.config.validate()?;
@@ -324,10 +324,10 @@ fn check(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<Vec<AdaptedModul
     Ok(modules)
 }
 
-/// The name of the output head, which `all-linear` leaves out.
+/// The name of the output head, which `all-linear` excludes.
 const HEAD: &str = HEAD_AND_EMBEDDING[0];
 
-/// Targets given for a new adapter must not mean what cannot be adapted: PEFT would adapt it too.
+/// Rejects targets of a new adapter that are the head or the embedding, which PEFT would adapt.
 fn refuse_head_and_embedding(targets: &TargetModules) -> Result<()> {
     let wanted = targets.matcher(HEAD)?;
     let is_all = matches!(targets, TargetModules::AllLinear);
@@ -344,7 +344,7 @@ fn refuse_head_and_embedding(targets: &TargetModules) -> Result<()> {
 /// The linear layers of a base model: name, input size, output size.
 struct Linears(Vec<(String, usize, usize)>);
 
-/// Those of a model without an adapter.
+/// The linear layers of a model without an adapter.
 fn linears(model: &mut dyn CausalLm) -> Result<Linears> {
     let (mut linears, mut adapted) = (Vec::new(), None);
     model.for_each_linear(&mut |name, linear| {
@@ -364,7 +364,7 @@ impl Linears {
         self.0.iter().map(|(name, ..)| name.clone()).collect()
     }
 
-    /// The picked ones, with their ranks and scalings.
+    /// The selected layers, with their ranks and scalings.
     fn modules(&self, picked: Vec<String>, config: &AdapterConfig) -> Result<Vec<AdaptedModule>> {
         let sizes: HashMap<&str, (usize, usize)> =
             self.0.iter().map(|(name, i, o)| (name.as_str(), (*i, *o))).collect();
@@ -384,7 +384,7 @@ impl Linears {
     }
 }
 
-/// Puts the wrappers in place.
+/// Installs the wrappers.
 fn wrap(model: &mut dyn CausalLm, modules: &[AdaptedModule], factors: Vec<Factors>, dropout: f32) {
     let mut waiting: HashMap<&str, (f64, Factors)> = modules
         .iter()
@@ -406,7 +406,7 @@ fn wrap(model: &mut dyn CausalLm, modules: &[AdaptedModule], factors: Vec<Factor
 
 /// Uniform in `-1/sqrt(in)..1/sqrt(in)`: Kaiming's bound for a slope of `sqrt(5)`.
 fn initial_a(module: &AdaptedModule, number: usize, seed: u64, device: &Device) -> Result<LazyTensor> {
-    // The second word sets these numbers apart from those that a training run draws with the same seed.
+    // The second word separates this stream from those of a training run with the same seed.
     let stream = [number as u32, 0x4c6f_5241];
     let bound = 1.0 / (module.in_features as f32).sqrt();
     let draws = random::uniform32([seed as u32, (seed >> 32) as u32], stream);
@@ -419,7 +419,7 @@ fn initial_a(module: &AdaptedModule, number: usize, seed: u64, device: &Device) 
     )?)
 }
 
-/// PEFT's layout to ours.
+/// Converts PEFT's layout to the engine's.
 fn of_pair(module: &str, pair: &LoraPair, device: &Device) -> Result<[LazyTensor; 2]> {
     let turned = |t: &Tensor| {
         let moved = t.to_device(device).map_err(|e| tensor_error(module, e))?;

@@ -1,34 +1,34 @@
-//! Batches: examples in a seeded order, padded or packed into rows of one length.
+//! Batches: examples in a seeded order, padded or packed into rows of equal length.
 //!
-//! Each epoch uses every example exactly once, in an order of its own; any batch can be made again from its
-//! [`Cursor`], so a resumed run sees what an uninterrupted one would have seen. Few distinct shapes occur, because each
-//! shape is planned (and compiled) anew by whoever computes with it.
+//! Each epoch uses every example exactly once, in a new order; any batch can be recreated from its [`Cursor`], so a
+//! resumed run sees the same batches as an uninterrupted one. There are few distinct shapes, because each shape needs
+//! its own compiled plan.
 
 use super::pack::{PackedShape, pack};
 use super::{DataError, Dataset, Example, permutation};
 
-/// The target of a token after which nothing is to be learnt.
+/// The target of a token whose successor is not trained on.
 pub const IGNORED: i64 = -100;
 
-/// Rows of tokens, all flat and row by row: index `row * length + position`.
+/// Rows of tokens in flat row-major vectors: index `row * length + position`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Number of rows.
     pub rows: usize,
     /// Tokens of each row.
     pub length: usize,
-    /// Token ids `(rows, length)`; the padding token where there is none.
+    /// Token ids `(rows, length)`, with the padding token after the examples.
     pub tokens: Vec<u32>,
-    /// What comes after each token `(rows, length)`, or [`IGNORED`].
+    /// The next token at each position `(rows, length)`, or [`IGNORED`].
     pub targets: Vec<i64>,
-    /// Which example of its row a token belongs to `(rows, length)`: 1, 2, ...; 0 for padding.
+    /// Number of the example within its row at each position `(rows, length)`: 1, 2, ...; 0 for padding.
     pub segments: Vec<u32>,
     /// Position of each token in its example `(rows, length)`, from 0; 0 for padding.
     pub positions: Vec<u32>,
 }
 
 impl Batch {
-    /// Puts each row's examples one after another, and padding to `rows` rows of `length` tokens.
+    /// Concatenates the examples of each row, and pads to `rows` rows of `length` tokens.
     fn new(rows: usize, length: usize, pad: u32, content: &[Vec<&Example>]) -> Self {
         let size = rows * length;
         let mut batch = Self {
@@ -56,7 +56,7 @@ impl Batch {
         for (position, slot) in (0..).zip(&mut self.positions[at..end]) {
             *slot = position;
         }
-        // The last token of an example has no target: what follows in the row is another example.
+        // The last token of an example has no target: the next token in the row belongs to another example.
         for (next, slot) in (1..example.tokens.len()).zip(&mut self.targets[at..end]) {
             if example.supervised[next] {
                 *slot = i64::from(example.tokens[next]);
@@ -64,47 +64,50 @@ impl Batch {
         }
     }
 
-    /// How many targets there are: what a mean loss divides by.
+    /// The number of targets, by which a mean loss divides.
     #[must_use]
     pub fn supervised_tokens(&self) -> usize {
         self.targets.iter().filter(|target| **target != IGNORED).count()
     }
 }
 
-/// How examples lie in rows.
+/// How examples are arranged in rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// One example a row; each batch is as long as [`bucket_length`] of its longest.
+    /// One example per row; each batch has the [`bucket_length`] of its longest example.
     Padded,
-    /// One example a row; every batch has `max_length` tokens a row, so that only one shape occurs.
+    /// One example per row; every row has `max_length` tokens, so that there is only one shape.
     Fixed,
-    /// As many examples a row as there is room for, the longest placed first. Every batch has the same shape, which suits the data: it holds at
-    /// most as many tokens as `rows` rows of `max_length`, in shorter and more rows where examples are short.
+    /// As many examples per row as fit, placed longest first. All batches have the same shape, chosen for the data: a
+    /// batch holds at most as many tokens as `rows` rows of `max_length`, in shorter and more rows if examples are
+    /// short.
     Packed,
 }
 
-/// How examples become batches.
+/// How examples are arranged in batches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// Rows of a batch, at least 1; a smaller data set makes smaller batches. See [`Layout::Packed`] for packed ones.
+    /// Rows per batch, at least 1; a smaller data set gives smaller batches. See [`Layout::Packed`] for packed batches.
     pub rows: usize,
     /// Longest row in tokens; no example may be longer.
     pub max_length: usize,
-    /// How examples lie in rows.
+    /// How examples are arranged in rows.
     pub layout: Layout,
-    /// The order of the file if `None`, else a new order each epoch by this seed.
+    /// `None` for the order of the file, else the seed of a new order in each epoch.
     pub shuffle: Option<u64>,
-    /// Token written where there is none.
+    /// The padding token.
     pub pad_token: u32,
 }
 
-/// The length a padded batch gets: the least of 8, 16, 24, 32, 48, 64, 96, 128, 192, ... (`8 * 2^k` and `24 * 2^k`) that
-/// holds `longest`, but at most `max_length`. Two lengths a doubling, so few shapes, and less than half of a row is padding.
+/// The length of a padded batch: the least of 8, 16, 24, 32, 48, 64, 96, 128, 192, ... (`8 * 2^k` and `24 * 2^k`) that
+/// holds `longest`, but at most `max_length`. Two lengths per doubling give few shapes, with less than half of a row
+/// padding.
 #[must_use]
 pub fn bucket_length(longest: usize, max_length: usize) -> usize {
     let mut length = 8;
     while length < longest.min(max_length) {
-        // 8 -> 16 -> 24 -> 32 -> 48 -> 64: a power of two is followed by itself and a half, but 8 by 16
+        // 8 -> 16 -> 24 -> 32 -> 48 -> 64: a power of two is followed by 1.5 times itself, except 8, which is followed
+        // by 16.
         length = match length {
             8 => 16,
             power if power.is_power_of_two() => power / 2 * 3,
@@ -114,16 +117,16 @@ pub fn bucket_length(longest: usize, max_length: usize) -> usize {
     length.min(max_length)
 }
 
-/// A place in the sequence of batches: the batch `index` of `epoch`, both from 0.
+/// A position in the sequence of batches: batch `index` of `epoch`, both from 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor {
-    /// How many times all examples have been seen.
+    /// Number of completed epochs.
     pub epoch: u64,
-    /// How many batches of this epoch have been seen.
+    /// Number of completed batches of this epoch.
     pub index: usize,
 }
 
-/// A data set cut into batches, epoch after epoch.
+/// The batches of a data set, epoch after epoch.
 ///
 /// ```
 /// use metal_candle::data::{BatchOptions, Batches, Cursor, Dataset, Example, Layout};
@@ -142,9 +145,9 @@ pub struct Cursor {
 pub struct Batches {
     dataset: Dataset,
     options: BatchOptions,
-    /// Tokens of a row, where all batches have the same.
+    /// Tokens per row, if all batches have the same length.
     length: Option<usize>,
-    /// Rows of an epoch that hold examples.
+    /// Rows per epoch that contain examples.
     filled: usize,
 }
 
@@ -192,13 +195,13 @@ impl Batches {
         Ok(batches)
     }
 
-    /// The examples that the batches are made of.
+    /// The examples.
     #[must_use]
     pub fn dataset(&self) -> &Dataset {
         &self.dataset
     }
 
-    /// How many batches an epoch has: the same in every epoch.
+    /// The number of batches per epoch, the same in every epoch.
     #[must_use]
     pub fn batches_in(&self, _epoch: u64) -> usize {
         self.filled.div_ceil(self.options.rows)
@@ -210,8 +213,8 @@ impl Batches {
             .take_while(move |(cursor, _)| cursor.epoch == epoch)
     }
 
-    /// All batches from a place on, epoch after epoch without end, each with its own place. A place past the end of its
-    /// epoch is the beginning of the next.
+    /// All batches from a position on, epoch after epoch without end, each with its own position. A position past the
+    /// end of its epoch is the beginning of the next.
     #[must_use]
     pub fn iter_from(&self, cursor: Cursor) -> BatchIter<'_> {
         BatchIter {
@@ -249,7 +252,7 @@ impl Batches {
         }
     }
 
-    /// One batch of planned rows; the last of an epoch is filled up with empty rows, so that its shape is no other.
+    /// One batch of planned rows; the last of an epoch is padded with empty rows, so that it has the same shape.
     fn batch(&self, plan: &[Vec<usize>]) -> Batch {
         let examples = self.dataset.examples();
         let rows: Vec<Vec<&Example>> = plan
@@ -268,7 +271,7 @@ impl Batches {
     }
 }
 
-/// Batches from a place on, without end.
+/// Iterates over the batches from a position on, without end.
 #[derive(Clone, Debug)]
 pub struct BatchIter<'a> {
     batches: &'a Batches,
@@ -277,7 +280,7 @@ pub struct BatchIter<'a> {
 }
 
 impl BatchIter<'_> {
-    /// The place of the next batch: what to keep for resuming.
+    /// The position of the next batch, to be saved for resuming.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         self.next

@@ -1,4 +1,4 @@
-//! Batches: shapes, targets, packing, resuming, each example once an epoch.
+//! Batches: shapes, targets, packing, resuming, each example once per epoch.
 
 use proptest::prelude::*;
 
@@ -11,7 +11,7 @@ fn example(tokens: &[u32], supervised: &[bool]) -> Example {
     }
 }
 
-/// Examples of these lengths, with tokens that tell them apart and every second one supervised.
+/// Examples of these lengths, with distinct tokens and every second one supervised.
 fn dataset(lengths: &[usize]) -> Dataset {
     let example = |(index, length): (usize, &usize)| Example {
         tokens: (0..*length)
@@ -141,7 +141,7 @@ fn a_small_packed_data_set_has_a_short_row() {
     assert_eq!(shapes, [(2, 8)]);
 }
 
-/// Short examples fill neither a row of the greatest length nor a batch of such rows, in any epoch.
+/// Short examples waste neither rows of the maximum length nor batches of such rows, in any epoch.
 #[test]
 fn packed_batches_of_short_data_are_small() {
     let lengths: Vec<usize> = (0..60).map(|i| 12 + i % 17).collect();
@@ -160,7 +160,7 @@ fn packed_batches_of_short_data_are_small() {
     }
 }
 
-/// The examples found in a batch by its segments: tokens with their targets.
+/// The examples of a batch according to its segments: tokens with their targets.
 fn unpack(batch: &Batch) -> Vec<Vec<(u32, i64)>> {
     let mut found = Vec::new();
     for row in 0..batch.rows {
@@ -189,7 +189,7 @@ fn unpack(batch: &Batch) -> Vec<Vec<(u32, i64)>> {
 }
 
 proptest! {
-    /// In every layout, every epoch has every example once, with its own targets.
+    /// In every layout, every epoch contains every example once, with its own targets.
     #[test]
     fn every_example_is_used_once(
         lengths in prop::collection::vec(1usize..30, 1..40),
@@ -223,7 +223,7 @@ proptest! {
         }
     }
 
-    /// From any place on, the batches are those of an uninterrupted run.
+    /// From any position on, the batches are those of an uninterrupted run.
     #[test]
     fn resuming_repeats_the_run(
         lengths in prop::collection::vec(1usize..30, 1..20),
@@ -245,7 +245,7 @@ proptest! {
 
 #[test]
 fn a_batch_has_no_more_rows_than_there_are_examples() {
-    // Packed, one row has room for all.
+    // Packed, one row holds all of them.
     for (layout, rows) in [(Layout::Padded, 3), (Layout::Fixed, 3), (Layout::Packed, 1)] {
         let batches = Batches::new(dataset(&[4, 5, 6]), options(usize::MAX / 2, 40, layout)).unwrap();
         assert_eq!(

@@ -1,8 +1,8 @@
-//! Examples: token ids, and which of them the model learns to say.
+//! Examples: token ids with a loss mask.
 //!
-//! Of a conversation the model learns what the assistant says and the end-of-turn token after it; of a prompt and its
-//! completion, the completion and the end-of-text token; of a text, everything. How one row becomes tokens is the matter
-//! of `maker.rs`; here are the options, the counts, and the set as a whole.
+//! Of a conversation the model is trained on the assistant's messages and their end-of-turn tokens; of a prompt and its
+//! completion, on the completion and the end-of-text token; of a text, on everything. `maker.rs` converts single rows;
+//! here are the options, the counts, and the data set.
 
 use std::path::Path;
 
@@ -10,30 +10,30 @@ use super::maker::Maker;
 use super::{DataError, DataWarning, Rows, split_indices};
 use crate::text::Tokenizer;
 
-/// One sequence to train on.
+/// A training sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     /// Token ids.
     pub tokens: Vec<u32>,
-    /// For each token, whether it is a target; as long as `tokens`. The first token has nothing before it to be
-    /// predicted from, so it is never a target.
+    /// For each token, whether it is a target; as long as `tokens`. The first token has no predecessor to predict it
+    /// from, so it is never a target.
     pub supervised: Vec<bool>,
 }
 
 impl Example {
-    /// How many tokens are targets.
+    /// The number of targets.
     #[must_use]
     pub fn supervised_tokens(&self) -> usize {
         self.supervised.iter().skip(1).filter(|is| **is).count()
     }
 }
 
-/// How rows become examples.
+/// How rows are converted to examples.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatasetOptions {
-    /// Longest example in tokens, at least 2; the rest of a longer one is cut off.
+    /// Longest example in tokens, at least 2; longer ones are truncated.
     pub max_length: usize,
-    /// Learn every token: prompts and user messages too.
+    /// Train on every token, including prompts and user messages.
     pub train_on_inputs: bool,
 }
 
@@ -46,24 +46,24 @@ impl Default for DatasetOptions {
     }
 }
 
-/// What a data set holds.
+/// Counts of a data set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DatasetStats {
-    /// Examples.
+    /// Number of examples.
     pub examples: usize,
     /// Tokens of all examples.
     pub tokens: usize,
     /// Tokens that are targets.
     pub supervised_tokens: usize,
-    /// Tokens of the longest example.
+    /// Length of the longest example in tokens.
     pub longest: usize,
-    /// Examples that lost their end to `max_length`.
+    /// Examples truncated to `max_length`.
     pub truncated: usize,
-    /// Rows that are no example, because nothing in them (or before the cut) is to be learnt.
+    /// Rows that gave no example, because they have no targets (within `max_length`).
     pub dropped: usize,
 }
 
-/// Examples to train on or to validate with.
+/// Examples for training or validation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dataset {
     examples: Vec<Example>,
@@ -90,8 +90,8 @@ impl Dataset {
     ///
     /// # Errors
     ///
-    /// A [`DataError`] with file and line where a row cannot be rendered or tokenised;
-    /// [`DataError::NothingSupervised`] where no row has anything to learn.
+    /// A [`DataError`] with file and line if a row cannot be rendered or tokenised; [`DataError::NothingSupervised`] if
+    /// no row has a target.
     pub fn from_rows(rows: &Rows, tokenizer: &Tokenizer, options: &DatasetOptions) -> Result<Self, DataError> {
         if options.max_length < 2 {
             let reason = format!(
@@ -135,11 +135,11 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// A data set of examples made elsewhere.
+    /// A data set of given examples.
     ///
     /// # Errors
     ///
-    /// [`DataError::Option`] where `tokens` and `supervised` of an example differ in length.
+    /// [`DataError::Option`] if `tokens` and `supervised` of an example differ in length.
     pub fn from_examples(examples: Vec<Example>) -> Result<Self, DataError> {
         if let Some(index) = examples
             .iter()
@@ -171,13 +171,13 @@ impl Dataset {
         &self.examples
     }
 
-    /// What a user should know about the rows before training on them.
+    /// Warnings about the rows.
     #[must_use]
     pub fn warnings(&self) -> &[DataWarning] {
         &self.warnings
     }
 
-    /// Counts of what the data set holds.
+    /// Counts of the data set.
     #[must_use]
     pub fn stats(&self) -> DatasetStats {
         let lengths = || self.examples.iter().map(|example| example.tokens.len());
@@ -191,8 +191,8 @@ impl Dataset {
         }
     }
 
-    /// Splits off the fraction `0 <= fraction < 1` of the examples for validation, chosen by the seed: what to train on,
-    /// and what to validate with. Warnings and the count of dropped rows stay with the first.
+    /// Splits off the fraction `0 <= fraction < 1` of the examples for validation, chosen by the seed; returns the
+    /// training and the validation set. Warnings and the count of dropped rows stay with the training set.
     ///
     /// # Errors
     ///

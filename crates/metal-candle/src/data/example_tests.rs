@@ -1,4 +1,4 @@
-//! Examples: which tokens are supervised, for every format of row.
+//! Examples: which tokens are supervised, for every row format.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ fn dataset(tokenizer: &Tokenizer, lines: &[Value], options: &DatasetOptions) -> 
     Dataset::from_rows(&rows(lines), tokenizer, options)
 }
 
-/// The first row's example as text, its supervised tokens between brackets.
+/// The first row's example as text, with its supervised tokens in brackets.
 fn marked(tokenizer: &Tokenizer, line: &Value, train_on_inputs: bool) -> String {
     let options = DatasetOptions {
         train_on_inputs,
@@ -80,7 +80,7 @@ fn a_conversation_is_tokenised_as_when_generating() {
     assert_eq!(first, Some(prompt.len()));
 }
 
-/// A template without special tokens: the line break is the end of the turn and is learnt.
+/// A template without special tokens: the line break is the end of the turn and is supervised.
 #[test]
 fn plain_templates_learn_their_line_break() {
     let plain = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}\
@@ -93,7 +93,8 @@ fn plain_templates_learn_their_line_break() {
     );
 }
 
-/// The last words are shouted, the others not: found by comparison, where beginnings are not enough.
+/// A template that changes the last message to upper case: its turns are found by comparison, where prefixes are not
+/// enough.
 #[test]
 fn a_template_that_rewrites_the_past_is_compared() {
     let shout_last = "{% for m in messages %}{{ m.content | upper if loop.last else m.content }};{% endfor %}";
@@ -113,7 +114,7 @@ fn prompts_learn_only_their_completion() {
         ("hello", "<|endoftext|>", "<|bos|>hello[<|endoftext|>]"),
         ("", "yes", "<|bos|>[yes<|endoftext|>]"),
         ("yes", "", "<|bos|>yes[<|endoftext|>]"),
-        // Tokenised together the two share a token.
+        // Tokenised together they share a token.
         ("hel", "lo", "<|bos|>[hello<|endoftext|>]"),
     ];
     for (prompt, completion, expected) in cases {
@@ -131,7 +132,7 @@ fn prompts_learn_only_their_completion() {
     assert!(warnings(&rows[1..]).is_empty());
     let row = json!({"prompt": "hello", "completion": " yes"});
     assert_eq!(marked(&tokenizer, &row, true), "<|bos|>[hello yes<|endoftext|>]");
-    // No space is invented between the two, although this tokenizer puts one before every text.
+    // No space is inserted between the two, although this tokenizer puts one before every text.
     let row = json!({"prompt": "abc", "completion": "def"});
     assert_eq!(marked(&byte_fallback(), &row, false), "abc[def</s>]");
 }
@@ -283,7 +284,7 @@ fn examples_made_elsewhere_are_checked() {
     );
 }
 
-/// Alpaca rows are conversations where the model has a template; else they have the prompt of the Alpaca models.
+/// Alpaca rows are conversations if the model has a template; otherwise they use the prompt of the Alpaca models.
 #[test]
 fn alpaca_rows_suit_models_with_and_without_a_template() {
     let row = json!({"instruction": "hello", "input": "world", "output": "yes"});

@@ -1,10 +1,10 @@
-//! Names what a file is that holds no JSON rows, and says how to make rows of it.
+//! Recognises files that contain no JSON rows, and tells how to convert them.
 //!
 //! Looks at the first bytes only, never at the file's name, and reads nothing.
 
 use crate::text::python_json;
 
-/// First bytes, what they stand for, and what to do.
+/// First bytes, the file type, and what to do.
 const KNOWN: [(&[u8], &str, &str); 19] = [
     (b"\x1F\x8B", "a gzip archive", "unpack it first: gunzip FILE"),
     (
@@ -65,7 +65,7 @@ const CSV: &str = "convert it with pandas: pandas.read_csv(FILE).to_json(\"rows.
     lines=True), with columns that have the fields' names";
 const UTF_16: &str = "convert it: iconv -f UTF-16 -t UTF-8 FILE > FILE.utf8";
 
-/// What a file with these first bytes is and what to do about it; `None` where it may hold JSON rows.
+/// The file type for these first bytes, and what to do; `None` if the file may contain JSON rows.
 pub(super) fn recognise(head: &[u8]) -> Option<String> {
     let told = |what: &str, how: &str| {
         let wanted = if what.starts_with("UTF") { "UTF-8" } else { "JSON rows" };
@@ -85,7 +85,7 @@ pub(super) fn recognise(head: &[u8]) -> Option<String> {
     text(&String::from_utf8_lossy(head)).and_then(|(what, how)| told(what, how))
 }
 
-/// What text is that does not begin with JSON; `None` where rows follow, or the lines are JSON of another kind.
+/// The type of a text that does not begin with JSON; `None` if it may contain rows or other JSON.
 fn text(head: &str) -> Option<(&'static str, &'static str)> {
     let lines = || {
         head.lines()

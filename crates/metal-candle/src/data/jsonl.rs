@@ -1,8 +1,8 @@
-//! Rows of a data file: JSON objects, one a line, in one array, or one after another.
+//! Rows of a data file: JSON objects, one per line, in one array, or one after another.
 //!
 //! The first row decides the format of the file; a row of another format is an error with file, line and reason, never
-//! skipped. Blank lines and a byte-order mark are passed over, columns that a format does not use are ignored. Files are
-//! read piece by piece, and a row has a largest size.
+//! skipped. Blank lines and a byte order mark are skipped, unused columns are ignored. Files are read in pieces, and
+//! the size of a row is limited.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read};
@@ -16,7 +16,7 @@ use super::{DataError, foreign};
 use crate::text::ChatMessage;
 use crate::text::python_json::{self, Fault};
 
-/// How the rows of a file are written.
+/// The format of the rows of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RowFormat {
@@ -25,7 +25,7 @@ pub enum RowFormat {
     /// `ShareGPT`: `{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}`, read as messages.
     ShareGpt,
     /// Alpaca: `{"instruction": ..., "input": ..., "output": ...}`, read as messages; rendered with Alpaca's own prompt
-    /// where the model has no chat template.
+    /// if the model has no chat template.
     Alpaca,
     /// `{"prompt": ..., "completion": ...}`: two texts, or two lists of messages.
     PromptCompletion,
@@ -33,49 +33,49 @@ pub enum RowFormat {
     Text,
 }
 
-/// How the rows stand in a file.
+/// The layout of the rows in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileLayout {
-    /// One object a line (JSONL).
+    /// One object per line (JSONL).
     Lines,
     /// One JSON array of all objects.
     Array,
-    /// Objects one after another, each over several lines (pretty-printed).
+    /// Objects one after another, each possibly over several lines (pretty-printed).
     Objects,
 }
 
-/// What a row says.
+/// The content of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RowContent {
     /// A conversation.
     Messages {
         /// Its messages.
         messages: Vec<ChatMessage>,
-        /// Assistant messages before this index are context and are not learnt (0: all are learnt).
+        /// Assistant messages before this index are context and not trained on (0: all are trained on).
         learn_from: usize,
         /// The tools offered to the model: the row's `tools` list, never empty.
         tools: Option<Value>,
     },
-    /// A text and what is to follow it.
+    /// A prompt and its completion.
     PromptCompletion {
-        /// Given to the model.
+        /// The input of the model.
         prompt: String,
-        /// Learnt by the model.
+        /// The text to train on.
         completion: String,
     },
-    /// A text that is learnt whole.
+    /// A text to train on as a whole.
     Text(String),
 }
 
-/// One row and the line it begins on.
+/// One row and the line at which it begins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// Line in the file, from 1.
     pub line: usize,
-    /// What it says.
+    /// Its content.
     pub content: RowContent,
-    /// Where the input of an Alpaca row begins in its last question, in bytes.
+    /// Byte offset of an Alpaca row's input in its last question.
     input_at: Option<usize>,
 }
 
@@ -84,11 +84,11 @@ pub struct Row {
 pub struct Rows {
     /// The file's name, for error messages.
     pub file: String,
-    /// How its rows are written.
+    /// The format of its rows.
     pub format: RowFormat,
-    /// How the rows stand in the file.
+    /// The layout of the rows.
     pub layout: FileLayout,
-    /// At least one row.
+    /// The rows; at least one.
     pub rows: Vec<Row>,
 }
 
@@ -107,7 +107,7 @@ impl RowFormat {
 }
 
 impl FileLayout {
-    /// The layout in words: `one object a line`.
+    /// The layout in words: `one object per line`.
     #[must_use]
     pub fn describe(self) -> &'static str {
         match self {
@@ -119,7 +119,7 @@ impl FileLayout {
 }
 
 impl Rows {
-    /// What was seen in the file, in words: `ShareGPT ("conversations"), a JSON array`.
+    /// The detected format and layout, in words: `ShareGPT ("conversations"), a JSON array`.
     ///
     /// ```
     /// use metal_candle::data::Rows;
@@ -138,8 +138,8 @@ impl Rows {
     ///
     /// # Errors
     ///
-    /// [`DataError::Read`], [`DataError::Empty`], [`DataError::NotRows`] for a file of another kind, or
-    /// [`DataError::Row`] for the first bad row with the count of the others.
+    /// [`DataError::Read`], [`DataError::Empty`], [`DataError::NotRows`] for another type of file, or
+    /// [`DataError::Row`] for the first malformed row with the count of the others.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, DataError> {
         let file = path.as_ref().display().to_string();
         let open = File::open(path).map_err(|source| DataError::Read {
@@ -149,7 +149,7 @@ impl Rows {
         Self::from_reader(&file, BufReader::new(open))
     }
 
-    /// Reads rows from anywhere; `file` is its name in errors.
+    /// Reads rows from a reader; `file` is its name in errors.
     ///
     /// # Errors
     ///
@@ -199,7 +199,7 @@ impl Rows {
     }
 }
 
-/// What has been read of a file, and what was wrong so far.
+/// The rows read so far, and the errors.
 #[derive(Default)]
 struct Reading {
     format: Option<RowFormat>,
@@ -225,7 +225,7 @@ impl Reading {
         }
     }
 
-    /// One object a line. Where the first line does not hold a whole one, objects over several lines.
+    /// One object per line. If the first line does not hold a complete one, objects over several lines.
     fn lines(&mut self, mut source: Source<impl BufRead>, limit: usize) -> Result<(), Stop> {
         let mut text = Vec::new();
         while source.skip_blank()?.is_some() {
@@ -243,7 +243,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Objects one after another. After a fault nobody knows where the next begins.
+    /// Objects one after another. After a syntax error, the start of the next object is unknown.
     fn objects(&mut self, source: &mut Source<impl BufRead>) -> Result<(), Stop> {
         self.layout = Some(FileLayout::Objects);
         let mut text = Vec::new();
@@ -294,7 +294,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Reads one row. An error of the text itself is returned; other errors are noted.
+    /// Reads one row. A JSON syntax error is returned; other errors are recorded.
     fn take(&mut self, place: Place, text: &[u8]) -> Result<(), Fault> {
         let columns = python_json::columns(text, &COLUMNS)?;
         let Some(columns) = columns else {
@@ -329,9 +329,9 @@ impl Reading {
         Ok(())
     }
 
-    /// Notes a fault in the text of a row that begins at `place`.
+    /// Records a syntax error in the text of a row that begins at `place`.
     fn fault(&mut self, place: Place, text: &[u8], fault: &Fault) {
-        // A file that ends too early is to be mended where its last text stands.
+        // A file that ends too early is reported at the end of its last text.
         let end = if fault.is_unfinished {
             text.trim_ascii_end().len()
         } else {
@@ -383,7 +383,7 @@ impl Reading {
     }
 }
 
-/// The reason, and how the row differs from those before it.
+/// The reason, and how the row differs from the preceding ones.
 fn of_another_format(reason: String, format: RowFormat, detected: &Result<RowFormat, String>) -> String {
     match detected {
         Ok(other) if *other == format => reason,

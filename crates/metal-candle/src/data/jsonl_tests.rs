@@ -1,4 +1,4 @@
-//! Rows: formats, and bad lines with their place and reason.
+//! Rows: formats, and malformed lines with their position and reason.
 
 use proptest::prelude::*;
 
@@ -138,7 +138,7 @@ fn nothing_to_read_is_an_error() {
     assert!(error.starts_with("/no/such.jsonl: cannot be read: "), "{error}");
 }
 
-/// Every input of the shared cases that concerns rows, as it stands there.
+/// Every input of the shared cases that concerns rows, unchanged.
 #[test]
 fn reported_files_are_read_or_refused() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/data/reported/");
@@ -218,7 +218,7 @@ fn rows_stand_in_lines_arrays_and_sequences() {
         let rows = read(&text).unwrap();
         let found: Vec<usize> = rows.rows.iter().map(|row| row.line).collect();
         assert_eq!((rows.layout, found), (layout, lines), "{text}");
-        // However the reader hands the bytes out.
+        // In whatever pieces the reader returns the bytes.
         let slow = BufReader::with_capacity(1, text.as_bytes());
         let again = Rows::from_reader("data.jsonl", slow);
         if !text.starts_with('\u{FEFF}') {
@@ -323,7 +323,7 @@ fn deep_nesting_is_refused_where_it_stands() {
     }
 }
 
-/// A row that has no end is not taken into memory.
+/// An endless row is not read into memory.
 #[test]
 fn rows_have_a_largest_size() {
     let good = "{\"text\": \"a\"}\n";

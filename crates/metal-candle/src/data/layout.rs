@@ -1,7 +1,7 @@
-//! Layouts of rows: which columns a row has, and what they say.
+//! Row formats: which columns a row has, and their meaning.
 //!
-//! `ShareGPT` and Alpaca rows become conversations, so that every model's own chat template renders them. A column that is
-//! null (or NaN, as pandas writes it) is absent: exports of tables give every row every column.
+//! `ShareGPT` and Alpaca rows become conversations, so that every model's own chat template renders them. A column that
+//! is null (or NaN, as pandas writes it) counts as absent: exports of tables write every column in every row.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use super::{RowContent, RowFormat};
 use crate::text::python_json::{Columns, is_missing};
 use crate::text::{ChatMessage, json_kind, unquote};
 
-/// Columns that any layout reads.
+/// The columns that any format reads.
 pub(super) const COLUMNS: [&str; 18] = [
     "messages",
     "conversations",
@@ -33,10 +33,10 @@ pub(super) const COLUMNS: [&str; 18] = [
 const EXPECTED: &str = "expected a row with \"messages\", \"conversations\", \"instruction\" and \"output\", \"prompt\" and \
     \"completion\", or \"text\"";
 
-/// What a row says, and where in its last question an Alpaca row's input begins.
+/// The content of a row, and for an Alpaca row the offset of its input in its last question.
 pub(super) type Said = (RowContent, Option<usize>);
 
-/// The layout of a row by its columns; an error for a row that can be no example.
+/// The format of a row by its columns; an error for a row that cannot be an example.
 pub(super) fn detect(columns: &Columns) -> Result<RowFormat, String> {
     let has = |name: &str| is_present(&columns.values, name);
     if has("messages") {
@@ -64,7 +64,7 @@ pub(super) fn detect(columns: &Columns) -> Result<RowFormat, String> {
     }
 }
 
-/// What a row of this layout says, or what is wrong with it.
+/// The content of a row of this format, or what is wrong with it.
 pub(super) fn read(format: RowFormat, mut columns: Columns) -> Result<Said, String> {
     if let Some(advice) = orientation(&columns) {
         return Err(advice.to_owned());
@@ -81,7 +81,7 @@ pub(super) fn read(format: RowFormat, mut columns: Columns) -> Result<Said, Stri
     Ok((content, None))
 }
 
-/// Whether a column is there and neither null nor NaN.
+/// Whether a column exists and is neither null nor NaN.
 fn is_present(fields: &Map<String, Value>, name: &str) -> bool {
     fields.get(name).is_some_and(|value| !is_missing(value))
 }
@@ -97,7 +97,7 @@ fn string(fields: &mut Map<String, Value>, field: &str) -> Result<String, String
     }
 }
 
-/// The text of the first of these columns that is there.
+/// The text of the first of these columns that exists.
 fn optional(fields: &mut Map<String, Value>, names: &[&str]) -> Result<String, String> {
     match names.iter().find(|name| is_present(fields, name)) {
         Some(name) => string(fields, name),
@@ -151,7 +151,7 @@ fn prompt_completion(fields: &mut Map<String, Value>) -> Result<RowContent, Stri
     })
 }
 
-/// An Alpaca row as a conversation; instruction and input are two lines of one question.
+/// An Alpaca row as a conversation; instruction and input become two lines of one question.
 fn alpaca(fields: &mut Map<String, Value>) -> Result<Said, String> {
     let mut messages = Vec::new();
     let system = optional(fields, &["system"])?;
@@ -184,7 +184,7 @@ fn alpaca(fields: &mut Map<String, Value>) -> Result<Said, String> {
     Ok((content, input_at))
 }
 
-/// Earlier questions and answers, pairs of strings.
+/// Earlier questions and answers, as pairs of strings.
 fn history(fields: &mut Map<String, Value>, messages: &mut Vec<ChatMessage>) -> Result<(), String> {
     let turns = match fields.shift_remove("history").filter(|turns| !is_missing(turns)) {
         None => return Ok(()),
@@ -226,7 +226,7 @@ fn messages(fields: &mut Map<String, Value>, field: &str, is_sharegpt: bool) -> 
     Ok(messages)
 }
 
-/// Renames a `ShareGPT` turn's `from` and `value`, and its speaker. Speakers have other names in this layout only.
+/// Renames the `from` and `value` of a `ShareGPT` turn, and its speaker. Only this format has other names for speakers.
 fn turn(message: &mut Value, is_sharegpt: bool) -> Result<(), String> {
     let Value::Object(fields) = message else { return Ok(()) };
     fields.retain(|name, value| name == "value" || name == "content" || !is_missing(value));
@@ -267,7 +267,7 @@ fn turn(message: &mut Value, is_sharegpt: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// The calls that a turn of the speaker `function_call` writes as JSON: one, or a list.
+/// The calls that a turn of the speaker `function_call` contains as JSON: one, or a list.
 fn called(fields: &Map<String, Value>) -> Option<Vec<Value>> {
     let mut said = fields.get("content")?.clone();
     unquote(&mut said).ok()?;
@@ -288,7 +288,7 @@ fn function_call(fields: &mut Map<String, Value>) -> Result<(), String> {
     Ok(())
 }
 
-/// A bare function in the object that transformers expects around it.
+/// Wraps a bare function in the object that transformers expects.
 fn as_function(function: Value) -> Value {
     if function.get("function").is_some() || function.get("name").is_none() {
         return function;
@@ -296,8 +296,8 @@ fn as_function(function: Value) -> Value {
     Value::from_iter([("type", Value::from("function")), ("function", function)])
 }
 
-/// The tools offered: a list, or JSON of one in a string, as Parquet and LLaMA-Factory have it. Older rows name them
-/// `functions`. An empty list is none.
+/// The offered tools: a list, or JSON of one in a string, as in Parquet and LLaMA-Factory. Older rows call them
+/// `functions`. An empty list counts as none.
 fn tools(fields: &mut Map<String, Value>, wrap: bool) -> Result<Option<Value>, String> {
     let (field, wrap) = if is_present(fields, "tools") {
         ("tools", wrap)
@@ -335,7 +335,7 @@ fn tools(fields: &mut Map<String, Value>, wrap: bool) -> Result<Option<Value>, S
     }))
 }
 
-/// What the columns of an unknown row may be instead.
+/// The error for unknown columns, with a guess at what they are.
 fn unknown(columns: &Columns) -> String {
     let first = |name: &str| {
         columns
@@ -378,7 +378,7 @@ fn shortened(name: &str) -> String {
     name.chars().take(40).collect()
 }
 
-/// A whole table written as one object, as pandas and datasets can: by columns or by row numbers.
+/// The orientation of a whole table written as one object, as pandas and datasets can: by columns or by row numbers.
 fn orientation(columns: &Columns) -> Option<&'static str> {
     const RECORDS: &str = "this is a whole table in one object, as pandas writes it by default; write rows instead: \
         to_json(\"rows.jsonl\", orient=\"records\", lines=True)";
@@ -400,7 +400,7 @@ fn orientation(columns: &Columns) -> Option<&'static str> {
     is_table.then_some(RECORDS)
 }
 
-/// The prompt that the Alpaca models were trained with, for a model that has no chat template.
+/// The prompt of the Alpaca models, for a model without a chat template.
 pub(super) fn alpaca_prompt(messages: &[ChatMessage], input_at: Option<usize>) -> Option<RowContent> {
     let (answer, before) = messages.split_last()?;
     let (question, before) = before.split_last()?;

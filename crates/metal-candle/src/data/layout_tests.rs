@@ -1,4 +1,4 @@
-//! Layouts: rows as other trainers write them, compared with what those make of them.
+//! Row formats of other trainers, compared with how those read them.
 
 use super::super::{FileLayout, Row, Rows};
 use super::*;
@@ -8,7 +8,7 @@ fn read(text: &str) -> Result<Rows, String> {
     Rows::from_reader("data", text.as_bytes()).map_err(|error| error.to_string())
 }
 
-/// The messages and tools of the only row, one a line.
+/// The messages and tools of the only row, one per line.
 fn seen(text: &str) -> String {
     let source = "{% for m in messages %}{{ m | tojson }}\n{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}";
     let template = ChatTemplate::new("t", source, [("", ""); 0]).unwrap();
@@ -25,7 +25,7 @@ fn seen(text: &str) -> String {
     template.render_with_tools(messages, tools.as_ref(), false).unwrap()
 }
 
-/// `fixtures/data/rows.json`, made by `scripts/rows.py` from transformers and TRL.
+/// Against `fixtures/data/rows.json`, made by `scripts/rows.py` with transformers and TRL.
 #[test]
 fn templates_see_what_trl_and_transformers_show_them() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/data/rows.json");
@@ -103,7 +103,7 @@ fn sharegpt_rows_bring_their_system_text_tools_and_weights() {
     };
     let learnt: Vec<bool> = messages.iter().map(ChatMessage::is_learnt).collect();
     assert_eq!(learnt, [true, false, false, true]);
-    // The conversation's own system message wins, as in axolotl.
+    // The conversation's own system message takes precedence, as in axolotl.
     let row = r#"{"system": "x", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]}"#;
     assert_eq!(
         seen(row),
@@ -119,7 +119,7 @@ fn sharegpt_rows_bring_their_system_text_tools_and_weights() {
     }
 }
 
-/// As LLaMA-Factory's converter: instruction and input are lines of one question, the history comes first.
+/// As in LLaMA-Factory's converter: instruction and input are lines of one question, the history comes first.
 #[test]
 fn alpaca_rows_are_conversations() {
     let cases = [

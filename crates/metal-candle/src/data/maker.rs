@@ -1,4 +1,4 @@
-//! One row to one example: rendered, tokenised once as a whole, and marked where it is learnt.
+//! Converts a row to an example: rendered, tokenised once as a whole, and masked.
 
 use std::ops::Range;
 
@@ -14,23 +14,23 @@ const UNCLEAR: &str = "the chat template writes the text around this message dif
     what the assistant says cannot be told apart; put {% generation %} and {% endgeneration %} around it in the chat \
     template, or train on everything (`train_on_inputs`, `--train-on-inputs`)";
 
-/// Makes examples of one file's rows.
+/// Converts the rows of one file to examples.
 pub(super) struct Maker<'a> {
     rows: &'a Rows,
     tokenizer: &'a Tokenizer,
     everything: bool,
-    /// Tokens that end generation; found when first asked for.
+    /// Tokens that end generation; computed on first use.
     stop: Option<Vec<u32>>,
     seen: Seen,
 }
 
-/// Counts of what warnings and advice are about.
+/// Counts for warnings and advice.
 #[derive(Default)]
 struct Seen {
-    /// Messages of the assistant, and those of them that are to be learnt.
+    /// Assistant messages, and those of them that are trained on.
     assistant: usize,
     learnable: usize,
-    /// Learnt turns, and those of them that end in a stop token, or have no generation prompt before them.
+    /// Supervised turns, those that end in a stop token, and those without a generation prompt before them.
     turns: usize,
     ending: usize,
     unprompted: usize,
@@ -75,7 +75,7 @@ impl<'a> Maker<'a> {
         Ok(example)
     }
 
-    /// What was noticed about the rows so far.
+    /// Warnings about the rows so far.
     pub fn warnings(&self) -> Vec<DataWarning> {
         let Seen {
             turns,
@@ -103,13 +103,13 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// A text with what the tokenizer puts before it, without what it puts after it.
+    /// Tokenises a text with the special tokens before it and without those after it.
     fn encode(&self, row: &Row, text: &str) -> Result<Vec<u32>, DataError> {
         let mut encoded = self
             .tokenizer
             .encode_with_offsets(text, true)
             .map_err(self.text_error(row))?;
-        // Of an empty text only what stands in front can be kept: nothing tells the two apart.
+        // For an empty text, only the tokens in front are kept: they cannot be told apart.
         while encoded.ids.len() > 1 && encoded.added.last() == Some(&true) {
             encoded.ids.pop();
             encoded.added.pop();
@@ -117,7 +117,7 @@ impl<'a> Maker<'a> {
         Ok(encoded.ids)
     }
 
-    /// Appends the end-of-text token, unless the text wrote it.
+    /// Appends the end-of-text token, unless the text contains it.
     fn end(&self, tokens: &mut Vec<u32>) -> Result<(), DataError> {
         let end = self.tokenizer.eos_token_id();
         let end = end.ok_or_else(|| DataError::NoEndOfText {
@@ -129,8 +129,8 @@ impl<'a> Maker<'a> {
         Ok(())
     }
 
-    /// Both texts are tokenised as one, so that nothing is put between them. The completion begins with the first token that
-    /// the prompt alone does not have, as in TRL.
+    /// Both texts are tokenised as one, so that nothing is inserted between them. The completion begins with the first
+    /// token that the prompt alone does not have, as in TRL.
     fn completion(&mut self, row: &Row, prompt: &str, completion: &str) -> Result<Example, DataError> {
         let prompt_tokens = self.encode(row, prompt)?;
         let mut tokens = self.encode(row, &format!("{prompt}{completion}"))?;
@@ -192,8 +192,8 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Marks the tokens of a span of the text. White space that the template writes after its end-of-turn token is not
-    /// marked, unless the template marks it itself: generation has stopped before it.
+    /// Marks the tokens of a span of the text as supervised. White space that the template writes after its end-of-turn
+    /// token is excluded, unless the template itself marks it: generation stops before it.
     fn supervise(&mut self, supervised: &mut [bool], encoded: &Encoded, text: &str, span: &Span) {
         let inside = tokens_of(&encoded.offsets, &span.bytes);
         let tokenizer = self.tokenizer;
@@ -222,7 +222,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// What to do about a data set without a token to learn.
+    /// What to do about a data set without targets.
     pub fn advice(&self, cut_at: Option<usize>) -> String {
         match (cut_at, self.rows.format) {
             (Some(length), _) => {
@@ -247,12 +247,12 @@ impl<'a> Maker<'a> {
     }
 }
 
-/// Indices of the tokens that stand for a part of the span.
+/// Indices of the tokens that overlap the span.
 fn tokens_of(offsets: &[(usize, usize)], span: &Range<usize>) -> Vec<usize> {
     let mut inside = Vec::new();
-    let mut before = 0; // where the tokens so far end
+    let mut before = 0; // end offset of the tokens so far
     for (index, (start, end)) in offsets.iter().copied().enumerate() {
-        // Some tokenizers trim white space from offsets; a token of nothing else is left empty, at its end.
+        // Some tokenizers trim white space from offsets; a token of white space only gets an empty range, at its end.
         let start = if start == end { before.min(start) } else { start };
         if end > span.start && start < span.end {
             inside.push(index);
