@@ -1,7 +1,7 @@
-//! Where tensors live: the CPU, an Apple GPU (Metal) or an NVIDIA GPU (CUDA).
+//! Compute devices: the CPU, an Apple GPU (Metal) or an NVIDIA GPU (CUDA).
 //!
-//! [`Device`] is Candle's device with constructors whose errors say what to do. Every function of this crate that
-//! takes a device takes either. Nothing here changes a device's settings or moves a tensor.
+//! [`Device`] is Candle's device with constructors whose errors say what to do. Every function of this crate that takes
+//! a device accepts either. Nothing here changes a device's settings or moves a tensor.
 
 use std::borrow::Borrow;
 use std::panic::catch_unwind;
@@ -31,7 +31,7 @@ use crate::error::{DeviceError, Result};
 #[derive(Debug, Clone)]
 pub struct Device(CandleDevice);
 
-/// What kind of device a [`Device`] is.
+/// The kind of a [`Device`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DeviceType {
@@ -43,26 +43,26 @@ pub enum DeviceType {
     Cuda,
 }
 
-/// What [`Device::info`] says about a device.
+/// Information about a device, from [`Device::info`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceInfo {
     /// The kind of this device.
     pub device_type: DeviceType,
-    /// Its number among the devices of its kind; 0 for the CPU.
+    /// Its index among the devices of its kind; 0 for the CPU.
     pub index: usize,
-    /// Whether this machine and this program can use Metal, whatever this device is.
+    /// Whether Metal is available to this program on this machine, whatever this device is.
     pub metal_available: bool,
 }
 
 impl Device {
-    /// The CPU; always there.
+    /// The CPU, which is always available.
     #[must_use]
     pub const fn new_cpu() -> Self {
         Self(CandleDevice::Cpu)
     }
 
-    /// The Apple GPU number `index` (0 is the first).
+    /// The Apple GPU with this index (0 is the first).
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl Device {
         })
     }
 
-    /// The NVIDIA GPU number `index` (0 is the first), as a Candle device.
+    /// The NVIDIA GPU with this index (0 is the first), as a Candle device.
     ///
     /// # Errors
     ///
@@ -100,8 +100,8 @@ impl Device {
         })
     }
 
-    /// The Apple GPU number `index`, or the CPU where that is not available: then a warning, sent through [`tracing`],
-    /// says why. [`Self::best`] does not warn.
+    /// The Apple GPU with this index, or the CPU if it is not available; then a warning through [`tracing`] gives the
+    /// reason. [`Self::best`] does not warn.
     #[must_use]
     pub fn new_with_fallback(index: usize) -> Self {
         Self::new_metal(index).unwrap_or_else(|why| {
@@ -110,7 +110,7 @@ impl Device {
         })
     }
 
-    /// The fastest device here: the first NVIDIA GPU, else the first Apple GPU, else the CPU.
+    /// The fastest available device: the first NVIDIA GPU, else the first Apple GPU, else the CPU.
     #[must_use]
     pub fn best() -> Self {
         Self::new_cuda(0).or_else(|_| Self::new_metal(0)).unwrap_or_default()
@@ -134,14 +134,14 @@ impl Device {
         self.0.is_cuda()
     }
 
-    /// Whether this program, on this machine, can open the first Apple GPU; tried once.
+    /// Whether this program can open the first Apple GPU on this machine; tried once.
     #[must_use]
     pub fn is_metal_available() -> bool {
         static AVAILABLE: LazyLock<bool> = LazyLock::new(|| Device::new_metal(0).is_ok());
         *AVAILABLE
     }
 
-    /// The kind and number of this device.
+    /// The kind and index of this device.
     #[must_use]
     pub fn info(&self) -> DeviceInfo {
         let (device_type, index) = match self.0.location() {
@@ -156,26 +156,26 @@ impl Device {
         }
     }
 
-    /// The Candle device inside, for Candle's own functions.
+    /// The wrapped Candle device, for Candle's own functions.
     #[must_use]
     pub const fn as_candle_device(&self) -> &CandleDevice {
         &self.0
     }
 
-    /// The Candle device inside.
+    /// The wrapped Candle device.
     #[must_use]
     pub fn into_candle_device(self) -> CandleDevice {
         self.0
     }
 
-    /// A device that Candle has opened.
+    /// Wraps a device that Candle has opened.
     #[must_use]
     pub const fn from_candle_device(device: CandleDevice) -> Self {
         Self(device)
     }
 }
 
-/// Opens a device; where Candle panics instead of failing (no such index, no driver), that is an error too.
+/// Opens a device; converts Candle's panics (no such index, no driver) to errors.
 fn open(
     constructor: fn(usize) -> candle_core::Result<CandleDevice>,
     index: usize,
@@ -218,7 +218,7 @@ impl Borrow<CandleDevice> for Device {
     }
 }
 
-/// For callers that hold a `&Device` and pass `&device` all the same.
+/// For callers that hold a `&Device` and pass `&device`.
 impl Borrow<CandleDevice> for &Device {
     fn borrow(&self) -> &CandleDevice {
         &self.0

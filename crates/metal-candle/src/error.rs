@@ -1,11 +1,11 @@
-//! What can go wrong, as types: one variant of [`Error`] per area, each with its own enum where the area has several.
+//! The errors of this crate: one variant of [`Error`] per area, each with its own enum if the area has several errors.
 //!
-//! A message starts with what was being done, carries the shapes or names involved and says what to do about it.
-//! Candle's errors are never passed on bare by this crate: they are wrapped with the operation that met them.
+//! A message starts with the operation, gives the shapes or names involved and says what to do about it. Candle's
+//! errors are always wrapped with the operation in which they occurred.
 
 use std::fmt::Display;
 
-/// What every fallible function of this crate returns.
+/// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Any error of this crate.
@@ -26,16 +26,16 @@ pub enum Error {
     #[error(transparent)]
     Device(#[from] DeviceError),
 
-    /// A setting or the state of training makes no sense.
+    /// An invalid setting, or an invalid state of training.
     #[error(transparent)]
     Training(#[from] TrainingError),
 
-    /// The lazy engine refused an operation or failed to run it.
+    /// An error of the lazy engine, in recording or running an operation.
     #[cfg(feature = "graph")]
     #[error(transparent)]
     Graph(Box<metal_candle_graph::Error>),
 
-    /// A file could not be read or written, or lies about what it holds.
+    /// A file could not be read or written, or is malformed.
     #[cfg(feature = "graph")]
     #[error(transparent)]
     File(Box<metal_candle_graph::io::FileError>),
@@ -45,7 +45,7 @@ pub enum Error {
     #[error(transparent)]
     Model(Box<crate::models::LoadError>),
 
-    /// An adapter's settings, names or weights do not fit.
+    /// An adapter's settings, names or weights are invalid or do not match the model.
     #[cfg(feature = "graph")]
     #[error(transparent)]
     Adapter(Box<crate::adapters::AdapterError>),
@@ -65,34 +65,34 @@ pub enum Error {
     #[error(transparent)]
     Generate(Box<crate::inference::GenerateError>),
 
-    /// A program's own file operation failed; the crate itself reports [`Error::File`] with the file's name.
+    /// A failed file operation of the calling program; the crate itself reports [`Error::File`] with the file's name.
     #[error("i/o error: {0}")]
     Io(#[from] std::io::Error),
 
-    /// A program's own JSON cannot be read or written; the crate itself says which file.
+    /// A JSON error of the calling program; the crate itself names the file.
     #[error("JSON error: {0}")]
     Json(#[from] serde_json::Error),
 
-    /// A tensor or value given to an operation does not fit it.
+    /// An invalid tensor or value given to an operation.
     #[error("{operation}: {reason}")]
     InvalidInput {
-        /// The operation that refused, for example `cross_entropy_loss`.
+        /// The operation, for example `cross_entropy_loss`.
         operation: String,
-        /// What was wrong, with shapes or values, and what would be right.
+        /// What is wrong, with shapes or values, and what is expected.
         reason: String,
     },
 
-    /// Candle refused an operation.
+    /// An error of Candle.
     #[error("{context}: {source}")]
     Candle {
-        /// What was being done, for example `LoRA forward: matmul with lora_a (16, 4)`.
+        /// The operation in which it occurred, for example `LoRA forward: matmul with lora_a (16, 4)`.
         context: String,
         /// Candle's own error.
         source: Box<candle_core::Error>,
     },
 }
 
-// Boxed, because they are large and every result would be.
+// Boxed because they are large, and would make every result large.
 #[cfg(feature = "graph")]
 macro_rules! boxed {
     ($($variant:ident($source:ty),)*) => {
@@ -115,7 +115,7 @@ boxed! {
     Generate(crate::inference::GenerateError),
 }
 
-/// The arguments of the failed call are dropped.
+/// Drops the arguments of the failed call.
 #[cfg(feature = "graph")]
 impl From<metal_candle_graph::CallError> for Error {
     fn from(failed: metal_candle_graph::CallError) -> Self {
@@ -123,7 +123,7 @@ impl From<metal_candle_graph::CallError> for Error {
     }
 }
 
-/// Lets `?` turn an error of a caller's own Candle operation into an [`Error`]; the crate itself says what it was doing.
+/// Lets `?` convert an error of the caller's own Candle operation into an [`Error`]; the crate itself adds context.
 impl From<candle_core::Error> for Error {
     fn from(source: candle_core::Error) -> Self {
         Self::Candle {
@@ -133,45 +133,45 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-/// Why a device could not be opened.
+/// The reason why a device could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
     /// There is no such Metal device, or the program was built without Metal.
     #[error("Metal device not available: {reason}")]
     MetalUnavailable {
-        /// Which device, why not, and what to do.
+        /// The device, the reason, and what to do.
         reason: String,
     },
 
     /// There is no such CUDA device, or the program was built without Candle's CUDA support.
     #[error("CUDA device not available: {reason}")]
     CudaUnavailable {
-        /// Which device, why not, and what to do.
+        /// The device, the reason, and what to do.
         reason: String,
     },
 }
 
-/// What makes no sense about training.
+/// An error in training.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainingError {
-    /// A parameter that the loss does not depend on.
+    /// A trainable parameter that the loss does not depend on.
     #[error("training: {parameter} is not reachable from the loss{reason}")]
     Unreachable {
         /// The parameter's name.
         parameter: String,
-        /// What cuts the path: starts with `: `.
+        /// What breaks the path: starts with `: `.
         reason: String,
     },
 
-    /// Loss or gradients were not finite for too many steps in a row.
+    /// Non-finite loss or gradients in too many consecutive steps.
     #[error(
         "training: loss {loss} and gradient norm {grad_norm} after {steps} steps in a row that were not finite; \
          lower the learning rate, or look for broken examples in the data"
     )]
     NotFinite {
-        /// How many steps.
+        /// Number of steps.
         steps: usize,
         /// Loss of the last of them.
         loss: f64,
@@ -179,37 +179,37 @@ pub enum TrainingError {
         grad_norm: f64,
     },
 
-    /// A token of the data that the model does not have.
+    /// A token id outside the model's vocabulary.
     #[error(
         "training: token {token} is outside the model's vocabulary of {vocabulary}; is this the model's own tokenizer?"
     )]
     Token {
         /// The token id.
         token: u32,
-        /// Tokens of the model.
+        /// Vocabulary size.
         vocabulary: usize,
     },
 
-    /// An example that is longer than the model's context.
+    /// An example longer than the model's context.
     #[error(
         "training: an example has {tokens} tokens, but the context of the model is {context} (max_position_embeddings in \
          config.json); cut examples with max_length"
     )]
     TooLong {
-        /// Tokens of the example.
+        /// Length of the example in tokens.
         tokens: usize,
-        /// Tokens of the context.
+        /// Length of the context in tokens.
         context: usize,
     },
 
     /// A setting is outside its range.
     #[error("invalid training configuration: {reason}")]
     InvalidConfig {
-        /// The setting, its value and its range.
+        /// The setting, its value and its valid range.
         reason: String,
     },
 
-    /// The optimizer was asked about something that it does not hold.
+    /// Optimizer state that does not exist.
     #[error("training state: {reason}")]
     StateError {
         /// What is missing and how to add it.
@@ -218,14 +218,14 @@ pub enum TrainingError {
 }
 
 impl TrainingError {
-    /// An [`TrainingError::InvalidConfig`], ready to return.
+    /// Creates a [`TrainingError::InvalidConfig`].
     pub(crate) fn config(reason: impl Into<String>) -> Error {
         Self::InvalidConfig { reason: reason.into() }.into()
     }
 }
 
 impl Error {
-    /// An [`Error::InvalidInput`] of `operation`.
+    /// Creates an [`Error::InvalidInput`] of `operation`.
     pub(crate) fn invalid_input(operation: &str, reason: impl Into<String>) -> Self {
         Self::InvalidInput {
             operation: operation.into(),
@@ -234,9 +234,9 @@ impl Error {
     }
 }
 
-/// Says what was being done when Candle failed.
+/// Adds context to Candle's errors.
 pub(crate) trait During<T> {
-    /// Wraps a Candle error with `what`; `format_args!` costs nothing when there is none.
+    /// Wraps a Candle error with `what`; `format_args!` costs nothing if there is none.
     fn during(self, what: impl Display) -> Result<T>;
 }
 
@@ -249,7 +249,7 @@ impl<T> During<T> for candle_core::Result<T> {
     }
 }
 
-/// A setting as messages write it: with what it is as an f32, where that is 0, 1 or infinite and the setting is not.
+/// A setting as it appears in messages: also as an f32, if that is 0, 1 or infinite and the setting is not.
 #[cfg(feature = "graph")]
 pub(crate) fn setting_text(value: f64) -> String {
     let narrow = f64::from(value as f32);
@@ -262,7 +262,7 @@ pub(crate) fn setting_text(value: f64) -> String {
     format!("{value}{note}")
 }
 
-/// A shape as messages write it: `(2, 3)`.
+/// A shape as it appears in messages: `(2, 3)`.
 pub(crate) fn shape_text(dims: &[usize]) -> String {
     let dims: Vec<String> = dims.iter().map(ToString::to_string).collect();
     format!("({})", dims.join(", "))

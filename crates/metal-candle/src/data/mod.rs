@@ -1,9 +1,9 @@
-//! Training data: rows of JSON become [`Example`]s (token ids, and which of them the model learns to say), and examples
-//! become [`Batch`]es of one shape.
+//! Training data: rows of JSON become [`Example`]s (token ids with a loss mask), and examples become [`Batch`]es of
+//! equal shape.
 //!
-//! Rows are read by [`Rows`], rendered and tokenised by [`Dataset`], put in a seeded order and padded or packed by
-//! [`Batches`]. Everything is plain vectors: nothing here knows a tensor, a model or a device, and the same seed gives
-//! the same batches on every machine.
+//! [`Rows`] reads rows, [`Dataset`] renders and tokenises them, [`Batches`] shuffles and pads or packs them. All data
+//! is in plain vectors: nothing here knows a tensor, a model or a device, and a seed gives the same batches on every
+//! machine.
 
 mod batch;
 mod example;
@@ -25,7 +25,7 @@ pub use jsonl::{FileLayout, Row, RowContent, RowFormat, Rows};
 pub use shuffle::{permutation, split_indices};
 pub use warning::DataWarning;
 
-/// What can go wrong between a data file and a batch.
+/// An error between a data file and a batch.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
@@ -34,27 +34,27 @@ pub enum DataError {
     Read {
         /// The file.
         file: String,
-        /// The operating system's reason.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The file holds something else than JSON rows: an archive, a table, a binary file.
+    /// The file does not contain JSON rows, but an archive, a table or binary data.
     #[error("{file}: {reason}")]
     NotRows {
         /// The file.
         file: String,
-        /// What it is, and how to make rows of it.
+        /// What it contains, and how to convert it.
         reason: String,
     },
-    /// A line is not a row of the file's format.
+    /// A malformed row, or one of another format.
     #[error("{file}:{line}: {reason}{}", further(*more))]
     Row {
         /// The file.
         file: String,
-        /// The first bad line, from 1.
+        /// The first malformed line, from 1.
         line: usize,
         /// What is wrong with it.
         reason: String,
-        /// How many further lines are bad.
+        /// Number of further malformed lines.
         more: usize,
     },
     /// The file has no rows.
@@ -66,7 +66,7 @@ pub enum DataError {
         /// The file.
         file: String,
     },
-    /// Rows of `messages` need a chat template.
+    /// Rows of `messages` require a chat template.
     #[error(
         "{file}: rows of \"messages\" need a chat template, and this model's folder has none; \
          add a chat_template.jinja to it, or use \"prompt\" and \"completion\" rows"
@@ -75,7 +75,7 @@ pub enum DataError {
         /// The file.
         file: String,
     },
-    /// Rows of plain text end with the end-of-text token, which the tokenizer does not name.
+    /// Rows of plain text end with the end-of-text token, which the tokenizer does not define.
     #[error(
         "{file}: the tokenizer names no end-of-text token, so the model could not learn where to stop; \
          set \"eos_token\" in tokenizer_config.json"
@@ -91,22 +91,22 @@ pub enum DataError {
         file: String,
         /// The row's line, from 1.
         line: usize,
-        /// The tokenizer's or the template's reason.
+        /// The error of the tokenizer or template.
         source: TextError,
     },
-    /// What an assistant's message became in the rendered conversation is not known.
+    /// An assistant message cannot be located in the rendered conversation.
     #[error("{file}:{line}: message {message}: {reason}")]
     Turn {
         /// The file.
         file: String,
         /// The row's line, from 1.
         line: usize,
-        /// The assistant's message, from 1.
+        /// The index of the assistant message, from 1.
         message: usize,
-        /// Why, and what to do.
+        /// The reason, and what to do.
         reason: &'static str,
     },
-    /// No example has a token to learn.
+    /// No example has a target.
     #[error("{file}: no token to learn in {rows} rows: {advice}")]
     NothingSupervised {
         /// The file.
@@ -116,7 +116,7 @@ pub enum DataError {
         /// What to do.
         advice: String,
     },
-    /// A setting makes no sense.
+    /// An invalid setting.
     #[error("{name}: {reason}")]
     Option {
         /// The setting.

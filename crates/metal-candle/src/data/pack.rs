@@ -1,29 +1,30 @@
-//! Packing: how long rows are, and which examples share one. Only lengths are looked at here; no token.
+//! Packing: the length of rows, and which examples share one. Uses only lengths, no tokens.
 
 use std::cmp::Reverse;
 
-/// Examples that the choice of a row length looks at, about; of more, so many stand for all.
+/// Approximate number of examples that determine the row length; a larger data set is sampled.
 const SAMPLE: usize = 4096;
-/// Attention makes a token of a row of so many tokens twice as expensive (a small model, where it weighs most).
+/// Row length at which attention doubles the cost of a token (for a small model, where its share is largest).
 const ATTENTION: f64 = 512.0;
-/// In longer rows attention costs no more: kernels leave out blocks of keys that belong to other examples.
+/// Row length beyond which attention costs no more: kernels skip blocks of keys that belong to other examples.
 const BLOCK: usize = 320;
 
 /// The shape of all packed batches of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PackedShape {
-    /// Rows of a batch.
+    /// Rows per batch.
     pub rows: usize,
-    /// Tokens of a row.
+    /// Tokens per row.
     pub length: usize,
-    /// Rows of an epoch that hold examples.
+    /// Rows per epoch that contain examples.
     pub filled: usize,
 }
 
 impl PackedShape {
-    /// Chooses the row length, from the longest example to `max_length`, with the least to compute in an epoch: padding and
-    /// empty rows of whole batches, and the attention of long rows, are counted. A batch holds as many tokens as `rows`
-    /// rows of `max_length`, in more rows where these are shorter, and batches are as even as possible.
+    /// Chooses the row length, between the longest example and `max_length`, that minimises the computation of an
+    /// epoch, including padding, empty rows of incomplete batches, and the attention of long rows. A batch holds as
+    /// many tokens as `rows` rows of `max_length`, in more rows if these are shorter, and batches are as even as
+    /// possible.
     pub fn choose(lengths: &[usize], rows: usize, max_length: usize) -> Self {
         let tokens = rows.saturating_mul(max_length);
         let longest = lengths.iter().copied().max().unwrap_or(1).min(max_length);
@@ -50,14 +51,14 @@ impl PackedShape {
     }
 }
 
-/// So many rows in batches of at most `most`: how many batches, and rows of each.
+/// Splits `rows` rows into batches of at most `most`: the number of batches, and the rows of each.
 fn even(rows: usize, most: usize) -> (usize, usize) {
     let batches = rows.max(1).div_ceil(most.max(1));
     (batches, rows.max(1).div_ceil(batches))
 }
 
-/// The indices of the examples in each row: first fit, the longest first. How many rows there are does not depend on the
-/// order of the examples; that of the rows, and which examples of one length go together, does.
+/// The indices of the examples in each row: first fit decreasing. The number of rows does not depend on the order of
+/// the examples; the order of rows, and which examples of equal length share one, does.
 pub(super) fn pack(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|index| Reverse(lengths[*index]));
@@ -72,10 +73,11 @@ pub(super) fn pack(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     rows
 }
 
-/// First fit: each length, in its order, goes to the first row with room for it, else to a new row. Returns the
-/// indices of each row's items. A length over `capacity` gets a row of its own.
+/// First fit: each length, in order, goes to the first row with enough space, else to a new row. Returns the indices of
+/// each row's items. A length over `capacity` gets a row of its own.
 ///
-/// Rows are the leaves of a binary tree that knows the most room under each node, so `n` items take `n log n` steps.
+/// Rows are the leaves of a binary tree that stores the maximum free space under each node, so `n` items take `n log n`
+/// steps.
 fn first_fit(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     let leaves = lengths.len().next_power_of_two();
     let mut room = vec![capacity; 2 * leaves];
@@ -110,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    /// First fit as one would write it down.
+    /// First fit by linear search.
     fn plain(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
         let mut rows: Vec<(usize, Vec<usize>)> = Vec::new();
         for (item, length) in lengths.iter().enumerate() {
@@ -147,15 +149,15 @@ mod tests {
             length <= 128 && rows * length <= 8192 && rows * length > 7000,
             "{rows} rows of {length}"
         );
-        // The longest example has room.
+        // The longest example fits.
         assert_eq!(chosen(&[1000, 20, 20], 8, 1024), (2, 1000));
         assert_eq!(chosen(&[13], 8, 13), (1, 13));
         assert_eq!(chosen(&[5, 13], 8, 14), (2, 14));
     }
 
     proptest! {
-        /// From a row of tokens on, little more is computed than there are tokens; and never much more than where rows
-        /// are filled up to `max_length`, whose attention costs more.
+        /// With rows of a certain length, little more is computed than the tokens themselves; and never much more than
+        /// with rows of `max_length`, whose attention costs more.
         #[test]
         fn little_is_padding(lengths in prop::collection::vec(1usize..=64, 1..300), rows in 1usize..10) {
             let (chosen_rows, length) = chosen(&lengths, rows, 1024);
@@ -167,7 +169,7 @@ mod tests {
             prop_assert!(tokens < 1024 || 3 * now <= 5 * tokens, "{now} for {tokens}");
         }
 
-        /// Every example has a place, and another order needs as many rows.
+        /// Every example is placed, and another order needs as many rows.
         #[test]
         fn all_fit_in_as_many_rows(lengths in prop::collection::vec(1usize..=20, 0..60), capacity in 20usize..40) {
             let rows = pack(&lengths, capacity);

@@ -1,7 +1,8 @@
-//! Seeded order: Philox random numbers and the permutations made of them.
+//! Seeded order: Philox random numbers, and permutations made of them.
 //!
-//! Philox is counter-based: the n-th number is a function of the key and n, with no state to carry, so an order can be
-//! made again at any time, on any machine, from a seed and an epoch. Nothing here reads a clock or a system's generator.
+//! Philox is counter-based: the n-th number is a function of the key and n, without state, so an order can be
+//! recomputed at any time, on any machine, from a seed and an epoch. Nothing here reads a clock or a system's
+//! generator.
 
 use metal_candle_graph::random::philox4x32;
 
@@ -12,8 +13,9 @@ fn random(seed: u64, stream: u64, index: u64) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// A permutation of `0..n`, by the seed and a stream number (an epoch): Fisher and Yates from the last place down, where
-/// place `i` swaps with `floor(random(i) (i + 1) / 2^64)`; the bias of that division is below `n / 2^64`.
+/// A permutation of `0..n`, by the seed and a stream number (an epoch): a Fisher-Yates shuffle from the last position
+/// down, where position `i` swaps with `floor(random(i) (i + 1) / 2^64)`; the bias of that division is below `n /
+/// 2^64`.
 ///
 /// ```
 /// use metal_candle::data::permutation;
@@ -31,13 +33,13 @@ pub fn permutation(n: usize, seed: u64, stream: u64) -> Vec<usize> {
     order
 }
 
-/// The stream number of splits, apart from every epoch's.
+/// The stream number of splits, distinct from every epoch's.
 const SPLIT: u64 = u64::MAX;
 
-/// Chooses `round(n * fraction)` of `0..n` for validation by a seed: the indices to train on and the indices to validate
-/// on, each ascending. With two or more items and a fraction above 0 both have at least one.
+/// Chooses `round(n * fraction)` of `0..n` for validation by a seed: the training indices and the validation indices,
+/// each ascending. With two or more items and a fraction above 0 both have at least one.
 ///
-/// `fraction` outside `0..1` is taken as the nearest of 0 and 1.
+/// `fraction` is clamped to `0..1`.
 #[must_use]
 pub fn split_indices(n: usize, fraction: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
     let wanted = (n as f64 * fraction.clamp(0.0, 1.0)).round() as usize;
@@ -87,7 +89,7 @@ mod tests {
         assert_eq!(split_indices(10, 0.3, 42), (vec![0, 1, 2, 3, 4, 5, 7], vec![6, 8, 9]));
     }
 
-    /// Each item lands on each place about equally often: chi-squared with 25 degrees of freedom (99.99 %: 59).
+    /// Each item comes to each position about equally often: chi-squared with 25 degrees of freedom (99.99 %: 59).
     #[test]
     fn permutations_are_uniform() {
         let mut seen = [[0f64; 6]; 6];

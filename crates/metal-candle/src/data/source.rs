@@ -1,19 +1,19 @@
-//! Cuts a data file into the texts of its rows: one line each, or one value each of an array or of a sequence.
+//! Splits a data file into the texts of its rows: one line each, or one value each of an array or of a sequence.
 //!
-//! Reads piece by piece and remembers where each began. A row has a largest size, so a file without an end of line is not
-//! taken into memory whole. What a row says is not looked at here.
+//! Reads in pieces and tracks positions. The size of a row is limited, so a file without line ends is not read into
+//! memory as a whole. The contents of rows are not parsed here.
 
 use std::io::{self, BufRead, ErrorKind};
 
-/// Largest text of one row.
+/// Maximum size of one row's text in bytes.
 pub(super) const MAX_ROW: usize = 64 << 20;
 
-/// Why no further row can be cut out.
+/// The reason why no further row can be read.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// The operating system's reason.
+    /// An I/O error of the operating system.
     Io(io::Error),
-    /// The row that begins in this line is larger than the limit.
+    /// The row that begins at this line exceeds the limit.
     TooLong { line: usize },
 }
 
@@ -23,12 +23,12 @@ impl From<io::Error> for Stop {
     }
 }
 
-/// A place in a file: line and column (in characters), from 1.
+/// A position in a file: line and column (in characters), from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub line: usize,
     pub column: usize,
-    /// A `\r` came last; the `\n` of a pair does not begin another line.
+    /// The last byte was `\r`: a following `\n` does not begin another line.
     after_return: bool,
 }
 
@@ -46,13 +46,13 @@ impl Place {
                 self.line += 1;
                 self.column = 1;
             }
-            // A continuation byte is no further character.
+            // A continuation byte is part of the preceding character.
             _ => self.column += usize::from(byte & 0xC0 != 0x80),
         }
         self.after_return = byte == b'\r';
     }
 
-    /// The place after these bytes.
+    /// The position after these bytes.
     pub(super) fn after(mut self, bytes: &[u8]) -> Self {
         for byte in bytes {
             self.pass(*byte);
@@ -61,10 +61,10 @@ impl Place {
     }
 }
 
-/// What scanning decides about the bytes at hand: how many are taken, and whether the piece ends there.
+/// A scanning decision about the buffered bytes: how many to consume, and whether the piece ends there.
 type Cut = (usize, bool);
 
-/// A file being cut.
+/// A file that is being split.
 pub(super) struct Source<R> {
     reader: R,
     pub(super) place: Place,
@@ -76,12 +76,12 @@ impl<R: BufRead> Source<R> {
         Self { reader, place, limit }
     }
 
-    /// The reader, from the first byte that was not taken.
+    /// The reader, from the first byte that was not consumed.
     pub(super) fn into_reader(self) -> R {
         self.reader
     }
 
-    /// The next bytes; none at the end of the file.
+    /// The buffered bytes; empty at the end of the file.
     pub(super) fn ahead(&mut self) -> io::Result<&[u8]> {
         while let Err(error) = self.reader.fill_buf() {
             if error.kind() != ErrorKind::Interrupted {
@@ -98,7 +98,7 @@ impl<R: BufRead> Source<R> {
         Ok(())
     }
 
-    /// Passes over a byte-order mark of UTF-8, which is no character.
+    /// Skips a UTF-8 byte order mark.
     pub(super) fn skip_mark(&mut self) -> io::Result<()> {
         if self.ahead()?.starts_with(b"\xEF\xBB\xBF") {
             self.reader.consume(3);
@@ -106,7 +106,7 @@ impl<R: BufRead> Source<R> {
         Ok(())
     }
 
-    /// Passes over white space; the byte after it.
+    /// Skips white space; returns the next byte.
     pub(super) fn skip_blank(&mut self) -> io::Result<Option<u8>> {
         loop {
             let ahead = self.ahead()?;
@@ -119,12 +119,12 @@ impl<R: BufRead> Source<R> {
         }
     }
 
-    /// Takes the byte that [`skip_blank`](Self::skip_blank) found.
+    /// Consumes the byte that [`skip_blank`](Self::skip_blank) returned.
     pub(super) fn skip_byte(&mut self) -> io::Result<()> {
         self.take(1)
     }
 
-    /// Takes bytes until `cut` ends the piece, or the file ends.
+    /// Consumes bytes until `cut` ends the piece, or the file ends.
     fn piece(&mut self, out: &mut Vec<u8>, mut cut: impl FnMut(&[u8]) -> Cut) -> Result<(), Stop> {
         out.clear();
         let line = self.place.line;
@@ -145,7 +145,7 @@ impl<R: BufRead> Source<R> {
         }
     }
 
-    /// The rest of the line, without its end (`\n`, `\r\n` or `\r`: within JSON's strings none of them can stand).
+    /// The rest of the line, without its end (`\n`, `\r\n` or `\r`, none of which can occur inside a JSON string).
     pub(super) fn line(&mut self, out: &mut Vec<u8>) -> Result<(), Stop> {
         self.piece(out, |ahead| {
             match ahead.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
@@ -155,14 +155,15 @@ impl<R: BufRead> Source<R> {
         })
     }
 
-    /// One value: up to its closing bracket or quote; a number or word up to what cannot belong to it.
+    /// One value: up to its closing bracket or quote, or for a number or word up to the first character that is not
+    /// part of it.
     pub(super) fn value(&mut self, out: &mut Vec<u8>) -> Result<(), Stop> {
         let mut extent = Extent::default();
         self.piece(out, |ahead| extent.cut(ahead))
     }
 }
 
-/// Finds the end of a value by its brackets and quotes.
+/// Finds the end of a value by counting brackets and quotes.
 #[derive(Default)]
 struct Extent {
     depth: usize,

@@ -1,9 +1,10 @@
-//! Where a rendered conversation shows what the assistant says: the parts of the text that are learnt.
+//! Locates the assistant's turns in a rendered conversation: the spans of the text to train on.
 //!
-//! Three ways, in this order. The template's own `{% generation %}` marks. Rendering the beginnings of the conversation
-//! with and without the generation prompt, where the whole text only appends to them. Comparing: a turn is said otherwise
-//! (by stand-ins) and the rendering compared, which also finds turns in templates that rewrite the past, as reasoning
-//! templates do. Only text that the comparison shows to belong to a turn is learnt, never what another message says.
+//! Three methods, in this order. First, the template's own `{% generation %}` marks. Second, prefixes: if the template
+//! only appends, prefixes of the conversation are rendered with and without the generation prompt. Third, comparison:
+//! the content of a turn is replaced by stand-ins and the renderings are compared, which also works for templates that
+//! rewrite earlier turns, as reasoning templates do. Only text that provably belongs to a turn is trained on, never
+//! another message.
 
 use std::ops::Range;
 
@@ -13,25 +14,25 @@ use crate::text::{
     ChatMessage, ChatTemplate, Extent, Found, StandIns, TextError, Tokenizer, generation_spans, strings,
 };
 
-/// A part of a rendered conversation that is learnt.
+/// A span of a rendered conversation to train on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Span {
-    /// Its bytes in the text.
+    /// Its byte range in the text.
     pub bytes: Range<usize>,
-    /// Marked by the template, so that every byte is meant.
+    /// Marked by the template itself, so that every byte counts.
     pub marked: bool,
-    /// The generation prompt stands before it, as it will when generating.
+    /// The generation prompt precedes it, as in generation.
     pub prompted: bool,
 }
 
-/// Why no part of a conversation can be learnt.
+/// The reason why no span of a conversation can be trained on.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The template fails.
     Text(TextError),
-    /// An assistant message, by its index, is not in the text.
+    /// The assistant message with this index is not in the text.
     LeftOut(usize),
-    /// An assistant message cannot be told from what stands around it.
+    /// The assistant message with this index cannot be separated from the surrounding text.
     Unclear(usize),
 }
 
@@ -41,7 +42,7 @@ impl From<TextError> for Fault {
     }
 }
 
-/// A conversation and what renders it.
+/// A conversation with its template and tokenizer.
 pub(super) struct Conversation<'a> {
     pub tokenizer: &'a Tokenizer,
     pub template: &'a ChatTemplate,
@@ -51,7 +52,7 @@ pub(super) struct Conversation<'a> {
     pub tools: Option<&'a Value>,
 }
 
-/// Where a message is in the text, or why that is not known.
+/// The location of a message in the text, or why it is not known.
 enum Place {
     At(Range<usize>, Extent),
     LeftOut,
@@ -59,12 +60,12 @@ enum Place {
 }
 
 impl Conversation<'_> {
-    /// The whole conversation as text.
+    /// The whole conversation, rendered.
     pub fn text(&self) -> Result<String, TextError> {
         self.render(self.messages, false)
     }
 
-    /// The indices of the messages that are learnt.
+    /// The indices of the messages to train on.
     pub fn learnt(&self) -> Vec<usize> {
         let learnt = |index: &usize| {
             let message = &self.messages[*index];
@@ -73,7 +74,7 @@ impl Conversation<'_> {
         (self.learn_from..self.messages.len()).filter(learnt).collect()
     }
 
-    /// The parts of `text`, which is [`text`](Self::text), that are learnt, in order.
+    /// The spans of `text`, which is [`text`](Self::text), to train on, in order.
     pub fn spans(&self, text: &str) -> Result<Vec<Span>, Fault> {
         let learnt = self.learnt();
         if learnt.is_empty() {
@@ -96,7 +97,7 @@ impl Conversation<'_> {
             }
         }
         match left_out {
-            // Some templates leave old turns out; what the others say is still learnt.
+            // Some templates omit old turns; the remaining ones are still trained on.
             Some(turn) if spans.is_empty() => Err(Fault::LeftOut(turn)),
             _ => Ok(spans),
         }
@@ -107,7 +108,7 @@ impl Conversation<'_> {
             .render_with_tools(messages, self.tools, add_generation_prompt)
     }
 
-    /// Marked parts without those of assistant messages that are context only.
+    /// The marked spans except those of assistant messages that are context only.
     fn without_context(&self, text: &str, mut marked: Vec<Range<usize>>) -> Result<Vec<Span>, Fault> {
         let learnt = self.learnt();
         let context = |turn: &usize| self.messages[*turn].role() == "assistant" && !learnt.contains(turn);
@@ -129,8 +130,8 @@ impl Conversation<'_> {
         Ok(marked.into_iter().map(span).collect())
     }
 
-    /// The span of a turn where the text only appends to the renderings of its beginnings: from where generation would have
-    /// begun to where the text ends with that turn.
+    /// The span of a turn if the text extends the renderings of its prefixes: from the end of the generation prompt to
+    /// the end of the rendering that ends with this turn.
     fn appended(&self, text: &str, turn: usize) -> Option<Span> {
         let before = self.render(&self.messages[..turn], true).ok()?;
         let end = if turn + 1 == self.messages.len() {
@@ -151,8 +152,8 @@ impl Conversation<'_> {
         })
     }
 
-    /// Whether a text holds some of a message's words as they are, more than may stand there by chance, or the message has
-    /// none.
+    /// Whether a text contains some of a message's words verbatim, more than could occur by chance, or the message has
+    /// no words.
     fn shows_words(&self, text: &str, turn: usize) -> bool {
         const BY_CHANCE: usize = 10;
         let said = strings(&self.messages[turn]);
@@ -164,7 +165,7 @@ impl Conversation<'_> {
         words.peek().is_none() || words.any(|said| said.len() > BY_CHANCE && text.contains(said))
     }
 
-    /// Whether all that others said so far is seen to stand before the span, and not in it.
+    /// Whether all preceding messages of others are found before the span, and not in it.
     fn writes_others_before(&self, text: &str, span: &Range<usize>, turn: usize) -> bool {
         let others = self.messages[..turn]
             .iter()
@@ -175,7 +176,7 @@ impl Conversation<'_> {
             .all(|said| said.trim().is_empty() || before(said.trim()))
     }
 
-    /// The same of the conversation with stand-ins for all that is said: a sure test, where the words themselves occur twice.
+    /// The same for the conversation with stand-ins, which is reliable even if the words occur twice.
     fn appends_stand_ins(&self, turn: usize) -> bool {
         let skeleton = self.skeleton(turn, Extent::BetweenTags);
         let (stand_ins, messages) = (&skeleton.stand_ins, &skeleton.messages);
@@ -192,8 +193,8 @@ impl Conversation<'_> {
         text.starts_with(&before) && text.starts_with(&with) && with.get(before.len()..).is_some_and(span)
     }
 
-    /// The span of a turn by comparison: what changes where it is said otherwise, and what the template writes around
-    /// that as part of the turn.
+    /// The span of a turn by comparison: the text that changes with the turn's content, and the text around it that the
+    /// template writes as part of the turn.
     fn compared(&self, text: &str, turn: usize) -> Result<Span, Fault> {
         let (said, extent) = match self.locate(text, turn) {
             Place::At(said, extent) => (said, extent),
@@ -224,7 +225,7 @@ impl Conversation<'_> {
         })
     }
 
-    /// Where the text shows what a message says: all that changes where it says something else.
+    /// Locates a message's content in the text: all that changes when the content changes.
     fn locate(&self, text: &str, turn: usize) -> Place {
         let stand_ins = self.stand_ins(&[text]);
         let mut left_out = true;
@@ -257,7 +258,7 @@ impl Conversation<'_> {
         StandIns::absent_from(&texts.chain([self.template.source()]).collect::<Vec<_>>())
     }
 
-    /// The conversation with stand-ins for all that is said; `extent` is that of the turn.
+    /// The conversation with stand-ins for all content; `extent` is that of the turn.
     fn skeleton(&self, turn: usize, extent: Extent) -> Skeleton {
         let stand_ins = self.stand_ins(&[]);
         let replace = |(index, message): (usize, &ChatMessage)| {
@@ -268,8 +269,8 @@ impl Conversation<'_> {
         Skeleton { stand_ins, messages }
     }
 
-    /// What the template writes right before and after the words of a turn as part of it. Taken from the conversation of
-    /// stand-ins, so that it holds nothing of other messages.
+    /// The text that the template writes right before and after the content of a turn as part of it. Computed with
+    /// stand-ins, so that it contains nothing of other messages.
     fn frame(&self, turn: usize, extent: Extent) -> Option<Frame> {
         let skeleton = self.skeleton(turn, extent);
         let text = self.render(&skeleton.messages, false).ok()?;
@@ -305,8 +306,8 @@ impl Conversation<'_> {
         Some(Frame { lead, tail, prompted })
     }
 
-    /// What stands between the generation prompt and the words of a turn, and whether the whole prompt is there; `gap` is
-    /// what stands between the words of the message before and those of the turn.
+    /// The text between the generation prompt and the content of a turn, and whether the whole prompt is present; `gap`
+    /// is the text between the content of the preceding message and that of the turn.
     fn lead(&self, skeleton: &Skeleton, text: &str, turn: usize, gap: Range<usize>) -> (String, bool) {
         let render = |count: usize, prompt| self.render(&skeleton.messages[..count], prompt).unwrap_or_default();
         let (closed, open) = (render(turn, false), render(turn, true));
@@ -325,8 +326,8 @@ impl Conversation<'_> {
         }
     }
 
-    /// What the template writes after the words of a turn where the conversation ends with it, as far as the whole
-    /// conversation has it too; `after` is what stands there, up to the words of the next message.
+    /// The text that the template writes after the content of a turn at the end of a conversation, as far as it is also
+    /// in the whole conversation; `after` is the text there, up to the content of the next message.
     fn tail(&self, skeleton: &Skeleton, turn: usize, after: &str) -> String {
         let ended = self.render(&skeleton.messages[..=turn], false).unwrap_or_default();
         let found = skeleton.stand_ins.find(&ended);
@@ -336,7 +337,7 @@ impl Conversation<'_> {
         if shared == ended.len() {
             return ended.to_owned();
         }
-        // What follows may begin like a token of the end: only whole special tokens and white space are shared.
+        // The following text may begin like a token of the end: only whole special tokens and white space are shared.
         let encoded = self.tokenizer.encode_with_offsets(after, false).unwrap_or_default();
         let blank = |start: usize, end: usize| after.get(start..end).is_some_and(|text| text.trim().is_empty());
         let ends = encoded.ids.iter().zip(&encoded.offsets);
@@ -348,22 +349,22 @@ impl Conversation<'_> {
     }
 }
 
-/// A conversation with stand-ins for all that is said.
+/// A conversation with stand-ins for all content.
 struct Skeleton {
     stand_ins: StandIns,
     messages: Vec<ChatMessage>,
 }
 
-/// What belongs to a turn besides the words.
+/// The parts of a turn besides its content.
 #[derive(Default)]
 struct Frame {
     lead: String,
     tail: String,
-    /// The generation prompt stands before the lead.
+    /// Whether the generation prompt precedes the lead.
     prompted: bool,
 }
 
-/// Bytes that both texts begin with, whole characters.
+/// The length in bytes of the common prefix, in whole characters.
 fn common_prefix(a: &str, b: &str) -> usize {
     let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b);
     same.map(|(a, _)| a.len_utf8()).sum()

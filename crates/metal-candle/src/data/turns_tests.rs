@@ -1,4 +1,5 @@
-//! Which tokens are learnt, against transformers and TRL where they say, else by expectations written by hand.
+//! Which tokens are supervised, compared with transformers and TRL where they apply, else with expectations written by
+//! hand.
 
 use std::path::Path;
 
@@ -22,7 +23,7 @@ fn dataset(tokenizer: &Tokenizer, row: &Value) -> Result<Dataset, DataError> {
     Dataset::from_rows(&rows, tokenizer, &DatasetOptions::default())
 }
 
-/// The row's text, with brackets around what is learnt.
+/// The row's text, with brackets around what is supervised.
 fn marked(tokenizer: &Tokenizer, row: &Value) -> String {
     let dataset = dataset(tokenizer, row).unwrap();
     let example = &dataset.examples()[0];
@@ -35,7 +36,7 @@ fn marked(tokenizer: &Tokenizer, row: &Value) -> String {
     text
 }
 
-/// A conversation that user and assistant take turns in.
+/// A conversation with alternating user and assistant messages.
 fn chat(turns: &[&str]) -> Value {
     let role = |i: usize| ["user", "assistant"][i % 2];
     let say = |(i, content): (usize, &&str)| json!({"role": role(i), "content": content});
@@ -46,7 +47,7 @@ fn error(tokenizer: &Tokenizer, row: &Value) -> String {
     dataset(tokenizer, row).unwrap_err().to_string()
 }
 
-/// The tokens of a case, and which of them are learnt; of the first there is nothing to learn it from.
+/// Checks the tokens of a case and which of them are supervised; the first is never a target.
 fn check(tokenizer: &Tokenizer, row: &Value, case: &Value) {
     let dataset = dataset(tokenizer, row).unwrap();
     let example = &dataset.examples()[0];
@@ -96,7 +97,8 @@ fn completions_have_the_tokens_and_the_mask_of_trl() {
     }
 }
 
-/// Past thoughts are left out, and the generation prompt opens a thought that the text need not have.
+/// A template that omits earlier reasoning, and whose generation prompt opens a reasoning block that the text need not
+/// have.
 #[test]
 fn reasoning_templates_learn_what_the_text_shows() {
     let r1 = template("r1");
@@ -164,7 +166,7 @@ fn tool_calls_are_learnt_with_the_words() {
         expected("{\"c\": \"Oslo\"}")
     );
     assert_eq!(marked(&tools, &row(json!({"n": 1}))), expected("{\"n\": 1}"));
-    // The same by comparison: a template that ends its last turn otherwise.
+    // The same by comparison: a template that ends its last turn differently.
     let source = fixture("turns/qwentools.jinja");
     let compared = byte_level(Some(&format!(
         "{source}{{% if not add_generation_prompt %}}<|endoftext|>{{% endif %}}"
@@ -183,7 +185,7 @@ fn tool_calls_are_learnt_with_the_words() {
 
 #[test]
 fn nobody_else_s_words_are_learnt() {
-    // The user's words are written only when the assistant answers them.
+    // The user's words are written only together with the assistant's answer.
     let late = "{% for m in messages %}{% if m.role == 'assistant' %}Q: {{ messages[loop.index0 - 1].content }} A: \
                 {{ m.content }}<|im_end|>{% endif %}{% endfor %}";
     let tokenizer = byte_level(Some(late));
@@ -237,7 +239,7 @@ fn what_cannot_be_learnt_is_said() {
         message.contains("message 4: the chat template writes") && message.contains("{% generation %}"),
         "{message}"
     );
-    // Old turns that a template leaves out are no error, as long as something is learnt.
+    // Old turns that a template omits are no error, as long as there is some target.
     let short = "{% for m in messages[-2:] %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}";
     let shown = marked(&byte_level(Some(short)), &chat(&["a", "b", "c", "yes"]));
     assert_eq!(shown, "<|im_start|>c<|im_end|><|im_start|>[yes<|im_end|>]");

@@ -1,24 +1,24 @@
-//! What is no error in a data set, but seldom meant.
+//! Warnings about a data set: conditions that are valid but rarely intended.
 
 use std::fmt;
 
-/// Something a user should know before training on a data set.
+/// A warning about a data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DataWarning {
-    /// No learnt turn ends in a token that ends generation.
+    /// No supervised turn ends in a token that ends generation.
     NoStopToken {
-        /// How many turns are learnt.
+        /// Number of supervised turns.
         turns: usize,
     },
-    /// Some learnt turns stand after another text than the generation prompt.
+    /// Some supervised turns follow a text other than the generation prompt.
     OtherPrompt {
-        /// How many.
+        /// Number of such turns.
         turns: usize,
     },
-    /// Some completions begin inside a token that holds the end of the prompt.
+    /// Some completions begin inside a token that contains the end of the prompt.
     SharedToken {
-        /// How many.
+        /// Number of such rows.
         rows: usize,
     },
 }
