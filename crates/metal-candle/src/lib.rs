@@ -4,7 +4,7 @@
 //! called: [`training`] holds adapter layers, losses, optimizer and schedules for programs that write their own loop.
 //! The lazy one (feature `graph`, on by default) records operations first and runs them as one plan.
 //!
-//! The crate never downloads anything and never prints: what went wrong is an [`Error`], what to show is the caller's choice.
+//! The crate never downloads anything and never prints: errors are an [`Error`], output is up to the caller.
 //!
 //! # Example
 //!
@@ -72,12 +72,12 @@ pub mod backend {
     }
 }
 
-/// The programs of the README are compiled as documentation tests.
+/// Compiles the programs of the README as documentation tests.
 #[cfg(all(doctest, feature = "graph"))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
-/// And those of the guide for users of version 1.
+/// Compiles those of the migration guide.
 #[cfg(all(doctest, feature = "graph"))]
 #[doc = include_str!("../../../MIGRATION.md")]
 struct Migration;

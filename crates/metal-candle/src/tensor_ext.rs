@@ -1,7 +1,7 @@
-//! Softmax and norms as methods of Candle's tensors, from operations that Candle differentiates.
+//! Softmax and norms as methods of Candle's tensors, made of operations that Candle differentiates.
 //!
-//! Candle's own fused versions stop gradients without saying so; these do not. f16 and bf16 are computed in f32 and
-//! rounded once, at the end. Nothing here records: the lazy methods are those of `LazyTensor`.
+//! Candle's own fused versions silently stop gradients; these do not. f16 and bf16 are computed in f32 and rounded
+//! once, at the end. Nothing here records: the lazy methods are those of `LazyTensor`.
 
 use candle_core::{D, DType, Result, Tensor};
 
@@ -31,13 +31,13 @@ pub trait TensorExt {
     /// If the tensor is a scalar or not of a floating-point dtype.
     fn softmax_stable(&self) -> Result<Tensor>;
 
-    /// `(x - mean) / sqrt(variance + eps)`, with the variance of the whole population; `eps` is mostly 1e-5.
+    /// `(x - mean) / sqrt(variance + eps)`, with the biased variance; `eps` is usually 1e-5.
     ///
     /// # Errors
     /// If the tensor is a scalar or not of a floating-point dtype.
     fn layer_norm(&self, eps: f64) -> Result<Tensor>;
 
-    /// `x / sqrt(mean(x * x) + eps)`; `eps` is mostly 1e-6.
+    /// `x / sqrt(mean(x * x) + eps)`; `eps` is usually 1e-6.
     ///
     /// # Errors
     /// If the tensor is a scalar or not of a floating-point dtype.
@@ -47,7 +47,7 @@ pub trait TensorExt {
 impl TensorExt for Tensor {
     fn softmax_stable(&self) -> Result<Tensor> {
         with_precision(self, "softmax_stable", |x| {
-            // The result does not depend on what is subtracted, so no gradient goes that way.
+            // The result does not depend on the subtracted maximum, so it is detached.
             let e = x.broadcast_sub(&x.detach().max_keepdim(D::Minus1)?)?.exp()?;
             e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
         })

@@ -1,5 +1,5 @@
-//! One operation at a time on Candle tensors, through the engine: the executor of version 1. Each operation goes the way
-//! of any evaluation (checked, planned once per shape, run by the device's backend); the executor holds no state.
+//! The executor of version 1: runs one operation at a time on Candle tensors through the engine. Each operation is
+//! evaluated as usual (checked, planned once per shape, run by the device's backend); the executor has no state.
 
 use std::borrow::Borrow;
 
@@ -41,8 +41,8 @@ impl AsyncExecutor {
         })
     }
 
-    /// The (first) result of `operation` on `inputs`, with the shapes, dtypes and broadcasting of the lazy tensors' own
-    /// methods.
+    /// The (first) result of `operation` on `inputs`, with the same shapes, dtypes and broadcasting as the methods of
+    /// lazy tensors.
     ///
     /// # Errors
     ///
@@ -68,11 +68,11 @@ impl AsyncExecutor {
         Ok(outputs[0].eval()?)
     }
 
-    /// Waits until the device has done everything asked of it; on the CPU it already has.
+    /// Waits until the device has finished all submitted work; the CPU backend is already synchronous.
     ///
     /// # Errors
     ///
-    /// If the device reports an error of its own.
+    /// If the device reports an error.
     pub fn synchronize(&self) -> Result<()> {
         self.device.synchronize().during("waiting for the device")
     }

@@ -1,7 +1,8 @@
 //! The lazy engine: tensors that record operations, gradients, compiled functions.
 //!
-//! What a program needs of it: [`LazyTensor`] and its operations with their settings, [`value_and_grad`], [`compile`],
-//! choice of backend and threads, what plans cost, and checked files ([`io`]). Passes, nodes and kernels stay inside.
+//! The public surface: [`LazyTensor`] and its operations with their settings, [`value_and_grad`], [`compile`], the
+//! choice of backend and threads, the memory of plans, and checked files ([`io`]). Passes, nodes and kernels are not
+//! exported.
 
 mod async_executor;
 

@@ -1,20 +1,20 @@
-//! Keys and values of the tokens read so far, of one text or of several of one length.
+//! The KV cache: keys and values of the tokens read so far, for one sequence or several of equal length.
 //!
-//! Room is a power of two and doubles when it runs out, so a growing text meets few shapes. What lies beyond the length
-//! is never seen: attention is causal from the position of the query.
+//! The capacity is a power of two and doubles when it is exceeded, so a growing sequence has few distinct shapes.
+//! Entries beyond the length are never visible: attention is causal from the position of the query.
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{LazyTensor, Result};
 
 use crate::models::ModelConfig;
 
-/// The least room, in tokens.
+/// Minimum capacity, in tokens.
 const LEAST: usize = 64;
 
-/// The cache of one row of tokens, or of several of one length.
+/// The cache of one sequence, or of several of equal length.
 #[derive(Debug, Clone)]
 pub struct KvCache {
-    /// Keys and values of each layer in turn, `(rows, capacity, kv_heads, head_dim)`.
+    /// Keys and values, alternating, for each layer: `(rows, capacity, kv_heads, head_dim)`.
     tensors: Vec<LazyTensor>,
     len: usize,
 }
@@ -28,7 +28,7 @@ impl KvCache {
         Self::for_rows(1, config, dtype, device)
     }
 
-    /// An empty cache for so many rows.
+    /// An empty cache for `rows` rows.
     ///
     /// # Errors
     /// When the engine does not support `dtype`.
@@ -47,30 +47,30 @@ impl KvCache {
         self.tensors.first().map_or(0, |t| t.dims()[0])
     }
 
-    /// Number of tokens read of each row.
+    /// Number of cached tokens per row.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing has been read.
+    /// Whether the cache is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Number of tokens of a row there is room for.
+    /// Capacity in tokens per row.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.tensors.first().map_or(0, |t| t.dims()[1])
     }
 
-    /// Whether `more` tokens of each row need more room than there is.
+    /// Whether `more` tokens per row exceed the capacity.
     pub(super) fn grows_for(&self, more: usize) -> bool {
         self.len + more > self.capacity()
     }
 
-    /// Makes room for `more` tokens of each row.
+    /// Grows the capacity, if needed, for `more` tokens per row.
     ///
     /// # Errors
     /// Never for a cache made by [`new`](Self::new).
@@ -85,17 +85,17 @@ impl KvCache {
         Ok(())
     }
 
-    /// Hands the tensors over, so that a compiled step may write into their buffers.
+    /// Takes the tensors out, so that a compiled step may overwrite their buffers.
     pub(super) fn take(&mut self) -> Vec<LazyTensor> {
         std::mem::take(&mut self.tensors)
     }
 
-    /// Forgets the tokens of each row from `len` on.
+    /// Truncates each row to `len` tokens.
     pub(super) fn rewind(&mut self, len: usize) {
         self.len = len;
     }
 
-    /// Takes the tensors back after `read` more tokens.
+    /// Puts the tensors back after `read` more tokens.
     pub(super) fn put(&mut self, tensors: Vec<LazyTensor>, read: usize) {
         self.tensors = tensors;
         self.len += read;

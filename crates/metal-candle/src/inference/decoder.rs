@@ -1,8 +1,8 @@
-//! From tokens to logits: prompts are read in a few long passes, then each row goes on token by token.
+//! From tokens to logits: prompts are read in a few long passes (prefill), then each row token by token (decoding).
 //!
 //! Both are one compiled step. Prompts are padded to a multiple of 32 tokens and read at most 512 at a time, and the
-//! cache's room is a power of two, so that few plans serve every prompt. The cache is donated to each step. Here is no
-//! text, and no choice of a token.
+//! cache's capacity is a power of two, so that few plans serve all prompts. The cache is donated to each step. Nothing
+//! here handles text or chooses tokens.
 
 use candle_core::DType;
 use metal_candle_graph::{Compiled, Error, Explanation, LazyTensor, Result, compile};
@@ -13,12 +13,12 @@ use crate::nn::{Cache, Pass};
 
 /// Prompts are padded to a multiple of this, in tokens.
 const BUCKET: usize = 32;
-/// Most tokens of a row read at a time: a multiple of [`BUCKET`].
+/// Maximum number of tokens per row in one pass: a multiple of [`BUCKET`].
 const LONGEST: usize = 512;
 
 type Step<'m> = Box<dyn Fn(&[LazyTensor]) -> Result<Vec<LazyTensor>> + Send + Sync + 'm>;
 
-/// Reads tokens with a model. Making one costs nothing; the first tokens trace the steps, later ones replay them.
+/// Runs a model on tokens. Creating a decoder costs nothing; the first tokens trace the steps, later ones replay them.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -64,13 +64,13 @@ impl<'m> Decoder<'m> {
         self.model
     }
 
-    /// Computes with these factors of the model's adapters from now on; see
+    /// Sets the factors of the model's adapters for all following steps; see
     /// [`AdapterParameters::tensors`](crate::adapters::AdapterParameters::tensors).
     pub fn set_adapters(&mut self, adapters: &[LazyTensor]) {
         self.adapters = adapters.to_vec();
     }
 
-    /// An empty cache for so many rows.
+    /// An empty cache for `rows` rows.
     ///
     /// # Errors
     /// When the engine does not support the model's dtype.
@@ -79,11 +79,11 @@ impl<'m> Decoder<'m> {
         KvCache::for_rows(rows, self.model.config(), head.dtype(), head.device())
     }
 
-    /// Reads one prompt for each row of the cache, all of one length; returns the logits after the last token of each
-    /// row, `(rows, vocab)`. Where it fails, the cache holds what it held.
+    /// Reads one prompt for each row of the cache, all of equal length; returns the logits after the last token of each
+    /// row, `(rows, vocab)`. On an error the cache is unchanged.
     ///
     /// # Errors
-    /// When the prompts are not as many as the cache's rows or not of one length, or a token is outside the vocabulary.
+    /// When the number of prompts is not that of the rows, their lengths differ, or a token is outside the vocabulary.
     pub fn read(&self, cache: &mut KvCache, prompts: &[&[u32]]) -> Result<Vec<f32>> {
         let length = prompts.first().map_or(0, |prompt| prompt.len());
         if prompts.iter().any(|prompt| prompt.len() != length) {
@@ -95,23 +95,23 @@ impl<'m> Decoder<'m> {
             let end = (start + LONGEST).min(length);
             let parts: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt[start..end]).collect();
             let read = self.run(cache, &parts, (end - start).next_multiple_of(BUCKET));
-            // What earlier parts wrote lies beyond the length again.
+            // Discards what earlier parts have written.
             logits = read.inspect_err(|_| cache.rewind(before))?;
         }
         Ok(logits)
     }
 
-    /// Reads the next token of each row; returns the logits after it, `(rows, vocab)`. Where it fails, the cache holds what
-    /// it held.
+    /// Reads the next token of each row; returns the logits after it, `(rows, vocab)`. On an error the cache is
+    /// unchanged.
     ///
     /// # Errors
-    /// When there are not as many tokens as rows, or one is outside the vocabulary.
+    /// When the number of tokens is not that of the rows, or a token is outside the vocabulary.
     pub fn next(&self, cache: &mut KvCache, tokens: &[u32]) -> Result<Vec<f32>> {
         let rows: Vec<&[u32]> = tokens.chunks(1).collect();
         self.run(cache, &rows, 1)
     }
 
-    /// Where the time goes when the next token of each row is read; the cache stays as it is, but may get more room.
+    /// Profiles the reading of the next token of each row; the cache is unchanged, except for its capacity.
     ///
     /// # Errors
     /// See [`Self::next`].
@@ -123,11 +123,11 @@ impl<'m> Decoder<'m> {
         explained
     }
 
-    /// One step: reads `rows` of one length, padded to `width`, into the cache; returns the logits after the last of each.
-    /// Where it fails, the cache is as it was.
+    /// One step: reads `rows` of equal length, padded to `width`, into the cache; returns the logits after the last
+    /// token of each row. On an error the cache is unchanged.
     fn run(&self, cache: &mut KvCache, rows: &[&[u32]], width: usize) -> Result<Vec<f32>> {
         let length = rows.first().map_or(0, |row| row.len());
-        // Handles of tensors that stay would keep the step from writing over them.
+        // Further handles of the tensors would prevent the step from overwriting them.
         let before = cache.grows_for(width).then(|| cache.clone());
         let arguments = self.arguments(cache, rows, width)?;
         match self.step.call(arguments) {
@@ -146,13 +146,13 @@ impl<'m> Decoder<'m> {
         }
     }
 
-    /// Gives the cache its tensors back, which are among the arguments of a step.
+    /// Moves the tensors of the cache back from the arguments of a step.
     fn put_back(&self, cache: &mut KvCache, mut arguments: Vec<LazyTensor>) {
         arguments.truncate(arguments.len() - self.adapters.len());
         cache.put(arguments.split_off(3), 0);
     }
 
-    /// What the step takes; the tensors of the cache are moved into it.
+    /// The arguments of a step; the tensors of the cache are moved into it.
     fn arguments(&self, cache: &mut KvCache, rows: &[&[u32]], width: usize) -> Result<Vec<LazyTensor>> {
         if rows.len() != cache.rows() {
             return Err(refused(format!("{} rows for a cache of {}", rows.len(), cache.rows())));
@@ -160,7 +160,7 @@ impl<'m> Decoder<'m> {
         cache.reserve(width)?;
         let device = self.model.head().device();
         let length = rows.first().map_or(0, |row| row.len());
-        // What is written for padding lies beyond the cache's length: never seen, and overwritten by what comes next.
+        // Entries written for padding are beyond the cache's length: never visible, and overwritten later.
         let padding = |row: &&[u32]| std::iter::repeat_n(0, width - row.len());
         let padded: Vec<u32> = rows
             .iter()
@@ -186,7 +186,7 @@ fn refused(message: String) -> Error {
 }
 
 /// The compiled function: `[tokens (rows, seq), offset (1), last (1), keys and values of each layer.., adapters..]` to
-/// `[logits (rows, vocab) after token number last, keys and values of each layer..]`.
+/// `[logits (rows, vocab) after token `last`, keys and values of each layer..]`.
 fn step(model: &dyn CausalLm, arguments: &[LazyTensor]) -> Result<Vec<LazyTensor>> {
     let count = 2 * model.config().num_hidden_layers;
     let (Some([tokens, offset, last]), Some(caches)) = (arguments.first_chunk(), arguments.get(3..3 + count)) else {

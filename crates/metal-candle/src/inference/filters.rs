@@ -1,15 +1,16 @@
-//! The filters of sampling: which tokens may be drawn at all.
+//! Sampling filters: which tokens may be sampled at all.
 //!
-//! Each follows the warper of `transformers` with the same setting, ties included, and keeps at least one token. Those on
-//! lists take tokens by rising probability and leave them so.
+//! Each follows the warper of `transformers` for the same setting, ties included, and keeps at least one token. Filters
+//! on lists take and return tokens in order of ascending probability.
 
 /// A token and its logit or probability.
 type Kept = (u32, f32);
 
-/// Tokens that [`top_h`] looks at, as in transformers.
+/// Number of tokens that [`top_h`] considers, as in transformers.
 const MOST_BY_ENTROPY: usize = 100;
 
-/// Excludes all but the likeliest tokens whose shares of the entropy add up to `share` of it. The largest logit is 0.
+/// Excludes all but the most likely tokens whose contributions to the entropy add up to `share` of it. The largest
+/// logit is 0.
 pub(super) fn top_h(logits: &mut [f32], share: f64) {
     let mut order: Vec<Kept> = (0u32..).zip(logits.iter().copied()).collect();
     order.sort_unstable_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));
@@ -33,7 +34,7 @@ pub(super) fn top_h(logits: &mut [f32], share: f64) {
     }
 }
 
-/// Tokens with a logit of at least the `k`-th largest, so ties at the edge all stay; 0 keeps all.
+/// Tokens with a logit of at least the `k`-th largest, including ties; 0 keeps all.
 pub(super) fn top_k(logits: &[f32], k: usize) -> Vec<Kept> {
     let mut edge = f32::NEG_INFINITY;
     if k > 0 && k < logits.len() {
@@ -55,7 +56,7 @@ pub(super) fn softmax(kept: &mut [Kept]) {
     }
 }
 
-/// Drops the unlikeliest tokens while what is dropped adds up to at most `1 - p`; keeps at least one.
+/// Drops the least likely tokens while their total probability is at most `1 - p`; keeps at least one.
 pub(super) fn top_p(kept: &mut Vec<Kept>, p: f64) {
     if p >= 1.0 {
         return;
@@ -69,13 +70,13 @@ pub(super) fn top_p(kept: &mut Vec<Kept>, p: f64) {
     kept.drain(..dropped);
 }
 
-/// Drops tokens less likely than `p` times the likeliest.
+/// Drops tokens with less than `p` times the probability of the most likely one.
 pub(super) fn min_p(kept: &mut Vec<Kept>, p: f64) {
     let edge = p as f32 * kept.last().map_or(0.0, |&(_, largest)| largest);
     kept.retain(|&(_, probability)| probability >= edge);
 }
 
-/// Drops the tokens whose surprise is farthest from the entropy, while those kept have probability `mass`.
+/// Drops the tokens whose surprisal is farthest from the entropy, while the kept ones have probability `mass`.
 pub(super) fn typical_p(kept: &mut Vec<Kept>, mass: f64) {
     if mass >= 1.0 {
         return;
@@ -95,7 +96,7 @@ pub(super) fn typical_p(kept: &mut Vec<Kept>, mass: f64) {
     kept.retain(|k| distance(k) <= edge);
 }
 
-/// Drops tokens less likely than `epsilon`, but never the likeliest.
+/// Drops tokens with a probability below `epsilon`, but never the most likely one.
 pub(super) fn epsilon(kept: &mut Vec<Kept>, epsilon: f64) {
     if epsilon > 0.0 {
         normalise(kept);
@@ -103,7 +104,7 @@ pub(super) fn epsilon(kept: &mut Vec<Kept>, epsilon: f64) {
     }
 }
 
-/// As [`epsilon`]; where the entropy is high, less is asked of a token.
+/// Like [`epsilon`], with a lower threshold if the entropy is high.
 pub(super) fn eta(kept: &mut Vec<Kept>, epsilon: f64) {
     if epsilon > 0.0 {
         normalise(kept);
@@ -118,7 +119,7 @@ fn at_least(kept: &mut Vec<Kept>, edge: f32) {
     kept.retain(|&(_, p)| p >= edge || p >= largest);
 }
 
-/// Makes probabilities add up to 1 again.
+/// Normalises probabilities to a sum of 1.
 fn normalise(kept: &mut [Kept]) {
     let sum: f32 = kept.iter().map(|(_, p)| p).sum();
     for (_, probability) in kept.iter_mut() {

@@ -1,5 +1,5 @@
-//! From a prompt to text: encode the prompt, let the decoder read it, then choose token after token and hand out the text
-//! as it becomes whole.
+//! From a prompt to text: encodes the prompt, runs the decoder on it, then samples token after token and streams the
+//! text as its characters are complete.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -13,35 +13,35 @@ use super::{Decoder, GenerateError, KvCache, LogitsProcessors, Sampler, Sampling
 use crate::models::LoadedModel;
 use crate::text::{ChatMessage, TextStream, Tokenizer, end_of_turn_tokens};
 
-/// What to continue.
+/// The prompt.
 #[derive(Debug, Clone, Copy)]
 pub enum Prompt<'p> {
-    /// Text, before which the tokenizer puts what it puts before a text.
+    /// Text; the tokenizer adds its special tokens.
     Text(&'p str),
-    /// A conversation that the model's chat template renders, up to where the assistant speaks.
+    /// A conversation, rendered by the model's chat template with a generation prompt.
     Chat(&'p [ChatMessage]),
-    /// Token ids, as they are.
+    /// Token ids, used unchanged.
     Tokens(&'p [u32]),
 }
 
-/// How to continue.
+/// Options of a generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationOptions {
-    /// Most tokens to generate.
+    /// Maximum number of generated tokens.
     pub max_new_tokens: usize,
-    /// How each token is chosen.
+    /// How each token is sampled.
     pub sampling: SamplingConfig,
-    /// Which tokens may not come next.
+    /// Which tokens are forbidden.
     pub processors: LogitsProcessors,
-    /// Texts that end the answer; they are not part of it. Special tokens, which the answer's text leaves out, are seen
-    /// as the vocabulary spells them.
+    /// Strings that end the answer; they are not part of it. Special tokens, which are not part of the answer's text,
+    /// are matched as the vocabulary spells them.
     pub stop_strings: Vec<String>,
     /// Tokens that end the answer; `None` for [`Generator::stop_tokens`].
     pub stop_tokens: Option<Vec<u32>>,
 }
 
 impl Default for GenerationOptions {
-    /// Greedy, up to 256 tokens, ended by the model's own stop tokens.
+    /// Greedy, up to 256 tokens, with the model's own stop tokens.
     fn default() -> Self {
         Self {
             max_new_tokens: 256,
@@ -53,33 +53,33 @@ impl Default for GenerationOptions {
     }
 }
 
-/// Why an answer ended.
+/// The reason why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
     /// A stop token, which is the last of the tokens and not part of the text.
     StopToken,
     /// A stop string, which is not part of the text.
     StopString,
-    /// The allowed number of tokens was reached.
+    /// The maximum number of tokens was reached.
     Length,
     /// The callback asked to stop.
     Cancelled,
 }
 
-/// An answer.
+/// A generated answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generation {
     /// The text, without special tokens.
     pub text: String,
     /// The generated tokens, a stop token included.
     pub tokens: Vec<u32>,
-    /// Why it ended.
+    /// The reason why it ended.
     pub finish_reason: FinishReason,
     /// Number of tokens of the prompt.
     pub prompt_tokens: usize,
     /// Time spent reading the prompt.
     pub prompt_time: Duration,
-    /// Time spent generating.
+    /// Time spent on decoding.
     pub decode_time: Duration,
 }
 
@@ -123,25 +123,25 @@ impl<'m> Generator<'m> {
         }
     }
 
-    /// The tokens that end an answer where the options name none: those of [`LoadedModel::stop_tokens`], and those with which the
+    /// The stop tokens used if the options name none: those of [`LoadedModel::stop_tokens`], and those with which the
     /// chat template ends the assistant's turn ([`end_of_turn_tokens`]).
     #[must_use]
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop_tokens
     }
 
-    /// Generates with these factors of the model's adapters from now on; see
+    /// Sets the factors of the model's adapters for all following generations; see
     /// [`AdapterParameters::tensors`](crate::adapters::AdapterParameters::tensors).
     pub fn set_adapters(&mut self, adapters: &[LazyTensor]) {
         self.decoder.set_adapters(adapters);
     }
 
-    /// Continues a prompt. `on_text` receives the text piece by piece, each whole characters, and may end the
-    /// generation by returning `Break`.
+    /// Continues a prompt. `on_text` receives the text in pieces of whole characters, and may end the generation by
+    /// returning `Break`.
     ///
     /// # Errors
-    /// [`GenerateError`], where it can before any work: an empty prompt, a token outside the vocabulary, a context that is
-    /// too short, a setting out of its range.
+    /// [`GenerateError`], before any work if possible: an empty prompt, a token outside the vocabulary, a context that
+    /// is too short, a setting out of range.
     pub fn generate(
         &self,
         prompt: Prompt<'_>,
@@ -151,8 +151,8 @@ impl<'m> Generator<'m> {
         self.run(prompt, options, on_text, None)
     }
 
-    /// Continues a prompt as [`generate`](Self::generate) does, token by token: `on_token` receives each token as soon as
-    /// it is chosen, with its text and probability, and may end the generation by returning `Break`.
+    /// Continues a prompt like [`generate`](Self::generate), token by token: `on_token` receives each token as soon as
+    /// it is sampled, with its text and probability, and may end the generation by returning `Break`.
     ///
     /// ```no_run
     /// # use std::ops::ControlFlow;
@@ -265,7 +265,7 @@ impl<'m> Generator<'m> {
         Ok(())
     }
 
-    /// Token after token until something ends the text.
+    /// The decoding loop.
     fn decode(
         &self,
         cache: &mut KvCache,
@@ -298,13 +298,13 @@ impl<'m> Generator<'m> {
             };
         }
         let (text, reason) = output.finish(reason.unwrap_or(FinishReason::Length))?;
-        // The last token comes with the text that was held back; there is nothing left to cancel.
+        // The last token gets the text that was held back; there is nothing left to cancel.
         let _ended = sampler.tell();
         Ok((text, history.split_off(prompt.len()), reason))
     }
 }
 
-/// Text on its way to the caller.
+/// Assembles the text of an answer and streams it to the caller.
 struct Output<'o> {
     tokenizer: &'o Tokenizer,
     stream: TextStream<'o>,
@@ -324,7 +324,7 @@ impl<'o> Output<'o> {
         }
     }
 
-    /// Takes a token; says whether it ends the text.
+    /// Adds a token; returns the reason if it ends the text.
     fn token(&mut self, token: u32) -> Result<Option<FinishReason>, GenerateError> {
         let piece = self.stream.push(token)?;
         if let Some(reason) = piece.and_then(|piece| self.piece(&piece)) {
@@ -346,7 +346,7 @@ impl<'o> Output<'o> {
         self.ready(looked_at)
     }
 
-    /// Hands out what is ready; says whether the text ends with it.
+    /// Streams the complete text; returns the reason if the text ends with it.
     fn ready(&mut self, (ready, stopped): (String, bool)) -> Option<FinishReason> {
         let cancelled = self.hand_out(&ready);
         if stopped {
@@ -364,7 +364,7 @@ impl<'o> Output<'o> {
         (self.on_text)(ready).is_break().then_some(FinishReason::Cancelled)
     }
 
-    /// Hands out what was held back, unless the text was cut off; in what is left there may be a stop string.
+    /// Streams the text that was held back, unless the text was cut off; it may contain a stop string.
     fn finish(mut self, reason: FinishReason) -> Result<(String, FinishReason), GenerateError> {
         let mut reason = reason;
         if matches!(reason, FinishReason::StopToken | FinishReason::Length) {

@@ -1,30 +1,30 @@
-//! Tokens that may not come next, by what has been generated so far.
+//! Logits processors: which tokens are forbidden, given the tokens so far.
 //!
 //! Each rule is that of the processor of `transformers` with the same setting: the logits of forbidden tokens become
 //! negative infinity, all others keep their bits. Rules that change other logits are in `sampling.rs`.
 
 use crate::models::GenerationConfig;
 
-/// Which tokens may not come next. The default forbids nothing.
+/// Rules that forbid tokens. The default forbids nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogitsProcessors {
-    /// No run of so many tokens occurs twice, those of the prompt included; 0 forbids none.
+    /// No n-gram of this size occurs twice, including those of the prompt; 0 disables the rule.
     pub no_repeat_ngram_size: usize,
-    /// Runs of tokens that are never completed; one that is a stop token alone is allowed all the same.
+    /// Token sequences that are never completed; sequences of a single stop token are ignored.
     pub bad_words_ids: Vec<Vec<u32>>,
-    /// No stop token before prompt and answer together have so many tokens.
+    /// No stop token before prompt and answer together have this many tokens.
     pub min_length: usize,
-    /// No stop token before the answer has so many tokens.
+    /// No stop token before the answer has this many tokens.
     pub min_new_tokens: usize,
-    /// Tokens that never come.
+    /// Tokens that are never generated.
     pub suppress_tokens: Vec<u32>,
-    /// Tokens that do not begin an answer.
+    /// Tokens that never begin an answer.
     pub begin_suppress_tokens: Vec<u32>,
 }
 
 impl LogitsProcessors {
-    /// What a model's `generation_config.json` suggests.
+    /// The suggestions of a model's `generation_config.json`.
     #[must_use]
     pub fn suggested_by(generation: &GenerationConfig) -> Self {
         Self {
@@ -37,8 +37,8 @@ impl LogitsProcessors {
         }
     }
 
-    /// Forbids tokens in `logits` `(vocab)`. `history` holds the tokens so far, of which the first `prompt` were given;
-    /// `stop_tokens` end an answer. Ids beyond the vocabulary are ignored.
+    /// Forbids tokens in `logits` `(vocab)`. `history` holds the tokens so far, the first `prompt` of which are the
+    /// prompt; `stop_tokens` end an answer. Ids beyond the vocabulary are ignored.
     ///
     /// ```
     /// use metal_candle::inference::LogitsProcessors;
@@ -46,7 +46,7 @@ impl LogitsProcessors {
     /// let mut processors = LogitsProcessors::default();
     /// processors.no_repeat_ngram_size = 2;
     /// let mut logits = [0.0; 4];
-    /// // 1 was followed by 2 before, and stands at the end again.
+    /// // 1 was followed by 2 before, and is the last token again.
     /// processors.apply(&mut logits, &[1, 2, 1], 3, &[]);
     /// assert_eq!(logits, [0.0, 0.0, f32::NEG_INFINITY, 0.0]);
     /// ```
@@ -77,7 +77,7 @@ impl LogitsProcessors {
     }
 }
 
-/// The tokens that would complete a run of `size` tokens that `history` already holds.
+/// The tokens that would complete an n-gram of `size` tokens that `history` already contains.
 fn repeated(history: &[u32], size: usize) -> impl Iterator<Item = &u32> {
     let begun = &history[history.len().saturating_sub(size.saturating_sub(1))..];
     let completes = move |run: &&[u32]| size > 0 && run[..size - 1] == *begun;
@@ -96,7 +96,7 @@ mod tests {
 
     use super::*;
 
-    /// One line of the fixture: settings, tokens, and what the processors of transformers forbid.
+    /// One line of the fixture: settings, tokens, and the tokens that the processors of transformers forbid.
     #[derive(Deserialize)]
     struct Case {
         settings: serde_json::Map<String, serde_json::Value>,
@@ -134,7 +134,7 @@ mod tests {
     }
 
     proptest! {
-        /// The definition, the slow way: a token is forbidden exactly if adding it repeats a run.
+        /// A direct implementation: a token is forbidden exactly if adding it repeats an n-gram.
         #[test]
         fn a_run_is_repeated_by_forbidden_tokens_only(history in prop::collection::vec(0u32..4, 0..14), size in 1usize..5) {
             let processors = LogitsProcessors { no_repeat_ngram_size: size, ..LogitsProcessors::default() };

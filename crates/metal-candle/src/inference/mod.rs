@@ -1,7 +1,7 @@
-//! Generating text: from a prompt to tokens, from logits to a token, from tokens to text.
+//! Text generation: from a prompt to tokens, from logits to a token, from tokens to text.
 //!
-//! A [`Decoder`] keeps keys and values of what has been read, so that each new token costs one short pass; reading and
-//! decoding run as compiled steps. A [`Generator`] makes text with it. Nothing here knows an architecture.
+//! A [`Decoder`] caches keys and values, so that each new token costs one short pass; prefill and decoding run as
+//! compiled steps. A [`Generator`] generates text with it. Nothing here depends on an architecture.
 
 mod cache;
 mod decoder;

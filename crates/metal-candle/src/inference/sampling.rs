@@ -1,34 +1,35 @@
-//! From logits to a token: penalty, temperature, the filters of `filters.rs`, and a draw.
+//! Sampling: repetition penalty, temperature, the filters of `filters.rs`, and a random draw.
 //!
-//! The steps, their order and their treatment of ties are those of `transformers`. The draw comes from a counter-based
-//! generator keyed by seed and step, so the same seed gives the same tokens and a step can be repeated alone.
-//! Never changes the order of the vocabulary, and never returns a token whose logit is not a number.
+//! The steps, their order and their treatment of ties are those of `transformers`. Random numbers come from a
+//! counter-based generator keyed by seed and step, so a seed gives the same tokens, and a single step can be repeated.
+//! Never returns a token with a NaN logit.
 
 use super::filters;
 use crate::models::GenerationConfig;
 
-/// How the next token is chosen.
+/// Settings of sampling.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingConfig {
-    /// Divisor of the logits; 0 takes the likeliest token (greedy). At least 0.
+    /// Divisor of the logits; 0 takes the most likely token (greedy). At least 0.
     pub temperature: f64,
-    /// Keep tokens at least as likely as the `k`-th likeliest; 0 keeps all.
+    /// Keep the `k` most likely tokens, including ties; 0 keeps all.
     pub top_k: usize,
-    /// Keep the likeliest tokens whose probabilities add up to this; 1 keeps all. From 0 to 1.
+    /// Keep the most likely tokens whose probabilities add up to this; 1 keeps all. From 0 to 1.
     pub top_p: f64,
-    /// Keep tokens at least this likely relative to the likeliest; 0 keeps all. From 0 to 1.
+    /// Keep tokens with at least this share of the largest probability; 0 keeps all. From 0 to 1.
     pub min_p: f64,
-    /// Keep the tokens whose surprise is nearest to the expected one, up to this probability; 1 keeps all. Above 0, up to 1.
+    /// Keep the tokens whose surprisal is closest to the entropy, up to this probability; 1 keeps all. Above 0, up to
+    /// 1.
     pub typical_p: f64,
-    /// Keep tokens at least this likely; 0 keeps all. From 0 to below 1.
+    /// Keep tokens with at least this probability; 0 keeps all. From 0 to below 1.
     pub epsilon_cutoff: f64,
-    /// Keep tokens at least this likely, or less where many are likely; 0 keeps all. From 0 to below 1.
+    /// Keep tokens with at least this probability, or less if the entropy is high; 0 keeps all. From 0 to below 1.
     pub eta_cutoff: f64,
-    /// Keep the likeliest tokens up to this share of the entropy, if given. Above 0, up to 1.
+    /// Keep the most likely tokens up to this share of the entropy, if given. Above 0, up to 1.
     pub top_h: Option<f64>,
-    /// Divides positive logits of tokens that occurred and multiplies negative ones; 1 is none. Above 0.
+    /// Divides positive logits of earlier tokens and multiplies negative ones; 1 disables it. Above 0.
     pub repetition_penalty: f64,
-    /// Key of the random draws.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
@@ -51,7 +52,7 @@ impl Default for SamplingConfig {
 }
 
 impl SamplingConfig {
-    /// What a model's `generation_config.json` suggests: greedy unless `do_sample`; where it is silent,
+    /// The suggestions of a model's `generation_config.json`: greedy unless `do_sample`; for absent fields,
     /// transformers' temperature 1 and top-k 50.
     #[must_use]
     pub fn suggested_by(generation: &GenerationConfig, seed: u64) -> Self {
@@ -77,7 +78,7 @@ impl SamplingConfig {
         }
     }
 
-    /// Whether every setting is in its range.
+    /// Checks that every setting is in range.
     ///
     /// # Errors
     /// [`SamplingError::Setting`] for the first that is not.
@@ -104,24 +105,24 @@ impl SamplingConfig {
     }
 }
 
-/// Why no token was chosen.
+/// The reason why no token was sampled.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SamplingError {
-    /// A setting out of its range.
+    /// A setting out of range.
     #[error("sampling: {name} is {value}, it should be {range}")]
     Setting {
         /// The setting.
         name: &'static str,
         /// Its value.
         value: f64,
-        /// What it should be.
+        /// The valid range.
         range: &'static str,
     },
     /// There are no logits.
     #[error("sampling: the vocabulary is empty")]
     Empty,
-    /// A logit is not a number or is positive infinity: the model's numbers have broken down.
+    /// A logit is NaN or positive infinity: the model's numbers have overflowed.
     #[error("sampling: the logit of token {token} is {value}; the model's numbers have broken down")]
     NotFinite {
         /// The token.
@@ -134,7 +135,7 @@ pub enum SamplingError {
     AllExcluded,
 }
 
-/// Chooses tokens; holds the settings and the step.
+/// Samples tokens; holds the settings and the step.
 ///
 /// ```
 /// use metal_candle::inference::{Sampler, SamplingConfig};
@@ -157,7 +158,7 @@ impl Sampler {
     /// A sampler at step 0.
     ///
     /// # Errors
-    /// [`SamplingError::Setting`] if a setting is out of its range.
+    /// [`SamplingError::Setting`] if a setting is out of range.
     pub fn new(config: SamplingConfig) -> Result<Self, SamplingError> {
         config.validate()?;
         Ok(Self { config, step: 0 })
@@ -175,9 +176,9 @@ impl Sampler {
         self.step
     }
 
-    /// Chooses the next token from `logits` `(vocab)`, which it overwrites. `history` holds the tokens that the penalty
-    /// acts on, prompt included; ids beyond the vocabulary are ignored. Of equally likely tokens greedy takes
-    /// the lowest id.
+    /// Samples the next token from `logits` `(vocab)`, which it overwrites. `history` holds the tokens that the penalty
+    /// applies to, prompt included; ids beyond the vocabulary are ignored. Among equally likely tokens, greedy sampling
+    /// takes the lowest id.
     ///
     /// # Errors
     /// [`SamplingError::Empty`], [`SamplingError::NotFinite`], [`SamplingError::AllExcluded`].
@@ -193,13 +194,13 @@ impl Sampler {
         Ok(token)
     }
 
-    /// The tokens that may be drawn, by rising probability, and their probabilities.
+    /// The tokens that may be sampled, with their probabilities, in ascending order.
     fn kept(&self, logits: &mut [f32]) -> Vec<(u32, f32)> {
-        // Shifted first, so that a tiny temperature cannot turn the largest logit into infinity.
+        // The largest logit is subtracted first, so that a tiny temperature cannot make it infinite.
         let largest = logits[likeliest(logits) as usize];
         let temperature = self.config.temperature as f32;
         for logit in logits.iter_mut() {
-            // Equal logits stay equal and finite even where the temperature rounds to 0.
+            // Equal logits stay equal and finite even if the temperature rounds to 0.
             *logit = if *logit < largest {
                 (*logit - largest) / temperature
             } else {
@@ -238,7 +239,7 @@ fn check(logits: &[f32]) -> Result<(), SamplingError> {
     Ok(())
 }
 
-/// The lowest id of the largest logit.
+/// The lowest id with the largest logit.
 fn likeliest(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (id, &logit) in logits.iter().enumerate() {
@@ -249,7 +250,7 @@ fn likeliest(logits: &[f32]) -> u32 {
     best as u32
 }
 
-/// Makes each token of the history less likely, once however often it occurred.
+/// Penalises each token of the history once, however often it occurred.
 fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
     let mut seen = history.to_vec();
     seen.sort_unstable();
@@ -261,7 +262,7 @@ fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
             } else {
                 *logit / penalty
             };
-            // Only what was excluded stays infinite, whatever the penalty.
+            // Only excluded tokens stay infinite, whatever the penalty.
             if logit.is_finite() {
                 *logit = changed.clamp(f32::MIN, f32::MAX);
             }
@@ -269,12 +270,12 @@ fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
     }
 }
 
-/// The token in whose share of the whole the number from `[0, 1)` falls.
+/// The token whose interval of the cumulative distribution contains the number from `[0, 1)`.
 fn draw(kept: &[(u32, f32)], uniform: f64) -> u32 {
     let whole: f64 = kept.iter().map(|&(_, p)| f64::from(p)).sum();
     let mut left = uniform * whole;
     let mut token = 0;
-    // From the likeliest down: the loop mostly ends early.
+    // From the most likely token down: the loop mostly ends early.
     for &(id, probability) in kept.iter().rev() {
         token = id;
         left -= f64::from(probability);

@@ -1,4 +1,4 @@
-//! Against transformers' processors on fixed logits, and the draws against their probabilities.
+//! Sampling against transformers' processors on fixed logits, and draws against their probabilities.
 
 use proptest::prelude::*;
 
@@ -70,7 +70,7 @@ fn probabilities_equal_transformers() {
     }
 }
 
-/// Drawn settings and logits; the probabilities are those of transformers' warpers in the order of `generate`.
+/// Random settings and logits; the probabilities are those of transformers' warpers in the order of `generate`.
 #[derive(serde::Deserialize)]
 struct Drawn {
     settings: serde_json::Map<String, serde_json::Value>,
@@ -122,7 +122,7 @@ fn greedy_takes_the_lowest_of_equals_and_honours_the_penalty() {
     assert_eq!(sampler.step(), 0, "greedy draws nothing");
 }
 
-/// Pearson's chi-square of 20,000 draws; 9 degrees of freedom exceed 27.9 with probability 0.001.
+/// Pearson's chi-squared test of 20,000 draws; 9 degrees of freedom exceed 27.9 with probability 0.001.
 #[test]
 fn draws_follow_the_probabilities() {
     for seed in [0, 1, 12_345] {
@@ -250,7 +250,7 @@ fn suggestions_of_the_model() {
 }
 
 proptest! {
-    /// Whatever the settings, the token exists, was not excluded, and is among the likeliest `k`.
+    /// Whatever the settings, the token exists, was not excluded, and is among the `k` most likely ones.
     #[test]
     fn a_token_is_always_allowed(
         logits in prop::collection::vec(prop_oneof![4 => -1e30f32..1e30, 4 => -5f32..5.0, 1 => Just(f32::NEG_INFINITY)], 1..40),

@@ -1,20 +1,20 @@
-//! Stop strings: text is held back as long as it may be the beginning of one, so nothing of it is ever handed out.
+//! Stop strings: text is held back while it may be the beginning of one, so no part of a stop string is ever streamed.
 //!
-//! Stop strings are looked for in the text with its special tokens, which are not handed out.
+//! Stop strings are matched in the text with its special tokens, which are not streamed.
 
 use std::ops::Range;
 
-/// Text on its way out.
+/// Text waiting to be streamed.
 #[derive(Debug)]
 pub(super) struct StopText<'s> {
     stops: &'s [String],
     held: String,
-    /// Parts of `held` that are looked at but not handed out, in order.
+    /// Parts of `held` that are matched but not streamed, in order.
     hidden: Vec<Range<usize>>,
 }
 
 impl<'s> StopText<'s> {
-    /// Ends before the first of `stops`, none of which is empty.
+    /// Searches for the first of `stops`, none of which is empty.
     pub fn new(stops: &'s [String]) -> Self {
         Self {
             stops,
@@ -23,7 +23,7 @@ impl<'s> StopText<'s> {
         }
     }
 
-    /// Takes the next piece; returns what can be handed out and whether a stop string was met.
+    /// Adds the next piece; returns the text to stream and whether a stop string was found.
     pub fn push(&mut self, piece: &str) -> (String, bool) {
         self.held.push_str(piece);
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
@@ -32,19 +32,19 @@ impl<'s> StopText<'s> {
         (self.release(self.safe()), false)
     }
 
-    /// Takes the text of a special token: as [`push`](Self::push), but it is not handed out.
+    /// Adds the text of a special token: like [`push`](Self::push), but it is not streamed.
     pub fn push_hidden(&mut self, piece: &str) -> (String, bool) {
         let start = self.held.len();
         self.hidden.push(start..start + piece.len());
         self.push(piece)
     }
 
-    /// What was held back, at the end of the text.
+    /// The text that was held back, at the end.
     pub fn finish(&mut self) -> String {
         self.release(self.held.len())
     }
 
-    /// Takes the first `end` bytes out; returns what of them is not hidden.
+    /// Removes the first `end` bytes; returns their visible part.
     fn release(&mut self, end: usize) -> String {
         let rest = self.held.split_off(end);
         let taken = std::mem::replace(&mut self.held, rest);
@@ -61,7 +61,7 @@ impl<'s> StopText<'s> {
         out
     }
 
-    /// Bytes that no stop string can begin in.
+    /// Number of bytes in which no stop string can begin.
     fn safe(&self) -> usize {
         let begins = |at: &usize| self.stops.iter().any(|stop| stop.starts_with(&self.held[*at..]));
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
@@ -77,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    /// Hands out `text` in pieces of `size` characters.
+    /// Streams `text` in pieces of `size` characters.
     fn run(text: &str, stops: &[String], size: usize) -> (String, bool) {
         let (mut out, mut stop) = (String::new(), StopText::new(stops));
         for piece in text.chars().collect::<Vec<_>>().chunks(size) {
@@ -138,7 +138,7 @@ mod tests {
             (&["ab", "<x>", "d"][..], "abd", false),
             (&["ab", "<x>"][..], "ab", false),
             (&["<x>", "a", "<x>", "<end>"][..], "a", true),
-            // Spelled out, it is no special token, and found as well.
+            // As ordinary text it is not a special token, and is found as well.
             (&["a<e", "nd>"][..], "a", true),
         ] {
             assert_eq!(run(pieces), (text.to_owned(), stopped), "{pieces:?}");

@@ -1,7 +1,7 @@
-//! One generated token as a streaming callback receives it: id, text, and how likely the model held it to be.
+//! One generated token as a streaming callback receives it: id, text and probability.
 //!
-//! The probability is the model's own: it is taken from the logits before penalty, temperature and the filters of the
-//! sampler change them. Costs nothing where only text is asked for.
+//! The probability is the model's own: it is computed from the logits before penalty, temperature and the filters of
+//! the sampler. Costs nothing if only text is requested.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -14,21 +14,21 @@ use super::{Sampler, SamplingError};
 pub struct StreamToken {
     /// The token's id.
     pub token_id: u32,
-    /// The text that became whole with this token. `None` if none did: a special token, a part of a character, or text
-    /// that may be the beginning of a stop string. The texts of all tokens add up to the text of the answer.
+    /// The text completed by this token. `None` if there is none: for a special token, a part of a character, or text
+    /// that may be the beginning of a stop string. The texts of all tokens concatenate to the text of the answer.
     pub text: Option<String>,
     /// The model's logit of this token, before penalty and temperature.
     pub logit: f32,
     /// The probability of this token under the model's own distribution, softmax of all logits; from 0 to 1.
     pub probability: f32,
-    /// The natural logarithm of [`Self::probability`], computed without going through it.
+    /// The natural logarithm of [`Self::probability`], computed directly.
     pub log_probability: f32,
     /// Whether this is one of the tokens that end the answer.
     pub is_eos: bool,
 }
 
 impl StreamToken {
-    /// `token` of `logits` `(vocab)`, without text.
+    /// `token` with its entry of `logits` `(vocab)`, without text.
     fn of(logits: &[f32], token: u32, is_eos: bool) -> Self {
         let logit = logits[token as usize];
         let log_probability = f64::from(logit) - log_sum_exp(logits);
@@ -50,18 +50,18 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
     largest + sum.ln()
 }
 
-/// The caller of a stream: the callback, and the text that it has not received yet.
+/// The callback of a stream, and the text that it has not received yet.
 pub(super) struct Listener<'l> {
     pub on_token: &'l mut dyn FnMut(&StreamToken) -> ControlFlow<()>,
     pub text: &'l RefCell<String>,
     pub stop_tokens: &'l [u32],
 }
 
-/// A sampler whose choices a listener, if there is one, is told of.
+/// A sampler that reports its choices to a listener, if there is one.
 pub(super) struct Chooser<'l> {
     sampler: Sampler,
     listener: Option<Listener<'l>>,
-    /// The last token, until it is told.
+    /// The last token, until it is reported.
     pending: Option<StreamToken>,
 }
 
@@ -74,7 +74,7 @@ impl<'l> Chooser<'l> {
         }
     }
 
-    /// As [`Sampler::sample`], of the logits as `process` leaves them.
+    /// Like [`Sampler::sample`], with the logits modified by `process`.
     pub fn sample(
         &mut self,
         logits: &mut [f32],
@@ -93,7 +93,7 @@ impl<'l> Chooser<'l> {
         Ok(token)
     }
 
-    /// Tells the listener of the last token, with the text that has been handed out since the one before it.
+    /// Reports the last token to the listener, with the text that has been streamed since the preceding one.
     pub fn tell(&mut self) -> ControlFlow<()> {
         let (Some(listener), Some(mut token)) = (&mut self.listener, self.pending.take()) else {
             return ControlFlow::Continue(());
@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(chooser.sample(&mut [1.0, 2.0], &[], |_| ()), Ok(1));
         text.borrow_mut().push_str("one");
         assert!(chooser.tell().is_continue() && chooser.tell().is_continue());
-        // The penalty decides; the logit told is the model's.
+        // The penalty determines the choice; the reported logit is the model's.
         assert_eq!(chooser.sample(&mut [1.0, 2.0], &[1], |_| ()), Ok(0));
         assert!(chooser.tell().is_continue());
         assert_eq!(told, [(1, Some("one".into()), 2.0, false), (0, None, 1.0, true)]);

@@ -12,7 +12,7 @@ use super::{ConfigError, Fields, RopeConfig, read_settings};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
-/// What `num_key_value_heads` and `sliding_window` are in a `qwen2` model whose file lacks them, as in transformers.
+/// Values of `num_key_value_heads` and `sliding_window` for a `qwen2` model whose file lacks them, as in transformers.
 const QWEN2_KEY_VALUE_HEADS: usize = 32;
 const QWEN2_SLIDING_WINDOW: usize = 4096;
 
@@ -51,11 +51,11 @@ impl Architecture {
 /// The settings of a decoder-only language model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// Where the settings were read, for messages.
+    /// The file with the settings, for messages.
     pub path: PathBuf,
     /// The model family.
     pub architecture: Architecture,
-    /// Size of the residual stream.
+    /// Hidden size.
     pub hidden_size: usize,
     /// Inner size of the MLP.
     pub intermediate_size: usize,
@@ -65,11 +65,11 @@ pub struct ModelConfig {
     pub num_attention_heads: usize,
     /// Number of key and value heads; divides `num_attention_heads`.
     pub num_key_value_heads: usize,
-    /// Size of a head; even.
+    /// Head dimension; even.
     pub head_dim: usize,
-    /// Number of token ids.
+    /// Vocabulary size.
     pub vocab_size: usize,
-    /// Longest context the model is meant for, in tokens.
+    /// Maximum context length, in tokens.
     pub max_position_embeddings: usize,
     /// Epsilon of the RMS norms.
     pub rms_norm_eps: f64,
@@ -81,15 +81,15 @@ pub struct ModelConfig {
     pub attention_bias: bool,
     /// Whether the MLP's linear layers have biases.
     pub mlp_bias: bool,
-    /// Per layer the number of tokens it attends to, itself included; `None` for all before it.
+    /// Sliding window of each layer, in tokens, the current one included; `None` for full attention.
     pub sliding_windows: Vec<Option<usize>>,
     /// The dtype the weights were saved in, if given.
     pub dtype: Option<DType>,
-    /// Token that begins a text.
+    /// Begin-of-text token.
     pub bos_token_id: Option<u32>,
-    /// Tokens that end a text; empty if not given.
+    /// End-of-text tokens; empty if not given.
     pub eos_token_ids: Vec<u32>,
-    /// What the file asks for that is not done; each a sentence for the user.
+    /// Settings of the file that are not followed; each a sentence for the user.
     pub warnings: Vec<String>,
 }
 
@@ -104,7 +104,7 @@ impl ModelConfig {
         Self::from_json(&path, &map)
     }
 
-    /// Builds the settings from a parsed file; `path` is only named in messages.
+    /// Builds the settings from a parsed file; `path` is used in messages only.
     ///
     /// ```
     /// use metal_candle::models::ModelConfig;
@@ -154,7 +154,7 @@ impl ModelConfig {
         })
     }
 
-    /// Angle per position of each pair of a head's dimensions: `head_dim / 2` values; see [`RopeConfig`].
+    /// Angle per position for each pair of channels of a head: `head_dim / 2` values; see [`RopeConfig`].
     #[must_use]
     pub fn inverse_frequencies(&self) -> Vec<f32> {
         self.rope.inverse_frequencies(self.head_dim)
@@ -173,7 +173,7 @@ fn architecture(path: &Path, fields: &Fields<'_>) -> Result<Architecture> {
         })
 }
 
-/// The sizes of attention, which constrain one another.
+/// The sizes of attention, which depend on each other.
 struct Heads {
     hidden: usize,
     query: usize,
@@ -185,7 +185,7 @@ impl Heads {
     fn read(fields: &Fields<'_>, architecture: Architecture) -> Result<Self> {
         let hidden = size(fields, "hidden_size", 1 << 20, None)?;
         let query = size(fields, "num_attention_heads", 1 << 12, None)?;
-        // null stands for as many as query heads everywhere; a field that is absent, in `qwen2`, for 32 where that fits.
+        // null means as many as query heads; an absent field, in `qwen2`, means 32 if that divides them.
         let absent = architecture == Architecture::Qwen2 && !fields.has("num_key_value_heads");
         let default = if absent && query.is_multiple_of(QWEN2_KEY_VALUE_HEADS) {
             QWEN2_KEY_VALUE_HEADS
@@ -215,7 +215,7 @@ impl Heads {
     }
 }
 
-/// A whole number from 1 to `limit`; products of two stay far below the largest integer.
+/// An integer from 1 to `limit`; products of two cannot overflow.
 fn size(fields: &Fields<'_>, field: &str, limit: usize, default: Option<usize>) -> Result<usize> {
     let value = fields.usize(field)?.or(default).ok_or_else(|| fields.missing(field))?;
     if (1..=limit).contains(&value) {
@@ -232,9 +232,9 @@ fn epsilon(fields: &Fields<'_>) -> Result<f64> {
     Err(fields.invalid("rms_norm_eps", format!("is {value}, which is not between 0 and 1")))
 }
 
-/// Settings that change what a model computes and are not implemented: refused, never ignored.
+/// Refuses settings that change what a model computes and are not implemented.
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
-    // The two names that transformers has for x * sigmoid(x).
+    // The two names of x * sigmoid(x) in transformers.
     one_of(fields, "hidden_act", &["silu".into(), "swish".into()], "silu, swish")?;
     let causal = "true, for a model that generates text";
     one_of(fields, "is_causal", &[true.into()], causal)?;
@@ -252,14 +252,14 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Settings that change training alone and are not implemented.
+/// Warnings about settings that affect only training and are not implemented.
 fn warnings(fields: &Fields<'_>) -> Result<Vec<String>> {
     let dropout = fields.f64("attention_dropout")?.filter(|rate| *rate != 0.0);
     let said = |rate| format!("config.json: attention_dropout = {rate} is not applied in training");
     Ok(dropout.map(said).into_iter().collect())
 }
 
-/// A field with few supported values, of which the first is the default.
+/// Checks a field with few supported values, the first of which is the default.
 fn one_of(fields: &Fields<'_>, field: &str, values: &[Value], supported: &'static str) -> Result<()> {
     match fields.get(field) {
         Some(value) if !values.contains(value) => Err(fields.unsupported(field, value, supported)),
@@ -267,7 +267,7 @@ fn one_of(fields: &Fields<'_>, field: &str, values: &[Value], supported: &'stati
     }
 }
 
-/// Token ids of a field; where it is absent, not null, transformers' default of the architecture.
+/// Token ids of a field; if it is absent, but not null, transformers' default for the architecture.
 fn special_tokens(fields: &Fields<'_>, field: &str, default: Option<u32>) -> Result<Vec<u32>> {
     if fields.has(field) {
         return fields.token_ids(field);
@@ -293,7 +293,8 @@ fn dtype(fields: &Fields<'_>) -> Result<Option<DType>> {
     }
 }
 
-/// The window of each layer. Only `qwen2` has them: in the layers that `layer_types` names, or from `max_window_layers` on.
+/// The window of each layer. Only `qwen2` has windows: in the layers given by `layer_types`, or from
+/// `max_window_layers` on.
 fn sliding_windows(fields: &Fields<'_>, architecture: Architecture, layers: usize) -> Result<Vec<Option<usize>>> {
     if architecture == Architecture::Llama {
         return Ok(vec![None; layers]);

@@ -1,4 +1,4 @@
-//! What can be wrong with a settings file: the file, the field, what was found and what would do.
+//! The errors of settings files: the file, the field, the value found and the values supported.
 
 use std::path::PathBuf;
 
@@ -26,7 +26,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// The field.
         field: String,
-        /// What it should be.
+        /// The expected type.
         expected: &'static str,
         /// The value found, shortened.
         found: String,
@@ -41,7 +41,7 @@ pub enum ConfigError {
         /// The supported ones.
         supported: String,
     },
-    /// A setting that is valid elsewhere and not implemented here.
+    /// A setting that is valid in transformers but not implemented here.
     #[error("{}: `{field}` = {found} is not supported; supported: {supported}", path.display())]
     Unsupported {
         /// The file.
@@ -50,7 +50,7 @@ pub enum ConfigError {
         field: String,
         /// The value found, shortened.
         found: String,
-        /// What is supported.
+        /// The supported values.
         supported: &'static str,
     },
     /// A value that is out of bounds or contradicts another.
@@ -60,7 +60,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// The field.
         field: String,
-        /// What is wrong, as the rest of a sentence that begins with the field.
+        /// The rest of a sentence that begins with the field.
         reason: String,
     },
 }

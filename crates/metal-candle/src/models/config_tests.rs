@@ -1,4 +1,4 @@
-//! Settings as transformers writes them, and settings that contradict themselves or ask for too much.
+//! Settings as transformers writes them, and settings that are inconsistent or not supported.
 
 use serde_json::json;
 
@@ -97,7 +97,7 @@ fn old_and_new_rope_keys_agree() {
     both["rope_theta"] = json!(500_000.0);
     let new = with(llama(), json!({"rope_parameters": both})).unwrap();
     assert_eq!(old.rope, new.rope);
-    // An empty object is none; where both are there, the older one wins.
+    // An empty object counts as absent; if both exist, the older one takes precedence.
     let empty = with(llama(), json!({"rope_scaling": {}, "rope_parameters": both})).unwrap();
     assert_eq!(empty.rope, new.rope);
     let older = json!({"type": "linear", "factor": 2});
@@ -157,7 +157,7 @@ fn the_attention_factor_of_yarn() {
     let both = json!({"factor": 4, "mscale": 0.7, "mscale_all_dim": 1.3});
     near(factor(both), (0.07 * 4f64.ln() + 1.0) / (0.13 * 4f64.ln() + 1.0));
     near(factor(json!({"factor": 4, "mscale": 0.7})), 0.1 * 4f64.ln() + 1.0);
-    // Without a factor, the ratio of the two contexts.
+    // Without a factor, the ratio of the two context lengths.
     near(
         factor(json!({"original_max_position_embeddings": 512})),
         0.1 * 4f64.ln() + 1.0,
@@ -424,7 +424,7 @@ fn what_is_not_implemented_is_refused() {
     );
 }
 
-/// Of fields that are absent, and of those that are null.
+/// Defaults of absent fields, and of null ones.
 #[test]
 fn qwen2_has_defaults_of_its_own() {
     let mut base = qwen2();
@@ -448,12 +448,12 @@ fn a_folder_without_settings_says_so() {
     let write = |text: String| std::fs::write(folder.path().join("config.json"), text).unwrap();
     write(llama().to_string());
     assert_eq!(ModelConfig::read(folder.path()).unwrap().hidden_size, 24);
-    // With a byte order mark, and numbers that JSON does not have in a field that nobody reads.
+    // With a byte order mark, and non-JSON numbers in a field that is not read.
     let text = llama().to_string();
     let odd = text.replacen('{', "{\"time_step_limit\": [0.0, Infinity], \"x\": NaN, ", 1);
     write(format!("\u{feff}{odd}"));
     assert_eq!(ModelConfig::read(folder.path()).unwrap().hidden_size, 24);
-    // In a field that is read they are no numbers.
+    // In a field that is read they are errors.
     write(text.replacen('{', "{\"rms_norm_eps\": NaN, ", 1));
     let fault = ModelConfig::read(folder.path()).unwrap_err().to_string();
     assert!(

@@ -13,26 +13,26 @@ pub trait CausalLm: Send + Sync {
     /// Its settings.
     fn config(&self) -> &ModelConfig;
 
-    /// `tokens` `(batch, seq)`, u32, to `(batch, seq, hidden)` after the final norm. A cache in `pass` is extended.
+    /// `tokens` `(batch, seq)`, u32, to `(batch, seq, hidden)` after the final norm. Extends the cache in `pass`.
     ///
     /// # Errors
-    /// When the pass does not fit the tokens or the model. An id outside the vocabulary is reported when it runs.
+    /// When the pass does not fit the tokens or the model. An id outside the vocabulary is reported at run time.
     fn hidden(&self, tokens: &LazyTensor, pass: &mut Pass<'_>) -> Result<LazyTensor>;
 
-    /// The output head `(vocab, hidden)` in the model's dtype; with tied embeddings the embedding itself. Of a quantised
-    /// head that is not tied, what the quants stand for: recorded, and computed anew where it is used.
+    /// The output head `(vocab, hidden)` in the model's dtype; with tied embeddings the embedding itself. For an untied
+    /// quantised head, the dequantised weight: recorded, and recomputed at each use.
     fn head(&self) -> &LazyTensor;
 
-    /// `hidden` `(.., hidden)` to logits `(.., vocab)` by the head, the quantised one where there is one.
+    /// `hidden` `(.., hidden)` to logits `(.., vocab)` by the head, in its quantised form if there is one.
     ///
     /// # Errors
-    /// When the last dimension of `hidden` is another.
+    /// When the last dimension of `hidden` does not match.
     fn project(&self, hidden: &LazyTensor) -> Result<LazyTensor> {
         hidden.matmul_t(self.head())
     }
 
-    /// Visits every linear layer but the head by its name in checkpoints, such as `model.layers.0.self_attn.q_proj`, in
-    /// the order in which they run. The visitor may put another projection in its place.
+    /// Visits every linear layer except the head, with its name in checkpoints, such as
+    /// `model.layers.0.self_attn.q_proj`, in the order in which they run. The visitor may replace the projection.
     fn for_each_linear(&mut self, visit: &mut dyn FnMut(&str, &mut Arc<dyn Projection>));
 
     /// `tokens` `(batch, seq)` to logits `(batch, seq, vocab)`.
@@ -44,7 +44,7 @@ pub trait CausalLm: Send + Sync {
     }
 }
 
-/// The body shared by pre-norm decoders with rotary positions; they differ in their layers.
+/// The part common to all pre-norm decoders with rotary positions; they differ in their layers.
 pub(super) struct Decoder {
     config: ModelConfig,
     embed_tokens: Embedding,
@@ -56,7 +56,7 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// Reads embedding, norm and head; `block` makes layer `i`.
+    /// Builds embedding, norm and head; `block` builds layer `i`.
     pub fn build(
         config: &ModelConfig,
         weights: &Weights,
@@ -68,7 +68,7 @@ impl Decoder {
         let mut lm_head = own_head.unwrap_or_else(|| embed_tokens.weight().clone());
         let name = if tied { "model.embed_tokens" } else { "lm_head" };
         let quantized_head = weights.quantized(name, &lm_head, None)?;
-        // The embedding is there for its rows anyway; a head of its own is kept in one form only.
+        // The embedding is needed for its rows anyway; a separate head is kept in one form only.
         if let (Some(quantized), false) = (&quantized_head, tied) {
             lm_head = quantized.weight(lm_head.dtype())?;
         }

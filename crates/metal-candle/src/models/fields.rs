@@ -1,6 +1,6 @@
 //! Typed access to the fields of a JSON settings file; every error names the file and the field.
 //!
-//! `null` counts as absent, as Python's writers use it; unknown fields are ignored here.
+//! `null` counts as absent, as Python's libraries write it; unknown fields are ignored.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::ConfigError;
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
-/// The fields of one object; `prefix` is where it sits in the file, such as `rope_scaling.`.
+/// The fields of one object; `prefix` is its path in the file, such as `rope_scaling.`.
 pub(crate) struct Fields<'a> {
     path: &'a Path,
     prefix: String,
@@ -31,7 +31,7 @@ impl<'a> Fields<'a> {
         self.map.get(field).filter(|v| !v.is_null())
     }
 
-    /// Whether the field is there, be it null.
+    /// Whether the field exists, even if it is null.
     pub(crate) fn has(&self, field: &str) -> bool {
         self.map.contains_key(field)
     }
@@ -77,7 +77,7 @@ impl<'a> Fields<'a> {
         self.typed(field, "text", Value::as_str)
     }
 
-    /// A token id or a list of them; empty if absent. A negative id, such as the -1 of some exporters, is no token's.
+    /// A token id or a list of them; empty if absent. Negative ids, such as the -1 of some exporters, are ignored.
     pub(crate) fn token_ids(&self, field: &str) -> Result<Vec<u32>> {
         let ids = |v: &Value| match v {
             Value::Array(_) => ids(v),
@@ -88,7 +88,7 @@ impl<'a> Fields<'a> {
             .unwrap_or_default())
     }
 
-    /// A list of lists of token ids; empty if absent. A list with a negative id is left out: it never occurs.
+    /// A list of lists of token ids; empty if absent. A list with a negative id is left out, as it never occurs.
     pub(crate) fn token_id_lists(&self, field: &str) -> Result<Vec<Vec<u32>>> {
         let possible = |v: &Value| {
             let list = ids(v)?;
@@ -157,7 +157,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A whole number that is no larger than token ids are. Negative ones, which are no tokens, are whole numbers, too.
+/// An integer no larger than token ids can be; negative ones are accepted.
 fn whole(value: &Value) -> Option<i64> {
     value.as_i64().filter(|id| *id <= i64::from(u32::MAX))
 }
@@ -168,7 +168,7 @@ fn ids(value: &Value) -> Option<Vec<u32>> {
     Some(all?.into_iter().filter_map(|id| u32::try_from(id).ok()).collect())
 }
 
-/// A value as text of at most 60 characters, so that an error stays one line.
+/// A value as text of at most 60 characters, so that an error fits on a line.
 pub(super) fn shortened(value: &Value) -> String {
     let text = value.to_string();
     let mut short: String = text.chars().take(60).collect();

@@ -1,6 +1,6 @@
-//! What a folder is that is no model in Hugging Face's layout, and what to do about it.
+//! Diagnosis of folders that are not models in Hugging Face's layout: what they contain, and what to do about it.
 //!
-//! Only names are looked at; nothing is opened.
+//! Looks at names only and opens nothing.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use metal_candle_graph::io::FileError;
 
 use super::LoadError;
 
-/// Entries of a folder that are looked at.
+/// Maximum number of folder entries examined.
 const MOST_ENTRIES: usize = 4096;
 
-/// The folder, if it is there and holds a `config.json`.
+/// The folder, if it exists and contains a `config.json`.
 pub(super) fn existing(folder: &Path) -> Result<&Path, LoadError> {
     let not_a_model = |reason| LoadError::NotAModel {
         path: folder.to_owned(),
@@ -31,7 +31,7 @@ pub(super) fn existing(folder: &Path) -> Result<&Path, LoadError> {
     Ok(folder)
 }
 
-/// The error of a folder with settings whose weights cannot be opened, with what is there instead.
+/// The error of a folder with settings whose weights cannot be opened, with what it contains instead.
 pub(super) fn without_weights(folder: &Path, error: FileError) -> LoadError {
     let reason = match &error {
         FileError::NoWeights { .. } => other_weights(&names(folder)),
@@ -82,7 +82,7 @@ fn of_folder(folder: &Path) -> String {
     )
 }
 
-/// A folder one or two levels below that is a model, as in the cache of the hub: `snapshots/<commit>`.
+/// A model folder one or two levels below, as in the hub's cache: `snapshots/<commit>`.
 fn inner_model(folder: &Path, entries: &[String]) -> Option<String> {
     let is_model = |inner: &str| folder.join(inner).join("config.json").is_file();
     let direct = entries.iter().find(|name| is_model(name)).cloned();
@@ -95,7 +95,7 @@ fn inner_model(folder: &Path, entries: &[String]) -> Option<String> {
     })
 }
 
-/// Weights in formats that are not read.
+/// Weights in unsupported formats.
 fn other_weights(names: &[String]) -> Option<String> {
     if let Some(name) = names.iter().find(|n| has_extension(n, "gguf")) {
         return Some(gguf(name));
@@ -127,8 +127,8 @@ fn gguf(name: &str) -> String {
     )
 }
 
-/// How to save a model and its tokenizer as this library reads them. What transformers read from GGUF counts as quantised,
-/// and is only saved once it forgets that.
+/// How to save a model and its tokenizer in a supported format. A model that transformers loaded from GGUF counts as
+/// quantised, and can be saved only after removing its quantisation settings.
 fn convert(argument: &str) -> String {
     format!(
         "python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; \
@@ -159,7 +159,7 @@ fn names(folder: &Path) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// The message about a folder with these files.
+    /// The message for a folder with these files.
     fn said(files: &[&str]) -> String {
         let folder = tempfile::tempdir().unwrap();
         for file in files {

@@ -1,4 +1,4 @@
-//! `generation_config.json`: how a model's authors suggest to generate; often absent.
+//! `generation_config.json`: the generation settings suggested by a model's authors; often absent.
 
 use std::path::Path;
 
@@ -7,56 +7,56 @@ use serde_json::{Value, json};
 use super::fields::shortened;
 use super::{ConfigError, Fields, read_settings};
 
-/// The suggestions that this library follows; every one is optional, an absent file is all of them absent.
+/// The suggestions that this library follows; all are optional, and an absent file counts as empty.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationConfig {
-    /// Tokens that end a text; empty if not given.
+    /// End-of-text tokens; empty if not given.
     pub eos_token_ids: Vec<u32>,
-    /// Token that begins a text.
+    /// Begin-of-text token.
     pub bos_token_id: Option<u32>,
-    /// Token that fills batches.
+    /// Padding token.
     pub pad_token_id: Option<u32>,
-    /// Whether to draw at random instead of taking the likeliest token.
+    /// Whether to sample instead of taking the most likely token.
     pub do_sample: Option<bool>,
     /// Divisor of the logits.
     pub temperature: Option<f64>,
-    /// Keep the `k` likeliest tokens.
+    /// Keep the `k` most likely tokens.
     pub top_k: Option<usize>,
-    /// Keep the likeliest tokens up to this probability.
+    /// Keep the most likely tokens up to this probability.
     pub top_p: Option<f64>,
-    /// Keep tokens at least this likely relative to the likeliest.
+    /// Keep tokens with at least this share of the largest probability.
     pub min_p: Option<f64>,
-    /// Keep the tokens of the most typical surprise up to this probability.
+    /// Keep the tokens with the most typical surprisal up to this probability.
     pub typical_p: Option<f64>,
-    /// Keep tokens at least this likely.
+    /// Keep tokens with at least this probability.
     pub epsilon_cutoff: Option<f64>,
-    /// Keep tokens at least this likely, or less where the entropy is high.
+    /// Keep tokens with at least this probability, or less if the entropy is high.
     pub eta_cutoff: Option<f64>,
-    /// Keep the likeliest tokens up to this share of the entropy.
+    /// Keep the most likely tokens up to this share of the entropy.
     pub top_h: Option<f64>,
-    /// Penalty on tokens that occurred.
+    /// Penalty on earlier tokens.
     pub repetition_penalty: Option<f64>,
-    /// Most tokens to generate.
+    /// Maximum number of generated tokens.
     pub max_new_tokens: Option<usize>,
-    /// Most tokens of prompt and answer together.
+    /// Maximum number of tokens of prompt and answer together.
     pub max_length: Option<usize>,
-    /// Fewest tokens of prompt and answer together.
+    /// Minimum number of tokens of prompt and answer together.
     pub min_length: Option<usize>,
-    /// Fewest tokens to generate.
+    /// Minimum number of generated tokens.
     pub min_new_tokens: Option<usize>,
-    /// No run of so many tokens occurs twice; 0 forbids none.
+    /// No n-gram of this size occurs twice; 0 disables the rule.
     pub no_repeat_ngram_size: Option<usize>,
-    /// Runs of tokens that are never generated.
+    /// Token sequences that are never generated.
     pub bad_words_ids: Vec<Vec<u32>>,
     /// Tokens that are never generated.
     pub suppress_tokens: Vec<u32>,
-    /// Tokens that do not begin an answer.
+    /// Tokens that never begin an answer.
     pub begin_suppress_tokens: Vec<u32>,
-    /// Settings that ask for something that is not implemented, as `num_beams = 4`; the others are followed.
+    /// Settings that are not implemented, such as `num_beams = 4`; the others are followed.
     pub unsupported: Vec<String>,
 }
 
-/// Settings that are not implemented, each with the values that ask for nothing; null and absent always do.
+/// Settings that are not implemented, each with its values that have no effect, besides null and absent.
 fn not_implemented() -> [(&'static str, Vec<Value>); 20] {
     let (zero, one, no) = ([json!(0), json!(0.0)], [json!(1), json!(1.0)], [json!(false)]);
     [
@@ -84,10 +84,10 @@ fn not_implemented() -> [(&'static str, Vec<Value>); 20] {
 }
 
 impl GenerationConfig {
-    /// Reads `generation_config.json` of a model folder; all defaults if there is none.
+    /// Reads `generation_config.json` of a model folder; returns defaults if there is none.
     ///
     /// # Errors
-    /// [`ConfigError`] if the file is there and is not JSON or a field has the wrong type.
+    /// [`ConfigError`] if the file is not JSON or a field has the wrong type.
     pub fn read(folder: &Path) -> Result<Self, ConfigError> {
         let path = folder.join("generation_config.json");
         if path.symlink_metadata().is_err() {
@@ -125,7 +125,7 @@ impl GenerationConfig {
     }
 }
 
-/// The settings that ask for what is not implemented.
+/// The settings in effect that are not implemented.
 fn unsupported(fields: &Fields<'_>) -> Vec<String> {
     let asks = |(field, neutral): (&'static str, Vec<Value>)| {
         let value = fields.get(field).filter(|value| !neutral.contains(value))?;

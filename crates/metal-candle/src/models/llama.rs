@@ -1,4 +1,4 @@
-//! `llama`: Llama 1 to 3. Biases only where the settings ask for them, attention over everything before.
+//! `llama`: Llama 1 to 3. Biases are optional; attention is never windowed.
 
 use super::decoder::Decoder;
 use super::weights::Weights;

@@ -1,4 +1,4 @@
-//! Why a model folder cannot be loaded.
+//! The errors of loading a model folder.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,18 +12,18 @@ use crate::text::TextError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// The folder is not there.
+    /// The folder does not exist.
     #[error("{}: no such folder; give the folder of a model in Hugging Face's layout", path.display())]
     NoFolder {
         /// The folder.
         path: PathBuf,
     },
-    /// The folder is no model in Hugging Face's layout.
+    /// The folder is not a model in Hugging Face's layout.
     #[error("{}: {reason}", path.display())]
     NotAModel {
         /// The folder, or the file that was given instead.
         path: PathBuf,
-        /// What is there, and what to do.
+        /// What it contains, and what to do.
         reason: String,
     },
     /// `config.json` or `generation_config.json` cannot be used.
@@ -35,15 +35,15 @@ pub enum LoadError {
     /// The tokenizer or the chat template cannot be used.
     #[error(transparent)]
     Text(#[from] TextError),
-    /// The weights are not those that the settings describe.
+    /// The weights do not match the settings.
     #[error("{}: the weights do not fit config.json: {faults}", source_name.display())]
     Tensors {
         /// The folder of the weights.
         source_name: PathBuf,
-        /// Every tensor that does not fit.
+        /// Every tensor that does not match.
         faults: TensorFaults,
     },
-    /// The tokenizer has tokens that the model does not.
+    /// The tokenizer has tokens outside the model's vocabulary.
     #[error("the tokenizer has {tokenizer} tokens but the model's vocab_size is {model}; are they of the same model?")]
     Vocabulary {
         /// One more than the largest token id.
@@ -51,18 +51,18 @@ pub enum LoadError {
         /// Rows of the embedding.
         model: usize,
     },
-    /// Weights in a dtype that models are not computed in.
+    /// A dtype in which models cannot be computed.
     #[error("weights cannot be computed with as {found:?}; choose f32, f16, bf16 or f64")]
     Dtype {
-        /// The dtype asked for.
+        /// The requested dtype.
         found: candle_core::DType,
     },
-    /// The device refused a tensor.
+    /// Candle could not create a tensor.
     #[error("tensor `{name}`: {source}")]
     Tensor {
         /// The tensor.
         name: String,
-        /// Candle's reason.
+        /// Candle's error.
         source: Box<candle_core::Error>,
     },
     /// A weight cannot be quantised.
@@ -70,27 +70,27 @@ pub enum LoadError {
     Quantize {
         /// The layer.
         name: String,
-        /// The engine's reason.
+        /// The engine's error.
         source: Box<metal_candle_graph::Error>,
     },
-    /// The engine refused a tensor.
+    /// An error of the engine.
     #[error(transparent)]
     Graph(#[from] metal_candle_graph::Error),
 }
 
-/// How the tensors of a checkpoint differ from those that the settings ask for.
+/// The differences between the tensors of a checkpoint and those that the settings imply.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TensorFaults {
-    /// Names that are not there.
+    /// Names of missing tensors.
     pub missing: Vec<String>,
     /// Name, shape found, shape expected.
     pub misshapen: Vec<(String, Vec<usize>, Vec<usize>)>,
-    /// Names that this architecture does not have.
+    /// Names of tensors that this architecture does not have.
     pub unexpected: Vec<String>,
 }
 
 impl TensorFaults {
-    /// Whether everything fits.
+    /// Whether there are no differences.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.misshapen.is_empty() && self.unexpected.is_empty()
@@ -112,7 +112,7 @@ impl fmt::Display for TensorFaults {
     }
 }
 
-/// `missing: a, b, c and 4 more`, if there is anything.
+/// `missing: a, b, c and 4 more`, if there are any.
 fn listed(what: &str, mut items: Vec<String>) -> Option<String> {
     const SHOWN: usize = 4;
     let more = items.len().saturating_sub(SHOWN);

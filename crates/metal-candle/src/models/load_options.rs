@@ -1,4 +1,4 @@
-//! What the weights of a model become when it is loaded or made.
+//! Options for the weights of a model that is loaded or created.
 
 use candle_core::DType;
 use metal_candle_graph::QuantFormat;
@@ -18,8 +18,8 @@ pub struct LoadOptions {
     /// Dtype of activations, embedding, norms and biases, and of linear layers that are not quantised: f32, f16, bf16 or
     /// f64.
     pub dtype: DType,
-    /// Format of the linear layers and of the output head. A layer whose number of inputs is no multiple of 32 keeps
-    /// `dtype`. With tied embeddings the head is a quantised copy, and the embedding keeps `dtype`.
+    /// Quantisation format of the linear layers and of the output head. A layer whose input size is not a multiple of
+    /// 32 keeps `dtype`. With tied embeddings the head is a quantised copy, and the embedding keeps `dtype`.
     pub quantization: Option<QuantFormat>,
 }
 

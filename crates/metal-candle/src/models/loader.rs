@@ -1,4 +1,4 @@
-//! From a Hugging Face folder to a model: settings, weights, tokenizer, each checked before the next is read.
+//! Loads a Hugging Face folder: settings, weights and tokenizer, each checked before the next is read.
 
 use std::borrow::Borrow;
 use std::path::Path;
@@ -12,23 +12,23 @@ use super::weights::{UNTIED, Weights};
 use super::{Architecture, CausalLm, GenerationConfig, LoadError, LoadOptions, ModelConfig, QuantFormat, llama, qwen2};
 use crate::text::Tokenizer;
 
-/// A model with what belongs to it.
+/// A model with its tokenizer and settings.
 pub struct LoadedModel {
     /// The model.
     pub model: Box<dyn CausalLm>,
     /// Its tokenizer, with its chat template.
     pub tokenizer: Tokenizer,
-    /// How its authors suggest to generate.
+    /// The generation settings suggested by its authors.
     pub generation: GenerationConfig,
-    /// What the folder asks for that is not done, or done otherwise; each a sentence for the user.
+    /// Settings of the folder that are not followed, or followed differently; each a sentence for the user.
     pub warnings: Vec<String>,
 }
 
 impl LoadedModel {
-    /// Puts together what was loaded separately.
+    /// Combines separately loaded parts.
     ///
     /// # Errors
-    /// [`LoadError::Vocabulary`] if the tokenizer has tokens that the model does not.
+    /// [`LoadError::Vocabulary`] if the tokenizer has tokens outside the model's vocabulary.
     pub fn new(
         model: Box<dyn CausalLm>,
         tokenizer: Tokenizer,
@@ -49,7 +49,7 @@ impl LoadedModel {
         })
     }
 
-    /// Tokens that end a text: those of `generation_config.json`, else of `config.json`, and the tokenizer's.
+    /// End-of-text tokens: those of `generation_config.json`, else of `config.json`, and the tokenizer's.
     #[must_use]
     pub fn stop_tokens(&self) -> Vec<u32> {
         let suggested = &self.generation.eos_token_ids;
@@ -65,8 +65,8 @@ impl LoadedModel {
     }
 }
 
-/// Loads a model folder: `config.json`, the weights, `tokenizer.json`, and where they are there
-/// `generation_config.json` and the chat template. Weights are converted to `dtype` as they are read.
+/// Loads a model folder: `config.json`, the weights, `tokenizer.json`, and if present `generation_config.json` and the
+/// chat template. Weights are converted to `dtype` while they are read.
 ///
 /// ```no_run
 /// use candle_core::DType;
@@ -87,7 +87,7 @@ pub fn load(
     load_with(folder, LoadOptions::new(dtype), device)
 }
 
-/// As [`load`], with all that can be chosen: weights can be quantised as they are read.
+/// Like [`load`], with all options: weights can be quantised while they are read.
 ///
 /// ```no_run
 /// use candle_core::DType;
@@ -118,7 +118,7 @@ pub fn load_with(
     Ok(loaded)
 }
 
-/// What the settings of a folder ask for and do not get.
+/// Warnings about settings of a folder that are not followed.
 fn warnings(config: &ModelConfig, loaded: &LoadedModel) -> Vec<String> {
     let mut warnings = config.warnings.clone();
     if is_untied(config, &*loaded.model) {
@@ -144,7 +144,7 @@ pub fn load_model(
     load_model_with(folder, LoadOptions::new(dtype), device)
 }
 
-/// As [`load_model`], with all that can be chosen.
+/// Like [`load_model`], with all options.
 ///
 /// # Errors
 /// See [`load_with`].
@@ -162,7 +162,7 @@ pub fn load_model_with(
     Ok(model)
 }
 
-/// Whether a head beside tied embeddings differs from them and is used.
+/// Whether the settings tie the head to the embedding, but the checkpoint has a different head, which is used.
 fn is_untied(config: &ModelConfig, model: &dyn CausalLm) -> bool {
     config.tie_word_embeddings && !model.config().tie_word_embeddings
 }
@@ -170,7 +170,7 @@ fn is_untied(config: &ModelConfig, model: &dyn CausalLm) -> bool {
 /// Builds a model from tensors in memory, by their names in checkpoints; they are converted to `dtype`.
 ///
 /// # Errors
-/// [`LoadError::Tensors`] naming every tensor that is missing, of another shape or unexpected.
+/// [`LoadError::Tensors`] naming every tensor that is missing, misshapen or unexpected.
 pub fn from_parts(
     config: &ModelConfig,
     tensors: impl IntoIterator<Item = (String, Tensor)>,
@@ -180,11 +180,11 @@ pub fn from_parts(
     build(config, &Weights::of_tensors(tensors, float(dtype)?, device.borrow())?)
 }
 
-/// Builds a model on tensors of the engine, by their names in checkpoints. Inside a compiled function they may be its
-/// arguments: that is how all weights of a model are trained.
+/// Builds a model from tensors of the engine, by their names in checkpoints. Inside a compiled function they may be its
+/// arguments: this is how all weights of a model are trained.
 ///
 /// # Errors
-/// [`LoadError::Tensors`] naming every tensor that is missing, of another shape or unexpected.
+/// [`LoadError::Tensors`] naming every tensor that is missing, misshapen or unexpected.
 pub fn from_recorded(
     config: &ModelConfig,
     tensors: impl IntoIterator<Item = (String, LazyTensor)>,
@@ -192,7 +192,7 @@ pub fn from_recorded(
     quantized(config, tensors, None)
 }
 
-/// As [`from_recorded`]; what is quantised is evaluated.
+/// Like [`from_recorded`]; quantised weights are evaluated.
 pub(super) fn quantized(
     config: &ModelConfig,
     tensors: impl IntoIterator<Item = (String, LazyTensor)>,
@@ -212,7 +212,7 @@ fn read(
     build(config, &Weights::of_folder(checkpoint, options, device))
 }
 
-/// The registry: which file builds which `model_type`.
+/// The registry: maps each `model_type` to its builder.
 fn build(config: &ModelConfig, weights: &Weights) -> Result<Box<dyn CausalLm>, LoadError> {
     weights.check(config)?;
     Ok(Box::new(match config.architecture {

@@ -1,7 +1,7 @@
-//! Models: what a Hugging Face folder says about itself, and the architectures built from it.
+//! Models: the settings and weights of a Hugging Face folder, and the architectures built from them.
 //!
-//! A model file (`llama.rs`, `qwen2.rs`, named by `model_type`) says how one decoder layer is put together; `decoder.rs`
-//! is what they share. Models hold no kernel, know no adapter and never ask which device they are on.
+//! A model file (`llama.rs`, `qwen2.rs`, named by `model_type`) defines one decoder layer; `decoder.rs` is the common
+//! part. Models contain no kernel, know no adapter and do not depend on the device.
 
 mod config;
 mod config_error;

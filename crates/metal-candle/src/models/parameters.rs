@@ -1,9 +1,9 @@
-//! The tensors a model folder must hold, by name and shape: what the settings imply, before anything is read.
+//! The tensors of a model by name and shape, as implied by the settings.
 
 use super::{Architecture, ModelConfig};
 
 impl ModelConfig {
-    /// Name and shape of every tensor of the model, in Hugging Face's names; linear weights are `(out, in)`.
+    /// Name and shape of every tensor of the model, with Hugging Face's names; linear weights are `(out, in)`.
     ///
     /// With tied embeddings there is no `lm_head.weight`: the head is the embedding.
     #[must_use]

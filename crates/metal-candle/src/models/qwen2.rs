@@ -1,4 +1,4 @@
-//! `qwen2`: Qwen 1.5 to 2.5. Query, key and value have biases; some layers may see only a window.
+//! `qwen2`: Qwen 1.5 to 2.5. Query, key and value have biases; some layers may use a sliding window.
 
 use super::decoder::Decoder;
 use super::weights::Weights;

@@ -1,5 +1,5 @@
-//! Models without a checkpoint: random weights of the sizes that the settings give, for measuring, for tests, and to
-//! begin a pre-training from. Never a model that says anything.
+//! Models with random weights for given settings, without a checkpoint: for benchmarks, for tests, and as the start of
+//! pre-training.
 
 use std::num::NonZero;
 use std::thread;
@@ -10,11 +10,12 @@ use metal_candle_graph::{LazyTensor, random};
 
 use super::{CausalLm, LoadError, LoadOptions, ModelConfig, loader};
 
-/// Deviation of the matrices of a [`random`](fn@random) model: `initializer_range` of most `config.json` files.
+/// Standard deviation of the matrices of a [`random`](fn@random) model: `initializer_range` of most `config.json`
+/// files.
 const DEVIATION: f32 = 0.02;
 
-/// A model of random weights, the same for the same settings and seed: matrices normal with deviation 0.02, norms one,
-/// biases zero. Weights are made in `dtype`, so they are in memory once.
+/// A model with random weights, determined by settings and seed: matrices are normal with deviation 0.02, norms are
+/// one, biases zero. Weights are generated in `dtype`, so memory holds them once.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -31,12 +32,12 @@ const DEVIATION: f32 = 0.02;
 /// ```
 ///
 /// # Errors
-/// [`LoadError::Dtype`] for a dtype that models are not computed in.
+/// [`LoadError::Dtype`] for a dtype in which models cannot be computed.
 pub fn random(config: &ModelConfig, dtype: DType, seed: u64, device: &Device) -> Result<Box<dyn CausalLm>, LoadError> {
     random_with(config, LoadOptions::new(dtype), seed, device)
 }
 
-/// As [`random`](fn@random), with all that can be chosen: quantised models are those of the same numbers.
+/// Like [`random`](fn@random), with all options: a quantised model has the same weights, quantised.
 ///
 /// # Errors
 /// See [`random`](fn@random).
@@ -50,7 +51,7 @@ pub fn random_with(
     loader::quantized(config, parameters, options.quantization)
 }
 
-/// Name and value of every tensor of a model, as [`random`](fn@random) makes them, with another deviation.
+/// Name and value of every tensor of a model, as in [`random`](fn@random), with another deviation.
 ///
 /// # Errors
 /// See [`random`](fn@random).
@@ -96,7 +97,7 @@ pub fn random_parameters(
 #[derive(Clone, Copy)]
 struct Stream {
     seed: u64,
-    /// Of the tensor among those of the model.
+    /// The index of the tensor among those of the model.
     number: u32,
     deviation: f32,
 }
@@ -106,11 +107,11 @@ impl Stream {
         Tensor::from_vec(self.values(shape.iter().product(), of), shape, &Device::Cpu)
     }
 
-    /// Each number depends on its index alone, so threads share the work freely.
+    /// Each number depends on its index alone, so the work can be split over threads in any way.
     fn values<T: WithDType>(self, count: usize, of: fn(f32) -> T) -> Vec<T> {
         let mut values = vec![T::zero(); count];
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        // Whole blocks of four.
+        // Whole Philox blocks of four.
         let share = count.div_ceil(threads).next_multiple_of(4);
         thread::scope(|scope| {
             for (part, values) in values.chunks_mut(share.max(4)).enumerate() {

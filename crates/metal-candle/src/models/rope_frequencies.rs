@@ -1,13 +1,12 @@
-//! The numbers of rotary position embeddings: inverse frequencies from base, scaling and size of a head.
+//! The inverse frequencies of rotary position embeddings, from base, scaling and head dimension.
 //!
-//! They are computed in f32, step by step as `transformers` does, because its rounding is part of what the weights were
-//! trained with.
+//! They are computed in f32, step by step as in `transformers`, because the weights were trained with its rounding.
 
 use super::{RopeConfig, RopeScaling};
 
 impl RopeConfig {
-    /// Angle per position of each pair of a head's dimensions, in radians: `head_dim / 2` values,
-    /// `theta^(-2i / head_dim)` adjusted by the scaling.
+    /// Angle per position for each pair of channels of a head, in radians: `head_dim / 2` values, `theta^(-2i /
+    /// head_dim)` adjusted by the scaling.
     ///
     /// ```
     /// use metal_candle::models::{RopeConfig, RopeScaling};
@@ -43,7 +42,7 @@ impl RopeConfig {
                 original_max_position_embeddings,
                 ..
             } => {
-                // The dimension that turns so often within the original context.
+                // The dimension with this many rotations within the original context.
                 let original = original_max_position_embeddings as f64;
                 let (size, log) = (head_dim as f64, self.theta.ln());
                 let dimension = |turns: f64| size * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * log);
@@ -75,7 +74,7 @@ fn llama3(frequency: f32, factor: f32, (low, high, original): (f64, f64, f64)) -
     (1.0 - smooth) * frequency / factor + smooth * frequency
 }
 
-/// Rises from 0 to 1 between two dimensions.
+/// A linear ramp from 0 to 1 between two dimensions.
 struct Ramp {
     from: f32,
     width: f32,
@@ -83,7 +82,7 @@ struct Ramp {
 
 impl Ramp {
     fn new(from: f64, to: f64) -> Self {
-        // Of no width it would divide by zero.
+        // A width of zero would divide by zero.
         let width = if to - from == 0.0 { 0.001 } else { to - from };
         Self {
             from: from as f32,

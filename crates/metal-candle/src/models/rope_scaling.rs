@@ -1,7 +1,7 @@
-//! Rotary position embeddings as a model folder describes them: base frequency and scaling.
+//! Rotary position embeddings as a model folder specifies them: base frequency and scaling.
 //!
 //! Both spellings are read: `rope_theta` beside `rope_scaling` (transformers 4), and `rope_parameters` with both inside
-//! (transformers 5). The numbers made of them are in `rope_frequencies.rs`.
+//! (transformers 5). The frequencies are computed in `rope_frequencies.rs`.
 
 use super::{ConfigError, Fields};
 
@@ -20,17 +20,17 @@ pub struct RopeConfig {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum RopeScaling {
-    /// Not at all.
+    /// Unchanged.
     Default,
     /// All frequencies divided by a factor.
     Linear {
         /// The divisor, above 0.
         factor: f64,
     },
-    /// The base grows with texts longer than `max_position_embeddings`. Up to there, which is the longest context that is
-    /// generated and trained on, frequencies are those of [`Default`](Self::Default).
+    /// The base grows with sequences longer than `max_position_embeddings`. Up to that length, the maximum for
+    /// generation and training, frequencies are those of [`Default`](Self::Default).
     Dynamic {
-        /// How fast the base grows, above 0.
+        /// Growth factor of the base, above 0.
         factor: f64,
     },
     /// Long wavelengths divided by a factor, short ones kept, those between interpolated (Llama 3.1).
@@ -49,13 +49,13 @@ pub enum RopeScaling {
     Yarn {
         /// The divisor of long wavelengths, above 0.
         factor: f64,
-        /// Factor on cosines and sines.
+        /// Scale of cosines and sines.
         attention_factor: f64,
-        /// Turns within the original context above which a dimension is kept.
+        /// Dimensions with more rotations than this within the original context are kept.
         beta_fast: f64,
-        /// Turns within the original context below which a dimension is divided.
+        /// Dimensions with fewer rotations than this within the original context are divided.
         beta_slow: f64,
-        /// Whether the ends of the ramp are rounded to whole dimensions.
+        /// Whether the ends of the ramp are rounded to integers.
         truncate: bool,
         /// Context length of pre-training, in tokens.
         original_max_position_embeddings: usize,
@@ -65,7 +65,7 @@ pub enum RopeScaling {
 impl RopeConfig {
     /// Reads `rope_theta` with `rope_scaling`, or the newer `rope_parameters` that holds both.
     pub(super) fn read(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Self, ConfigError> {
-        // transformers prefers the older key where both are there; an empty object counts as absent.
+        // transformers prefers the older key if both exist; an empty object counts as absent.
         let scaling = match fields.object("rope_scaling")?.filter(|s| !s.is_empty()) {
             Some(scaling) => Some(scaling),
             None => fields.object("rope_parameters")?,
@@ -90,7 +90,7 @@ impl RopeConfig {
         Ok(Self { theta, scaling })
     }
 
-    /// Factor on cosines and sines; 1 but for `YaRN`.
+    /// Scale of cosines and sines; 1 except for `YaRN`.
     #[must_use]
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {
@@ -103,7 +103,7 @@ impl RopeConfig {
     }
 }
 
-/// Lengths of context, in tokens.
+/// Context lengths, in tokens.
 #[derive(Clone, Copy)]
 struct Context {
     /// Of pre-training.
@@ -113,7 +113,7 @@ struct Context {
 }
 
 impl Context {
-    /// As in transformers, `original_max_position_embeddings` of the file itself wins over that of the scaling.
+    /// As in transformers, `original_max_position_embeddings` of the file takes precedence over that of the scaling.
     fn read(file: &Fields<'_>, scaling: &Fields<'_>, longest: usize) -> Result<Self, ConfigError> {
         const FIELD: &str = "original_max_position_embeddings";
         for fields in [file, scaling] {
@@ -139,7 +139,7 @@ impl RopeScaling {
         };
         match fields.str(key)?.unwrap_or("default") {
             "default" => {
-                // Of a model whose layers differ, the objects are named by the kinds of layers.
+                // For a model whose layers differ, objects are keyed by layer type.
                 for kind in ["full_attention", "sliding_attention"] {
                     if let Some(nested) = fields.get(kind) {
                         return Err(fields.unsupported(kind, nested, "one rotary embedding for all layers"));
@@ -186,7 +186,7 @@ impl RopeScaling {
             Some(_) => positive(fields, "factor")?,
             None => context.longest as f64 / context.original as f64,
         };
-        // 0 stands for the default, as in transformers.
+        // 0 means the default, as in transformers.
         let or = |field, default| match fields.f64(field)? {
             None | Some(0.0) => Ok(default),
             Some(_) => positive(fields, field),
@@ -202,7 +202,7 @@ impl RopeScaling {
     }
 }
 
-/// The factor of `YaRN` on cosines and sines: as given, else by the two `mscale` settings, else by `factor` alone.
+/// The `YaRN` scale of cosines and sines: as given, else by the two `mscale` settings, else by `factor` alone.
 fn attention_factor(fields: &Fields<'_>, factor: f64) -> Result<f64, ConfigError> {
     if let Some(given) = fields.f64("attention_factor")? {
         if given > 0.0 && given <= 1e9 {

@@ -1,8 +1,8 @@
-//! Settings files (`config.json` and its siblings): one JSON object, read as Python's `json` reads it.
+//! Settings files (`config.json` and others): one JSON object, read like Python's `json`.
 //!
-//! Beyond JSON proper that is a byte order mark and the numbers `NaN`, `Infinity` and `-Infinity`. Such a number becomes
-//! the text of its name, so that a field nobody reads is harmless and one that is read is reported as no number. The file
-//! is untrusted: its size and depth are bounded, and a key that appears twice is an error.
+//! That allows a byte order mark and the numbers `NaN`, `Infinity` and `-Infinity`. Such a number is read as a string
+//! with its name, so that it is harmless in an unused field and reported as not a number in a used one. The file is
+//! untrusted: its size and depth are bounded, and a duplicate key is an error.
 
 use std::fmt;
 use std::fs::File;
@@ -13,7 +13,7 @@ use metal_candle_graph::io::FileError;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Largest settings file, in bytes; parsed JSON takes up to about fifty times its text.
+/// Largest settings file accepted, in bytes; parsed JSON takes up to about fifty times its text.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Reads the object of a settings file; keys keep their order.
@@ -45,7 +45,7 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, FileError> {
             source,
         }
     };
-    // Asked before it is opened: opening a pipe would wait for its writer.
+    // Checked before opening: opening a pipe would wait for its writer.
     let found = std::fs::metadata(path).map_err(io("open"))?;
     if !found.is_file() {
         return Err(FileError::NotAFile { path: path.to_owned() });
@@ -61,14 +61,14 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, FileError> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(io("open"))?;
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io("read"))?;
-    // A file of `/proc` and the like says its size is 0.
+    // The reported size of files such as those of `/proc` is 0.
     if bytes.len() as u64 > MAX_BYTES {
         return Err(too_large(bytes.len() as u64));
     }
     Ok(bytes)
 }
 
-/// The text with each number that JSON does not have replaced by its name in quotes.
+/// The text with non-JSON numbers replaced by their names in quotes.
 fn with_numbers_named(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -92,7 +92,8 @@ fn with_numbers_named(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Bytes of the string that `text` begins with, both quotes included; all of them if it does not end.
+/// The length in bytes of the string at the start of `text`, including both quotes; all of it if the string does not
+/// end.
 fn string_length(text: &[u8]) -> usize {
     let mut escaped = false;
     for (at, &byte) in text.iter().enumerate().skip(1) {
@@ -110,7 +111,7 @@ fn is_number_or_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.')
 }
 
-/// What stands in a value's place, if it is a number that JSON does not have, or one beyond the largest f64.
+/// The replacement of a value that is not a JSON number, or exceeds the largest f64.
 fn named(word: &[u8]) -> Option<&'static [u8]> {
     match word {
         b"NaN" => return Some(b"\"NaN\""),
@@ -127,7 +128,7 @@ fn named(word: &[u8]) -> Option<&'static [u8]> {
     }
 }
 
-/// A value whose objects repeat no key. `serde_json` itself bounds the depth.
+/// A value whose objects have no duplicate keys. Depth is bounded by `serde_json`.
 struct Unambiguous(Value);
 
 impl<'de> Deserialize<'de> for Unambiguous {

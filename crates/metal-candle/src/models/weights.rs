@@ -1,7 +1,7 @@
-//! The tensors a model is built from: a folder's files or tensors in memory, behind one set of names.
+//! The tensors from which a model is built: a folder's files or tensors in memory, as one set of names.
 //!
-//! Names and shapes are compared with what the settings ask for before a weight is read, so a folder that does not fit
-//! costs nothing.
+//! Names and shapes are compared with those of the settings before any weight is read, so a mismatch is reported at
+//! once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use metal_candle_graph::{LazyTensor, QuantFormat};
 use super::{LoadError, LoadOptions, ModelConfig, TensorFaults};
 use crate::nn::{Linear, Projection, QuantizedLinear, RmsNorm};
 
-/// Weights, and what they become when read.
+/// A source of weights, and their conversion.
 pub(super) struct Weights {
     source: Source,
     dtype: DType,
@@ -25,16 +25,16 @@ pub(super) struct Weights {
 enum Source {
     Folder(Checkpoint),
     Memory(HashMap<String, LazyTensor>),
-    /// May be placeholders of a traced function, which have no values yet.
+    /// May be placeholders of a traced function, which have no values.
     Recorded(HashMap<String, LazyTensor>),
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
-/// What is done where the settings tie the head to the embedding and the weights do not.
+/// The warning for a checkpoint whose head differs from the embedding although the settings tie them.
 pub(super) const UNTIED: &str =
     "tie_word_embeddings is true, but lm_head.weight has values of its own: it is used, as in transformers";
-/// Numbers compared at a time.
+/// Number of elements compared at a time.
 const PIECE: usize = 1 << 22;
 
 impl Weights {
@@ -69,10 +69,10 @@ impl Weights {
         })
     }
 
-    /// Tensors of the engine, which may be placeholders of a traced function where nothing is quantised; they keep their
+    /// Tensors of the engine, which may be placeholders of a traced function unless they are quantised; they keep their
     /// dtypes.
     pub fn of_recorded(tensors: HashMap<String, LazyTensor>, quantization: Option<QuantFormat>) -> Self {
-        // Neither is asked for where nothing is converted.
+        // Not used without conversion.
         Self {
             source: Source::Recorded(tensors),
             dtype: DType::F32,
@@ -105,14 +105,14 @@ impl Weights {
         }
     }
 
-    /// The embedding. Of tied weights that were saved as the head alone, the head.
+    /// The embedding; for tied weights that were saved as the head alone, the head.
     pub fn embedding(&self, config: &ModelConfig) -> Result<LazyTensor, LoadError> {
         let only_head = config.tie_word_embeddings && !self.contains(EMBEDDING) && self.contains(HEAD);
         self.get(if only_head { HEAD } else { EMBEDDING })
     }
 
-    /// The output head, unless it is the embedding. As in transformers, weights that hold both with other values are not
-    /// tied, whatever the settings say.
+    /// The output head, unless it is the embedding. As in transformers, weights that contain both with different values
+    /// are not tied, whatever the settings say.
     pub fn own_head(&self, config: &ModelConfig, embedding: &LazyTensor) -> Result<Option<LazyTensor>, LoadError> {
         if !config.tie_word_embeddings {
             return self.get(HEAD).map(Some);
@@ -127,7 +127,7 @@ impl Weights {
         Ok(Some(head))
     }
 
-    /// The linear layer of that name.
+    /// The linear layer with this name.
     pub fn linear(&self, name: &str, bias: bool) -> Result<Arc<dyn Projection>, LoadError> {
         let bias = bias.then(|| self.get(&format!("{name}.bias"))).transpose()?;
         let weight = self.get(&format!("{name}.weight"))?;
@@ -137,7 +137,7 @@ impl Weights {
         })
     }
 
-    /// The linear layer of that name quantised, if it is to be and can be.
+    /// The linear layer with this name, quantised if requested and possible.
     pub fn quantized(
         &self,
         name: &str,
@@ -152,7 +152,7 @@ impl Weights {
         })
     }
 
-    /// The norm of that name.
+    /// The norm with this name.
     pub fn rms_norm(&self, name: &str, config: &ModelConfig) -> Result<RmsNorm, LoadError> {
         Ok(RmsNorm::new(
             self.get(&format!("{name}.weight"))?,
@@ -160,12 +160,12 @@ impl Weights {
         ))
     }
 
-    /// Compares names and shapes with those that the settings imply, before anything is read.
+    /// Compares names and shapes with those that the settings imply, before any weight is read.
     pub fn check(&self, config: &ModelConfig) -> Result<(), LoadError> {
         let found = self.shapes()?;
         let mut expected: BTreeMap<String, Vec<usize>> = config.parameter_shapes().into_iter().collect();
         if config.tie_word_embeddings && found.contains_key(HEAD) {
-            // The head may be there beside the embedding, or in its place.
+            // The head may exist beside the embedding, or in its place.
             expected.insert(HEAD.to_owned(), vec![config.vocab_size, config.hidden_size]);
             if !found.contains_key(EMBEDDING) {
                 expected.remove(EMBEDDING);
@@ -216,17 +216,17 @@ impl Weights {
     }
 }
 
-/// Tensors that some exports carry although they follow from the settings.
+/// Tensors that some exporters write although they follow from the settings.
 fn is_redundant(name: &str) -> bool {
     name.ends_with(".rotary_emb.inv_freq")
 }
 
-/// Whether two tables `(rows, columns)` hold the same numbers.
+/// Whether two tables `(rows, columns)` have equal elements.
 fn same_values(a: &LazyTensor, b: &LazyTensor) -> Result<bool, LoadError> {
     let (a, b) = (a.eval()?, b.eval()?);
     let compare = || {
         let (rows, columns) = a.dims2()?;
-        // In pieces, so that large tables are not copied whole.
+        // In pieces, so that large tables are not copied as a whole.
         let piece = (PIECE / columns.max(1)).max(1);
         for first in (0..rows).step_by(piece) {
             let count = piece.min(rows - first);

@@ -16,11 +16,11 @@ pub struct Attention {
     pub v_proj: Arc<dyn Projection>,
     /// `heads * head_dim` to `hidden`.
     pub o_proj: Arc<dyn Projection>,
-    /// Size of a head.
+    /// Head dimension.
     pub head_dim: usize,
-    /// Number of tokens that a token sees, itself included; `None` for all before it.
+    /// Sliding window in tokens, the current one included; `None` for full attention.
     pub window: Option<usize>,
-    /// Number of the layer, which finds its keys and values in a cache.
+    /// Index of the layer, for the cache.
     pub layer: usize,
 }
 

@@ -1,4 +1,4 @@
-//! One layer of a pre-norm decoder: each half reads a normalised copy and adds to the residual stream.
+//! One layer of a pre-norm decoder: attention and MLP each read a normalised copy and add to the residual stream.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use metal_candle_graph::{LazyTensor, Result};
 
 use super::{Attention, Mlp, Pass, Projection, RmsNorm, Rotation};
 
-/// A decoder layer; fields have the names of its checkpoint.
+/// A decoder layer; fields have the names of checkpoints.
 pub struct Block {
     /// Before attention.
     pub input_layernorm: RmsNorm,
@@ -32,7 +32,7 @@ impl Block {
         x.add(&self.mlp.forward(&self.post_attention_layernorm.forward(&x)?, pass)?)
     }
 
-    /// Its linear layers by their names in checkpoints, in the order in which they run.
+    /// Its linear layers with their names in checkpoints, in the order in which they run.
     pub fn linears(&mut self) -> [(&'static str, &mut Arc<dyn Projection>); 7] {
         let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
         [

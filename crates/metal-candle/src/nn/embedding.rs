@@ -1,4 +1,4 @@
-//! Rows by token id.
+//! Token embedding.
 
 use metal_candle_graph::{LazyTensor, Result};
 
@@ -9,7 +9,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// From `weight` `(vocab, hidden)`.
+    /// Creates an embedding from `weight` `(vocab, hidden)`.
     #[must_use]
     pub fn new(weight: LazyTensor) -> Self {
         Self { weight }
@@ -18,7 +18,7 @@ impl Embedding {
     /// `tokens` `(batch, seq)` of dtype u32 or i64 to `(batch, seq, hidden)`.
     ///
     /// # Errors
-    /// When `tokens` has another dtype; an id outside the table is reported when it runs.
+    /// When `tokens` has another dtype; an id out of range is reported at run time.
     pub fn forward(&self, tokens: &LazyTensor) -> Result<LazyTensor> {
         let count = tokens.shape().elem_count();
         let rows = self.weight.index_select(0, &tokens.reshape(&[count])?)?;

@@ -1,4 +1,4 @@
-//! `y = x W^T + b`.
+//! The linear layer, `y = x W^T + b`.
 
 use metal_candle_graph::{Error, LazyTensor, Result};
 
@@ -12,7 +12,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// From `weight` `(out, in)` and, if there is one, `bias` `(out)`.
+    /// Creates a layer from `weight` `(out, in)` and an optional `bias` `(out)`.
     ///
     /// # Errors
     /// When the shapes are incompatible.

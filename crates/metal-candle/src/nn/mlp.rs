@@ -6,7 +6,7 @@ use metal_candle_graph::{LazyTensor, Result};
 
 use super::{Pass, Projection};
 
-/// The feed-forward half of one decoder layer.
+/// The MLP of one decoder layer.
 pub struct Mlp {
     /// `hidden` to `intermediate`, through `silu`.
     pub gate_proj: Arc<dyn Projection>,

@@ -1,7 +1,7 @@
 //! Layers: small structs of named weights whose `forward` records operations and never runs them.
 //!
-//! Activations are `(batch, seq, features)`; attention splits them into `(batch, seq, heads, head_dim)` and permutes
-//! nothing. What changes from call to call (positions, cache, adapters) comes in a [`Pass`]. A layer knows no model,
+//! Activations are `(batch, seq, features)`; attention splits them into `(batch, seq, heads, head_dim)` without a
+//! permutation. What changes from call to call (positions, cache, adapters) is in a [`Pass`]. A layer knows no model,
 //! no file and no adapter: adapters replace a [`Projection`] from outside.
 
 mod attention;
@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use metal_candle_graph::LazyTensor;
 
-/// A linear map of the last dimension: a [`Linear`] layer, or what stands in its place.
+/// A linear map of the last dimension: a [`Linear`] layer or its replacement.
 pub trait Projection: Send + Sync {
     /// `(.., in_features)` to `(.., out_features)`.
     ///
@@ -43,7 +43,7 @@ pub trait Projection: Send + Sync {
     /// Size of the last dimension of the output.
     fn out_features(&self) -> usize;
 
-    /// The projection inside, where this one is an adapter around it.
+    /// The wrapped projection, if this is an adapter.
     fn base(&self) -> Option<&Arc<dyn Projection>> {
         None
     }

@@ -10,7 +10,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// From `weight` `(features)`.
+    /// Creates a norm from `weight` `(features)`.
     #[must_use]
     pub fn new(weight: LazyTensor, eps: f32) -> Self {
         Self { weight, eps }
@@ -19,7 +19,7 @@ impl RmsNorm {
     /// `(.., features)` to the same shape.
     ///
     /// # Errors
-    /// When the last dimension of `x` is not that of the weight.
+    /// When the last dimension of `x` does not match the weight.
     pub fn forward(&self, x: &LazyTensor) -> Result<LazyTensor> {
         x.rms_norm_weighted(&self.weight, self.eps)
     }

@@ -1,36 +1,36 @@
-//! What changes from one call of a model to the next: positions, segments, cache, adapter weights, dropout.
+//! The inputs of a forward pass that change from call to call: positions, segments, cache, adapter weights, dropout.
 //!
-//! Everything here is a tensor handle, so a compiled function can pass its arguments: a training step or a decoding
-//! step then has one plan however often it runs.
+//! All of them are tensor handles, so a compiled function can pass its arguments: a training step or a decoding step
+//! then needs only one plan.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{Error, LazyTensor, Result};
 
-/// One call of a model.
+/// One forward pass of a model.
 #[derive(Debug)]
 pub struct Pass<'a> {
     positions: LazyTensor,
     segments: Option<LazyTensor>,
     cache: Option<Cache>,
     adapters: &'a [LazyTensor],
-    /// How many modules took their weights so far.
+    /// Number of modules that have fetched their adapter weights.
     taken: AtomicUsize,
     dropout: Option<LazyTensor>,
 }
 
-/// Keys and values of earlier tokens, layer by layer.
+/// Keys and values of earlier tokens, per layer.
 #[derive(Debug, Clone)]
 pub struct Cache {
-    /// Per layer keys and values, each `(batch, capacity, kv_heads, head_dim)`.
+    /// Keys and values per layer, each `(batch, capacity, kv_heads, head_dim)`.
     pub layers: Vec<(LazyTensor, LazyTensor)>,
-    /// How many tokens were there before this call: u32 `(1)`.
+    /// Number of cached tokens before this pass: u32 `(1)`.
     pub offset: LazyTensor,
 }
 
 impl<'a> Pass<'a> {
-    /// A call whose tokens stand at `positions` `(batch or 1, seq)`, u32 or f32.
+    /// A pass with token positions `(batch or 1, seq)`, u32 or f32.
     #[must_use]
     pub fn new(positions: LazyTensor) -> Self {
         Self {
@@ -43,15 +43,15 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// A call whose every row holds the positions `0..seq`.
+    /// A pass with the positions `0..seq` in every row.
     ///
     /// # Errors
-    /// Never on a device that the engine computes on.
+    /// Never on a device that the engine supports.
     pub fn from_start(seq: usize, device: &Device) -> Result<Self> {
         Ok(Self::new(LazyTensor::iota(1, &[1, seq], DType::F32, device)?))
     }
 
-    /// A call whose `seq` tokens follow those in `cache`.
+    /// A pass whose `seq` tokens follow those in `cache`.
     ///
     /// # Errors
     /// When the cache's offset is not u32 `(1)`.
@@ -65,7 +65,7 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// Rows that hold several texts: tokens see only tokens with the same number in `segments` `(batch, seq)`, u32.
+    /// For rows with several texts: tokens see only tokens with the same id in `segments` `(batch, seq)`, u32.
     #[must_use]
     pub fn with_segments(self, segments: LazyTensor) -> Self {
         Self {
@@ -80,8 +80,8 @@ impl<'a> Pass<'a> {
         Self { adapters, ..self }
     }
 
-    /// Drops inputs of adapters at their rate, with random numbers of `key`: u32 `(4)`, whose last word is replaced by
-    /// the number of the module. Without it nothing is dropped.
+    /// Enables dropout on the adapters' inputs, with random numbers from `key`: u32 `(4)`, whose last word is replaced
+    /// by the index of the module.
     #[must_use]
     pub fn with_dropout(self, key: LazyTensor) -> Self {
         Self {
@@ -90,7 +90,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The cache after the call.
+    /// The cache after the pass.
     #[must_use]
     pub fn into_cache(self) -> Option<Cache> {
         self.cache
@@ -102,16 +102,16 @@ impl<'a> Pass<'a> {
         &self.positions
     }
 
-    /// Segment numbers `(batch, seq)`, where rows hold several texts.
+    /// Segment ids `(batch, seq)`, if rows hold several texts.
     #[must_use]
     pub fn segments(&self) -> Option<&LazyTensor> {
         self.segments.as_ref()
     }
 
-    /// A and B of adapted module number `index`.
+    /// A and B of the adapted module with this index.
     ///
     /// # Errors
-    /// When the pass was not given so many.
+    /// When the pass has no factors for it.
     pub fn adapter(&self, index: usize) -> Result<(&LazyTensor, &LazyTensor)> {
         if let Some([a, b]) = self.adapters.get(2 * index..2 * index + 2) {
             self.taken.fetch_add(1, Ordering::Relaxed);
@@ -127,10 +127,10 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// Whether the model took all adapter weights there are: weights that have no effect are a mistake.
+    /// Checks that the model used all adapter weights: unused weights are a mistake.
     ///
     /// # Errors
-    /// When it did not.
+    /// When some were not used.
     pub(crate) fn check_adapters_taken(&self) -> Result<()> {
         let (taken, given) = (2 * self.taken.load(Ordering::Relaxed), self.adapters.len());
         if taken == given {
@@ -145,7 +145,7 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// The key of the random numbers of adapted module number `index`, if inputs are dropped at all.
+    /// The random key of the adapted module with this index, if dropout is enabled.
     ///
     /// # Errors
     /// When the key is not u32 `(4)`.
@@ -155,8 +155,8 @@ impl<'a> Pass<'a> {
         LazyTensor::concat(&[&key.slice(0, 0, 3)?, &number], 0).map(Some)
     }
 
-    /// Writes new keys and values of a layer into the cache and returns all it holds, with the position of the first
-    /// query. Without a cache the new ones are all there are.
+    /// Writes the new keys and values of a layer into the cache and returns its whole contents, with the position of
+    /// the first query. Without a cache, returns the new ones.
     pub(super) fn extend(
         &mut self,
         layer: usize,

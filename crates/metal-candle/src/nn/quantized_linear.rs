@@ -1,4 +1,4 @@
-//! `y = x W^T + b` with the weight in blocks of 8 or 4 bits. Nothing of it is trained; adapters wrap it as any layer.
+//! The linear layer `y = x W^T + b` with an 8-bit or 4-bit weight. It is frozen; adapters wrap it like any other layer.
 
 use std::num::NonZero;
 use std::thread;
@@ -18,22 +18,22 @@ pub struct QuantizedLinear {
     bias: Option<LazyTensor>,
 }
 
-/// Values that are widened to f32 at a time.
+/// Number of values widened to f32 at a time.
 const PIECE: usize = 1 << 22;
 
 impl QuantizedLinear {
-    /// Whether a weight of so many inputs can be quantised: they are whole blocks.
+    /// Whether a weight with this input size can be quantised: it must be a multiple of the block size.
     #[must_use]
     pub fn fits(in_features: usize) -> bool {
         in_features > 0 && in_features.is_multiple_of(BLOCK)
     }
 
-    /// Quantises `weight` `(out, in)`, which is evaluated; `bias` `(out)` stays as it is.
+    /// Quantises `weight` `(out, in)`, which is evaluated; `bias` `(out)` is kept as it is.
     ///
     /// # Errors
     /// When the shapes are incompatible, `in` is not a multiple of the block size 32, or a value is not finite.
     pub fn new(weight: &LazyTensor, bias: Option<LazyTensor>, format: QuantFormat) -> Result<Self> {
-        // The checks are those of the other linear layer.
+        // The same checks as for the other linear layer.
         let linear = Linear::new(weight.clone(), bias.clone())?;
         let (inputs, outputs) = (linear.in_features(), linear.out_features());
         if !Self::fits(inputs) {
@@ -67,7 +67,7 @@ impl QuantizedLinear {
         })
     }
 
-    /// The weight `(out, in)` that the quants stand for, in `dtype`: recorded, not computed.
+    /// The dequantised weight `(out, in)` in `dtype`: recorded, not evaluated.
     ///
     /// # Errors
     /// When `dtype` is not a float.
@@ -87,7 +87,7 @@ impl QuantizedLinear {
         }
     }
 
-    /// How the weight is stored.
+    /// The storage format of the weight.
     #[must_use]
     pub fn format(&self) -> QuantFormat {
         self.format
@@ -108,7 +108,7 @@ impl Projection for QuantizedLinear {
     }
 }
 
-/// Blocks are independent, so threads share the work freely.
+/// Blocks are independent, so the work can be split over threads in any way.
 fn on_threads(format: QuantFormat, values: &[f32]) -> Result<Quantized> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let share = values.len().div_ceil(threads).next_multiple_of(BLOCK).max(BLOCK);

@@ -1,7 +1,7 @@
-//! Rotary position embedding: angles from positions, once per pass, shared by all layers.
+//! Rotary position embedding: angles from positions, computed once per pass for all layers.
 //!
 //! The angle of pair `i` at position `p` is `p * inverse_frequencies[i]`. Angles, sines and cosines are computed in f32
-//! and only then cast: at position 30,000 a bf16 angle would be off by whole turns.
+//! and only then cast: at position 30,000 the rounding error of a bf16 angle would be several full rotations.
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{LazyTensor, Result};
@@ -11,11 +11,11 @@ use metal_candle_graph::{LazyTensor, Result};
 pub struct Rotary {
     /// `(1, 1, head_dim / 2)`, f32.
     inverse_frequencies: LazyTensor,
-    /// Factor on cosines and sines.
+    /// Scale of cosines and sines.
     attention_factor: f64,
 }
 
-/// Cosines and sines of a pass.
+/// Cosines and sines for the positions of a pass.
 #[derive(Debug, Clone)]
 pub struct Rotation {
     cos: LazyTensor,
@@ -23,10 +23,10 @@ pub struct Rotation {
 }
 
 impl Rotary {
-    /// From `head_dim / 2` angles per position, in radians.
+    /// Creates a rotation from `head_dim / 2` angles per position, in radians.
     ///
     /// # Errors
-    /// When the device refuses the tensor.
+    /// When the device cannot create the tensor.
     pub fn new(inverse_frequencies: &[f32], device: &Device) -> Result<Self> {
         let shape = [1, 1, inverse_frequencies.len()];
         Ok(Self {
@@ -35,7 +35,7 @@ impl Rotary {
         })
     }
 
-    /// With a factor on cosines and sines, as `YaRN` has it; 1 is none.
+    /// Sets a scale of cosines and sines, as in `YaRN`; 1 is none.
     #[must_use]
     pub fn with_attention_factor(self, attention_factor: f64) -> Self {
         Self {
@@ -47,7 +47,7 @@ impl Rotary {
     /// The rotation at `positions` `(batch or 1, seq)` for activations of `dtype`.
     ///
     /// # Errors
-    /// When `positions` has not two dimensions.
+    /// When `positions` does not have two dimensions.
     pub fn at(&self, positions: &LazyTensor, dtype: DType) -> Result<Rotation> {
         let angles = positions
             .cast(DType::F32)?
@@ -65,7 +65,7 @@ impl Rotary {
 }
 
 impl Rotation {
-    /// Turns `x` `(batch, seq, heads, head_dim)`; pairs are `(i, i + head_dim / 2)`.
+    /// Rotates `x` `(batch, seq, heads, head_dim)`; pairs are `(i, i + head_dim / 2)`.
     ///
     /// # Errors
     /// When the shapes are incompatible.
