@@ -1,4 +1,5 @@
-//! Builds the tokenizer that `tokenizer.json` describes, with our own split patterns and the tokens that the settings add.
+//! Builds the tokenizer described by `tokenizer.json`, with our own split patterns and the tokens that the settings
+//! add.
 //!
 //! Nothing here reads a file.
 
@@ -15,7 +16,7 @@ use super::{TextError, first_line, guarded};
 /// The library's tokenizer around our pre-tokenizer.
 pub(super) type Inner = TokenizerImpl<ModelWrapper, NormalizerWrapper, PreSplit, PostProcessorWrapper, DecoderWrapper>;
 
-/// `tokenizer.json`. Truncation and padding are the caller's business.
+/// `tokenizer.json`. Truncation and padding are left to the caller.
 #[derive(Deserialize)]
 struct File {
     version: Option<String>,
@@ -34,7 +35,7 @@ struct AddedWithId {
     token: AddedToken,
 }
 
-/// The tokenizer with every token that the settings name.
+/// Builds the tokenizer with every token that the settings name.
 pub(super) fn assemble(sources: &Sources, names: &SpecialTokens) -> Result<Inner, TextError> {
     let file = sources.name(TOKENIZER);
     let wrong = |reason: String| TextError::Tokenizer {
@@ -86,8 +87,8 @@ fn build(bytes: &[u8]) -> Result<Inner, String> {
     Ok(inner)
 }
 
-/// The tokens of `added_tokens_decoder`, by their ids: transformers adds all of them, and their flags win. The ids are those
-/// that the vocabulary gives.
+/// The tokens of `added_tokens_decoder`, by id: as in transformers, all of them are added, and their flags take
+/// precedence. The ids are those of the vocabulary.
 fn decoder_tokens(sources: &Sources, names: &SpecialTokens) -> Result<Vec<AddedToken>, TextError> {
     let field = "added_tokens_decoder";
     let tokens = match sources.config.get(field) {
@@ -108,7 +109,7 @@ fn decoder_tokens(sources: &Sources, names: &SpecialTokens) -> Result<Vec<AddedT
     Ok(found.into_iter().map(|(_, token)| token).collect())
 }
 
-/// An added token as `tokenizer_config.json` writes it; what is absent is as in Python's `AddedToken(content)`.
+/// An added token as in `tokenizer_config.json`; absent fields have the defaults of Python's `AddedToken(content)`.
 #[allow(clippy::struct_excessive_bools)] // the flags of the file
 #[derive(Deserialize)]
 struct SettingsToken {
@@ -138,8 +139,8 @@ fn is_added(inner: &Inner, text: &str) -> bool {
     inner.get_added_vocabulary().get_vocab().contains_key(text)
 }
 
-/// Tokens that the configuration calls special are matched whole in a text and skipped when decoding, even where they are
-/// ordinary tokens of the model. As in transformers, the flags of an added token win.
+/// Tokens that the configuration calls special are matched as a whole and skipped when decoding, even if they are
+/// ordinary tokens of the model. As in transformers, the flags of an added token take precedence.
 fn mark_special(inner: &mut Inner, names: &SpecialTokens) -> Result<(), String> {
     for (text, _) in names.values() {
         if inner.token_to_id(text).is_some() && !is_added(inner, text) {

@@ -1,8 +1,8 @@
-//! Chat templates: the Jinja program beside a model that writes a conversation as the text the model was trained on.
+//! Chat templates: the Jinja program of a model that renders a conversation in the format of its training data.
 //!
-//! Renders what transformers' `apply_chat_template` renders. A template is a stranger's program: it runs with a budget of
-//! work, output and time, reads no file, and sees only the messages, the tools and the names of the special tokens. The
-//! language itself is in [`jinja`](super::jinja).
+//! Renders the same text as transformers' `apply_chat_template`. Templates are untrusted: they run with limits on work,
+//! output and time, read no file, and see only the messages, the tools and the special tokens. The language itself is
+//! in [`jinja`](super::jinja).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use serde_json::Value as Json;
 use super::jinja::{Budget, Fault, FaultKind, Program, Settings, Value};
 use super::{ChatMessage, TextError, clock, deep, first_line};
 
-/// Work one rendering may do: operations, and 64 bytes of text each; so also at most 128 MB of memory.
+/// Work limit of one rendering: one unit per operation, and per 64 bytes of text; this limits memory to about 128 MB.
 const FUEL: u64 = 2_000_000;
-/// Longest text one rendering may write.
+/// Maximum output of one rendering in bytes.
 const MAX_OUTPUT: usize = 16 << 20;
-/// Longest template that is compiled.
+/// Maximum size of a template's source in bytes.
 pub(super) const MAX_SOURCE: usize = 1 << 20;
-/// Longest time one rendering may take, where neither work nor output ended it.
+/// Time limit of one rendering, if neither work nor output ends it.
 const MAX_TIME: Duration = Duration::from_secs(5);
 
 /// A chat template: one program, or one for conversations with tools and one for those without.
@@ -34,18 +34,18 @@ const MAX_TIME: Duration = Duration::from_secs(5);
 /// ```
 #[derive(Clone)]
 pub struct ChatTemplate {
-    /// The template of conversations without tools, or why there is none.
+    /// The template for conversations without tools, or the reason why there is none.
     default: Variant,
-    /// The template of conversations with tools, where that is another one.
+    /// The template for conversations with tools, if it is a different one.
     tool_use: Option<Variant>,
     variables: Arc<Vec<(Arc<str>, Arc<str>)>>,
-    /// The time that `strftime_now` tells, in seconds since 1970; the system's clock where it is absent.
+    /// The time for `strftime_now`, in seconds since 1970; the system's clock if absent.
     clock: Option<i64>,
     fuel: u64,
     max_time: Duration,
 }
 
-/// A template with the file that it comes from.
+/// A template with the file it comes from.
 #[derive(Clone)]
 pub(super) struct Variant {
     file: Arc<str>,
@@ -54,7 +54,7 @@ pub(super) struct Variant {
 }
 
 impl Variant {
-    /// Compiles a template; a failure is kept for the one who renders it.
+    /// Compiles a template; an error is reported when it is rendered.
     pub fn new(file: &str, source: &str) -> Self {
         let program = if source.len() > MAX_SOURCE {
             let reason = format!("its source has {} bytes, more than {MAX_SOURCE}", source.len());
@@ -70,7 +70,7 @@ impl Variant {
         }
     }
 
-    /// A template that cannot be used, for this reason.
+    /// A template that cannot be used, with the reason.
     pub fn broken(file: &str, reason: &str) -> Self {
         Self {
             file: file.into(),
@@ -90,12 +90,12 @@ impl std::fmt::Debug for ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template. `file` says in errors where it came from; `variables` are the special tokens by name
+    /// Compiles a template. `file` is its origin for error messages; `variables` are the special tokens by name
     /// (`bos_token`, `eos_token`, ...).
     ///
     /// # Errors
     ///
-    /// [`TextError::TemplateSyntax`] where it does not parse, [`TextError::TemplateBudget`] over 1 MiB of source.
+    /// [`TextError::TemplateSyntax`] if it does not parse, [`TextError::TemplateBudget`] over 1 MiB of source.
     pub fn new<K, V>(file: &str, source: &str, variables: impl IntoIterator<Item = (K, V)>) -> Result<Self, TextError>
     where
         K: Into<String>,
@@ -111,7 +111,7 @@ impl ChatTemplate {
         }
     }
 
-    /// A template of compiled parts. One that does not compile fails when it is rendered.
+    /// A template made of compiled variants. One that does not compile fails when it is rendered.
     pub(super) fn from_variants(
         default: Variant,
         tool_use: Option<Variant>,
@@ -127,32 +127,32 @@ impl ChatTemplate {
         }
     }
 
-    /// The template as it was written (the one for conversations without tools).
+    /// The source of the template (of the one for conversations without tools).
     #[must_use]
     pub fn source(&self) -> &str {
         &self.default.source
     }
 
-    /// The same template with the clock of `strftime_now` stopped at `seconds` since 1970 (UTC).
+    /// The same template with the clock of `strftime_now` set to `seconds` since 1970 (UTC).
     #[must_use]
     pub fn with_clock(mut self, seconds: i64) -> Self {
         self.clock = Some(seconds);
         self
     }
 
-    /// Writes the conversation; with `add_generation_prompt`, also what stands before the assistant's next words.
+    /// Renders the conversation; with `add_generation_prompt`, up to where the assistant's next message begins.
     ///
     /// # Errors
     ///
-    /// [`TextError::TemplateRefused`] where the template calls `raise_exception`, [`TextError::TemplateRender`] where it
-    /// fails, [`TextError::TemplateBudget`] where it works or writes without end, and those of [`new`](Self::new) where
-    /// the template of a folder does not compile.
+    /// [`TextError::TemplateRefused`] if the template calls `raise_exception`, [`TextError::TemplateRender`] if it
+    /// fails, [`TextError::TemplateBudget`] if it exceeds a limit, and those of [`new`](Self::new) if the template of a
+    /// folder does not compile.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TextError> {
         self.render_with_tools(messages, None, add_generation_prompt)
     }
 
-    /// [`render`](Self::render) with the descriptions of the tools (a JSON list) that the model may call. Where the model
-    /// has a template of its own for tools (named `tool_use`), that one is rendered.
+    /// [`render`](Self::render) with the descriptions of the tools (a JSON list) that the model may call. If the model
+    /// has a separate template for tools (named `tool_use`), it is used.
     ///
     /// # Errors
     ///
@@ -166,8 +166,8 @@ impl ChatTemplate {
         self.render_settings(messages, tools, add_generation_prompt, None)
     }
 
-    /// [`render_with_tools`](Self::render_with_tools) without a generation prompt, and with these texts before and after
-    /// what stands in `{% generation %}`.
+    /// [`render_with_tools`](Self::render_with_tools) without a generation prompt, with these strings before and after
+    /// the contents of `{% generation %}`.
     pub(super) fn render_marked(
         &self,
         messages: &[ChatMessage],
@@ -177,7 +177,7 @@ impl ChatTemplate {
         self.render_settings(messages, tools, false, Some(marks))
     }
 
-    /// Whether the template for such a conversation marks what the assistant writes with `{% generation %}`.
+    /// Whether the template for such a conversation marks the assistant's text with `{% generation %}`.
     pub(super) fn marks_generation(&self, tools: Option<&Json>) -> bool {
         self.variant(tools)
             .program
@@ -206,7 +206,7 @@ impl ChatTemplate {
             marks,
         };
         let budget = Budget::new(self.fuel, self.max_time);
-        // Values are not shared between threads, so they are made on the one that renders.
+        // Values cannot be sent to another thread, so they are created on the one that renders.
         let done = deep(|| {
             let messages = messages
                 .iter()
@@ -235,7 +235,7 @@ impl ChatTemplate {
     }
 }
 
-/// The engine's failure as ours.
+/// Converts the interpreter's error.
 fn explain(file: &str, fault: &Fault) -> TextError {
     let (file, line) = (file.to_owned(), fault.line().unwrap_or(1));
     let message = fault.message();

@@ -1,4 +1,4 @@
-//! Chat templates: renderings equal to transformers', and hostile templates.
+//! Chat templates: renderings equal to transformers', and malicious templates.
 
 use std::time::{Duration, Instant};
 
@@ -76,7 +76,7 @@ fn content_is_text_and_never_a_template() {
     );
 }
 
-/// Programs that would run for ever or fill the memory end early, with an error.
+/// Programs that would run forever or exhaust the memory end early, with an error.
 #[test]
 fn hostile_templates_are_stopped() {
     let big =
@@ -119,7 +119,7 @@ fn hostile_templates_are_stopped() {
     }
 }
 
-/// Comparing lists that hold one another many times over is paid for, element by element.
+/// Comparing lists that contain one another many times over is charged element by element.
 #[test]
 fn comparing_is_paid_for() {
     let grow = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(24) %}{% set ns.a = [ns.a, ns.a] %}\
@@ -139,7 +139,7 @@ fn comparing_is_paid_for() {
     }
 }
 
-/// Where neither work nor output ends a rendering, time does.
+/// The time limit ends a rendering that neither work nor output ends.
 #[test]
 fn a_rendering_ends_in_time() {
     let mut template = inline("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}");
@@ -148,7 +148,7 @@ fn a_rendering_ends_in_time() {
     assert_eq!(error, "t: chat template stopped: it took longer than 0.03 s");
 }
 
-/// Sources and values nested as deeply as a template can make them do not overflow the stack.
+/// Sources and values with the deepest nesting that a template can create do not overflow the stack.
 #[test]
 fn deep_templates_do_not_overflow() {
     let chain = |before: &str, link: &str, after: &str| {
@@ -180,7 +180,7 @@ fn deep_templates_do_not_overflow() {
         format!("{nest}{{{{ {{ns.l: 1}} }}}}"),
     ];
     for source in cases {
-        // Most fail to parse or render, some write a little: all come back.
+        // Most fail to parse or render, some write a little; all of them return.
         let _ = ChatTemplate::new("t", &source, [("", ""); 0]).and_then(|template| template.render(&[], false));
     }
 }
@@ -207,7 +207,7 @@ fn the_limits_are_named() {
     assert!(ChatTemplate::new("t", &"{{ a }} text ".repeat(40_000), [("", ""); 0]).is_ok());
 }
 
-/// A long but honest conversation is far from the limits.
+/// A long but legitimate conversation is far from the limits.
 #[test]
 fn long_conversations_render() {
     let text = "word ".repeat(200);

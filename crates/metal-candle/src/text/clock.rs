@@ -1,6 +1,6 @@
-//! Calendar dates for `strftime_now`, which some chat templates call to state today's date.
+//! Calendar dates for `strftime_now`, which some chat templates call for today's date.
 //!
-//! Dates are UTC, so that a template renders the same on every machine. No time zone, no locale but English.
+//! Dates are UTC, so that a template renders the same on every machine. No time zones, and English only.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -35,7 +35,7 @@ pub(super) fn now() -> i64 {
         .map_or(0, |since| since.as_secs() as i64)
 }
 
-/// Year, month (1..=12) and day (1..=31) of a count of days since 1970-01-01, in the proleptic Gregorian calendar.
+/// Year, month (1..=12) and day (1..=31) of a number of days since 1970-01-01, in the proleptic Gregorian calendar.
 ///
 /// Years are counted from 1 March, so that the leap day is the last of its year; 146097 days make 400 years.
 fn civil(days: i64) -> (i64, usize, i64) {
@@ -54,7 +54,7 @@ fn civil(days: i64) -> (i64, usize, i64) {
     (year_of_era + era * 400 + i64::from(month <= 2), month as usize, day)
 }
 
-/// One moment, taken apart.
+/// A moment, broken down.
 struct Moment {
     seconds: i64,
     year: i64,
@@ -63,7 +63,7 @@ struct Moment {
     hour: i64,
     minute: i64,
     second: i64,
-    /// From Sunday, 0.
+    /// 0 is Sunday.
     weekday: i64,
     /// From 1.
     day_of_year: i64,
@@ -95,7 +95,7 @@ impl Moment {
         (year, (first - 1) / 7 + 1)
     }
 
-    /// A number with the width and the fill that its letter has by default.
+    /// A number with the default width and fill of its format letter.
     fn number(&self, letter: char) -> Option<(i64, usize, char)> {
         let hour12 = (self.hour + 11) % 12 + 1;
         Some(match letter {
@@ -142,7 +142,7 @@ impl Moment {
             'R' => whole("%H:%M"),
             'r' => whole("%I:%M:%S %p"),
             'T' | 'X' => whole("%H:%M:%S"),
-            // Python's clock in templates knows no time zone.
+            // Python's `datetime.now()` in templates has no time zone.
             'Z' | 'z' => String::new(),
             'n' => "\n".to_owned(),
             't' => "\t".to_owned(),
@@ -152,8 +152,8 @@ impl Moment {
     }
 }
 
-/// Formats `seconds` since 1970 (UTC) by the letters of Python's `strftime` on Linux in the C locale. As there, what is no
-/// letter stays as it is.
+/// Formats `seconds` since 1970 (UTC) with the format letters of Python's `strftime` on Linux in the C locale. Unknown
+/// letters are copied.
 ///
 /// # Errors
 ///

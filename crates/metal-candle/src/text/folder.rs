@@ -1,4 +1,4 @@
-//! The files of a tokenizer's folder: read with a bound, and what their fields say.
+//! The files of a tokenizer's folder, read with a size limit, and their fields.
 //!
 //! Nothing here builds a tokenizer.
 
@@ -20,9 +20,9 @@ pub(super) const SPECIAL: &str = "special_tokens_map.json";
 pub(super) const GENERATION: &str = "generation_config.json";
 pub(super) const TEMPLATE: &str = "chat_template.jinja";
 pub(super) const TEMPLATE_FOLDER: &str = "additional_chat_templates";
-/// Largest `tokenizer.json`; the largest in use have some 35 MB.
+/// Largest `tokenizer.json` accepted; the largest in use have about 35 MB.
 const MAX_TOKENIZER: u64 = 128 << 20;
-/// Largest file of settings.
+/// Largest settings file accepted.
 const MAX_SETTINGS: u64 = 16 << 20;
 /// The fields that name a special token.
 const SPECIAL_FIELDS: [&str; 7] = [
@@ -34,7 +34,7 @@ const SPECIAL_FIELDS: [&str; 7] = [
     "cls_token",
     "mask_token",
 ];
-/// Vocabularies that transformers can turn into `tokenizer.json`.
+/// Vocabulary files that transformers can convert to `tokenizer.json`.
 const OTHER_VOCABULARIES: [&str; 5] = [
     "tokenizer.model",
     "spiece.model",
@@ -43,13 +43,13 @@ const OTHER_VOCABULARIES: [&str; 5] = [
     "vocab.txt",
 ];
 
-/// A special token by its field: its text and the file that names it.
+/// Special tokens by field: text, and the file that names it.
 pub(super) type SpecialTokens = BTreeMap<&'static str, (String, &'static str)>;
 
 /// Names and texts of tokens.
 type Variables = Vec<(Arc<str>, Arc<str>)>;
 
-/// The contents of a folder, each with the name that errors give it.
+/// The contents of a folder, with file names for error messages.
 #[derive(Default)]
 pub(super) struct Sources {
     folder: String,
@@ -57,7 +57,7 @@ pub(super) struct Sources {
     pub config: Map<String, Json>,
     special: Map<String, Json>,
     generation: Map<String, Json>,
-    /// Templates in files of their own, by their names.
+    /// Templates in separate files, by name.
     templates: BTreeMap<String, Variant>,
 }
 
@@ -112,7 +112,7 @@ impl Sources {
         }
     }
 
-    /// The special tokens that the files name; `tokenizer_config.json` goes before `special_tokens_map.json`.
+    /// The special tokens named by the files; `tokenizer_config.json` takes precedence over `special_tokens_map.json`.
     pub fn special_tokens(&self) -> Result<SpecialTokens, TextError> {
         let mut names = SpecialTokens::new();
         for (file, fields) in [(SPECIAL, &self.special), (CONFIG, &self.config)] {
@@ -143,7 +143,7 @@ impl Sources {
         }
     }
 
-    /// Special tokens without a role of their own, by either name of their field.
+    /// Special tokens without a role, under either name of the field.
     pub fn extra_special_tokens(&self) -> Result<Vec<String>, TextError> {
         let fields = ["extra_special_tokens", "additional_special_tokens"];
         let mut found = Vec::new();
@@ -179,7 +179,7 @@ impl Sources {
         inner.token_to_id(text).map(Some).ok_or_else(unknown)
     }
 
-    /// A token id, or a list of them, of `generation_config.json`; a negative one is none, as in transformers.
+    /// A token id, or a list of them, from `generation_config.json`; negative ids are ignored, as in transformers.
     pub fn generation_ids(&self, field: &str) -> Result<Vec<u32>, TextError> {
         let is_negative = |value: &Json| value.as_i64().is_some_and(|id| id < 0);
         let id = |value: &Json| {
@@ -196,7 +196,7 @@ impl Sources {
         }
     }
 
-    /// The variables that chat templates see: every special token that has a name.
+    /// The variables of chat templates: every named special token.
     fn template_variables(&self) -> Result<Variables, TextError> {
         let mut named: BTreeMap<String, String> = BTreeMap::new();
         for (file, fields) in [(SPECIAL, &self.special), (CONFIG, &self.config)] {
@@ -218,7 +218,8 @@ impl Sources {
             .collect())
     }
 
-    /// The chat template: files go before the field of `tokenizer_config.json`, which may be one or a list by names.
+    /// The chat template: files take precedence over the field of `tokenizer_config.json`, which may be one or a list
+    /// by names.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>, TextError> {
         let mut templates = self.templates.clone();
         if templates.is_empty() {
@@ -283,7 +284,7 @@ impl Sources {
     }
 }
 
-/// A template in a file of its own, where there is one.
+/// A template in a separate file, if it exists.
 fn read_template(path: &Path) -> Option<Variant> {
     let file = path.display().to_string();
     match read_bounded(path, MAX_SOURCE as u64) {
@@ -302,7 +303,7 @@ fn read_template(path: &Path) -> Option<Variant> {
     }
 }
 
-/// A whole file, or none where it does not exist; never more than the limit is read.
+/// The contents of a file, or `None` if it does not exist; never reads more than the limit.
 fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, TextError> {
     let failed = |source| TextError::Read {
         file: path.to_owned(),
@@ -312,7 +313,7 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, TextError> {
         file: path.to_owned(),
         limit,
     };
-    // Asked before it is opened: opening a pipe would wait for its writer.
+    // Checked before opening: opening a pipe would wait for its writer.
     let about = match std::fs::metadata(path) {
         Ok(about) => about,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -333,7 +334,7 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, TextError> {
     Ok(Some(bytes))
 }
 
-/// Says how to convert what the folder has instead.
+/// The error that tells how to convert other vocabularies.
 fn no_tokenizer(folder: &Path) -> TextError {
     let found = OTHER_VOCABULARIES.iter().find(|name| folder.join(name).is_file());
     let shown = folder.display();

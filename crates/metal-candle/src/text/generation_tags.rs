@@ -1,7 +1,7 @@
-//! The tags `{% generation %}` and `{% endgeneration %}`, with which a chat template marks what the assistant writes.
+//! The tags `{% generation %}` and `{% endgeneration %}`, with which a chat template marks the assistant's text.
 //!
-//! To find the marked text, one conversation is rendered again with marks around it. They are chosen after the text is known
-//! and do not occur in it, so no message can forge one.
+//! To find the marked text, a conversation is rendered a second time with marks around it. The marks are chosen so that
+//! they do not occur in the text, so no message can forge one.
 
 use std::ops::Range;
 
@@ -9,8 +9,8 @@ use serde_json::Value as Json;
 
 use super::{ChatMessage, ChatTemplate, TextError};
 
-/// The bytes of `text`, which is the rendered conversation, that stand between generation tags. `None` where the template has no
-/// tags, or where it reads what it has marked, so that marks would change the text.
+/// The byte ranges of `text`, the rendered conversation, inside generation tags. `None` if the template has no tags, or
+/// reads its own marked text, so that marks would change the rendering.
 ///
 /// # Errors
 /// Those of rendering.
@@ -31,7 +31,7 @@ pub(crate) fn generation_spans(
         .map(|(_, spans)| spans))
 }
 
-/// What is written before and after marked text.
+/// The strings written before and after marked text.
 struct Marks {
     open: String,
     close: String,
@@ -49,13 +49,13 @@ impl Marks {
                 .iter()
                 .all(|text| !text.contains(&marks.open) && !text.contains(&marks.close))
         };
-        // A text holds fewer numbers than bytes, so one of these is free.
+        // A text contains fewer numbers than bytes, so one of these is unused.
         let most = texts.iter().map(|text| text.len() as u64).sum();
         (0..=most).map(marks).find(absent).unwrap_or_else(|| marks(0))
     }
 
-    /// The text without its marks, and what stood between them; `None` unless each is closed. A marked text inside a
-    /// marked text is part of it.
+    /// The text without marks, and the ranges between them; `None` unless each mark is closed. Nested marks are part of
+    /// the outer range.
     fn spans(&self, marked: &str) -> Option<(String, Vec<Range<usize>>)> {
         let (mut plain, mut spans) = (String::with_capacity(marked.len()), Vec::new());
         let (mut rest, mut depth, mut start) = (marked, 0usize, 0);
@@ -87,7 +87,7 @@ impl Marks {
 mod tests {
     use super::*;
 
-    /// The parts of the rendering that the template marks.
+    /// The marked parts of the rendering.
     fn marked(source: &str, contents: &[&str]) -> Option<Vec<String>> {
         let template = ChatTemplate::new("t.jinja", source, [("eos_token", "</s>")]).unwrap();
         let messages: Vec<ChatMessage> = contents

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use super::jinja::{Args, Budget, Fault, FaultKind, Outcome, Value, float};
 
-/// Widest indentation of one level.
+/// Maximum indentation per level.
 const MAX_INDENT: i128 = 64;
 fn failed<T>(message: impl Into<String>) -> Outcome<T> {
     Err(Fault::new(FaultKind::Failed, message))
@@ -46,7 +46,7 @@ pub(super) fn tojson(budget: &Budget, value: &Value, args: Args) -> Outcome<Valu
     Ok(Value::from(dump.out))
 }
 
-/// `json.dumps` in the making.
+/// The state of `json.dumps`.
 struct Dump<'a> {
     budget: &'a Budget,
     ascii: bool,
@@ -60,7 +60,7 @@ struct Dump<'a> {
 
 impl Dump<'_> {
     fn value(&mut self, value: &Value, depth: usize) -> Outcome<()> {
-        // Shared sublists can make the text exponentially larger than the value: pay while writing.
+        // Shared sublists can make the text exponentially larger than the value: charge while writing.
         self.budget.bytes(self.out.len() - self.charged)?;
         self.charged = self.out.len();
         match value {
@@ -139,7 +139,7 @@ impl Dump<'_> {
         Ok(())
     }
 
-    /// With an indent, a new line at this depth.
+    /// With an indent, a line break at this depth.
     fn line(&mut self, depth: usize) {
         if let Some(indent) = &self.indent {
             self.out.push('\n');
@@ -167,7 +167,7 @@ impl Dump<'_> {
         self.out.push('"');
     }
 
-    /// `\uXXXX`, as two surrogates outside the basic plane.
+    /// `\uXXXX`, as a surrogate pair outside the basic plane.
     fn escape(&mut self, letter: char) {
         for unit in letter.encode_utf16(&mut [0; 2]) {
             let _ = write!(self.out, "\\u{unit:04x}"); // writing to a String cannot fail
@@ -183,7 +183,7 @@ fn json_float(number: f64) -> String {
     }
 }
 
-/// Text keys in the order of their characters; Python orders no other mix of keys.
+/// Sorts text keys by code point; Python cannot order mixed keys.
 fn sort_entries(entries: &mut [(Value, Value)]) -> Outcome<()> {
     if entries.iter().any(|(key, _)| key.as_str().is_none()) {
         return failed("tojson: sort_keys needs keys that are strings");

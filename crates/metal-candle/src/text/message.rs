@@ -1,8 +1,8 @@
-//! One message of a conversation, in the one form that chat templates are written for.
+//! One message of a conversation, normalised for chat templates.
 //!
-//! Rows come as `OpenAI`, transformers, axolotl and Parquet exports write them. A [`ChatMessage`] is made of each: lists
-//! of text parts are joined, arguments of tool calls are objects, the older `function_call` is a tool call, fields that are
-//! null are absent. What a text model cannot read is refused. Nothing here renders a message.
+//! Rows may have the forms of `OpenAI`, transformers, axolotl and Parquet exports. A [`ChatMessage`] normalises them:
+//! lists of text parts are joined, arguments of tool calls are objects, the older `function_call` is a tool call, null
+//! fields are absent. Content that a text model cannot read is refused. Nothing here renders a message.
 
 use std::borrow::Cow;
 
@@ -11,21 +11,21 @@ use serde_json::{Map, Value as Json};
 use super::TextError;
 use super::python_json::{self, is_missing};
 
-/// Names under which messages carry what the model thought before it spoke.
+/// Names of the field with the model's reasoning.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
-/// Types of content parts that are text.
+/// Types of text parts.
 const TEXT_PARTS: [&str; 3] = ["text", "input_text", "output_text"];
-/// Words in the types of content parts that are no text.
+/// Words in the types of parts that are not text.
 const MEDIA: [&str; 5] = ["image", "audio", "video", "file", "document"];
 
-/// One message of a conversation: an object with at least a `role`, and whatever else the template reads.
+/// One message of a conversation: an object with at least a `role`, and other fields for the template.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatMessage {
     said: Said,
     is_learnt: bool,
 }
 
-/// What a message says. Most are plain; of those a large data file holds many.
+/// The fields of a message. Plain messages, of which a large data file holds many, have a compact form.
 #[derive(Clone, Debug, PartialEq)]
 enum Said {
     Plain { role: Cow<'static, str>, content: Box<str> },
@@ -45,13 +45,13 @@ impl ChatMessage {
         }
     }
 
-    /// A message as JSON. Fields besides `role` and `content` (`tool_calls`, `name`, ...) reach the template.
+    /// A message from JSON. Fields besides `role` and `content` (`tool_calls`, `name`, ...) are passed to the template.
     ///
     /// - `content` as a list of text parts becomes one text.
     /// - `arguments` of tool calls given as a JSON string are parsed; `function_call` becomes `tool_calls`, and the role
     ///   `function` becomes `tool`.
-    /// - Fields that are null are left out; a `content` of null beside tool calls is kept.
-    /// - What the model thought is there as `reasoning_content` and `thinking`, whichever name it had, as in transformers.
+    /// - Null fields are removed, except a null `content` beside tool calls.
+    /// - Reasoning is stored as `reasoning_content` and `thinking`, whichever name it had, as in transformers.
     /// - `"weight": 0` and `"train": false` make it context only ([`is_learnt`](Self::is_learnt)); the template does not
     ///   see them.
     ///
@@ -66,14 +66,14 @@ impl ChatMessage {
     ///
     /// # Errors
     ///
-    /// [`TextError::Message`] unless it is an object with a string `role`, and a `content` that is text (or null or absent
-    /// beside tool calls); where parts are images, sound or files; where tool calls are malformed; where `weight` is
-    /// neither 0 nor 1.
+    /// [`TextError::Message`] unless it is an object with a string `role`, and a text `content` (or null or absent
+    /// beside tool calls); if parts are images, audio or files; if tool calls are malformed; if `weight` is neither 0
+    /// nor 1.
     pub fn from_json(value: &Json) -> Result<Self, TextError> {
         Self::from_value(value.clone()).map_err(|reason| TextError::Message { reason })
     }
 
-    /// [`from_json`](Self::from_json) of a value that is no longer needed.
+    /// [`from_json`](Self::from_json) by value.
     pub(crate) fn from_value(value: Json) -> Result<Self, String> {
         let Json::Object(mut fields) = value else {
             let found = kind(Some(&value));
@@ -103,7 +103,7 @@ impl ChatMessage {
         Ok(Self::of(fields, is_learnt))
     }
 
-    /// A message of these fields, which are in the form that templates read.
+    /// A message with these normalised fields.
     pub(super) fn of(fields: Map<String, Json>, is_learnt: bool) -> Self {
         Self {
             said: Said::of(fields),
@@ -111,7 +111,7 @@ impl ChatMessage {
         }
     }
 
-    /// Who speaks.
+    /// The role.
     #[must_use]
     pub fn role(&self) -> &str {
         match &self.said {
@@ -120,7 +120,7 @@ impl ChatMessage {
         }
     }
 
-    /// What is said, where that is plain text.
+    /// The content, if it is plain text.
     #[must_use]
     pub fn content(&self) -> Option<&str> {
         match &self.said {
@@ -129,13 +129,13 @@ impl ChatMessage {
         }
     }
 
-    /// Whether the model may learn to say this; false where the row gives it `"weight": 0` or `"train": false`.
+    /// Whether the message may be trained on; false if the row says `"weight": 0` or `"train": false`.
     #[must_use]
     pub fn is_learnt(&self) -> bool {
         self.is_learnt
     }
 
-    /// The fields as templates see them, in their order.
+    /// The fields for the template, in order.
     pub(super) fn fields(&self) -> Cow<'_, Map<String, Json>> {
         match &self.said {
             Said::Plain { role, content } => {
@@ -175,7 +175,7 @@ impl Said {
     }
 }
 
-/// A role, without memory of its own where it is a usual one.
+/// A role, without allocation for the usual ones.
 fn known(role: String) -> Cow<'static, str> {
     const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
     match ROLES.into_iter().find(|known| *known == role) {
@@ -184,7 +184,7 @@ fn known(role: String) -> Cow<'static, str> {
     }
 }
 
-/// What a JSON value is, in a word for error messages.
+/// The kind of a JSON value, for error messages.
 pub(crate) fn kind(value: Option<&Json>) -> &'static str {
     match value {
         None => "nothing",
@@ -198,7 +198,7 @@ pub(crate) fn kind(value: Option<&Json>) -> &'static str {
     }
 }
 
-/// Takes `weight` (`OpenAI`) and `train` or `training` (axolotl) out of the fields.
+/// Removes `weight` (`OpenAI`) and `train` or `training` (axolotl) from the fields.
 fn take_learnt(fields: &mut Map<String, Json>, role: &str) -> Result<bool, String> {
     let mut is_learnt = true;
     if let Some(weight) = fields.shift_remove("weight").filter(|weight| !is_missing(weight)) {
@@ -235,7 +235,7 @@ fn take_learnt(fields: &mut Map<String, Json>, role: &str) -> Result<bool, Strin
     Ok(is_learnt)
 }
 
-/// Brings `tool_calls` and the older `function_call` into the form that templates read.
+/// Normalises `tool_calls` and the older `function_call`.
 fn tool_calls(fields: &mut Map<String, Json>) -> Result<(), String> {
     if let Some(call) = fields.shift_remove("function_call") {
         if fields.contains_key("tool_calls") {
@@ -302,7 +302,7 @@ fn tool_call(call: &mut Json) -> Result<(), String> {
     Ok(())
 }
 
-/// Replaces a string by the JSON that is written in it.
+/// Parses the JSON in a string.
 pub(crate) fn unquote(value: &mut Json) -> Result<(), String> {
     if let Json::String(text) = value {
         let read = python_json::parse(text.as_bytes());
@@ -383,8 +383,8 @@ fn part_text(part: &Json) -> Result<&str, String> {
     }
 }
 
-/// Puts what the model thought under the names that templates read, as transformers does: `thinking`, which comes first,
-/// and `reasoning_content`.
+/// Stores the reasoning under the names that templates read, like transformers: `thinking`, which comes first, and
+/// `reasoning_content`.
 fn name_reasoning(fields: &mut Map<String, Json>) {
     let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)).cloned() else {
         return;

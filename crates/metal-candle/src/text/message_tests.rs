@@ -1,4 +1,4 @@
-//! Messages: one form for many ways to write them, and what is refused.
+//! Messages: normalisation of the various forms, and what is refused.
 
 use serde_json::json;
 

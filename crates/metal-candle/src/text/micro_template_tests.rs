@@ -1,10 +1,10 @@
-//! A thousand micro-templates against the real jinja2.
+//! A thousand micro-templates, compared with the real jinja2.
 
 use serde_json::Value as Json;
 
 use super::{ChatMessage, ChatTemplate, python_json};
 
-/// What jinja2 renders and this engine refuses, with an error.
+/// Templates that jinja2 renders and this implementation refuses, with an error.
 const REFUSED: &[&str] = &[
     r"{{ '\N{BULLET}' }}",
     "{{ 'abc'.encode() }}",
@@ -12,7 +12,7 @@ const REFUSED: &[&str] = &[
     "{% for x in [1, 2, 3] %}{{ loop }}{% endfor %}",
     "{{ namespace }}",
     "{{ self }}",
-    // Undefined only because jinja2 computes constants beforehand; of a variable it is an error.
+    // Undefined only because jinja2 folds constants; with a variable it is an error.
     "{{ {'a': 1}[1:2] }}",
     "{{ 5[1:2] }}",
     "{{ none[1:] }}",
@@ -25,7 +25,7 @@ fn fixture() -> Json {
     python_json::parse(include_bytes!("../../../../fixtures/templates/micro.json")).unwrap()
 }
 
-/// What is wrong with one case, if anything.
+/// The difference in one case, if any.
 fn difference(case: &Json, messages: &[ChatMessage], tools: &Json) -> Option<String> {
     let source = case["template"].as_str().unwrap();
     let template = ChatTemplate::new("t", source, [("bos_token", "<s>"), ("eos_token", "</s>")]);
@@ -55,7 +55,7 @@ fn micro_templates_render_as_jinja2_renders_them() {
         .as_array()
         .unwrap()
         .iter()
-        // As they are: jinja2 was shown lists of parts, which messages of a row are not made of.
+        // Not normalised: jinja2 was given lists of parts, which messages of a row never contain.
         .map(|message| ChatMessage::of(message.as_object().unwrap().clone(), true))
         .collect();
     let (mut count, mut differences) = (0, Vec::new());

@@ -1,8 +1,8 @@
-//! Text in and out of a model: [`Tokenizer`] turns text into token ids and back, [`ChatTemplate`] turns a
-//! conversation into text, [`TextStream`] turns ids that arrive one by one into text that is never broken.
+//! Text and tokens: [`Tokenizer`] converts text to token ids and back, [`ChatTemplate`] renders a conversation as text,
+//! [`TextStream`] converts ids that arrive one by one to text without splitting characters.
 //!
-//! Everything here reads files that a stranger may have written. A malformed file gives a [`TextError`] that names the
-//! file and the field; it never panics, and a chat template runs with a budget. Nothing here knows a model or a tensor.
+//! All files are untrusted. A malformed file gives a [`TextError`] that names the file and the field; it never panics,
+//! and chat templates run with a budget. Nothing here knows a model or a tensor.
 
 mod assemble;
 mod chat_template;
@@ -31,7 +31,7 @@ pub use stream::TextStream;
 pub use tokenizer::{Encoded, Tokenizer};
 pub use turn_end::end_of_turn_tokens;
 
-/// What can go wrong with tokenizers and chat templates.
+/// An error of tokenizers and chat templates.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
@@ -40,36 +40,36 @@ pub enum TextError {
     Read {
         /// The file.
         file: PathBuf,
-        /// The operating system's reason.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file is larger than any that is in use.
+    /// A file exceeds the size limit.
     #[error("{}: larger than {} MiB, which no such file in use is; is it the right one?", file.display(), limit >> 20)]
     TooLarge {
         /// The file.
         file: PathBuf,
-        /// Most bytes that are read.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// The folder has a vocabulary that is not in the form of `tokenizer.json`.
+    /// The folder has a vocabulary in another format than `tokenizer.json`.
     #[error("{}: has {found} but no tokenizer.json; make one with `pip install transformers sentencepiece protobuf tiktoken` and then: {command}", folder.display())]
     Unconverted {
         /// The folder.
         folder: PathBuf,
-        /// The vocabulary that was found.
+        /// The vocabulary file.
         found: String,
         /// The command that converts it.
         command: String,
     },
-    /// A file is not the JSON object it should be.
+    /// A file is not a JSON object.
     #[error("{file}: not a JSON object: {reason}")]
     NotJson {
         /// The file.
         file: String,
-        /// The parser's reason, with line and column.
+        /// The parser's message, with line and column.
         reason: String,
     },
-    /// A field of a file has the wrong type, or names something that does not exist.
+    /// A field has the wrong type, or names something that does not exist.
     #[error("{file}: field \"{field}\": {reason}")]
     Field {
         /// The file.
@@ -79,40 +79,40 @@ pub enum TextError {
         /// What is wrong with it.
         reason: String,
     },
-    /// `tokenizer.json` does not describe a tokenizer.
+    /// `tokenizer.json` is malformed.
     #[error("{file}: not a Hugging Face fast tokenizer: {reason}")]
     Tokenizer {
         /// The file.
         file: String,
-        /// The parser's reason.
+        /// The parser's message.
         reason: String,
     },
     /// A text could not be encoded.
     #[error("the tokenizer cannot encode this text: {reason}")]
     Encode {
-        /// The tokenizer's reason.
+        /// The tokenizer's message.
         reason: String,
     },
     /// Token ids could not be decoded.
     #[error("the tokenizer cannot decode these tokens: {reason}")]
     Decode {
-        /// The tokenizer's reason.
+        /// The tokenizer's message.
         reason: String,
     },
     /// A chat template does not parse.
     #[error("{file}: chat template, line {line}: {reason}")]
     TemplateSyntax {
-        /// Where the template stands.
+        /// The file with the template.
         file: String,
         /// Line within the template, from 1.
         line: usize,
-        /// The parser's reason.
+        /// The parser's message.
         reason: String,
     },
     /// A chat template failed on this conversation.
     #[error("{file}: chat template, line {line}: cannot render this conversation: {reason}")]
     TemplateRender {
-        /// Where the template stands.
+        /// The file with the template.
         file: String,
         /// Line within the template, from 1.
         line: usize,
@@ -122,17 +122,17 @@ pub enum TextError {
     /// The template itself refused the conversation (`raise_exception`).
     #[error("{file}: the chat template refuses this conversation: {message}")]
     TemplateRefused {
-        /// Where the template stands.
+        /// The file with the template.
         file: String,
-        /// The template's own words.
+        /// The template's own message.
         message: String,
     },
-    /// The template did more work or wrote more text than a conversation can need.
+    /// The template exceeded a limit of work, output or time.
     #[error("{file}: chat template stopped: {reason}")]
     TemplateBudget {
-        /// Where the template stands.
+        /// The file with the template.
         file: String,
-        /// Which limit was met.
+        /// The exceeded limit.
         reason: String,
     },
     /// A chat message is not an object with a role.
@@ -143,7 +143,7 @@ pub enum TextError {
     },
 }
 
-/// Runs code of a library that may panic on a hostile file, and turns the panic into its message.
+/// Runs library code that may panic on a malformed file, and converts the panic to its message.
 fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -154,8 +154,8 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     })
 }
 
-/// [`guarded`], on a thread of its own with a deep stack: templates are followed by recursion, and values that nest are
-/// dropped by it.
+/// [`guarded`], on a separate thread with a large stack: templates are processed recursively, and nested values are
+/// dropped recursively.
 fn deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
     const STACK: usize = 256 << 20; // reserved, not used, until something nests that deep
     std::thread::scope(|scope| {

@@ -1,42 +1,42 @@
-//! JSON as Python's `json` module reads it: `NaN` and `Infinity` are numbers, and integers keep all their digits.
+//! JSON as read by Python's `json` module: `NaN` and `Infinity` are numbers, and integers keep all their digits.
 //!
-//! Data files are written by Python, and what is wrong with them must be named where it stands: a fault has the offset of
-//! its byte. A lone surrogate, a key that occurs twice and deep nesting are faults. Values that nobody asks for are checked
-//! and passed over without taking memory. Numbers that `serde_json::Number` cannot hold are carried as a marked object
-//! ([`exact_number`]), because its own remedy (`arbitrary_precision`) changes how every crate of a program reads numbers.
+//! Data files are written by Python, and errors in them must be located: a fault has a byte offset. A lone surrogate, a
+//! duplicate key and deep nesting are faults. Unused values are checked and skipped without allocation. Numbers that
+//! `serde_json::Number` cannot represent are stored in a marked object ([`exact_number`]), because `serde_json`'s
+//! feature `arbitrary_precision` would change how all crates of a program read numbers.
 
 use serde_json::{Map, Value as Json};
 
-/// Deepest nesting of lists and objects.
+/// Maximum nesting of lists and objects.
 const MAX_DEPTH: usize = 100;
-/// Most values that one text may hold: a list of empty lists takes many times the memory of its text.
+/// Maximum number of values in one text: a list of empty lists takes many times the memory of its text.
 const MAX_VALUES: usize = 1 << 19;
-/// The only key of an object that stands for a number.
+/// The only key of an object that represents a number.
 const NUMBER: &str = "$metal_candle::integer";
 
-/// What is wrong with a text, and where.
+/// A syntax error and its position.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Fault {
-    /// Offset of the byte that is wrong; the length of the text where it ends too early.
+    /// Byte offset of the error; the length of the text if it ends too early.
     pub at: usize,
-    /// What is wrong.
+    /// The reason.
     pub reason: String,
-    /// The text ends before the value does, and not within a string.
+    /// Whether the text ends before the value does, outside a string.
     pub is_unfinished: bool,
 }
 
 type Read<T> = Result<T, Fault>;
 
-/// The columns of a row: values of those that are wanted, names of all.
+/// The columns of a row: the values of requested ones, the names of all.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Columns {
-    /// Wanted columns.
+    /// The requested columns.
     pub values: Map<String, Json>,
     /// Names of the other columns, each with the first byte of its value.
     pub others: Vec<(String, u8)>,
 }
 
-/// Reads one value and nothing after it.
+/// Parses a text with exactly one value.
 pub(crate) fn parse(text: &[u8]) -> Read<Json> {
     let mut parser = Parser::new(text);
     let value = parser.value(0, true)?.unwrap_or_default();
@@ -44,8 +44,7 @@ pub(crate) fn parse(text: &[u8]) -> Read<Json> {
     Ok(value)
 }
 
-/// Reads an object's columns that are `wanted`; checks the others and passes over them. `None` where the text is a value
-/// of another kind.
+/// Parses the `wanted` columns of an object; checks and skips the others. `None` if the text is not an object.
 pub(crate) fn columns(text: &[u8], wanted: &[&str]) -> Read<Option<Columns>> {
     let mut parser = Parser::new(text);
     parser.blank();
@@ -75,15 +74,15 @@ pub(crate) fn columns(text: &[u8], wanted: &[&str]) -> Read<Option<Columns>> {
     Ok(Some(columns))
 }
 
-/// Names of columns that are remembered.
+/// Maximum number of column names that are kept.
 const MAX_NAMES: usize = 64;
 
-/// Null, or pandas' word for it.
+/// Whether a value is null, or pandas' NaN.
 pub(crate) fn is_missing(value: &Json) -> bool {
     value.is_null() || number(value) == Some("NaN")
 }
 
-/// The text of a number that `serde_json::Number` cannot hold, as a value.
+/// A value for the text of a number that `serde_json::Number` cannot represent.
 pub(crate) fn exact_number(text: &str) -> Json {
     let mut fields = Map::new();
     fields.insert(NUMBER.to_owned(), Json::String(text.to_owned()));
@@ -122,7 +121,7 @@ impl<'a> Parser<'a> {
         self.text.get(self.at).copied()
     }
 
-    /// A fault here.
+    /// An error at the current position.
     fn fault<T>(&self, reason: impl Into<String>) -> Read<T> {
         Self::fault_at(self.at, reason)
     }
@@ -135,7 +134,7 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// Something else than `what` stands here, or nothing.
+    /// The error if something else than `what` is found.
     fn expected<T>(&self, what: &str) -> Read<T> {
         match self.peek() {
             None => Err(Fault {
@@ -157,7 +156,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Nothing may follow.
+    /// Checks that the text ends here.
     fn end(&mut self) -> Read<()> {
         self.blank();
         match self.peek() {
@@ -166,14 +165,14 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Whether this byte stood here; it is passed.
+    /// Consumes this byte if it is next; returns whether it was.
     fn pass(&mut self, byte: u8) -> bool {
         let is_here = self.peek() == Some(byte);
         self.at += usize::from(is_here);
         is_here
     }
 
-    /// A value; `None` unless it is to be kept.
+    /// Parses a value; `None` unless it is kept.
     fn value(&mut self, depth: usize, keep: bool) -> Read<Option<Json>> {
         self.blank();
         if depth > MAX_DEPTH {
@@ -225,7 +224,7 @@ impl<'a> Parser<'a> {
         Ok(keep.then_some(Json::Object(fields)))
     }
 
-    /// An object; `field` gets the offset and name of each key and reads the value.
+    /// Parses an object; `field` gets the offset and name of each key and parses the value.
     fn object(&mut self, mut field: impl FnMut(&mut Self, usize, String) -> Read<()>) -> Read<()> {
         self.at += 1;
         self.blank();
@@ -298,7 +297,7 @@ impl<'a> Parser<'a> {
         if !keep {
             return Ok(None);
         }
-        // Only ASCII stands between the two.
+        // The text between the two is ASCII.
         let text = String::from_utf8_lossy(&self.text[start..self.at]);
         if whole < self.at {
             return Ok(Some(float(&text)));
@@ -319,7 +318,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// A string; its escapes are read only where it is kept.
+    /// Parses a string; its escapes are decoded only if it is kept.
     fn string(&mut self, keep: bool) -> Read<Option<String>> {
         self.at += 1;
         let mut out = Vec::new();
@@ -341,7 +340,7 @@ impl<'a> Parser<'a> {
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
-                    // Made of checked parts and whole characters.
+                    // Made of validated parts and whole characters.
                     return Ok(keep.then(|| String::from_utf8_lossy(&out).into_owned()));
                 }
                 Some(b'\\') => self.escape(keep.then_some(&mut out))?,
@@ -383,7 +382,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// The character of `\uXXXX`, or of two that are a pair of surrogates; `start` is the backslash's offset.
+    /// The character of `\uXXXX`, or of a surrogate pair; `start` is the backslash's offset.
     fn unicode(&mut self, start: usize) -> Read<char> {
         let lone = |unit: u32| {
             let advice = "half of a character that was cut in two; remove it, or write both halves";
@@ -427,7 +426,7 @@ fn integer(text: &str) -> Option<Json> {
     }
 }
 
-/// A number with a point or an exponent; beyond what a float holds it is infinite, as in Python.
+/// A number with a point or an exponent; on overflow it is infinite, as in Python.
 fn float(text: &str) -> Json {
     match text.parse::<f64>() {
         Ok(number) if number.is_finite() => Json::from(number),

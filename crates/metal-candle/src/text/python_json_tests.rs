@@ -1,11 +1,11 @@
-//! JSON as Python reads it, compared with Python; faults and their places.
+//! JSON compared with Python's `json`; errors and their positions.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::text::{ChatMessage, ChatTemplate};
 
-/// A value as a template's `tojson` writes it.
+/// A value as `tojson` of a template writes it.
 fn dumped(value: Json) -> String {
     let message = Json::from_iter([("role", Json::from("user")), ("content", Json::from("")), ("x", value)]);
     let template = ChatTemplate::new("t", "{{ messages[0].x | tojson }}", [("", ""); 0]).unwrap();
@@ -79,7 +79,7 @@ fn only_texts_that_may_go_on_are_unfinished() {
     }
 }
 
-/// What nobody reads may hold numbers without end, half characters and many values; null and NaN are missing.
+/// Skipped values may contain numbers of any length, lone surrogates and many values; null and NaN count as missing.
 #[test]
 fn columns_that_are_not_wanted_cost_nothing() {
     let list = "[],".repeat(2 * MAX_VALUES);
@@ -121,7 +121,7 @@ proptest! {
         prop_assert_eq!(fault_or_value.is_ok(), columns(text.as_bytes(), &["a"]).is_ok() && fault_or_value.is_ok());
     }
 
-    /// `serde_json` agrees wherever it reads at all.
+    /// Agrees with `serde_json` on all texts that the latter accepts.
     #[test]
     fn values_come_back(texts in prop::collection::vec(".*", 0..4), number in any::<i64>(), float in any::<f64>()) {
         let value = serde_json::json!({"texts": texts, "number": number, "float": float, "nested": {"a": [null, true]}});

@@ -1,7 +1,7 @@
-//! Stand-ins: numbered texts put in the place of what messages say, to see where a chat template writes it.
+//! Stand-ins: numbered texts that replace the content of messages, to find where a chat template writes it.
 //!
-//! A stand-in is a run of digits, which no filter for case or white space changes, and occurs in no text of its
-//! conversation. Roles, types and ids stay as they are, because templates branch on them. Nothing here renders.
+//! A stand-in is a run of digits, which case and white space filters do not change, and occurs in no text of its
+//! conversation. Roles, types and ids are kept, because templates branch on them. Nothing here renders.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -11,20 +11,20 @@ use serde_json::{Map, Value as Json};
 
 use super::ChatMessage;
 
-/// Fields that say how a message is to be read, not what it says.
+/// Structural fields, which are not content.
 const STRUCTURE: [&str; 4] = ["role", "type", "id", "tool_call_id"];
-/// Digits of the number of a message, and of a text in it.
+/// Digits for the number of a message, and for that of a text in it.
 const DIGITS: usize = 5;
 const END: &str = "93";
 
-/// How much of a message is replaced.
+/// Which strings of a message are replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
-    /// The text between tags (`<think>`, `[INST]`), which stay, as does white space around it.
+    /// The text between tags (`<think>`, `[INST]`), which are kept, with surrounding white space.
     BetweenTags,
-    /// Every string that is not empty.
+    /// Every non-empty string.
     Strings,
-    /// The names of functions too.
+    /// Names of functions as well.
     StringsAndNames,
 }
 
@@ -34,14 +34,14 @@ pub(crate) struct StandIns {
     salt: String,
 }
 
-/// Where a stand-in is found in a text.
+/// An occurrence of a stand-in in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     /// Number of its message.
     pub message: usize,
     /// Number within its message.
     pub piece: usize,
-    /// Where it stands.
+    /// Its byte range.
     pub bytes: Range<usize>,
 }
 
@@ -54,12 +54,12 @@ impl StandIns {
         Self { salt }
     }
 
-    /// The text that stands for a piece of a message.
+    /// The stand-in for a piece of a message.
     pub fn text(&self, message: usize, piece: usize) -> String {
         format!("{}{message:0DIGITS$}{piece:0DIGITS$}{END}", self.salt)
     }
 
-    /// The message with stand-ins for what it says; one that says nothing gets one as its content.
+    /// The message with stand-ins for its content; an empty message gets one as its content.
     pub fn replace(&self, message: &ChatMessage, number: usize, extent: Extent) -> ChatMessage {
         let mut piece = 0;
         let mut next = || {
@@ -73,7 +73,7 @@ impl StandIns {
         ChatMessage::of(fields, message.is_learnt())
     }
 
-    /// All stand-ins in a text, in its order.
+    /// All stand-ins in a text, in order.
     pub fn find(&self, text: &str) -> Vec<Found> {
         let read = |at: usize| {
             let digits = text.get(at + self.salt.len()..at + self.salt.len() + 2 * DIGITS)?;
@@ -89,7 +89,7 @@ impl StandIns {
     }
 }
 
-/// The strings that say something, in the order of the message.
+/// The strings with content, in the order of the message.
 pub(crate) fn strings(message: &ChatMessage) -> Vec<String> {
     let mut found = Vec::new();
     let mut collect = |value: &Json| {

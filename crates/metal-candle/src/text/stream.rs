@@ -1,32 +1,32 @@
-//! Text from token ids that arrive one at a time, as generation makes them.
+//! Incremental decoding of token ids that arrive one at a time, as in generation.
 //!
-//! A character may be spread over several tokens, and what a token decodes to may depend on the tokens before it (many
+//! A character may be spread over several tokens, and the text of a token may depend on preceding tokens (many
 //! tokenizers drop the space of the first word). So a short window is decoded with and without the new token, and the
-//! difference is handed out once it is whole. Nothing handed out is ever taken back.
+//! difference is emitted once its characters are complete. Emitted text is never revised.
 
 use super::{TextError, Tokenizer};
 
-/// What replaces bytes that are no character (yet).
+/// The replacement character for bytes that are not (yet) a character.
 const BROKEN: char = '\u{FFFD}';
 
-/// Incremental decoding: what [`push`](Self::push) and [`finish`](Self::finish) return adds up to
+/// Incremental decoder: the results of [`push`](Self::push) and [`finish`](Self::finish) concatenate to
 /// [`Tokenizer::decode`] of all tokens.
 #[derive(Clone, Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     skip_special: bool,
     ids: Vec<u32>,
-    /// The window starts here; `ids[window..handed]` has been handed out and gives the context of what follows.
+    /// Start of the window; `ids[window..handed]` has been emitted and is the context of the following tokens.
     window: usize,
     handed: usize,
     /// Text of `ids[window..handed]`.
     context: String,
-    /// The last visible token stands for one byte.
+    /// Whether the last visible token represents a single byte.
     in_bytes: bool,
 }
 
 impl<'a> TextStream<'a> {
-    /// An empty stream; `skip_special` leaves special tokens out of the text.
+    /// An empty stream; `skip_special` omits special tokens from the text.
     #[must_use]
     pub fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
         let context = String::new();
@@ -41,17 +41,17 @@ impl<'a> TextStream<'a> {
         }
     }
 
-    /// Takes the next token and returns the text that is complete with it, if any; never half a character.
+    /// Adds the next token and returns the text that is now complete, if any; never part of a character.
     ///
     /// # Errors
     ///
-    /// [`TextError::Decode`] where the tokenizer's decoder fails.
+    /// [`TextError::Decode`] if the tokenizer's decoder fails.
     pub fn push(&mut self, id: u32) -> Result<Option<String>, TextError> {
         self.ids.push(id);
         self.look_at(id);
         let text = self.tokenizer.decode(&self.ids[self.window..], self.skip_special)?;
-        // Byte tokens are decoded together, all or none: wait for the end of the run. A replacement character may
-        // still become a real one.
+        // Byte tokens are decoded together: wait for the end of the run. A replacement character may still become a
+        // real one.
         if self.in_bytes || text.ends_with(BROKEN) {
             return Ok(None);
         }
@@ -68,17 +68,17 @@ impl<'a> TextStream<'a> {
         Ok(Some(new))
     }
 
-    /// Ends the stream and returns what was held back, broken characters replaced by U+FFFD.
+    /// Ends the stream and returns the remaining text, with incomplete characters replaced by U+FFFD.
     ///
     /// # Errors
     ///
-    /// [`TextError::Decode`] where the tokenizer's decoder fails.
+    /// [`TextError::Decode`] if the tokenizer's decoder fails.
     pub fn finish(self) -> Result<String, TextError> {
         let text = self.tokenizer.decode(&self.ids[self.window..], self.skip_special)?;
         Ok(text.strip_prefix(&self.context).unwrap_or_default().to_owned())
     }
 
-    /// Remembers whether the text ends in a byte token (`<0xE2>`); tokens that are not shown do not end a run.
+    /// Records whether the text ends in a byte token (`<0xE2>`); skipped tokens do not end a run.
     fn look_at(&mut self, id: u32) {
         if self.skip_special && self.tokenizer.is_special(id) {
             return;

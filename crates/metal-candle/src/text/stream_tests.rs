@@ -1,11 +1,11 @@
-//! Streams: whole characters only, and together the whole text.
+//! Streams: only whole characters, which concatenate to the whole text.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::text::testing::{byte_fallback, byte_level};
 
-/// Streams the ids; every piece is whole text and the pieces add up to the full decode.
+/// Streams the ids; checks that every piece is whole text and that the pieces concatenate to the full decoding.
 fn pieces(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> Vec<String> {
     let mut stream = TextStream::new(tokenizer, skip_special);
     let mut pieces: Vec<String> = ids.iter().filter_map(|id| stream.push(*id).unwrap()).collect();
@@ -66,7 +66,7 @@ proptest! {
         }
     }
 
-    /// Whatever a model may come up with, bytes that make no character included.
+    /// Any sequence of tokens, including bytes that do not form a character.
     #[test]
     fn any_tokens_stream_to_their_decode(ids in prop::collection::vec(0u32..340, 0..40), skip in any::<bool>()) {
         for tokenizer in [byte_level(None), byte_fallback()] {

@@ -1,5 +1,5 @@
-//! Two tiny tokenizers for tests: a byte-level BPE in the manner of GPT-2, Llama 3 and Qwen, and a BPE with byte fallback
-//! that drops the first space, in the manner of Llama 2 and Mistral.
+//! Two tiny tokenizers for tests: a byte-level BPE like those of GPT-2, Llama 3 and Qwen, and a BPE with byte fallback
+//! that drops the first space, like those of Llama 2 and Mistral.
 
 use serde_json::{Map, Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;

@@ -1,7 +1,8 @@
-//! The tokenizer of a Hugging Face folder: `tokenizer.json`, and the special tokens and chat template named beside it.
+//! The tokenizer of a Hugging Face folder: `tokenizer.json`, with the special tokens and the chat template of the
+//! folder.
 //!
-//! Encoding never truncates or pads, whatever `tokenizer.json` asks for: that is the caller's business. Nothing here
-//! reads a pickle or a `SentencePiece` model; a folder needs its `tokenizer.json`.
+//! Encoding never truncates or pads, whatever `tokenizer.json` says: that is left to the caller. Nothing here reads a
+//! pickle or a `SentencePiece` model; a folder needs its `tokenizer.json`.
 
 use std::path::Path;
 
@@ -9,18 +10,19 @@ use super::assemble::{Inner, assemble};
 use super::folder::Sources;
 use super::{ChatTemplate, TextError, first_line, guarded};
 
-/// Token ids with the place in the text that each one stands for.
+/// Token ids with their positions in the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// For each token, the bytes `start..end` of the text; may be empty, or shared by tokens that split one character.
+    /// The byte range of each token in the text; may be empty, or shared by tokens that split one character.
     pub offsets: Vec<(usize, usize)>,
-    /// For each token, whether the tokenizer added it (a begin-of-text token, say) rather than found it in the text.
+    /// For each token, whether the tokenizer added it (such as a begin-of-text token) instead of finding it in the
+    /// text.
     pub added: Vec<bool>,
 }
 
-/// Text to token ids and back.
+/// Converts text to token ids and back.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: Inner,
@@ -33,18 +35,19 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `generation_config.json`, `chat_template.jinja` and `additional_chat_templates/tool_use.jinja` (which go before
-    /// templates in `tokenizer_config.json`). A chat template that does not compile is an error when it is rendered.
+    /// Reads `tokenizer.json` and, if they exist, `tokenizer_config.json`, `special_tokens_map.json`,
+    /// `generation_config.json`, `chat_template.jinja` and `additional_chat_templates/tool_use.jinja` (which take
+    /// precedence over templates in `tokenizer_config.json`). A chat template that does not compile is an error when it
+    /// is rendered.
     ///
     /// # Errors
     ///
-    /// A [`TextError`] that names the file and the field that cannot be read or makes no sense.
+    /// A [`TextError`] that names the unreadable or invalid file and field.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self, TextError> {
         Self::build(&Sources::from_folder(folder.as_ref())?)
     }
 
-    /// A tokenizer from the contents of `tokenizer.json` and `tokenizer_config.json` (`{}` where there is none).
+    /// A tokenizer from the contents of `tokenizer.json` and `tokenizer_config.json` (`{}` if there is none).
     ///
     /// # Errors
     ///
@@ -82,17 +85,17 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of a text; with `add_special_tokens`, also what `tokenizer.json` puts around a text (begin-of-text).
+    /// Encodes a text; with `add_special_tokens`, including the tokens that `tokenizer.json` adds (begin-of-text).
     ///
     /// # Errors
     ///
-    /// [`TextError::Encode`] where the tokenizer has no token for a part of the text.
+    /// [`TextError::Encode`] if the tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
         self.encode_with_offsets(text, add_special_tokens)
             .map(|encoded| encoded.ids)
     }
 
-    /// [`encode`](Self::encode), with the place of each token in the text.
+    /// [`encode`](Self::encode), with the position of each token in the text.
     ///
     /// # Errors
     ///
@@ -117,12 +120,12 @@ impl Tokenizer {
         })
     }
 
-    /// The text of token ids. Ids that have no token (some models have more rows than their tokenizer has tokens) are
-    /// skipped, as are special tokens with `skip_special`.
+    /// Decodes token ids. Ids without a token (some models have more embedding rows than their tokenizer has tokens)
+    /// are skipped, and with `skip_special` special tokens too.
     ///
     /// # Errors
     ///
-    /// [`TextError::Decode`] where the decoder fails.
+    /// [`TextError::Decode`] if the decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
         guarded(|| self.inner.decode(ids, skip_special).map_err(|error| error.to_string())).map_err(|reason| {
             TextError::Decode {
@@ -131,7 +134,7 @@ impl Tokenizer {
         })
     }
 
-    /// One more than the largest token id: the least number of embedding rows a model needs for this tokenizer.
+    /// The largest token id plus one: the minimum vocabulary size of a model for this tokenizer.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
@@ -149,7 +152,7 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// Whether a token is special: not text but a mark, as begin-of-text or end-of-turn are.
+    /// Whether a token is special, such as begin-of-text or end-of-turn.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
         self.inner
@@ -159,7 +162,7 @@ impl Tokenizer {
             .is_some_and(|token| token.special)
     }
 
-    /// The token that a text begins with, where that is one that was added to the vocabulary whole.
+    /// The token at the start of a text, if it is an added token, matched as a whole.
     pub(super) fn leading_added_token(&self, text: &str) -> Option<u32> {
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
         let begins = added
@@ -168,19 +171,19 @@ impl Tokenizer {
         begins.max_by_key(|(_, token)| token.content.len()).map(|(id, _)| *id)
     }
 
-    /// Begin-of-text, by `bos_token` of `tokenizer_config.json`, else `generation_config.json`.
+    /// The begin-of-text token: `bos_token` of `tokenizer_config.json`, else of `generation_config.json`.
     #[must_use]
     pub fn bos_token_id(&self) -> Option<u32> {
         self.bos
     }
 
-    /// End-of-text, by `eos_token` of `tokenizer_config.json`, else `generation_config.json`.
+    /// The end-of-text token: `eos_token` of `tokenizer_config.json`, else of `generation_config.json`.
     #[must_use]
     pub fn eos_token_id(&self) -> Option<u32> {
         self.eos
     }
 
-    /// Padding, by `pad_token` of `tokenizer_config.json`, else `generation_config.json`.
+    /// The padding token: `pad_token` of `tokenizer_config.json`, else of `generation_config.json`.
     #[must_use]
     pub fn pad_token_id(&self) -> Option<u32> {
         self.pad
@@ -192,7 +195,7 @@ impl Tokenizer {
         &self.stop
     }
 
-    /// The chat template, where the folder has one.
+    /// The chat template, if the folder has one.
     #[must_use]
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()

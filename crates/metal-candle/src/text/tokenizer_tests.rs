@@ -1,4 +1,4 @@
-//! Tokenizers: folders, special tokens, and files that lie.
+//! Tokenizers: folders, special tokens, and malformed files.
 
 use serde_json::json;
 
@@ -189,7 +189,7 @@ fn files_that_lie_are_named() {
     );
 }
 
-/// A template that cannot be used is an error where it is rendered; texts can be encoded all the same.
+/// An invalid template is an error when it is rendered; texts can still be encoded.
 #[test]
 fn a_broken_template_is_an_error_when_it_is_needed() {
     let long = "x".repeat((1 << 20) + 1);
@@ -221,7 +221,7 @@ fn a_broken_template_is_an_error_when_it_is_needed() {
     }
 }
 
-/// transformers takes `tool_use` where there are tools, an empty list too, and `default` otherwise.
+/// transformers uses `tool_use` if there are tools, even an empty list, and `default` otherwise.
 #[test]
 fn conversations_with_tools_take_their_own_template() {
     let in_list = json!({"chat_template": [{"name": "tool_use", "template": "tools {{ tools }}"},
@@ -307,7 +307,7 @@ fn other_vocabularies_say_how_to_convert_them() {
     assert_eq!(error.to_string(), expected);
 }
 
-/// Every truncation of a good file, and many damaged ones, give a tokenizer or an error, never a panic.
+/// Every truncation of a valid file, and many corrupted ones, give a tokenizer or an error, never a panic.
 #[test]
 fn damaged_tokenizers_never_panic() {
     let good = byte_level_json();

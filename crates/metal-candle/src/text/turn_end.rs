@@ -1,15 +1,15 @@
-//! The end-of-turn tokens of a chat template: with which tokens a model that follows it ends what it says.
+//! End-of-turn tokens: the tokens with which a model that follows the chat template ends its messages.
 //!
-//! Many models end their answers with another token than the end-of-text token that their configuration names. A short
-//! conversation is rendered, and what the template writes right after the assistant's words is looked at.
+//! Many models end their answers with another token than the end-of-text token of their configuration. A short
+//! conversation is rendered, and the text right after the assistant's message is examined.
 
 use super::{ChatMessage, StandIns, Tokenizer};
 
-/// The tokens that the tokenizer's chat template writes right after what the assistant says (`<|im_end|>`,
-/// `<|eot_id|>`, `<end_of_turn>`, ...), white space aside. Only tokens that stand for themselves count: special tokens
-/// and others that were added to the vocabulary whole. Empty without a chat template, or where it writes none.
+/// The tokens that the tokenizer's chat template writes right after the assistant's message (`<|im_end|>`,
+/// `<|eot_id|>`, `<end_of_turn>`, ...), ignoring white space. Only special tokens and other added tokens count. Empty
+/// without a chat template, or if it writes none.
 ///
-/// A template that ends only those turns that another one follows is asked for these.
+/// For a template that only ends turns which are followed by another one, the tokens of such turns are returned.
 ///
 /// ```
 /// use metal_candle::text::{ChatTemplate, Tokenizer, end_of_turn_tokens};
@@ -35,7 +35,7 @@ pub fn end_of_turn_tokens(tokenizer: &Tokenizer) -> Vec<u32> {
     }
 }
 
-/// The token after the second message of a conversation of `messages`, which the assistant says.
+/// The token after the second message, that of the assistant, in a conversation of `messages` messages.
 fn after_assistant(tokenizer: &Tokenizer, messages: usize) -> Vec<u32> {
     let Some(template) = tokenizer.chat_template() else {
         return Vec::new();
@@ -43,7 +43,7 @@ fn after_assistant(tokenizer: &Tokenizer, messages: usize) -> Vec<u32> {
     let stand_ins = StandIns::absent_from(&[template.source()]);
     let say = |i: usize| ChatMessage::new(["user", "assistant"][i % 2], stand_ins.text(i, 0));
     let messages: Vec<ChatMessage> = (0..messages).map(say).collect();
-    // A template that refuses this conversation has nothing to say about its end.
+    // A template that refuses this conversation has no end-of-turn token.
     let text = template.render(&messages, false).unwrap_or_default();
     let said = stand_ins.find(&text).into_iter().rfind(|found| found.message == 1);
     let rest = said
@@ -68,7 +68,7 @@ mod tests {
                 vec!["<|endoftext|>"],
             ),
             (Some(last_open), vec!["<|im_end|>"]),
-            // The last turn ends otherwise than the others, which only go on: what ends it counts.
+            // The last turn ends differently from the others, which are merely continued: its end counts.
             (
                 Some(
                     "{% for m in messages %}{{ m.content }}{{ '<|endoftext|>' if loop.last else '<|im_end|>' }}{% endfor %}",

@@ -1,7 +1,7 @@
-//! `AdamW`: Adam with decoupled weight decay, step for step what `torch.optim.AdamW` does.
+//! `AdamW`: Adam with decoupled weight decay, matching `torch.optim.AdamW` step for step.
 //!
-//! Moments are f32 (f64 for f64 parameters) and each parameter counts its own steps. The optimizer updates what it is
-//! given the gradient of; it neither clips gradients nor follows a schedule.
+//! Moments are f32 (f64 for f64 parameters) and each parameter counts its own steps. The optimizer only applies the
+//! gradients it is given; it neither clips gradients nor follows a schedule.
 
 use std::collections::HashMap;
 
@@ -23,15 +23,15 @@ const NAME: &str = "AdamW step";
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWConfig {
-    /// Size of a step; 1e-4 to 1e-3 is usual for adapters.
+    /// Learning rate; 1e-4 to 1e-3 is usual for adapters.
     pub learning_rate: f32,
-    /// How much of the mean gradient a step keeps.
+    /// Decay of the first moment.
     pub beta1: f32,
-    /// How much of the mean squared gradient a step keeps.
+    /// Decay of the second moment.
     pub beta2: f32,
-    /// What keeps the division by a small root finite.
+    /// Added to the denominator for numerical stability.
     pub epsilon: f32,
-    /// How much of a parameter decays per step, times the learning rate.
+    /// Decoupled weight decay, multiplied by the learning rate.
     pub weight_decay: f32,
 }
 
@@ -85,7 +85,7 @@ impl AdamWConfig {
     }
 }
 
-/// Finite and at least 0.
+/// Whether a number is finite and at least 0.
 fn is_rate(x: f32) -> bool {
     x.is_finite() && x >= 0.0
 }
@@ -120,14 +120,14 @@ pub struct AdamW {
     parameters: HashMap<Key, State>,
 }
 
-/// A parameter is known by the name it was added under, or by its variable.
+/// A parameter is identified by its name or by its variable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
     Name(String),
     Var(TensorId),
 }
 
-/// What the optimizer remembers of one parameter.
+/// The state of one parameter.
 #[derive(Debug)]
 struct State {
     shape: Vec<usize>,
@@ -150,7 +150,7 @@ impl AdamW {
         })
     }
 
-    /// Registers `param` under `name` for [`step`](Self::step); a name already there starts afresh.
+    /// Registers `param` under `name` for [`step`](Self::step); an existing name is reset.
     ///
     /// # Errors
     ///
@@ -170,11 +170,11 @@ impl AdamW {
         Ok(())
     }
 
-    /// One step of the parameter added as `name`: its new value from its value and gradient, all of one shape.
+    /// Updates the parameter added as `name`: returns its new value, from its value and gradient of the same shape.
     ///
     /// # Errors
     ///
-    /// If `name` was not added, the shapes differ, or the learning rate set is not a number a step can take.
+    /// If `name` was not added, the shapes differ, or the learning rate is invalid.
     pub fn step(&mut self, name: &str, param: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let state = self
             .parameters
@@ -185,11 +185,11 @@ impl AdamW {
         state.step(&self.config, format_args!("parameter `{name}`"), param, grad)
     }
 
-    /// One step of `var`, in place. A variable is registered by its first step.
+    /// Updates `var` in place. A variable is registered by its first step.
     ///
     /// # Errors
     ///
-    /// If `grad` is not of `var`'s shape, or the learning rate set is not a number a step can take; `var` then stays as it was.
+    /// If `grad` does not have the shape of `var`, or the learning rate is invalid; `var` is unchanged then.
     pub fn step_var(&mut self, var: &Var, grad: &Tensor) -> Result<()> {
         let key = Key::Var(var.id());
         let state = self.parameters.entry(key).or_insert_with(|| State::new(var));
@@ -198,30 +198,30 @@ impl AdamW {
             .during(format_args!("{NAME}: storing variable {}", shape_text(var.dims())))
     }
 
-    /// Sets the learning rate of the steps to come; 0 makes them leave parameters as they are.
+    /// Sets the learning rate of the following steps; 0 leaves parameters unchanged.
     pub fn set_lr(&mut self, lr: f32) {
         self.config.learning_rate = lr;
     }
 
-    /// The learning rate in use.
+    /// The current learning rate.
     #[must_use]
     pub const fn learning_rate(&self) -> f32 {
         self.config.learning_rate
     }
 
-    /// How many steps have been taken: the most that any one parameter has seen.
+    /// Number of steps: the maximum over all parameters.
     #[must_use]
     pub fn step_count(&self) -> usize {
         self.parameters.values().map(|state| state.steps).max().unwrap_or(0)
     }
 
-    /// The settings in use.
+    /// The current settings.
     #[must_use]
     pub const fn config(&self) -> &AdamWConfig {
         &self.config
     }
 
-    /// Forgets moments and steps; parameters stay registered.
+    /// Resets moments and step counts; parameters stay registered.
     pub fn reset_state(&mut self) {
         for state in self.parameters.values_mut() {
             state.steps = 0;
@@ -239,7 +239,7 @@ impl State {
         }
     }
 
-    /// The parameter's new value; the state moves on only if there is one.
+    /// The parameter's new value; the state is updated only on success.
     fn step(
         &mut self,
         config: &AdamWConfig,
@@ -283,7 +283,7 @@ fn update(
     } else {
         DType::F32
     };
-    // Detached, or the state would keep the graph of every past step alive.
+    // Detached, or the state would keep the graphs of all past steps alive.
     let w = param.detach().to_dtype(dtype)?;
     let g = grad.detach().to_dtype(dtype)?;
     let [lr, beta1, beta2, epsilon, decay] = [
@@ -304,7 +304,7 @@ fn update(
     Ok((updated.to_dtype(param.dtype())?, (m, v)))
 }
 
-/// `beta * mean + (1 - beta) * x`, where no mean yet is zero.
+/// `beta * mean + (1 - beta) * x`, with zero for a missing mean.
 fn blend(mean: Option<&Tensor>, x: &Tensor, beta: f64) -> candle_core::Result<Tensor> {
     let fresh = (x * (1.0 - beta))?;
     match mean {

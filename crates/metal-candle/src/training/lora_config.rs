@@ -1,8 +1,8 @@
-//! The settings of a `LoRA` adapter: plain numbers, checked when a layer is made.
+//! The settings of a `LoRA` layer: plain numbers, validated when a layer is created.
 
 use crate::error::{Result, TrainingError};
 
-/// Rank, strength and dropout of a `LoRA` adapter.
+/// Rank, alpha and dropout of a `LoRA` adapter.
 ///
 /// # Example
 ///
@@ -15,11 +15,11 @@ use crate::error::{Result, TrainingError};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LoRAConfig {
-    /// Inner dimension of the update; 4 to 32 is usual. More rank, more capacity and more parameters.
+    /// Rank of the update; 4 to 32 is usual. A higher rank means more capacity and more parameters.
     pub rank: usize,
-    /// Strength of the update, which is scaled by `alpha / rank`; twice the rank is usual.
+    /// The update is scaled by `alpha / rank`; twice the rank is usual.
     pub alpha: f32,
-    /// Probability in `[0, 1)` with which training zeroes an element of `x A`; 0 turns dropout off.
+    /// Dropout probability in `[0, 1)` on `x A` in training; 0 disables it.
     pub dropout: f32,
 }
 
@@ -35,7 +35,7 @@ impl Default for LoRAConfig {
 }
 
 impl LoRAConfig {
-    /// The factor of the update, `alpha / rank`.
+    /// The scale of the update, `alpha / rank`.
     #[must_use]
     pub fn scaling(&self) -> f32 {
         self.alpha / self.rank as f32

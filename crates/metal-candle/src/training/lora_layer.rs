@@ -1,7 +1,7 @@
-//! `LoRA` for one linear layer: a trainable update of low rank beside a frozen weight.
+//! `LoRA` for one linear layer: a trainable low-rank update of a frozen weight.
 //!
-//! The layer computes the update alone; adding it to the frozen layer's output is the caller's. Gradients reach `A`, `B`
-//! and the input through Candle's `backward`. It never touches the frozen weight and never updates itself.
+//! The layer computes the update alone; the caller adds it to the frozen layer's output. Gradients reach `A`, `B` and
+//! the input through Candle's `backward`. It never touches the frozen weight and never updates itself.
 
 use std::borrow::Borrow;
 
@@ -16,9 +16,9 @@ use crate::error::{During, Error, Result, TrainingError, shape_text};
 /// y = (dropout(x A) B) * alpha / rank        A: (in, rank)   B: (rank, out)
 /// ```
 ///
-/// `A` starts as independent Gaussians of mean 0 and standard deviation `1 / sqrt(rank)`, `B` as zeros, so that a fresh
-/// layer adds nothing. Both are f32. A new layer is in training mode; dropout acts in that mode only, and scales what it keeps by
-/// `1 / (1 - p)` so that the mean stays.
+/// `A` is initialised with independent Gaussians of mean 0 and standard deviation `1 / sqrt(rank)`, `B` with zeros, so
+/// that a new layer adds nothing. Both are f32. A new layer is in training mode; dropout is active in that mode only,
+/// and scales the kept elements by `1 / (1 - p)` to preserve the mean.
 ///
 /// # Example
 ///
@@ -52,13 +52,13 @@ pub struct LoRALayer {
 }
 
 impl LoRALayer {
-    /// A fresh layer for a linear layer from `in_features` to `out_features`, on `device`.
+    /// Creates a layer for a linear layer from `in_features` to `out_features`, on `device`.
     ///
     /// `device` is a [`candle_core::Device`] or a [`metal_candle::Device`](crate::Device).
     ///
     /// # Errors
     ///
-    /// If `config` is invalid, its rank exceeds `in_features` or `out_features`, or the device has no room.
+    /// If `config` is invalid, its rank exceeds `in_features` or `out_features`, or allocation on the device fails.
     pub fn new<D>(in_features: usize, out_features: usize, config: &LoRAConfig, device: &D) -> Result<Self>
     where
         D: Borrow<Device> + ?Sized,
@@ -89,7 +89,7 @@ impl LoRALayer {
         })
     }
 
-    /// The scaled update of `input`, `(.., in)` to `(.., out)`, f32; any number of leading dimensions, or none.
+    /// The scaled update of `input`, `(.., in)` to `(.., out)`, f32, with any number of leading dimensions.
     ///
     /// # Errors
     ///
@@ -98,8 +98,8 @@ impl LoRALayer {
         let Some((&width, leading)) = input.dims().split_last() else {
             return Err(Error::invalid_input("LoRA forward", self.scalar_message()));
         };
-        // One product of matrices whatever the rank of the input; the input keeps its own width, so that a wrong one
-        // is refused by the product and never regrouped.
+        // A single matrix product whatever the rank of the input. The last dimension is kept, so that a wrong one is an
+        // error of the product instead of being reshaped away.
         let rows: usize = leading.iter().product();
         let x = input.reshape((rows, width)).during(format_args!(
             "LoRA forward: flattening input {}",
@@ -116,12 +116,12 @@ impl LoRALayer {
             .during("LoRA forward: restoring the input's leading dimensions")
     }
 
-    /// What is wrong with an input without dimensions.
+    /// The error message for a scalar input.
     pub(super) fn scalar_message(&self) -> String {
         format!("input is a scalar, it must have shape (.., {})", self.in_features)
     }
 
-    /// Dropout of `x A`, in training mode alone.
+    /// Dropout on `x A`, in training mode only.
     fn drop(&self, hidden: Tensor) -> Result<Tensor> {
         if self.training && self.config.dropout > 0.0 {
             candle_nn::ops::dropout(&hidden, self.config.dropout).during("LoRA forward: dropout")
@@ -154,54 +154,54 @@ impl LoRALayer {
         self.lora_b.as_tensor()
     }
 
-    /// What an optimizer updates: A, then B.
+    /// The trainable variables: A, then B.
     #[must_use]
     pub fn trainable_variables(&self) -> Vec<&Var> {
         vec![&self.lora_a, &self.lora_b]
     }
 
-    /// How many numbers train: `rank * (in + out)`.
+    /// The number of trainable parameters: `rank * (in + out)`.
     #[must_use]
     pub const fn num_parameters(&self) -> usize {
         self.config.rank * (self.in_features + self.out_features)
     }
 
-    /// The settings this layer was made with.
+    /// The settings of this layer.
     #[must_use]
     pub const fn config(&self) -> &LoRAConfig {
         &self.config
     }
 
-    /// Width of the input.
+    /// Input size.
     #[must_use]
     pub const fn in_features(&self) -> usize {
         self.in_features
     }
 
-    /// Width of the output.
+    /// Output size.
     #[must_use]
     pub const fn out_features(&self) -> usize {
         self.out_features
     }
 
-    /// Turns training mode, and with it dropout, on or off.
+    /// Switches training mode, and with it dropout, on or off.
     pub fn set_training(&mut self, training: bool) {
         self.training = training;
     }
 
-    /// Leaves training mode: no dropout, the same output for the same input.
+    /// Leaves training mode: disables dropout.
     pub fn eval(&mut self) {
         self.set_training(false);
     }
 
-    /// Whether the layer is in training mode, as a new one is.
+    /// Whether the layer is in training mode, the initial mode.
     #[must_use]
     pub const fn is_training(&self) -> bool {
         self.training
     }
 }
 
-/// `x` times a matrix of the layer, which an error names with its shape.
+/// The product of `x` with a matrix of the layer; errors name the matrix and its shape.
 fn product(x: &Tensor, matrix: &Var, name: &str) -> Result<Tensor> {
     x.matmul(matrix).during(format_args!(
         "LoRA forward: matmul with {name} {}",

@@ -1,7 +1,7 @@
 //! The `LoRA` layer on the lazy graph: records what [`forward`](LoRALayer::forward) runs at once.
 //!
-//! A and B enter the graph as inputs that share the memory of the layer's `Var`s, the same two nodes in every call, so
-//! that the graph's gradients reach them. Nothing here runs anything.
+//! A and B are inputs of the graph that share the memory of the layer's `Var`s, the same two nodes in every call, so
+//! that gradients of the graph reach them. Nothing here runs anything.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,7 +31,7 @@ impl LazyWeights {
 /// Words 0 and 1 of the keys of dropout; words 2 and 3 count the calls.
 const DROPOUT_KEY: [u32; 2] = [0x4c6f_5241, 0x6472_6f70];
 
-/// A key that no earlier call got.
+/// A key that no earlier call has used.
 fn next_key(input: &LazyTensor) -> Result<LazyTensor> {
     static CALLS: AtomicU64 = AtomicU64::new(0);
     let call = CALLS.fetch_add(1, Ordering::Relaxed);
@@ -41,11 +41,11 @@ fn next_key(input: &LazyTensor) -> Result<LazyTensor> {
 
 impl LoRALayer {
     /// Records the scaled update of `input`, `(.., in)` to `(.., out)`, f32: the values of [`forward`](Self::forward),
-    /// computed when the result is evaluated, with what A and B hold then.
+    /// computed when the result is evaluated, with the values of A and B at that time.
     ///
-    /// In training mode dropout acts on `x A` as in `forward`. Each call records a key of its own from a counter of the
-    /// process, so two calls drop different elements, and evaluating one recording twice drops the same ones. Gradients
-    /// are taken with respect to [`lora_a_lazy`](Self::lora_a_lazy) and [`lora_b_lazy`](Self::lora_b_lazy).
+    /// In training mode there is dropout on `x A` as in `forward`. Each call records its own key from a process-wide
+    /// counter, so two calls drop different elements, and evaluating one recording twice drops the same ones. Gradients
+    /// are computed with respect to [`lora_a_lazy`](Self::lora_a_lazy) and [`lora_b_lazy`](Self::lora_b_lazy).
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};

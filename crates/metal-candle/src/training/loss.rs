@@ -1,7 +1,7 @@
-//! Cross entropy between logits and token ids, plain or with smoothed labels.
+//! Cross-entropy between logits and token ids, optionally with label smoothing.
 //!
-//! The mean runs over supervised tokens alone, and the arithmetic is f32 (f64 for f64 logits) whatever the dtype of the
-//! logits. Made of operations whose gradients Candle has; token ids are checked on the host before a device sees them.
+//! The mean is over supervised tokens only, and the arithmetic is f32 (f64 for f64 logits) whatever the dtype of the
+//! logits. Made of operations that Candle differentiates; token ids are checked on the host first.
 
 use candle_core::{D, DType, Device, Tensor};
 
@@ -9,14 +9,14 @@ use crate::error::{During, Error, Result, TrainingError, shape_text};
 
 const NAME: &str = "cross_entropy_loss";
 
-/// Mean cross entropy of `logits` `(.., vocab)` against token ids `targets` `(..)`, a scalar:
+/// Mean cross-entropy of `logits` `(.., vocab)` with token ids `targets` `(..)`, a scalar:
 ///
 /// ```text
 /// loss = mean over supervised i of  ln(sum_j exp(logits[i, j])) - logits[i, targets[i]]
 /// ```
 ///
-/// `targets` are u8, u32 or i64. Positions whose target is `ignore_index` are not supervised: they count neither in the
-/// sum nor in the mean, and their gradient is zero. Differentiable in the logits.
+/// `targets` are u8, u32 or i64. Positions whose target is `ignore_index` are not supervised: they do not count in the
+/// mean, and their gradient is zero. Differentiable in the logits.
 ///
 /// # Errors
 ///
@@ -40,7 +40,8 @@ pub fn cross_entropy_loss(logits: &Tensor, targets: &Tensor, ignore_index: Optio
     cross_entropy_loss_with_smoothing(logits, targets, 0.0, ignore_index)
 }
 
-/// [`cross_entropy_loss`] with the target's probability spread: `smoothing` of it falls evenly on the whole vocabulary.
+/// [`cross_entropy_loss`] with label smoothing: the share `smoothing` of the target's probability is spread over all
+/// classes.
 ///
 /// ```text
 /// loss = (1 - smoothing) * cross entropy + smoothing * mean over supervised i, and j, of -ln softmax(logits[i])[j]
@@ -85,7 +86,7 @@ pub fn cross_entropy_loss_with_smoothing(
     ))
 }
 
-/// The size of the vocabulary, once `logits` `(.., vocab)` is known to fit `targets` `(..)`.
+/// Checks that `logits` `(.., vocab)` match `targets` `(..)`; returns the vocabulary size.
 fn check_shapes(logits: &Tensor, targets: &Tensor) -> Result<usize> {
     match logits.dims().split_last() {
         Some((&vocab, positions)) if positions == targets.dims() => Ok(vocab),
@@ -101,7 +102,7 @@ fn check_shapes(logits: &Tensor, targets: &Tensor) -> Result<usize> {
     }
 }
 
-/// The positions that count, by their row in the flattened logits, and the id each should predict.
+/// The supervised positions, as rows of the flattened logits, and their target ids.
 struct Supervised {
     rows: Vec<u32>,
     ids: Vec<u32>,
@@ -109,7 +110,7 @@ struct Supervised {
 }
 
 impl Supervised {
-    /// Reads `targets` on the host; every id that counts is checked to be below `vocab`.
+    /// Reads `targets` on the host; checks that every supervised id is below `vocab`.
     fn read(targets: &Tensor, vocab: usize, ignore_index: Option<u32>) -> Result<Self> {
         if !targets.dtype().is_int() {
             return Err(Error::invalid_input(
@@ -146,7 +147,7 @@ impl Supervised {
     }
 }
 
-/// `id` as an index, if it is one.
+/// `id` as an index, if it is valid.
 fn token_id(id: i64, position: usize, vocab: usize) -> Result<u32> {
     u32::try_from(id)
         .ok()
@@ -160,19 +161,19 @@ fn token_id(id: i64, position: usize, vocab: usize) -> Result<u32> {
 }
 
 /// `mean_i [ ln(sum_j exp(x_ij)) - (1 - s) * x_it - s * mean_j x_ij ]` with t the target of i: the smoothed loss with
-/// `-ln softmax(x_i)[j] = ln(sum_k exp(x_ik)) - x_ij` written out, so that no table of log probabilities is kept.
+/// `-ln softmax(x_i)[j] = ln(sum_k exp(x_ik)) - x_ij` expanded, so that log probabilities are not materialised.
 fn smoothed_mean(logits: &Tensor, vocab: usize, supervised: &Supervised, s: f64) -> candle_core::Result<Tensor> {
     let device = logits.device();
     let count = supervised.rows.len();
     let mut x = logits.reshape((supervised.positions, vocab))?;
     if count < supervised.positions {
-        // Leaving rows out, unlike multiplying them by zero, also keeps their NaN or Inf out.
+        // Selecting rows, unlike multiplying by zero, also excludes their NaN or Inf.
         x = x.index_select(&Tensor::from_slice(&supervised.rows, count, device)?, 0)?;
     }
     if x.dtype() != DType::F64 {
         x = x.to_dtype(DType::F32)?;
     }
-    // Shifted so that exp cannot overflow; the loss does not change with it, so the shift needs no gradient.
+    // Shifted so that exp cannot overflow; the loss is invariant under the shift, which therefore needs no gradient.
     let x = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?;
     let ids = Tensor::from_slice(&supervised.ids, (count, 1), device)?;
     let target = x.gather(&ids, 1)?;

@@ -1,4 +1,4 @@
-//! Learning-rate schedules: the rate of a step as a pure function of its number. They hold no state and change no optimizer.
+//! Learning-rate schedules: the rate as a pure function of the step. They hold no state and change no optimizer.
 
 use std::f64::consts::PI;
 
@@ -20,40 +20,40 @@ use crate::error::{Result, TrainingError};
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub enum LRScheduler {
-    /// One rate throughout.
+    /// A constant rate.
     Constant {
         /// The rate.
         lr: f32,
     },
 
-    /// A line from 0 to `max_lr`, which stays.
+    /// Linear warm-up from 0 to `max_lr`, constant afterwards.
     Linear {
         /// Steps until `max_lr` is reached.
         warmup_steps: usize,
-        /// The rate from there on.
+        /// The rate after the warm-up.
         max_lr: f32,
     },
 
-    /// Half a cosine from `max_lr` down to `min_lr`, which stays:
+    /// Cosine decay from `max_lr` to `min_lr`, constant afterwards:
     /// `min_lr + (max_lr - min_lr) * (1 + cos(pi * step / total_steps)) / 2`.
     Cosine {
         /// Steps until `min_lr` is reached.
         total_steps: usize,
-        /// The rate of step 0.
+        /// The initial rate.
         max_lr: f32,
-        /// The rate at the end.
+        /// The final rate.
         min_lr: f32,
     },
 
-    /// A line from 0 to `max_lr`, then half a cosine down to `min_lr`, which stays.
+    /// Linear warm-up from 0 to `max_lr`, then cosine decay to `min_lr`, constant afterwards.
     WarmupCosine {
-        /// Steps until `max_lr` is reached.
+        /// Steps of the warm-up.
         warmup_steps: usize,
-        /// Steps until `min_lr` is reached, those of the warm-up included.
+        /// Steps until `min_lr` is reached, including the warm-up.
         total_steps: usize,
-        /// The highest rate.
+        /// The peak rate.
         max_lr: f32,
-        /// The rate at the end.
+        /// The final rate.
         min_lr: f32,
     },
 }
@@ -155,7 +155,7 @@ impl LRScheduler {
     }
 }
 
-/// How far `step` is on the way to `end`, at most 1. In f64, which holds every step number exactly.
+/// The fraction of `step` in `end`, at most 1. In f64, which represents every step number exactly.
 fn progress(step: usize, end: usize) -> f64 {
     if step >= end { 1.0 } else { step as f64 / end as f64 }
 }

@@ -1,7 +1,7 @@
 //! Training: adapter layers, losses, the optimizer and learning-rate schedules.
 //!
-//! The eager part, under the names of version 1: every call runs at once on Candle, and gradients come from Candle's
-//! `backward`. Nothing here uses Candle's fused softmax or norms, which stop gradients without saying so.
+//! The eager part has the names of version 1: every call runs at once on Candle, and gradients come from Candle's
+//! `backward`. Nothing here uses Candle's fused softmax or norms, which silently stop gradients.
 
 mod adamw;
 mod lora_config;

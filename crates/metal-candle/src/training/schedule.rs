@@ -1,4 +1,4 @@
-//! Learning rates over a run, by Hugging Face's formulas: a linear warm-up, then constant, linear or cosine.
+//! Learning-rate schedules of a run, by Hugging Face's formulas: linear warm-up, then constant, linear or cosine.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// Stays at the peak.
+    /// Constant at the peak.
     Constant,
-    /// Falls to zero in a straight line.
+    /// Linear decay to zero.
     Linear,
-    /// Falls to zero as half a cosine.
+    /// Cosine decay to zero.
     #[default]
     Cosine,
 }
 
 impl Schedule {
     /// The factor on the peak learning rate for the optimizer step `step` (from 0) of `total`: `step / warmup` during
-    /// the warm-up, then 1, `1 - p` or `(1 + cos(pi p)) / 2` with `p` the share of the rest that is done.
+    /// the warm-up, then 1, `1 - p` or `(1 + cos(pi p)) / 2` with `p` the completed fraction of the remaining steps.
     ///
     /// ```
     /// use metal_candle::training::Schedule;

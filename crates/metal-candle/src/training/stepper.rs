@@ -1,6 +1,6 @@
 //! One optimizer step over any parameters: forward and backward as one compiled function, the gradient norm as another,
 //! clipping and `AdamW` as a third that updates parameters and state in place. What changes from step to step is an
-//! argument, so a run has one plan per batch shape. Knows no model: the loss is a function it is given.
+//! argument, so a run has one plan per batch shape. Knows no model: the loss is a function given by the caller.
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{AdamWOptions, Compiled, Error, Explanation, LazyTensor, Result, compile, value_and_grad};
@@ -36,22 +36,23 @@ pub struct Stepper<'f> {
     update: Compiled<Function<'f>>,
 }
 
-/// What a step did.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepOutcome {
-    /// Mean loss over the counted tokens; NaN or infinite where that is what came out.
+    /// Mean loss over the supervised tokens; may be NaN or infinite.
     pub loss: f64,
     /// Global norm of the mean gradient before clipping.
     pub grad_norm: f64,
-    /// Whether the parameters were changed: not where loss or norm are not finite.
+    /// Whether the parameters were updated: not if loss or norm are non-finite.
     pub applied: bool,
 }
 
 impl<'f> Stepper<'f> {
-    /// Prepares to train `parameters`. `loss(parameters, batch)` records the loss summed (not averaged) over a batch.
+    /// Prepares training of `parameters`. `loss(parameters, batch)` records the loss summed (not averaged) over a
+    /// batch.
     ///
     /// # Errors
-    /// When the engine cannot make the optimizer state.
+    /// When the engine cannot create the optimizer state.
     pub fn new(
         parameters: Vec<LazyTensor>,
         options: AdamWOptions,
@@ -87,20 +88,21 @@ impl<'f> Stepper<'f> {
         })
     }
 
-    /// The parameters as they are now.
+    /// The current parameters.
     #[must_use]
     pub fn parameters(&self) -> &[LazyTensor] {
         &self.parameters
     }
 
-    /// Optimizer steps applied so far.
+    /// Number of applied optimizer steps.
     #[must_use]
     pub fn updates(&self) -> usize {
         self.updates as usize
     }
 
     /// Computes the mean gradient over the `supervised` tokens of all `batches` together, clips it to the global norm
-    /// `max_norm` (0: no clipping), and applies one `AdamW` step. Nothing is applied where the loss or the norm is not finite.
+    /// `max_norm` (0: no clipping), and applies one `AdamW` step. Nothing is applied if the loss or the norm is
+    /// non-finite.
     ///
     /// # Errors
     /// When a batch does not fit the loss, or a parameter is not reachable from it.
@@ -149,7 +151,7 @@ impl<'f> Stepper<'f> {
         })
     }
 
-    /// Where the time of a step on one batch goes: its three functions by name. Nothing is trained by it.
+    /// Profiles a step on one batch: its three functions by name. Nothing is updated.
     ///
     /// # Errors
     /// See [`Self::step`].
@@ -170,7 +172,7 @@ impl<'f> Stepper<'f> {
         ])
     }
 
-    /// Where it fails, parameters, state and the number of updates are as they were.
+    /// On an error, parameters, state and the number of updates are unchanged.
     fn apply(&mut self, gradients: Vec<LazyTensor>, factor: f64, learning_rate: f64) -> Result<()> {
         let device = gradients.first().map_or(Device::Cpu, |g| g.device().clone());
         let updates = self.updates + 1;
@@ -203,7 +205,7 @@ impl<'f> Stepper<'f> {
         outcome
     }
 
-    /// Takes parameters, first and second moments back; what follows them is dropped.
+    /// Puts parameters, first and second moments back; drops the rest.
     fn put(&mut self, mut state: Vec<LazyTensor>, count: usize) {
         state.truncate(3 * count);
         self.second = state.split_off(2 * count);
@@ -285,7 +287,7 @@ mod tests {
         vec![vec![rows]]
     }
 
-    /// Parameters, both moments and the number of updates, by their bits.
+    /// The bits of parameters and moments, and the number of updates.
     fn state(stepper: &Stepper<'_>) -> (Vec<u32>, usize) {
         let all = [&stepper.parameters, &stepper.first, &stepper.second];
         let values = all.iter().flat_map(|list| list.iter());
@@ -316,7 +318,7 @@ mod tests {
         let (mut failing, mut other) = (stepper(), stepper());
         let (options, count) = (failing.options, failing.parameters.len());
         let update = || -> Function<'static> { Box::new(move |arguments| updates(arguments, count, options)) };
-        // The update fails while it is traced, and while it runs, after it has made new moments.
+        // The update fails while it is traced, or at run time after it has computed new moments.
         let faults: [Function<'static>; 2] = [
             Box::new(|arguments| arguments[0].reshape(&[7]).map(|_| Vec::new())),
             Box::new(move |arguments| {

@@ -1,5 +1,5 @@
-//! The training loop of an adapter: batches in a seeded order, one optimizer step after another, evaluation in between,
-//! and an observer that hears of each and may end the run. It writes no file and prints nothing.
+//! The training loop of an adapter: batches in a seeded order, optimizer steps, evaluation in between, and an observer
+//! that is notified of each and may end the run. It writes no file and prints nothing.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -16,28 +16,28 @@ use crate::error::{Error, Result};
 use crate::models::CausalLm;
 use crate::nn::Pass;
 
-/// What the observer of a run hears.
+/// A notification to the observer of a run.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
-    /// An optimizer step is done.
+    /// An optimizer step was completed.
     Step(StepReport),
-    /// A batch of the validation set was measured. Breaking off here ends the run without this evaluation.
+    /// A batch of the validation set was evaluated. Breaking here ends the run without this evaluation.
     Evaluating {
-        /// Optimizer steps done so far.
+        /// Completed optimizer steps.
         step: usize,
-        /// Batches measured.
+        /// Evaluated batches.
         batches: usize,
         /// Batches of the validation set.
         total_batches: usize,
     },
-    /// The validation set was measured.
+    /// The validation set was evaluated.
     Evaluation {
-        /// Optimizer steps done so far.
+        /// Completed optimizer steps.
         step: usize,
         /// Mean loss over its supervised tokens.
         loss: f64,
-        /// How many there are.
+        /// Number of supervised tokens.
         supervised_tokens: usize,
     },
 }
@@ -49,7 +49,7 @@ pub struct StepReport {
     pub step: usize,
     /// Steps of the whole run.
     pub total_steps: usize,
-    /// How often the data has been seen.
+    /// Completed epochs, as a fraction.
     pub epoch: f64,
     /// Mean loss over the supervised tokens of the step.
     pub loss: f64,
@@ -57,34 +57,34 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// The learning rate of the step.
     pub learning_rate: f64,
-    /// Tokens read, padding not counted.
+    /// Tokens without padding.
     pub tokens: usize,
-    /// Tokens that had a target.
+    /// Supervised tokens.
     pub supervised_tokens: usize,
     /// Seconds the step took.
     pub seconds: f64,
-    /// Whether the step was left out because loss or norm was not finite.
+    /// Whether the step was skipped because loss or norm was non-finite.
     pub skipped: bool,
 }
 
 /// A finished run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
-    /// Optimizer steps done.
+    /// Completed optimizer steps.
     pub steps: usize,
     /// Seconds of the run, evaluations included.
     pub seconds: f64,
-    /// Tokens read, padding not counted.
+    /// Tokens without padding.
     pub tokens: usize,
-    /// Tokens that had a target.
+    /// Supervised tokens.
     pub supervised_tokens: usize,
     /// Loss of the first step.
     pub first_loss: f64,
     /// Loss of the last step.
     pub last_loss: f64,
-    /// Steps that were left out because loss or norm was not finite.
+    /// Steps skipped because loss or norm was non-finite.
     pub skipped_steps: usize,
-    /// The last evaluation's loss.
+    /// Loss of the last evaluation.
     pub evaluation_loss: Option<f64>,
     /// Whether the observer ended the run.
     pub stopped_early: bool,
@@ -129,10 +129,10 @@ pub struct Trainer<'m> {
 }
 
 impl<'m> Trainer<'m> {
-    /// Prepares a run. `pad_token` fills rows up; it is never seen by a real token.
+    /// Prepares a run. Rows are padded with `pad_token`, which other tokens never see.
     ///
     /// # Errors
-    /// A setting out of its range, or a data set that makes no batch.
+    /// A setting out of range, or a data set that gives no batches.
     pub fn new(
         model: &'m dyn CausalLm,
         adapter: AdapterParameters,
@@ -192,19 +192,19 @@ impl<'m> Trainer<'m> {
         self.total_steps
     }
 
-    /// Batches of the first epoch; packed rows can make a few more or fewer in others.
+    /// Batches of the first epoch; with packing, other epochs may have slightly more or fewer.
     #[must_use]
     pub fn batches_per_epoch(&self) -> usize {
         self.train.batches_in(0)
     }
 
-    /// Optimizer steps applied so far: those left out for loss or norm that is not finite do not count.
+    /// Applied optimizer steps, without those skipped for a non-finite loss or norm.
     #[must_use]
     pub fn updates(&self) -> usize {
         self.stepper.updates()
     }
 
-    /// The adapter as it is now.
+    /// The current adapter.
     ///
     /// # Errors
     /// Never in practice: the trained tensors keep their shapes.
@@ -213,10 +213,11 @@ impl<'m> Trainer<'m> {
         Ok(&self.adapter)
     }
 
-    /// Runs to the end, or until the observer breaks off; either way the parameters are those of the last whole step.
+    /// Runs to the end, or until the observer breaks; in both cases the parameters are those of the last completed
+    /// step.
     ///
     /// # Errors
-    /// When a step fails, or too many steps in a row have a loss or gradient that is not finite, or all of a whole run.
+    /// When a step fails, or too many consecutive steps, or all steps of a run, have a non-finite loss or gradient.
     pub fn run(&mut self, observer: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<Summary> {
         let start = Instant::now();
         let mut run = Summary {
@@ -263,7 +264,7 @@ impl<'m> Trainer<'m> {
             }
         }
         run.seconds = start.elapsed().as_secs_f64();
-        // A short run may end before so many steps were left out that it gives up.
+        // A short run may end before the limit of consecutive skipped steps.
         if run.skipped_steps == run.steps && !run.stopped_early {
             return Err(self.not_finite().into());
         }
@@ -278,7 +279,7 @@ impl<'m> Trainer<'m> {
         self.measure(&mut |_, _| ControlFlow::Continue(()))
     }
 
-    /// An evaluation of a run, which the observer may break off.
+    /// An evaluation during a run, which the observer may interrupt.
     fn evaluate_within(&self, run: &mut Summary, observer: &mut dyn FnMut(&Event) -> ControlFlow<()>) -> Result<()> {
         let step = run.steps;
         let measured = self.measure(&mut |batches, total_batches| {
@@ -302,7 +303,7 @@ impl<'m> Trainer<'m> {
         Ok(())
     }
 
-    /// See [`evaluate`](Self::evaluate); `going_on` hears of each batch, and `None` comes out where it breaks off.
+    /// See [`evaluate`](Self::evaluate); `going_on` is called for each batch, and the result is `None` if it breaks.
     fn measure(&self, going_on: &mut dyn FnMut(usize, usize) -> ControlFlow<()>) -> Result<Option<(f64, usize)>> {
         let Some(validation) = &self.validation else {
             return Ok(None);
@@ -321,7 +322,7 @@ impl<'m> Trainer<'m> {
         Ok(Some((sum / count.max(1) as f64, count)))
     }
 
-    /// Where the time of a step on the first batch goes: see [`Stepper::explain`].
+    /// Profiles a step on the first batch: see [`Stepper::explain`].
     ///
     /// # Errors
     /// When a kernel fails, or a parameter is not reachable from the loss.
@@ -367,7 +368,7 @@ impl<'m> Trainer<'m> {
         })
     }
 
-    /// Why training gives up.
+    /// The error for too many non-finite steps.
     fn not_finite(&self) -> TrainingError {
         let last = |part: fn(&StepOutcome) -> f64| self.last_outcome.as_ref().map_or(f64::NAN, part);
         TrainingError::NotFinite {
@@ -377,7 +378,8 @@ impl<'m> Trainer<'m> {
         }
     }
 
-    /// A batch as the compiled functions take it: tokens, targets, dropout key, and for packed rows segments and positions.
+    /// The arguments of the compiled functions for a batch: tokens, targets, dropout key, and for packed rows segments
+    /// and positions.
     fn inputs(&self, batch: &Batch, number: u64) -> Result<Vec<LazyTensor>> {
         let shape = [batch.rows, batch.length];
         let key = [
@@ -398,7 +400,7 @@ impl<'m> Trainer<'m> {
         Ok(inputs)
     }
 
-    /// Says which parameter the loss does not reach.
+    /// Adds the name of the parameter that the loss does not reach.
     fn named(&self, error: metal_candle_graph::Error) -> Error {
         match error {
             metal_candle_graph::Error::Unreachable { index, reason } => {
@@ -419,7 +421,7 @@ fn summed_loss(
     dropout: bool,
 ) -> metal_candle_graph::Result<LazyTensor> {
     let (tokens, targets, key) = (&batch[0], &batch[1], &batch[2]);
-    // Padding comes after a row's text, where causal attention cannot see it; packed rows need their segments.
+    // Padding follows a row's text, where causal attention cannot see it; packed rows need their segments.
     let mut pass = if packed {
         Pass::new(batch[4].clone()).with_segments(batch[3].clone())
     } else {
@@ -448,7 +450,7 @@ fn total_steps(train: &Batches, config: &TrainerConfig) -> usize {
     (steps + (rest / group as f64).ceil() as usize).max(1)
 }
 
-/// Token ids outside the vocabulary, and examples beyond the context, are refused before any device sees them.
+/// Rejects token ids outside the vocabulary, and examples longer than the context, before any computation.
 fn check_examples(model: &dyn CausalLm, sets: [Option<&Dataset>; 2]) -> Result<()> {
     let (vocabulary, context) = (model.config().vocab_size, model.config().max_position_embeddings);
     for example in sets.into_iter().flatten().flat_map(Dataset::examples) {

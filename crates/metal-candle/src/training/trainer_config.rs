@@ -6,7 +6,7 @@ use super::TrainingError;
 use super::schedule::Schedule;
 use crate::error::{Result, setting_text};
 
-/// More epochs are a mistake, and would take long even to count.
+/// More epochs are surely a mistake.
 const MOST_EPOCHS: f64 = 1e5;
 
 /// Settings of a training run.
@@ -15,23 +15,24 @@ const MOST_EPOCHS: f64 = 1e5;
 pub struct TrainerConfig {
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// How often the data is seen; a fraction is allowed.
+    /// Number of epochs; may be a fraction.
     pub num_train_epochs: f64,
-    /// Optimizer steps; where given, it decides instead of the epochs.
+    /// Number of optimizer steps; if given, it overrides the epochs.
     pub max_steps: Option<usize>,
-    /// Rows of a batch; with `packing`, a batch holds as many tokens as so many rows of `max_length`.
+    /// Rows per batch; with `packing`, a batch holds as many tokens as this many rows of `max_length`.
     pub per_device_train_batch_size: usize,
-    /// Batches whose gradients make one optimizer step.
+    /// Batches per optimizer step.
     pub gradient_accumulation_steps: usize,
     /// Longest row in tokens.
     pub max_length: usize,
-    /// Several examples in one row; they do not see each other. Rows are as long as suits the data, up to `max_length`.
+    /// Packs several examples into one row; they do not see each other. The row length is chosen for the data, up to
+    /// `max_length`.
     pub packing: bool,
     /// The learning rate after the warm-up.
     pub lr_scheduler_type: Schedule,
-    /// Steps of the warm-up; where given, it decides instead of the ratio.
+    /// Steps of the warm-up; if given, it overrides the ratio.
     pub warmup_steps: Option<usize>,
-    /// Share of all steps that is warm-up.
+    /// Warm-up as a share of all steps.
     pub warmup_ratio: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
@@ -41,13 +42,13 @@ pub struct TrainerConfig {
     pub adam_beta2: f64,
     /// Added to the denominator.
     pub adam_epsilon: f64,
-    /// Global norm that gradients are clipped to; 0 for no clipping.
+    /// Global norm for gradient clipping; 0 disables it.
     pub max_grad_norm: f64,
-    /// Steps between evaluations; the validation set is measured at the end in any case.
+    /// Steps between evaluations; the validation set is always evaluated at the end.
     pub eval_steps: Option<usize>,
-    /// Seed of the data's order and of dropout.
+    /// Seed of data order and dropout.
     pub seed: u64,
-    /// Steps in a row that may have a loss or gradient that is not finite; they are left out.
+    /// Maximum number of consecutive steps with a non-finite loss or gradient; such steps are skipped.
     pub max_nonfinite_steps: usize,
 }
 
@@ -77,13 +78,13 @@ impl Default for TrainerConfig {
 }
 
 impl TrainerConfig {
-    /// Checks every setting against its range.
+    /// Checks that every setting is in range.
     ///
     /// # Errors
     /// Naming the setting, its value and its range.
     pub fn validate(&self) -> Result<()> {
         let positive = |x: f64| x.is_finite() && x > 0.0;
-        // The optimizer computes in f32, where a number may be another: 1e-50 is 0, 0.99999999 is 1.
+        // The optimizer computes in f32, where 1e-50 is 0 and 0.99999999 is 1.
         let positive32 = |x: f64| positive(f64::from(x as f32));
         let share = |x: f64| x >= 0.0 && (x as f32) < 1.0;
         let checks = [

@@ -1,4 +1,4 @@
-//! The arguments of a call, and how a function of Python takes them.
+//! The arguments of a call, bound like those of a Python function.
 //!
 //! A wrong number of arguments, or an unknown name, is the `TypeError` that Python raises.
 
@@ -13,7 +13,7 @@ pub(in crate::text) struct Args {
 }
 
 impl Args {
-    /// The values of these parameters, positional ones first. A name that ends in `/` can be given by position only.
+    /// Binds the values of these parameters, positional ones first. A name that ends in `/` is positional only.
     pub fn bind<const N: usize>(self, function: &str, names: [&str; N]) -> Outcome<[Option<Value>; N]> {
         if self.positional.len() > N {
             return failed(format!(

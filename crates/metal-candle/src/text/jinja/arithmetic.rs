@@ -1,4 +1,4 @@
-//! `+ - * / // % **` and signs, as Python computes.
+//! `+ - * / // % **` and signs, as in Python.
 //!
 //! Integers have 127 bits; a result that does not fit is an error, never a rounded number.
 
@@ -8,7 +8,7 @@ use super::filters::escape;
 use super::format::percent;
 use super::value::Value;
 
-/// Longest text or list that `*` makes.
+/// Maximum length of a text or list created by `*`.
 const MAX_REPEATED: usize = 16 << 20;
 
 pub(super) fn binary(operator: Binary, left: &Value, right: &Value, budget: &Budget) -> Outcome<Value> {
@@ -155,7 +155,7 @@ fn floor_div(left: i128, right: i128) -> Option<i128> {
     })
 }
 
-/// The quotient, rounded once where both numbers are exact as floats.
+/// The quotient, rounded once if both numbers are exact as floats.
 fn divide(left: i128, right: i128) -> f64 {
     left as f64 / right as f64
 }

@@ -1,6 +1,6 @@
-//! A template as a tree of statements and expressions.
+//! The syntax tree of a template: statements and expressions.
 //!
-//! Trees are shared between threads and never change. Nothing here runs.
+//! Trees are immutable and shared between threads. Nothing here runs.
 
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ pub(super) struct Condition {
     pub line: usize,
 }
 
-/// What stands in the parentheses of a call.
+/// The arguments of a call.
 #[derive(Debug, Default)]
 pub(super) struct Arguments {
     pub positional: Vec<Expr>,
@@ -81,7 +81,7 @@ pub(super) struct Arguments {
     pub map: Option<Expr>,
 }
 
-/// What a value can be assigned to.
+/// The target of an assignment.
 #[derive(Debug)]
 pub(super) enum Target {
     Name(Name),

@@ -1,14 +1,14 @@
 //! `value.name`, `value[index]` and `value[a:b:c]`, as Jinja2's sandbox looks them up.
 //!
-//! A dot asks for an attribute first and for an item then; brackets the other way round. Methods that would change a
-//! list or a map, and names with an underscore in front, give an undefined value.
+//! A dot looks up an attribute first and an item second; brackets do the reverse. Mutating methods of lists and maps,
+//! and names that begin with an underscore, give an undefined value.
 
 use super::fault::{Outcome, failed};
 use super::interpreter::Interpreter;
 use super::value::{Range, Value};
 use super::{methods, print};
 
-/// What asking for an attribute gives.
+/// The result of an attribute lookup.
 enum Found {
     Value(Value),
     Unsafe,
@@ -34,7 +34,7 @@ impl Interpreter<'_> {
         }
     }
 
-    /// `value.name`, without a look at the items.
+    /// `value.name`, without looking at items.
     pub(super) fn attribute_only(&mut self, value: &Value, name: &str) -> Outcome<Value> {
         if let Value::Undefined(message) = value {
             return failed(&**message);
@@ -65,7 +65,7 @@ impl Interpreter<'_> {
         })
     }
 
-    /// `value[index]` of Python, `None` where that raises `TypeError` or `LookupError`.
+    /// `value[index]` in Python, `None` if it raises `TypeError` or `LookupError`.
     fn subscript(&mut self, value: &Value, index: &Value) -> Outcome<Option<Value>> {
         if let Value::Dict(dict) = value {
             if super::value::check_hashable(index).is_err() {
@@ -186,7 +186,7 @@ impl Interpreter<'_> {
     }
 }
 
-/// The bounds of a slice as integers, where they are integers or absent.
+/// The bounds of a slice as integers, if they are integers or absent.
 fn indices(bounds: &[Option<Value>; 3]) -> Option<[Option<i128>; 3]> {
     let mut out = [None; 3];
     for (index, bound) in out.iter_mut().zip(bounds) {
@@ -217,7 +217,7 @@ fn positions([start, stop, step]: [Option<i128>; 3], length: i128) -> Outcome<(i
     Ok((start, (span.max(0) + step.abs() - 1) / step.abs(), step))
 }
 
-/// How messages name an object.
+/// The name of an object in messages.
 fn object(value: &Value) -> String {
     if value.is_none() {
         "None".to_owned()

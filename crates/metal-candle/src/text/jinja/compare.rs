@@ -1,6 +1,6 @@
-//! `==`, `<` and `in`, as Python compares.
+//! `==`, `<` and `in`, as in Python.
 //!
-//! Every element that is looked at is paid for: lists may hold one another many times over.
+//! Every compared element is charged to the budget: lists may contain one another many times over.
 
 use std::cmp::Ordering;
 use std::rc::Rc;
@@ -45,7 +45,7 @@ impl Value {
         })
     }
 
-    /// `self is other`, for values that have an identity.
+    /// `self is other`, for values with an identity.
     pub fn is_same(&self, other: &Value) -> bool {
         match (self, other) {
             (Self::None, Self::None) => true,
@@ -64,7 +64,7 @@ impl Value {
         }
     }
 
-    /// How two values are ordered; `None` with NaN, an error for types without an order.
+    /// The order of two values; `None` with NaN, an error for types without an order.
     pub fn order(&self, other: &Value, sign: &str, budget: &Budget) -> Outcome<Option<Ordering>> {
         budget.spend(1)?;
         if let (Some(left), Some(right)) = (self.as_str(), other.as_str()) {
@@ -154,7 +154,7 @@ fn same_keys(left: &Dict, right: &Dict, budget: &Budget) -> Outcome<bool> {
     Ok(true)
 }
 
-/// Exact for integers; an integer beside a float is compared as a float unless the float is a whole number.
+/// Exact for integers; an integer and a float are compared as floats unless the float is a whole number.
 fn order_numbers(left: &Value, right: &Value) -> Option<Ordering> {
     match (left.as_int(), right.as_int()) {
         (Some(left), Some(right)) => Some(left.cmp(&right)),
@@ -165,7 +165,7 @@ fn order_numbers(left: &Value, right: &Value) -> Option<Ordering> {
 }
 
 fn order_mixed(whole: i128, float: f64) -> Option<Ordering> {
-    // Beyond this every float is far from any integer that fits.
+    // Larger floats are far from any integer that fits.
     const LARGEST: f64 = 1.7e38;
     if float.is_nan() || float.abs() > LARGEST {
         return 0.0.partial_cmp(&float);

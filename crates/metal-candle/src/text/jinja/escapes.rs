@@ -1,10 +1,10 @@
 //! Escapes in string literals, as Python's `unicode-escape` codec reads them.
 //!
-//! Unknown escapes stay as they are written. Nothing here knows a token.
+//! Unknown escapes are copied. Nothing here knows a token.
 
 use std::fmt::Write;
 
-/// The value of a literal's inside, or why it has none.
+/// The value of the contents of a literal, or the reason why it has none.
 pub(super) fn unescape(inside: &str) -> Result<String, String> {
     let mut out = String::with_capacity(inside.len());
     let mut rest = inside;
@@ -16,7 +16,7 @@ pub(super) fn unescape(inside: &str) -> Result<String, String> {
     Ok(out)
 }
 
-/// Reads what follows a backslash, and returns what follows that.
+/// Reads the escape after a backslash, and returns the rest.
 fn escape<'t>(text: &'t str, out: &mut String) -> Result<&'t str, String> {
     let Some(letter) = text.chars().next() else {
         return Err("\\ at end of string".to_owned());
@@ -42,7 +42,7 @@ fn escape<'t>(text: &'t str, out: &mut String) -> Result<&'t str, String> {
             if letter.is_ascii() {
                 out.push(letter);
             } else {
-                // Jinja2 escapes such a letter first; its own backslash then pairs with the one before it.
+                // Jinja2 escapes such a letter first, which pairs its backslash with the preceding one.
                 let code = letter as u32;
                 let _ = match code {
                     0..=0xFF => write!(out, "x{code:02x}"),

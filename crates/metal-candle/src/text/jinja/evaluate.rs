@@ -1,7 +1,7 @@
-//! Evaluates expressions.
+//! The evaluator of expressions.
 //!
-//! Each part is paid for from the budget, and evaluated in Python's order. Values are never changed by an expression, except
-//! through the methods of cyclers, joiners and loops.
+//! Each part is charged to the budget, and evaluated in Python's order. Expressions never change values, except through
+//! the methods of cyclers, joiners and loops.
 
 use std::rc::Rc;
 
@@ -118,7 +118,7 @@ impl Interpreter<'_> {
         }
     }
 
-    /// `a < b < c`: each pair, until one does not hold.
+    /// `a < b < c`: evaluates each pair, until one is false.
     fn compare(&mut self, first: &Expr, links: &[(Comparison, Expr)], scope: &Rc<Scope>) -> Outcome<bool> {
         let mut left = self.evaluate(first, scope)?;
         for (comparison, right) in links {
@@ -157,7 +157,7 @@ impl Interpreter<'_> {
         self.slice(&value, &bounds)
     }
 
-    /// A chain of filters; `inner` is the value of the innermost one where that stands without.
+    /// A chain of filters; `inner` is the value of the innermost one if that has no operand.
     pub(super) fn apply_filters(&mut self, filter: &Expr, inner: Value, scope: &Rc<Scope>) -> Outcome<Value> {
         let Expr::Filter(value, name, arguments) = filter else {
             return self.evaluate(filter, scope);

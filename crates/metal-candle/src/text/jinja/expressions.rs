@@ -1,7 +1,7 @@
-//! Tokens to a tree: the expressions, with Jinja2's precedence.
+//! The parser of expressions, with Jinja2's precedence.
 //!
-//! From loose to tight: `if else`, `or`, `and`, `not`, comparisons, `+ -`, `~`, `* / // %`, `**` (from the left), signs,
-//! postfixes, filters and tests.
+//! From lowest to highest: `if else`, `or`, `and`, `not`, comparisons, `+ -`, `~`, `* / // %`, `**` (left-associative),
+//! signs, postfixes, filters and tests.
 
 use super::ast::{Arguments, Binary, Comparison, Condition, Expr, Literal};
 use super::fault::Outcome;
@@ -32,7 +32,7 @@ impl Parser {
         })
     }
 
-    /// One expression, or a tuple of several; `conditional` allows `a if b`, `end` is a word that ends it.
+    /// One expression, or a tuple of several; `conditional` allows `a if b`, and the word `end` ends it.
     pub fn tuple(&mut self, conditional: bool, end: Option<&str>) -> Outcome<Expr> {
         match self.items(conditional, end)? {
             Some(value) => Ok(value),

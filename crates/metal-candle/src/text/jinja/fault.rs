@@ -1,25 +1,25 @@
-//! Why a template fails, and the budget of work it runs with.
+//! Errors of templates, and the budget of work with which they run.
 //!
-//! Every loop of the engine spends from the budget, so that a hostile template ends with a [`Fault`]. Nothing here
-//! knows a template.
+//! Every loop of the interpreter spends from the budget, so that a malicious template ends with a [`Fault`]. Nothing
+//! here knows a template.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// What kind of failure a [`Fault`] is.
+/// The kind of a [`Fault`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::text) enum FaultKind {
-    /// The template does not parse, or uses what this engine refuses.
+    /// The template does not parse, or uses an unsupported construct.
     Syntax,
     /// The template called `raise_exception`.
     Raised,
-    /// The budget of work, output or time is spent.
+    /// The limit of work, output or time is exceeded.
     Budget,
-    /// Anything else that Python would raise.
+    /// Any other error that Python would raise.
     Failed,
 }
 
-/// A failure with its line in the template.
+/// An error with its line in the template.
 #[derive(Clone, Debug)]
 pub(in crate::text) struct Fault(Box<Details>);
 
@@ -53,24 +53,24 @@ impl Fault {
         self.0.line
     }
 
-    /// The same failure at this line, unless a line is known.
+    /// The same error at this line, unless it already has one.
     pub fn at(mut self, line: usize) -> Self {
         self.0.line.get_or_insert(line);
         self
     }
 }
 
-/// A failure at run time.
+/// A run-time error.
 pub(super) fn failed<T>(message: impl Into<String>) -> Outcome<T> {
     Err(Fault::new(FaultKind::Failed, message))
 }
 
-/// Nesting of values, calls and statements that is followed.
+/// Maximum nesting of values, calls and statements.
 const MAX_DEPTH: usize = 200;
-/// How often the clock is read, in units of work.
+/// Units of work between readings of the clock.
 const CLOCK_EVERY: u64 = 4096;
 
-/// What one rendering may still do: units of work (an operation, or 64 bytes of text), time, nesting.
+/// The remaining budget of a rendering: units of work (an operation, or 64 bytes of text), time, nesting.
 pub(in crate::text) struct Budget {
     work: Cell<u64>,
     until_clock: Cell<u64>,
@@ -90,7 +90,7 @@ impl Budget {
         }
     }
 
-    /// Pays for units of work.
+    /// Charges units of work.
     pub fn spend(&self, units: u64) -> Outcome<()> {
         let Some(left) = self.work.get().checked_sub(units) else {
             self.work.set(0);
@@ -111,17 +111,17 @@ impl Budget {
         Ok(())
     }
 
-    /// Pays for text that is read or written.
+    /// Charges text that is read or written.
     pub fn bytes(&self, count: usize) -> Outcome<()> {
         self.spend(1 + count as u64 / 64)
     }
 
-    /// Pays for list slots, which take more memory than bytes of text.
+    /// Charges list slots, which take more memory than bytes of text.
     pub fn slots(&self, count: usize) -> Outcome<()> {
         self.spend(1 + count as u64)
     }
 
-    /// Runs work one level deeper.
+    /// Runs `work` one level deeper.
     pub fn nested<T>(&self, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
         self.enter()?;
         let result = work();
@@ -129,7 +129,7 @@ impl Budget {
         result
     }
 
-    /// One level deeper; [`leave`](Self::leave) comes back.
+    /// Enters a level of nesting; [`leave`](Self::leave) leaves it.
     pub fn enter(&self) -> Outcome<()> {
         let depth = self.depth.get();
         if depth >= MAX_DEPTH {

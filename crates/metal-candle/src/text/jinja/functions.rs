@@ -1,6 +1,6 @@
-//! The functions that every chat template has: `range`, `dict`, `namespace`, `raise_exception`, `strftime_now`, ...
+//! The global functions of chat templates: `range`, `dict`, `namespace`, `raise_exception`, `strftime_now`, ...
 //!
-//! Functions that write random text (`lipsum`) are not among them. Nothing here knows a filter or a test.
+//! Functions that return random text (`lipsum`) are not supported. Nothing here knows a filter or a test.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use super::interpreter::Interpreter;
 use super::value::{Dict, Function, Range, Value};
 use crate::text::clock;
 
-/// Longest `range`, as in Jinja2's sandbox.
+/// Maximum length of a `range`, as in Jinja2's sandbox.
 const MAX_RANGE: usize = 100_000;
 
 /// A function by its name in templates.
@@ -28,7 +28,7 @@ pub(super) fn builtin(name: &str) -> Option<Value> {
     }))
 }
 
-/// Namespaces refuse names with an underscore in front.
+/// Namespaces refuse names that begin with an underscore.
 pub(super) fn check_namespace_name(name: &str) -> Outcome<()> {
     if name.starts_with('_') {
         return failed(format!(
@@ -154,7 +154,7 @@ pub(super) fn from_keys(args: Args, budget: &Budget) -> Outcome<Value> {
     Ok(Value::dict(dict))
 }
 
-/// A count that is not negative, for widths and sizes.
+/// A non-negative number, for widths and sizes.
 pub(super) fn count(value: Option<&Value>, default: i128, most: usize, function: &str) -> Outcome<usize> {
     let number = int_or(value, default, function)?.max(0);
     match usize::try_from(number) {

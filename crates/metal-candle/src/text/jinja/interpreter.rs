@@ -1,6 +1,6 @@
-//! Runs the statements of a template.
+//! The interpreter of statements.
 //!
-//! Bodies of loops, blocks and macros have a scope of their own, as in Jinja2; those of `if` have none.
+//! Bodies of loops, blocks and macros have their own scope, as in Jinja2; those of `if` have none.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use super::fault::{Budget, Fault, FaultKind, Outcome, failed};
 use super::macros::Macro;
 use super::value::Value;
 
-/// Variables, and the scope around them.
+/// Variables, and the enclosing scope.
 #[derive(Default)]
 pub(in crate::text) struct Scope {
     variables: RefCell<HashMap<Name, Value>>,
@@ -51,23 +51,23 @@ pub(super) enum Flow {
     Continue,
 }
 
-/// What a rendering is given besides its variables.
+/// Settings of a rendering besides its variables.
 #[derive(Clone, Copy)]
 pub(in crate::text) struct Settings<'t> {
-    /// Most bytes that are written.
+    /// Maximum output in bytes.
     pub max_output: usize,
     /// Seconds since 1970 for `strftime_now`.
     pub now: i64,
-    /// Texts that are written before and after what stands in `{% generation %}`.
+    /// Strings written before and after the contents of `{% generation %}`.
     pub marks: Option<(&'t str, &'t str)>,
 }
 
 pub(in crate::text) struct Interpreter<'t> {
     pub(super) budget: Budget,
     pub(super) settings: Settings<'t>,
-    /// The output, and above it texts that are being captured.
+    /// A stack of the output and captured texts.
     out: Vec<String>,
-    /// Scopes that may hold a value which holds them.
+    /// Scopes that may be part of a reference cycle.
     scopes: Vec<Weak<Scope>>,
     line: usize,
 }
@@ -83,7 +83,7 @@ impl<'t> Interpreter<'t> {
         }
     }
 
-    /// Runs a template with these variables and returns what it writes.
+    /// Runs a template with these variables and returns its output.
     pub(super) fn run(
         mut self,
         body: &[Statement],
@@ -93,7 +93,7 @@ impl<'t> Interpreter<'t> {
         root.variables.borrow_mut().extend(variables);
         self.remember(&root);
         let result = self.statements(body, &root);
-        // Macros hold the scope that holds them: let go, or the memory never comes back.
+        // Macros and their scopes refer to each other: clearing the scopes breaks the cycles.
         for scope in self.scopes.drain(..).filter_map(|scope| scope.upgrade()) {
             let variables = std::mem::take(&mut *scope.variables.borrow_mut());
             drop(variables);
@@ -166,7 +166,7 @@ impl<'t> Interpreter<'t> {
         Ok(Flow::Next)
     }
 
-    /// The text of a body that has a scope of its own.
+    /// The output of a body with its own scope.
     fn block(&mut self, body: &[Statement], scope: &Rc<Scope>) -> Outcome<String> {
         self.capture(|run| run.statements(body, &Scope::inside(scope)).map(|_| ()))
     }
@@ -257,7 +257,7 @@ impl<'t> Interpreter<'t> {
         self.write(close)
     }
 
-    /// What the work writes, kept out of the output.
+    /// Captures the output of `work`.
     pub(super) fn capture(&mut self, work: impl FnOnce(&mut Self) -> Outcome<()>) -> Outcome<String> {
         self.out.push(String::new());
         let result = work(self);

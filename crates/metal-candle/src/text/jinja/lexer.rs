@@ -1,6 +1,6 @@
-//! Template source to tokens, by the rules of Jinja2's lexer with `trim_blocks` and `lstrip_blocks`.
+//! The lexer, by the rules of Jinja2's with `trim_blocks` and `lstrip_blocks`.
 //!
-//! Line ends become `\n` and one at the very end is dropped. Nothing here knows a statement.
+//! Line ends are normalised to `\n`, and one at the very end is dropped. Nothing here knows a statement.
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ struct Lexer<'s> {
     source: &'s str,
     at: usize,
     line: usize,
-    /// The last match ended with a line end.
+    /// Whether the last match ended with a line end.
     at_line_start: bool,
     out: Vec<(Token, usize)>,
 }
@@ -73,7 +73,7 @@ impl<'s> Lexer<'s> {
         &self.source[self.at..]
     }
 
-    /// Moves on, and counts lines.
+    /// Advances, and counts lines.
     fn advance(&mut self, bytes: usize) {
         let passed = &self.source[self.at..self.at + bytes];
         self.line += passed.matches('\n').count();
@@ -161,7 +161,7 @@ impl<'s> Lexer<'s> {
         syntax(self.line, "missing end of raw directive")
     }
 
-    /// The tokens of a tag, to its end.
+    /// The tokens of a tag, up to its end.
     fn inside(&mut self, tag: Tag) -> Outcome<()> {
         let mut open: Vec<&'static str> = Vec::new();
         loop {
@@ -281,7 +281,7 @@ fn next_tag(text: &str) -> Option<(usize, Tag)> {
     None
 }
 
-/// The text before a tag, without the white space that the tag takes away.
+/// The text before a tag, without the white space that the tag strips.
 fn stripped(text: &str, sign: Option<char>, tag: Tag, at_line_start: bool) -> &str {
     match sign {
         Some('-') => text.trim_end_matches(is_space),
@@ -311,7 +311,7 @@ fn closing(text: &str, end: &str, trims_line: bool) -> Option<usize> {
     (trims_line && after.is_some()).then_some(1 + end.len())
 }
 
-/// Length of `{% raw %}` at the start of a text. Its end takes no line end away.
+/// Length of `{% raw %}` at the start of a text. Its end strips no line end.
 fn raw_begin(text: &str) -> Option<usize> {
     let tag = text.strip_prefix("{%")?;
     let name = tag.strip_prefix(['-', '+']).unwrap_or(tag).trim_start_matches(is_space);
@@ -323,7 +323,7 @@ fn raw_begin(text: &str) -> Option<usize> {
     Some(text.len() - end.len())
 }
 
-/// Length of digits, single underscores between them.
+/// Length of digits with single underscores between them.
 fn digits(text: &str, allowed: fn(&u8) -> bool) -> usize {
     let bytes = text.as_bytes();
     let mut at = 0;

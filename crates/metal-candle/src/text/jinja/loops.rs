@@ -1,6 +1,6 @@
 //! `for` loops and the variable `loop`.
 //!
-//! Items are tested (`for x in xs if test`) only when they are reached, or when `loop.length` asks for all of them.
+//! The condition of `for x in xs if test` is evaluated when an item is reached, or for all when `loop.length` is read.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -67,14 +67,14 @@ impl Interpreter<'_> {
                 Flow::Break => break,
             }
         }
-        // As in Jinja2: also where `continue` or `break` ended every turn before its end.
+        // As in Jinja2: also if `continue` or `break` ended every iteration early.
         if !any_completed {
             self.statements(&node.otherwise, &Scope::inside(scope))?;
         }
         Ok(())
     }
 
-    /// Finds the next item that passes the loop's test, if there is one.
+    /// Fetches the next item that satisfies the loop's condition, if there is one.
     fn fill(&mut self, state: &LoopState) -> Outcome<bool> {
         if !state.tested.borrow().is_empty() {
             return Ok(true);
@@ -110,7 +110,7 @@ impl Interpreter<'_> {
         Ok(state.taken.get() + state.tested.borrow().len() + state.waiting.borrow().len())
     }
 
-    /// An attribute of `loop` that is no method.
+    /// An attribute of `loop` that is not a method.
     pub(super) fn loop_attribute(&mut self, state: &LoopState, name: &str) -> Outcome<Option<Value>> {
         Ok(Some(match name {
             "index" => Value::int(state.taken.get()),
@@ -158,7 +158,7 @@ impl Interpreter<'_> {
         Ok(Value::Bool(!same))
     }
 
-    /// `loop(items)`: the loop's body once more, over inner items.
+    /// `loop(items)`: runs the loop's body recursively over inner items.
     pub(super) fn recurse(&mut self, state: &LoopState, args: Args) -> Outcome<Value> {
         let items = args.one("loop")?;
         if !state.node.recursive {

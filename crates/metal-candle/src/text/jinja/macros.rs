@@ -1,6 +1,6 @@
 //! Macros and the bodies of call blocks: functions written in a template.
 //!
-//! A macro sees the scope that it was defined in, as it is when the macro runs. What it sets stays inside of it.
+//! A macro reads the scope in which it was defined, at the time of the call. Its own variables are local.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::value::{Dict, Value};
 
 pub(in crate::text) struct Macro {
     pub(super) body: Arc<MacroBody>,
-    /// What the macro sees around it.
+    /// The enclosing scope.
     pub scope: Rc<Scope>,
 }
 
@@ -70,7 +70,7 @@ impl Interpreter<'_> {
         self.set_parameters(called, &signature.names, values, scope)
     }
 
-    /// Sets the parameters in their order; a default may read those before it.
+    /// Binds the parameters in order; a default may read preceding ones.
     fn set_parameters(
         &mut self,
         called: &Macro,

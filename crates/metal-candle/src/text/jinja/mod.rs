@@ -1,7 +1,7 @@
 //! Jinja2 for chat templates: the language, Python's values and their methods, in the sandbox that transformers uses.
 //!
-//! What is supported renders as Jinja2 renders it, and what is not is an error, never another text. A template reads no
-//! file, sees only what it is given, and pays from a [`Budget`] for all it does.
+//! Supported templates render exactly as in Jinja2; an unsupported construct is an error, never a different text. A
+//! template reads no file, sees only its inputs, and all its work is charged to a [`Budget`].
 
 mod arguments;
 mod arithmetic;
@@ -35,7 +35,7 @@ pub(super) use interpreter::{Interpreter, Settings};
 pub(super) use print::float;
 pub(super) use value::Value;
 
-/// A template that has been parsed.
+/// A parsed template.
 #[derive(Clone)]
 pub(super) struct Program(Arc<Vec<ast::Statement>>);
 
@@ -44,7 +44,7 @@ impl Program {
         parser::parse(source).map(|body| Self(Arc::new(body)))
     }
 
-    /// Whether the template marks what the assistant writes with `{% generation %}`.
+    /// Whether the template marks the assistant's text with `{% generation %}`.
     pub fn marks_generation(&self) -> bool {
         names::has_generation(&self.0)
     }

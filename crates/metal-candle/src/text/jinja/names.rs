@@ -1,6 +1,6 @@
-//! Which names a piece of a template reads.
+//! Finds the names that a part of a template reads.
 //!
-//! A macro is passed `caller`, `kwargs` and `varargs` only if it reads them, and a loop has a `loop` only then.
+//! A macro gets `caller`, `kwargs` and `varargs` only if it reads them, and a loop `loop`.
 
 use super::ast::{Arguments, Expr, Kind, Statement};
 
@@ -64,7 +64,7 @@ fn arguments_read(arguments: &Arguments, name: &str) -> bool {
     all.any(|value| expression_reads(value, name))
 }
 
-/// Whether there is a `{% generation %}` anywhere.
+/// Whether there is a `{% generation %}` tag.
 pub(super) fn has_generation(body: &[Statement]) -> bool {
     body.iter().any(|statement| match &statement.kind {
         Kind::Generation(_) => true,

@@ -1,6 +1,7 @@
-//! Tokens to a tree: the statements.
+//! The parser of statements.
 //!
-//! Statements that would read other templates (`include`, `import`, `extends`) are refused: a chat template stands alone.
+//! Statements that read other templates (`include`, `import`, `extends`) are refused: a chat template is
+//! self-contained.
 
 use std::sync::Arc;
 
@@ -9,18 +10,18 @@ use super::fault::Outcome;
 use super::lexer::{Token, syntax, tokens};
 use super::names::reads;
 
-/// Nesting of statements and expressions in a template.
+/// Maximum nesting of statements and expressions in a template.
 const MAX_DEPTH: usize = 150;
-/// Operators in one tag: a chain of them nests to the left.
+/// Maximum number of operators in one tag: a chain of them nests to the left.
 const MAX_LINKS: usize = 5000;
 
 pub(super) struct Parser {
     tokens: Vec<(Token, usize)>,
     at: usize,
     depth: usize,
-    /// Operators of the current tag.
+    /// Number of operators in the current tag.
     links: usize,
-    /// Whether `break` and `continue` have a loop around them.
+    /// Whether `break` and `continue` are inside a loop.
     in_loop: bool,
 }
 
@@ -117,7 +118,7 @@ impl Parser {
         self.fail(format!("expected the end of the tag, got {}", describe(self.peek())))
     }
 
-    /// Runs a parser one level deeper.
+    /// Parses one level deeper.
     pub fn deeper<T>(&mut self, parse: impl FnOnce(&mut Self) -> Outcome<T>) -> Outcome<T> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -128,7 +129,7 @@ impl Parser {
         Ok(parsed)
     }
 
-    /// One more operator of the current tag.
+    /// Counts an operator of the current tag.
     pub fn link(&mut self) -> Outcome<()> {
         self.links += 1;
         if self.links > MAX_LINKS {
@@ -137,7 +138,8 @@ impl Parser {
         Ok(())
     }
 
-    /// Statements up to a tag with one of these names, which becomes the current token; none: up to the end.
+    /// Parses statements up to a tag with one of these names, which becomes the current token; without names, up to the
+    /// end.
     fn statements(&mut self, ends: &[&str]) -> Outcome<Vec<Statement>> {
         let mut body = Vec::new();
         loop {
@@ -182,21 +184,21 @@ impl Parser {
         }
     }
 
-    /// The body of a statement, between the end of its tag and one of these tags.
+    /// The body of a statement, from the end of its tag to one of these tags.
     fn body(&mut self, ends: &[&str]) -> Outcome<Vec<Statement>> {
         self.skip_op(":");
         self.expect_block_end()?;
         self.statements(ends)
     }
 
-    /// [`body`](Self::body), and past the name of its end.
+    /// [`body`](Self::body), and skips the name of its end tag.
     fn whole_body(&mut self, end: &str) -> Outcome<Vec<Statement>> {
         let body = self.body(&[end])?;
         self.next();
         Ok(body)
     }
 
-    /// A body that runs as a function: `break` does not reach out of it.
+    /// A body that runs as a function: `break` cannot leave it.
     fn function_body(&mut self, end: &str) -> Outcome<Vec<Statement>> {
         let outer = std::mem::replace(&mut self.in_loop, false);
         let body = self.whole_body(end)?;
@@ -373,7 +375,7 @@ impl Parser {
         Ok(signature)
     }
 
-    /// What is assigned to: names, attributes of namespaces, and tuples of them.
+    /// An assignment target: names, attributes of namespaces, and tuples of them.
     fn target(&mut self, end: Option<&str>) -> Outcome<Target> {
         let mut targets = Vec::new();
         let mut is_tuple = false;

@@ -1,6 +1,6 @@
 //! The tests of Jinja2: `value is name(arguments)`.
 //!
-//! An unknown test, or one that depends on Python's memory, is an error.
+//! An unknown test, or one that depends on object identity in Python, is an error.
 
 use super::arguments::{Args, required};
 use super::arithmetic;
@@ -97,7 +97,7 @@ fn comparison(name: &str) -> Option<Comparison> {
     })
 }
 
-/// Tests of what a value is.
+/// Tests of a value's type.
 fn kind(name: &str, value: &Value) -> Option<bool> {
     let is_text = value.as_str().is_some();
     Some(match name {
@@ -134,7 +134,7 @@ fn is_callable(value: &Value) -> bool {
     )
 }
 
-/// `value is other`, where that does not depend on what Python keeps once.
+/// `value is other`, if that does not depend on Python's interning.
 fn same(value: &Value, other: &Value) -> Outcome<bool> {
     let copied = |value: &Value| matches!(value, Value::Int(_) | Value::Float(_) | Value::Str(_) | Value::Safe(_));
     let alike = copied(value) && value.type_name() == other.type_name();

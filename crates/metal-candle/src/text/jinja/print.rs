@@ -1,6 +1,6 @@
 //! `str(value)` and `repr(value)`.
 //!
-//! Values whose text holds an address in Python (functions, generators) have none here: printing them is an error.
+//! Values whose text contains an address in Python (functions, generators) cannot be printed: that is an error.
 
 use std::fmt::Write;
 
@@ -75,7 +75,7 @@ fn write_repr(value: &Value, out: &mut String, budget: &Budget) -> Outcome<()> {
             ));
         }
     }
-    // Inner values have paid for themselves; a shared one pays each time it is written.
+    // Inner values are charged when they are printed; a shared one each time.
     budget.bytes(if value.length().is_some() && value.as_str().is_none() {
         0
     } else {

@@ -1,6 +1,6 @@
-//! What Python says about characters: white space, letters, digits, titles, printing.
+//! Python's classification of characters: white space, letters, digits, title case, printable.
 //!
-//! Rust's own tests differ in detail (U+001C is white space in Python). Nothing here knows a string.
+//! Rust's own predicates differ in detail (U+001C is white space in Python). Nothing here knows a string.
 
 use std::sync::LazyLock;
 
@@ -57,13 +57,13 @@ pub(super) fn is_digit(letter: char) -> bool {
             | 0x11052..=0x1105A | 0x1F100..=0x1F10A)
 }
 
-/// `str.isnumeric`: numbers of every kind, among them the common ideographs that count.
+/// `str.isnumeric`: numbers of every kind, including ideographs for numbers.
 pub(super) fn is_numeric(letter: char) -> bool {
     const IDEOGRAPHS: &str = "〇一二三四五六七八九十百千万億兆零壱弐参肆伍陸柒捌玖拾佰仟萬亿两廿卅";
     is_number(letter) || IDEOGRAPHS.contains(letter)
 }
 
-/// A character in title case: the digraphs have their own, a ligature only its first letter large.
+/// A character in title case: digraphs have their own forms, and of a ligature only the first letter is upper case.
 pub(super) fn push_title(letter: char, out: &mut String) {
     match letter as u32 {
         0x1C4..=0x1C6 => out.push('\u{1C5}'),

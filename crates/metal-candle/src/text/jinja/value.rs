@@ -1,6 +1,6 @@
 //! Python's values as templates see them.
 //!
-//! Lists and maps never change, as in transformers' sandbox; only namespaces, loops, iterators and cyclers do.
+//! Lists and maps are immutable, as in transformers' sandbox; only namespaces, loops, iterators and cyclers change.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -18,14 +18,14 @@ pub(in crate::text) type Text = Arc<str>;
 
 #[derive(Clone)]
 pub(in crate::text) enum Value {
-    /// What a name or an attribute that does not exist gives, with the message of the error that using it is.
+    /// The value of a missing name or attribute, with the error message for using it.
     Undefined(Text),
     None,
     Bool(bool),
     Int(i128),
     Float(f64),
     Str(Text),
-    /// Text that is marked as safe HTML: it prints as it is, and escapes what is added to it.
+    /// Text marked as safe HTML: it prints unescaped, and escapes what is appended to it.
     Safe(Text),
     List(Rc<Vec<Value>>),
     Tuple(Rc<Vec<Value>>),
@@ -34,12 +34,12 @@ pub(in crate::text) enum Value {
     Dict(Rc<Dict>),
     View(View, Rc<Dict>),
     Range(Range),
-    /// Items that can be taken once.
+    /// Items that can be iterated once.
     Iterator(Rc<RefCell<VecDeque<Value>>>),
     Namespace(Rc<RefCell<Dict>>),
     Loop(Rc<LoopState>),
     Macro(Rc<Macro>),
-    /// A method and the value that it belongs to.
+    /// A method bound to a value.
     Method(Rc<(Value, Text)>),
     Function(Function),
     Cycler(Rc<(Vec<Value>, Cell<usize>)>),
@@ -47,7 +47,7 @@ pub(in crate::text) enum Value {
     Joiner(Rc<(Value, Cell<bool>)>),
 }
 
-/// What of a map is looked at.
+/// The part of a map that a view shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::text) enum View {
     Keys,
@@ -55,7 +55,7 @@ pub(in crate::text) enum View {
     Items,
 }
 
-/// The functions that every template has.
+/// The global functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::text) enum Function {
     Range,
@@ -90,11 +90,11 @@ impl Range {
     }
 }
 
-/// A map that keeps the order of its keys.
+/// A map that keeps insertion order.
 #[derive(Clone, Default)]
 pub(in crate::text) struct Dict {
     entries: Vec<(Value, Value)>,
-    /// Where text keys stand.
+    /// Indices of text keys.
     texts: HashMap<Text, usize>,
 }
 
@@ -216,7 +216,7 @@ impl Value {
         }
     }
 
-    /// An integer, where the value is one (`True` is 1).
+    /// The value as an integer, if it is one (`True` is 1).
     pub fn as_int(&self) -> Option<i128> {
         match self {
             Self::Int(number) => Some(*number),
@@ -281,7 +281,7 @@ impl Value {
         }
     }
 
-    /// `len(value)`, where it has one.
+    /// `len(value)`, if it has one.
     pub fn length(&self) -> Option<usize> {
         Some(match self {
             Self::Undefined(_) => 0,
@@ -293,7 +293,7 @@ impl Value {
         })
     }
 
-    /// `list(value)`; takes everything from an iterator. A loop's items are taken by the interpreter.
+    /// `list(value)`; consumes an iterator. The interpreter handles the items of a loop.
     pub fn iterate(&self, budget: &Budget) -> Outcome<Vec<Value>> {
         let items: Vec<Value> = match self {
             Self::Undefined(_) => Vec::new(),
@@ -346,7 +346,7 @@ impl Value {
         }
     }
 
-    /// A JSON object, keys in their order.
+    /// A JSON object; keys keep their order.
     pub fn from_fields(fields: &Map<String, Json>) -> Self {
         let mut dict = Dict::default();
         for (key, value) in fields {
@@ -356,7 +356,7 @@ impl Value {
     }
 }
 
-/// A number that `serde_json` cannot hold: an integer of up to 127 bits, or a float that is not finite.
+/// A number that `serde_json` cannot represent: an integer of up to 127 bits, or a non-finite float.
 fn exact(text: &str) -> Value {
     let float = || Value::Float(text.parse().unwrap_or(f64::NAN));
     text.parse().map_or_else(|_| float(), Value::Int)

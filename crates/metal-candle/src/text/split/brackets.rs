@@ -1,13 +1,13 @@
-//! Bracket expressions of Oniguruma as those of Rust's engines.
+//! Translates bracket expressions from Oniguruma's syntax to that of Rust's regex engines.
 //!
-//! Their classes hold other characters than Rust's of the same name, and two hyphens or tildes are no operators there.
+//! Classes of the same name contain different characters, and two hyphens or tildes are not operators in Oniguruma.
 
 use super::translate::{WORD_IN_BRACKETS, escaped};
 
-/// Nesting of brackets.
+/// Maximum nesting of brackets.
 const MAX_DEPTH: usize = 50;
 
-/// A bracket expression at the start of a pattern, and what follows it.
+/// Translates a bracket expression at the start of a pattern; returns it and the rest.
 pub(super) fn translate(pattern: &str) -> Result<(String, &str), String> {
     let mut out = String::new();
     let rest = class(pattern, &mut out, 0)?;
@@ -44,7 +44,7 @@ fn class<'p>(pattern: &'p str, out: &mut String, depth: usize) -> Result<&'p str
                 rest = &after[1..];
             }
             '-' => {
-                // Two in a row would subtract in Rust.
+                // Two in a row would be a set operator in Rust.
                 let literal = after.starts_with(['-', ']', '[']) || out.ends_with(['[', '^', '-']);
                 out.push_str(if literal { r"\-" } else { "-" });
                 rest = after;
@@ -79,7 +79,7 @@ fn escape<'p>(pattern: &'p str, out: &mut String) -> Result<&'p str, String> {
     Ok(&pattern[2..])
 }
 
-/// `[:name:]` after its first bracket.
+/// Translates `[:name:]`, after its first bracket.
 fn posix<'p>(pattern: &'p str, out: &mut String) -> Result<&'p str, String> {
     let end = pattern.find(":]").ok_or("[: without its end")?;
     let (name, negated) = match pattern[1..end].strip_prefix('^') {

@@ -1,7 +1,7 @@
-//! How tokenizers cut a text before their model sees it, as the Python tokenizers do.
+//! Pre-tokenization: how tokenizers split a text, as in the Python tokenizers.
 //!
-//! The Python wheel runs split patterns with Oniguruma; here they are translated for Rust's engines, and run with a limit
-//! of work, so that no pattern hangs the process. Nothing here knows a vocabulary.
+//! The Python wheel runs split patterns with Oniguruma; here they are translated for Rust's engines, and run with a
+//! limit on work, so that no pattern hangs the process. Nothing here knows a vocabulary.
 
 mod brackets;
 mod normalizer;

@@ -1,12 +1,12 @@
 //! The patterns of normalizers and decoders, which the library compiles itself.
 //!
-//! They are few and short, so the library's engine is enough once they mean the right characters. Nothing here runs a pattern.
+//! They are few and short, so the library's engine suffices after translation. Nothing here runs a pattern.
 
 use serde_json::Value as Json;
 
 use super::translate::translate;
 
-/// Puts the meaning of Oniguruma into every `{"Regex": ...}` of a normalizer or decoder.
+/// Translates every `{"Regex": ...}` of a normalizer or decoder from Oniguruma.
 pub(in crate::text) fn translate_patterns(value: &mut Json) -> Result<(), String> {
     match value {
         Json::Array(items) => items.iter_mut().try_for_each(translate_patterns),

@@ -1,7 +1,7 @@
-//! A split pattern that runs in bounded time.
+//! Split patterns with bounded running time.
 //!
-//! Most patterns end in `\s+(?!\S)|\s+`: white space, but not the last one before a word. Without it they need no engine
-//! that backtracks, and take linear time whatever the text is. The others backtrack, with a limit that is an error.
+//! Most patterns end in `\s+(?!\S)|\s+`: white space, except the last character before a word. Without this tail they
+//! need no backtracking and take linear time on any text. Other patterns backtrack, with a limit that is an error.
 
 use std::time::{Duration, Instant};
 
@@ -10,20 +10,20 @@ use tokenizers::{Offsets, Result};
 
 use super::translate::translate;
 
-/// Ends of patterns that leave the last white space to the word after it.
+/// Tails of patterns that leave the last white space to the following word.
 const TAILS: [&str; 2] = [r"|\s+(?!\S)|\s+", r"|\s+(?!\S)|\s"];
-/// Steps back in one match.
+/// Maximum backtracking steps per match.
 const MAX_BACKTRACKS: usize = 10_000_000;
-/// Time for one text, where the engine backtracks.
+/// Time limit for one text with a backtracking engine.
 const MAX_TIME: Duration = Duration::from_secs(10);
-/// Largest compiled pattern.
+/// Maximum size of a compiled pattern in bytes.
 const MAX_COMPILED: usize = 32 << 20;
 
 /// A compiled split pattern.
 #[derive(Clone, Debug)]
 pub(in crate::text) enum SplitPattern {
     Linear(regex::Regex),
-    /// The pattern before the tail, then a group for white space.
+    /// The pattern before the tail, followed by a group for white space.
     WithTail(regex::Regex),
     Backtracking(Box<fancy_regex::Regex>, String),
 }
@@ -52,12 +52,12 @@ impl SplitPattern {
         }
     }
 
-    /// A pattern that is searched for letter by letter.
+    /// A pattern that matches a literal text.
     pub fn literal(text: &str) -> std::result::Result<Self, String> {
         linear(&regex::escape(text)).map(Self::Linear)
     }
 
-    /// Start and end of each match. An empty one is left out, as nothing can be split off by it.
+    /// The range of each match. Empty matches are left out, as they split nothing.
     fn matches(&self, text: &str) -> Result<Vec<Offsets>> {
         match self {
             Self::Linear(regex) => Ok(regex
@@ -75,7 +75,7 @@ fn linear(pattern: &str) -> std::result::Result<regex::Regex, String> {
     compiled.map_err(|error| error.to_string())
 }
 
-/// White space that the tail has matched ends before its last character where a word follows.
+/// White space matched by the tail ends before its last character if a word follows.
 fn with_tail(regex: &regex::Regex, text: &str) -> Vec<Offsets> {
     let mut found = Vec::new();
     let mut at = 0;

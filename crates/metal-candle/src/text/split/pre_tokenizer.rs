@@ -1,6 +1,6 @@
-//! The pre-tokenizer of `tokenizer.json`, with our own split patterns in the place of the library's.
+//! The pre-tokenizer of `tokenizer.json`, with our own split patterns in place of the library's.
 //!
-//! Nothing here knows a model or a vocabulary. What has no pattern is left to the library, whose results are Python's.
+//! Nothing here knows a model or a vocabulary. Steps without a pattern use the library, whose results are Python's.
 
 use serde_json::Value as Json;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -10,15 +10,15 @@ use tokenizers::{PreTokenizedString, PreTokenizer, Result, SplitDelimiterBehavio
 
 use super::pattern::SplitPattern;
 
-/// The pattern of `ByteLevel`, which is GPT-2's.
+/// The pattern of `ByteLevel`, from GPT-2.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-/// Nesting of sequences.
+/// Maximum nesting of sequences.
 const MAX_DEPTH: usize = 16;
 
 /// A pre-tokenizer.
 #[derive(Clone, Debug)]
 pub(in crate::text) enum PreSplit {
-    /// One without a pattern.
+    /// A pre-tokenizer without a pattern.
     Library(Box<PreTokenizerWrapper>),
     Sequence(Vec<PreSplit>),
     Split {
@@ -26,7 +26,7 @@ pub(in crate::text) enum PreSplit {
         behavior: SplitDelimiterBehavior,
         invert: bool,
     },
-    /// Bytes as letters, after a split by GPT-2's pattern.
+    /// Byte-level encoding, after a split with GPT-2's pattern.
     Bytes {
         pattern: SplitPattern,
         add_prefix_space: bool,
@@ -35,7 +35,7 @@ pub(in crate::text) enum PreSplit {
 }
 
 impl PreSplit {
-    /// Reads the field `pre_tokenizer`.
+    /// Parses the field `pre_tokenizer`.
     pub fn from_json(value: &Json) -> std::result::Result<Self, String> {
         read(value, 0)
     }

@@ -1,4 +1,4 @@
-//! Splits against the Python tokenizers, whose patterns run in Oniguruma.
+//! Splits compared with the Python tokenizers, whose patterns run in Oniguruma.
 
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ fn token_ids_are_those_of_the_python_tokenizers() {
     assert!(found.is_empty(), "{} texts differ:\n{}", found.len(), found.join("\n"));
 }
 
-/// Tokens of `tokenizer_config.json` that `tokenizer.json` lacks, or has with other flags, as transformers 5.23 takes them.
+/// Tokens of `tokenizer_config.json` that `tokenizer.json` lacks, or has with other flags, as in transformers 5.23.
 #[test]
 fn tokens_of_the_settings_are_added_as_in_transformers() {
     let fixture = fixture();
@@ -82,7 +82,7 @@ fn checksum(ids: &[u32]) -> u64 {
     ids.iter().fold(0, step)
 }
 
-/// Runs of a million characters give the ids of the Python tokenizers too, in seconds.
+/// Runs of a million characters give the ids of the Python tokenizers too, within seconds.
 #[test]
 fn long_runs_take_bounded_time() {
     let fixture = fixture();
@@ -112,7 +112,7 @@ fn long_runs_take_bounded_time() {
     }
 }
 
-/// Patterns that would try for ever end with an error that names them.
+/// Patterns that would backtrack forever end with an error that names them.
 #[test]
 fn hostile_patterns_are_stopped() {
     for source in ["(a*)*b(?=c)", "(a|aa)+$(?!b)", "(?:a+)+(?=b)", r"(?>a?){1000}(?=b)"] {

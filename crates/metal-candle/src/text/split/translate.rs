@@ -1,23 +1,23 @@
-//! Patterns of Oniguruma (in Ruby's syntax, UTF-8) as patterns of Rust's engines.
+//! Translates Oniguruma patterns (Ruby syntax, UTF-8) for Rust's regex engines.
 //!
-//! Classes mean other characters there (`\w` has superscripts but no joiners), `^` and `$` look at lines, `{1,3}+` repeats
-//! a repetition. What has no counterpart is an error, never another meaning.
+//! Classes contain different characters (`\w` has superscripts but no joiners), `^` and `$` match at lines, `{1,3}+`
+//! repeats a repetition. A construct without an equivalent is an error, never a different meaning.
 
 use super::brackets;
 
 /// `\w` in brackets.
 pub(super) const WORD_IN_BRACKETS: &str = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}";
-/// `\w` outside of brackets has some numbers of Latin-1 too.
+/// `\w` outside brackets also has some numbers of Latin-1.
 const WORD: &str = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE}";
 const LINE_END: &str = r"(?>\r\n|[\n-\r\x{85}\x{2028}\x{2029}])";
-/// Longest pattern.
+/// Maximum length of a pattern in bytes.
 const MAX_PATTERN: usize = 64 << 10;
 
-/// A pattern for Rust's engines, and what it needs.
+/// A translated pattern, and the engine it needs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Translated {
     pub pattern: String,
-    /// Whether it looks around, or gives nothing back: an engine that backtracks is needed.
+    /// Whether it uses look-around or possessive or atomic constructs, which need a backtracking engine.
     pub fancy: bool,
 }
 
@@ -43,14 +43,14 @@ struct Translation<'p> {
     rest: &'p str,
     out: String,
     fancy: bool,
-    /// Where the last item that can be repeated begins in the output.
+    /// Output offset of the last repeatable item.
     atom: usize,
-    /// Where the open groups begin.
+    /// Output offsets of the open groups.
     groups: Vec<usize>,
 }
 
 impl Translation<'_> {
-    /// Translates the next item; false at the end.
+    /// Translates the next item; returns false at the end.
     fn step(&mut self) -> Result<bool, String> {
         let Some(letter) = self.rest.chars().next() else {
             return Ok(false);
@@ -85,13 +85,13 @@ impl Translation<'_> {
         Ok(true)
     }
 
-    /// Writes an item that can be repeated.
+    /// Emits a repeatable item.
     fn emit(&mut self, item: &str) {
         self.atom = self.out.len();
         self.out.push_str(item);
     }
 
-    /// Takes bytes of the pattern and writes an item for them.
+    /// Consumes bytes of the pattern and emits an item for them.
     fn take(&mut self, bytes: usize, item: &str, fancy: bool) {
         self.rest = &self.rest[bytes..];
         self.fancy |= fancy;
@@ -190,7 +190,7 @@ impl Translation<'_> {
             self.fancy = true; // possessive
         }
         if self.rest.starts_with(['*', '+', '?']) || bounds_follow(self.rest) {
-            // A repetition of the repetition.
+            // Repeats the repetition.
             self.out.insert_str(self.atom, "(?:");
             self.out.push(')');
         }
@@ -209,7 +209,7 @@ fn bounds_follow(pattern: &str) -> bool {
     pattern.starts_with('{') && bounds(pattern).is_some()
 }
 
-/// An escape that means the same in brackets and outside, and what follows it.
+/// Translates an escape with the same meaning in brackets and outside; returns it and the rest.
 pub(super) fn escaped(pattern: &str) -> Result<(String, &str), String> {
     let letter = pattern.chars().nth(1).ok_or("the pattern ends in a backslash")?;
     let after = &pattern[1 + letter.len_utf8()..];

@@ -1,6 +1,6 @@
-//! Filters that compare items with one another: `sort`, `unique`, `groupby`, `min`, `sum`, ...
+//! Filters that compare items with each other: `sort`, `unique`, `groupby`, `min`, `sum`, ...
 //!
-//! Text is compared without its case unless that is asked for. Sorting keeps the order of equal items.
+//! Text is compared case-insensitively unless requested otherwise. Sorting is stable.
 
 use std::rc::Rc;
 
@@ -23,7 +23,7 @@ pub(super) fn call(run: &mut Interpreter, name: &str, value: &Value, args: Args)
     }
 }
 
-/// Text without its case, where that does not count.
+/// The sort key of a value: text in lower case unless the comparison is case-sensitive.
 fn key(value: Value, case_sensitive: bool, budget: &Budget) -> Outcome<Value> {
     match value.as_str() {
         Some(text) if !case_sensitive => {
@@ -34,7 +34,7 @@ fn key(value: Value, case_sensitive: bool, budget: &Budget) -> Outcome<Value> {
     }
 }
 
-/// Sorts by keys, keeping the order of equal ones, also in reverse.
+/// Sorts stably by keys, also in reverse.
 fn sorted(mut items: Vec<(Value, Value)>, reverse: bool, budget: &Budget) -> Outcome<Vec<Value>> {
     if reverse {
         items.reverse();

@@ -1,6 +1,6 @@
 //! The filters of Jinja2: `value | name(arguments)`.
 //!
-//! A filter that is known but not supported is an error where it runs.
+//! A filter that exists in Jinja2 but is not supported gives an error when it runs.
 
 mod aggregate;
 mod numbers;

@@ -1,6 +1,6 @@
 //! `int`, `float`, `round` and `abs`.
 //!
-//! Texts are read as Python reads them: white space around, single underscores between digits, bases by prefix.
+//! Texts are parsed as in Python: with surrounding white space, single underscores between digits, and base prefixes.
 
 use crate::text::jinja::arguments::{Args, int_or};
 use crate::text::jinja::fault::{Outcome, failed};
@@ -65,7 +65,7 @@ fn int(value: &Value, args: Args) -> Outcome<Value> {
     }
 }
 
-/// Digits with single underscores between them become plain digits.
+/// Removes single underscores between digits.
 fn without_underscores(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let misplaced = |at: usize| {
@@ -75,7 +75,7 @@ fn without_underscores(text: &str) -> Option<String> {
     (!(0..bytes.len()).any(misplaced)).then(|| text.replace('_', ""))
 }
 
-/// `int(text, base)`: `None` where it is no integer, `Some(None)` where it does not fit.
+/// `int(text, base)`: `None` if it is not an integer, `Some(None)` if it does not fit.
 #[allow(clippy::option_option)] // no integer, or one that is too large
 fn parse_int(text: &str, base: u32) -> Option<Option<i128>> {
     let text = text.trim_matches(is_space);
@@ -141,7 +141,7 @@ fn round(value: &Value, args: Args) -> Outcome<Value> {
     }
 }
 
-/// `round(float, places)`: the exact value, rounded half to even.
+/// `round(float, places)`: rounds the exact value, half to even.
 fn round_float(number: f64, places: i32) -> f64 {
     if !number.is_finite() {
         return number;
@@ -154,7 +154,7 @@ fn round_float(number: f64, places: i32) -> f64 {
     }
     let size = number.abs();
     let (whole, above) = (size.trunc() as i128, size.fract() > 0.0);
-    // A fraction makes a tie more than a half: one more than twice the whole keeps that.
+    // A remainder makes the value more than a tie: twice the quotient plus one keeps that information.
     let rounded = if above {
         round_half(2 * whole + 1, 2, places)
     } else {

@@ -1,6 +1,6 @@
-//! `map`, `select`, `reject`, `selectattr`, `rejectattr`, and attributes of items by a path.
+//! `map`, `select`, `reject`, `selectattr`, `rejectattr`, and attributes of items by path.
 //!
-//! In Jinja2 these are generators; here their items are made at once, and handed out once.
+//! In Jinja2 these are generators; here they are evaluated eagerly, and can be iterated once.
 
 use crate::text::jinja::arguments::Args;
 use crate::text::jinja::fault::{Outcome, failed};
@@ -26,7 +26,7 @@ impl Path {
         })
     }
 
-    /// The value at the path; `default` stands for what is undefined.
+    /// The value at the path; `default` replaces an undefined one.
     pub fn of(&self, run: &mut Interpreter, item: &Value, default: Option<&Value>) -> Outcome<Value> {
         let mut item = item.clone();
         for part in &self.0 {

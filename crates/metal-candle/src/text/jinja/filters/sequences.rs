@@ -1,6 +1,6 @@
-//! Filters that take sequences apart: `first`, `batch`, `default`, `length`, ...
+//! Filters of sequences: `first`, `batch`, `default`, `length`, ...
 //!
-//! Filters that Jinja2 writes as generators give an iterator here too, which can be taken once.
+//! Filters that are generators in Jinja2 return an iterator here too, which can be consumed once.
 
 use crate::text::jinja::arguments::{Args, int_or, required, text, truth_or};
 use crate::text::jinja::fault::{Outcome, failed};
@@ -8,7 +8,7 @@ use crate::text::jinja::functions::count;
 use crate::text::jinja::interpreter::Interpreter;
 use crate::text::jinja::value::{Value, View};
 
-/// Largest part that `batch` fills up, and most parts of `slice`.
+/// Maximum size of a `batch` with fill values, and maximum number of parts of `slice`.
 const MAX_PARTS: usize = 1 << 20;
 
 pub(super) fn call(run: &mut Interpreter, name: &str, value: Value, args: Args) -> Outcome<Value> {
@@ -75,7 +75,7 @@ fn reverse(run: &Interpreter, value: &Value) -> Outcome<Value> {
     }
     let mut items = value.iterate(&run.budget)?;
     items.reverse();
-    // What cannot be walked from its end becomes a list first, and stays one.
+    // Values that cannot be iterated in reverse become a list first, and stay one.
     Ok(if matches!(value, Value::Iterator(_) | Value::Undefined(_)) {
         Value::list(items)
     } else {

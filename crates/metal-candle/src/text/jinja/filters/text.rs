@@ -1,6 +1,6 @@
-//! Filters that make text: `join`, `indent`, `replace`, `title`, `truncate`, ...
+//! Filters that create text: `join`, `indent`, `replace`, `title`, `truncate`, ...
 //!
-//! A value that is no text is printed first, where Jinja2 does so.
+//! Values that are not text are converted first, where Jinja2 does so.
 
 use super::select::Path;
 use crate::text::jinja::arguments::{Args, int_or, required, text, truth_or};
@@ -13,7 +13,7 @@ use crate::text::jinja::methods;
 use crate::text::jinja::unicode::{is_space, is_word};
 use crate::text::jinja::value::{Dict, Value};
 
-/// Widest indentation of `indent`.
+/// Maximum width of `indent`.
 const MAX_INDENT: usize = 4096;
 
 pub(super) fn call(run: &mut Interpreter, name: &str, value: &Value, args: Args) -> Outcome<Value> {
@@ -74,7 +74,7 @@ pub(super) fn call(run: &mut Interpreter, name: &str, value: &Value, args: Args)
     })
 }
 
-/// HTML's special characters as entities.
+/// Replaces HTML's special characters by entities.
 pub(in crate::text::jinja) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {

@@ -9,7 +9,7 @@ use crate::text::jinja::interpreter::Interpreter;
 use crate::text::jinja::print::push_code;
 use crate::text::jinja::value::Value;
 
-/// Where fields find their values.
+/// The source of a field's values.
 enum Source<'a> {
     Args(&'a Args),
     Map(&'a Value),
@@ -18,9 +18,9 @@ enum Source<'a> {
 struct Formatter<'a, 'r, 't> {
     run: &'r mut Interpreter<'t>,
     source: Source<'a>,
-    /// The number of the next field without one.
+    /// The number of the next automatically numbered field.
     next: usize,
-    /// Some field had a number of its own.
+    /// Whether some field was numbered explicitly.
     numbered: bool,
 }
 
@@ -181,7 +181,7 @@ impl Formatter<'_, '_, '_> {
     }
 }
 
-/// Where the brace that ends a field stands.
+/// The position of the brace that ends a field.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 0;
     for (at, letter) in text.char_indices() {
@@ -195,7 +195,7 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
-/// Where a field's name ends: at a `!` or `:` outside of brackets.
+/// The end of a field's name: a `!` or `:` outside brackets.
 fn name_end(field: &str) -> usize {
     let mut in_brackets = false;
     for (at, letter) in field.char_indices() {

@@ -1,6 +1,6 @@
 //! Python's two ways to format text: `'%s' % value` and `'{}'.format(value)`.
 //!
-//! A conversion that Python has and this module has not is an error. Widths are limited, as padding costs memory.
+//! An unsupported conversion is an error. Widths are limited, because padding takes memory.
 
 pub(super) mod braces;
 pub(super) mod numbers;

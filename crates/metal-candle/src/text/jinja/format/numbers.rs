@@ -1,8 +1,8 @@
 //! Digits of floats and integers in Python's formats.
 //!
-//! Signs, widths and fills are the business of the two formats that use them.
+//! Signs, widths and fills are added by the two formats.
 
-/// `f`, `e` or `g` of a finite or infinite number without its sign. `alternate` keeps the point and trailing zeros.
+/// Format `f`, `e` or `g` of a number without its sign. `alternate` keeps the point and trailing zeros.
 pub(in crate::text::jinja) fn float_digits(number: f64, kind: char, precision: usize, alternate: bool) -> String {
     let number = number.abs();
     if !number.is_finite() {
@@ -28,8 +28,8 @@ fn exponent(number: f64, precision: usize, alternate: bool) -> String {
     format!("{digits}{point}e{sign}{power:0>2}")
 }
 
-/// `g`: as many significant digits as the precision says. `as_float` is the format without a letter: the text shows
-/// that it is a float.
+/// `g`: the number of significant digits is the precision. `as_float` is the format without a letter, whose result
+/// always looks like a float.
 pub(super) fn general(number: f64, precision: usize, alternate: bool, as_float: bool) -> String {
     if number == 0.0 && as_float {
         return "0.0".to_owned();
@@ -69,7 +69,7 @@ fn without_zeros(digits: &str) -> &str {
     }
 }
 
-/// Digits of an integer without its sign, with the prefix of its base where it is asked for.
+/// Digits of an integer without its sign, with the prefix of its base if requested.
 pub(super) fn int_digits(number: i128, kind: char, prefix: bool) -> String {
     let number = number.unsigned_abs();
     match (kind, prefix) {

@@ -7,7 +7,7 @@ use crate::text::jinja::fault::{Budget, Outcome, failed};
 use crate::text::jinja::print::push_code;
 use crate::text::jinja::value::Value;
 
-/// One `%` with what belongs to it.
+/// One `%` conversion with its flags.
 #[allow(clippy::struct_excessive_bools)] // Python's five flags
 #[derive(Default)]
 struct Field {
@@ -20,7 +20,7 @@ struct Field {
     precision: Option<usize>,
 }
 
-/// What is left of the values.
+/// The remaining values.
 struct Values<'v> {
     all: &'v Value,
     several: Option<&'v [Value]>,
@@ -40,7 +40,7 @@ impl<'v> Values<'v> {
         }
     }
 
-    /// Values that no field has taken are an error, unless they have names.
+    /// Unused values are an error, unless they are a mapping.
     fn finish(&self) -> Outcome<()> {
         let is_mapping = matches!(
             self.all,

@@ -1,13 +1,13 @@
-//! Format specifications: what stands after the colon in `'{:>10.2f}'.format(x)`.
+//! Format specifications: the text after the colon in `'{:>10.2f}'.format(x)`.
 //!
-//! Widths and precisions of more than four digits are refused, and zeros in front of grouped digits.
+//! Refused are widths and precisions of more than four digits, and leading zeros of grouped digits.
 
 use super::numbers::{float_digits, general, int_digits};
 use crate::text::jinja::fault::{Budget, Outcome, failed};
 use crate::text::jinja::print::float;
 use crate::text::jinja::value::Value;
 
-/// Widest field and longest precision.
+/// Maximum width and precision.
 const MAX_NUMBER: usize = 9999;
 
 #[derive(Default)]
@@ -164,7 +164,7 @@ fn sign(negative: bool, spec: &Spec) -> &'static str {
     }
 }
 
-/// Separators between groups of digits before the point.
+/// Inserts separators between groups of digits before the point.
 fn grouped(digits: &str, spec: &Spec, every: usize) -> Outcome<String> {
     let Some(separator) = spec.grouping else {
         return Ok(digits.to_owned());

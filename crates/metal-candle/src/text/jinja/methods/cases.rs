@@ -1,6 +1,6 @@
-//! `str.upper` and its like, and the questions `str.isupper` and its like.
+//! `str.upper` and similar methods, and predicates such as `str.isupper`.
 //!
-//! Letters are mapped as Unicode says, with Python's rules for where a word begins.
+//! Letters are mapped by Unicode, with Python's rules for word boundaries.
 
 use crate::text::jinja::unicode::{
     is_decimal, is_digit, is_identifier_part, is_identifier_start, is_letter, is_numeric, is_printable, is_space,
@@ -18,13 +18,13 @@ pub(super) fn changed(text: &str, name: &str) -> String {
     }
 }
 
-/// The first letter large, the others small.
+/// The first letter in title case, the others in lower case.
 pub(in crate::text::jinja) fn capitalized(text: &str) -> String {
     let mut letters = text.chars();
     let mut out = String::with_capacity(text.len());
     if let Some(first) = letters.next() {
         push_title(first, &mut out);
-        // Lowered as a whole, so that a final sigma is seen.
+        // Lower-cased as a whole, for the final sigma.
         let lower = text.to_lowercase();
         let length: usize = first.to_lowercase().map(char::len_utf8).sum();
         out.push_str(lower.get(length..).unwrap_or_default());
@@ -66,7 +66,7 @@ fn swapped(text: &str) -> String {
     out
 }
 
-/// Case folding: lower case, and the letters that fold to several.
+/// Case folding: lower case, and letters that fold to several.
 fn casefold(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -88,7 +88,7 @@ fn is_cased_letter(letter: char) -> bool {
     letter.is_lowercase() || letter.is_uppercase() || is_title(letter)
 }
 
-/// `str.islower` or `str.isupper`: cased letters, all of that case.
+/// `str.islower` or `str.isupper`: there are cased letters, and all have that case.
 pub(in crate::text::jinja) fn is_cased(text: &str, upper: bool) -> bool {
     let fits = |letter: char| {
         if upper {

@@ -1,6 +1,6 @@
-//! The methods of lists, tuples, ranges and maps that change nothing.
+//! The non-mutating methods of lists, tuples, ranges and maps.
 //!
-//! Methods that change them are not here: the sandbox forbids them (see `changes` in `mod.rs`).
+//! Mutating methods are not here: the sandbox forbids them (see `changes` in `mod.rs`).
 
 use std::rc::Rc;
 

@@ -1,6 +1,6 @@
 //! The methods of Python's types.
 //!
-//! A method that this module knows but does not have is an error where it is called, never an undefined value.
+//! A method that exists in Python but is not supported gives an error when it is called, never an undefined value.
 
 pub(super) mod cases;
 mod containers;
@@ -98,7 +98,7 @@ pub(super) fn exists(value: &Value, name: &str) -> bool {
     }
 }
 
-/// Whether the method would change a list or a map, which the sandbox forbids.
+/// Whether the method mutates a list or a map, which the sandbox forbids.
 pub(super) fn changes(value: &Value, name: &str) -> bool {
     match value {
         Value::List(_) => matches!(

@@ -1,6 +1,6 @@
-//! `str.find`, `str.count`, `str.startswith` and their like, with their bounds.
+//! `str.find`, `str.count`, `str.startswith` and similar methods, with their bounds.
 //!
-//! Places count characters, not bytes, and negative bounds count from the end.
+//! Positions count characters, not bytes, and negative bounds count from the end.
 
 use crate::text::jinja::arguments::{Args, int_or, required, text};
 use crate::text::jinja::fault::{Budget, Outcome, failed};
@@ -72,7 +72,7 @@ fn affix(part: &str, name: &str, wanted: &Value, budget: &Budget) -> Outcome<Val
     Ok(Value::Bool(false))
 }
 
-/// The characters `from..to` that the bounds leave; `None` where they leave nothing to look at.
+/// The characters within the bounds, as `from..to`; `None` if the bounds exclude even the empty string.
 pub(super) fn bounds(
     start: Option<&Value>,
     end: Option<&Value>,

@@ -1,6 +1,6 @@
-//! `str.split`, `str.splitlines`, `str.partition` and their like.
+//! `str.split`, `str.splitlines`, `str.partition` and similar methods.
 //!
-//! Without a separator, words are what stands between white space; with one, empty parts count.
+//! Without a separator, splits at runs of white space; with one, empty parts are kept.
 
 use crate::text::jinja::arguments::{Args, int_or, required, text, truth_or};
 use crate::text::jinja::fault::{Budget, Outcome, failed};

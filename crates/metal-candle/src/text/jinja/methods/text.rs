@@ -1,6 +1,6 @@
 //! The other methods of `str`: stripping, padding, joining, replacing.
 //!
-//! Results may be much longer than their inputs, so they are paid for before they are made.
+//! Results may be much longer than their inputs, so they are charged before they are created.
 
 use crate::text::jinja::arguments::{Args, int_or, required, text};
 use crate::text::jinja::fault::{Budget, Outcome, failed};
@@ -8,7 +8,7 @@ use crate::text::jinja::functions::count;
 use crate::text::jinja::unicode::is_space;
 use crate::text::jinja::value::{Dict, Value};
 
-/// Widest field that a text is padded to.
+/// Maximum padded width.
 pub(in crate::text::jinja) const MAX_WIDTH: usize = 1 << 20;
 
 pub(super) fn call(of: &str, name: &str, args: Args, budget: &Budget) -> Outcome<Value> {
@@ -98,7 +98,7 @@ fn pad(of: &str, name: &str, width: usize, fill: Option<&Value>, budget: &Budget
     let left = match name {
         "ljust" => 0,
         "rjust" => missing,
-        // Python puts the odd one to the left where the width is odd.
+        // Python puts the odd character on the left if the width is odd.
         _ => missing / 2 + (missing & width & 1),
     };
     Ok(Value::from(format!(
