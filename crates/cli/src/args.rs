@@ -1,7 +1,7 @@
 //! The command line: each flag is defined once, here, with its documentation and its default.
 //!
-//! Those of `bench` stand with it. The settings of `train` are also the keys of a settings file (`config_file.rs`), so a
-//! flag added here is a key there.
+//! The flags of `bench` are in `bench/args.rs`. The settings of `train` are also the keys of a settings file
+//! (`config_file.rs`), so a flag added here becomes a key there.
 #![allow(
     clippy::doc_markdown,
     reason = "this documentation is the text of --help, where backticks would be seen"
@@ -90,7 +90,7 @@ const MACHINE: &str = "Machine";
 #[derive(Debug, Parser)]
 #[command(name = "metal-candle", version, after_help = EXAMPLES, max_term_width = 110)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -98,23 +98,23 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Fine-tune a model with LoRA; without arguments, a demonstration with what is built in.
+    /// Fine-tune a model with LoRA; without arguments, run a demonstration with a built-in model and data.
     #[command(after_help = TRAIN_EXAMPLES)]
     Train(Box<TrainArgs>),
-    /// Continue a prompt or answer it, with or without an adapter.
+    /// Continue or answer a prompt, with or without an adapter.
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(Box<GenerateArgs>),
-    /// Measure speed and memory on this machine, beside its limits.
+    /// Measure speed and memory on this machine, as shares of its limits.
     #[command(after_help = bench::EXAMPLES)]
     Bench(Box<BenchArgs>),
-    /// Show where the time of a training step or of a decoding step goes: passes, kernels, memory, limits.
+    /// Profile a training step or a decoding step: passes, kernels, memory, limits.
     Explain(Box<ExplainArgs>),
 }
 
 /// Arguments of `train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// Take settings from this TOML file; flags win over it.
+    /// Read settings from this TOML file; flags take precedence over it.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The settings.
@@ -122,41 +122,41 @@ pub struct TrainArgs {
     pub settings: Settings,
 }
 
-/// Everything that can be set about a training run.
+/// All settings of a training run.
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Settings {
-    /// The base model: a folder in Hugging Face's layout. Without it, the built-in model.
+    /// The base model: a folder in Hugging Face's layout. Default: the built-in model.
     #[arg(long, value_name = "DIR", help_heading = DATA)]
     pub model: Option<PathBuf>,
-    /// What to learn: a file of JSON objects. Without it and without --model, the demonstration.
+    /// The training data: a file of JSON objects. Without it and without --model, the demonstration is run.
     #[arg(long, value_name = "FILE", help_heading = DATA)]
     pub data: Option<PathBuf>,
-    /// A file of JSON objects to measure the loss on.
+    /// The validation data: a file of JSON objects.
     #[arg(long, value_name = "FILE", help_heading = DATA)]
     pub validation: Option<PathBuf>,
-    /// Share of the data that is set aside to measure the loss on, from 0 to below 1.
+    /// Share of the data that is split off for validation, from 0 to below 1.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, help_heading = DATA)]
     pub validation_split: f64,
-    /// Longest example in tokens; longer ones are cut. At most the context of the model
-    /// [default: 1024, or the context where that is shorter].
+    /// Longest example in tokens; longer ones are truncated. At most the context of the model [default: 1024, or the
+    /// model's context if that is shorter].
     #[arg(long, value_name = "TOKENS", help_heading = DATA)]
     pub max_length: Option<usize>,
-    /// Put several examples into one row; they do not see each other. A batch then holds up to --batch-size x --max-length
-    /// tokens, in rows as long as suits the data.
+    /// Pack several examples into one row; they do not see each other. A batch then holds up to --batch-size x
+    /// --max-length tokens, in rows whose length is chosen for the data.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL", help_heading = DATA)]
     pub packing: bool,
-    /// Learn the prompts too, not only the answers.
+    /// Train on the prompts too, not only on the answers.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL", help_heading = DATA)]
     pub train_on_inputs: bool,
 
-    /// Folder for the adapter, the metrics and the picture; it must be empty or absent.
-    /// Without it, metal-candle-output, or the first free of metal-candle-output-2, -3 ...
+    /// Folder for the adapter, the metrics and the loss curve; it must be empty or absent. Default:
+    /// metal-candle-output, or the first free one of metal-candle-output-2, -3 ...
     #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
     pub output: Option<PathBuf>,
-    /// Write into --output even if it is not empty. An earlier run in it stays as it is until this one is saved.
+    /// Write into --output even if it is not empty. An earlier run in it is kept until this one is saved.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL", help_heading = OUTPUT)]
     pub overwrite_output: bool,
@@ -164,10 +164,10 @@ pub struct Settings {
     /// Rank of the adapter.
     #[arg(long, visible_alias = "rank", value_name = "N", default_value_t = AdapterConfig::default().r, help_heading = ADAPTER)]
     pub r: usize,
-    /// Strength of the adapter: its output is scaled by lora-alpha / r.
+    /// The adapter's output is scaled by lora-alpha / r.
     #[arg(long, value_name = "X", default_value_t = AdapterConfig::default().lora_alpha, help_heading = ADAPTER)]
     pub lora_alpha: f64,
-    /// Probability that an input of the adapter is dropped.
+    /// Dropout probability of the adapter's input.
     #[arg(long, value_name = "P", default_value_t = AdapterConfig::default().lora_dropout, help_heading = ADAPTER)]
     pub lora_dropout: f64,
     /// Scale by lora-alpha / sqrt(r) instead.
@@ -179,30 +179,30 @@ pub struct Settings {
     #[serde(deserialize_with = "one_or_many")]
     pub target_modules: Vec<String>,
 
-    /// Highest learning rate.
+    /// Peak learning rate.
     #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().learning_rate, help_heading = TRAINING)]
     pub learning_rate: f64,
-    /// How often the data is seen; a fraction is allowed.
+    /// Number of epochs; may be a fraction.
     #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().num_train_epochs, help_heading = TRAINING)]
     pub num_train_epochs: f64,
-    /// Optimizer steps; decides instead of the epochs.
+    /// Number of optimizer steps; overrides the epochs.
     #[arg(long, value_name = "N", help_heading = TRAINING)]
     pub max_steps: Option<usize>,
-    /// Rows of a batch.
+    /// Rows per batch.
     #[arg(long, visible_alias = "batch-size", value_name = "N", help_heading = TRAINING,
         default_value_t = TrainerConfig::default().per_device_train_batch_size)]
     pub per_device_train_batch_size: usize,
-    /// Batches that make one optimizer step.
+    /// Batches per optimizer step.
     #[arg(long, value_name = "N", help_heading = TRAINING,
         default_value_t = TrainerConfig::default().gradient_accumulation_steps)]
     pub gradient_accumulation_steps: usize,
-    /// How the learning rate goes on after the warm-up.
+    /// Shape of the learning rate after the warm-up.
     #[arg(long, value_enum, value_name = "KIND", default_value_t = Scheduler::Cosine, help_heading = TRAINING)]
     pub lr_scheduler_type: Scheduler,
-    /// Steps over which the learning rate rises; decides instead of the ratio.
+    /// Steps of the linear warm-up; overrides the ratio.
     #[arg(long, value_name = "N", help_heading = TRAINING)]
     pub warmup_steps: Option<usize>,
-    /// Share of the steps over which the learning rate rises.
+    /// Warm-up as a share of all steps.
     #[arg(long, value_name = "SHARE", default_value_t = TrainerConfig::default().warmup_ratio, help_heading = TRAINING)]
     pub warmup_ratio: f64,
     /// Decoupled weight decay.
@@ -217,28 +217,28 @@ pub struct Settings {
     /// AdamW: added to the denominator.
     #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().adam_epsilon, help_heading = TRAINING)]
     pub adam_epsilon: f64,
-    /// Norm that gradients are clipped to; 0 for no clipping.
+    /// Global norm for gradient clipping; 0 for no clipping.
     #[arg(long, value_name = "X", default_value_t = TrainerConfig::default().max_grad_norm, help_heading = TRAINING)]
     pub max_grad_norm: f64,
-    /// Steps between measurements of the validation loss; it is measured at the end in any case. Needs --validation or
+    /// Steps between evaluations of the validation loss; it is always evaluated at the end. Needs --validation or
     /// --validation-split.
     #[arg(long, value_name = "N", help_heading = TRAINING)]
     pub eval_steps: Option<usize>,
-    /// Everything random follows from this number.
+    /// Seed of all random numbers.
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(..=i64::MAX as u64),
         default_value_t = TrainerConfig::default().seed, help_heading = TRAINING)]
     pub seed: u64,
-    /// Steps in a row without finite numbers after which training gives up; none of them is applied.
+    /// Maximum consecutive steps with a non-finite loss or gradient; such steps are skipped.
     #[arg(long, value_name = "N", default_value_t = TrainerConfig::default().max_nonfinite_steps, help_heading = TRAINING)]
     pub max_nonfinite_steps: usize,
 
-    /// Numbers of the base model; the adapter is f32 in any case.
+    /// Dtype of the base model; the adapter is always f32.
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t = DtypeChoice::Auto, help_heading = MACHINE)]
     pub dtype: DtypeChoice,
-    /// Keep the weights of the base model's linear layers in 8 or 4 bits; the adapter is trained on top of them.
+    /// Quantise the base model's linear layers to 8 or 4 bits; the adapter is trained on top of them.
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = MACHINE)]
     pub quantize: Option<QuantizeChoice>,
-    /// Where to compute.
+    /// Device to compute on.
     #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto, help_heading = MACHINE)]
     pub device: DeviceChoice,
 }
@@ -246,69 +246,70 @@ pub struct Settings {
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// The model: a folder in Hugging Face's layout. Without it, the model that the adapter names, else the built-in one.
+    /// The model: a folder in Hugging Face's layout. Default: the base model named by the adapter, else the built-in
+    /// one.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// An adapter for it: a folder as `train` or PEFT writes it.
+    /// The adapter: a folder written by `train` or PEFT.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// What to answer or continue.
+    /// The prompt to answer or continue.
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
-    /// Insist on the chat template; without --chat and --raw it is used where the model has one.
+    /// Require the chat template; without --chat and --raw it is used if the model has one.
     #[arg(long, conflicts_with = "raw")]
     pub chat: bool,
-    /// Continue the prompt as it is, without the chat template.
+    /// Continue the prompt unchanged, without the chat template.
     #[arg(long, conflicts_with = "system")]
     pub raw: bool,
     /// A system message before the prompt.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
-    /// Most tokens to generate [default: the model's suggestion, else 256].
+    /// Maximum number of generated tokens [default: the model's suggestion, else 256].
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<usize>,
-    /// 0 takes the likeliest token, 1 draws from the model's own distribution [default: the model's suggestion, else 0;
-    /// 1 where another sampling flag is given].
+    /// 0 takes the most likely token, 1 samples from the model's own distribution [default: the model's suggestion,
+    /// else 0; 1 if another sampling flag is given].
     #[arg(long, value_name = "X", help_heading = SAMPLING)]
     pub temperature: Option<f64>,
-    /// Draw only from the N likeliest tokens; 0 for all.
+    /// Sample only from the N most likely tokens; 0 for all.
     #[arg(long, value_name = "N", help_heading = SAMPLING)]
     pub top_k: Option<usize>,
-    /// Draw only from the likeliest tokens that make up this share.
+    /// Sample only from the most likely tokens whose probabilities add up to P.
     #[arg(long, value_name = "P", help_heading = SAMPLING)]
     pub top_p: Option<f64>,
-    /// Draw only from tokens at least this likely relative to the likeliest.
+    /// Sample only from tokens with at least P times the largest probability.
     #[arg(long, value_name = "P", help_heading = SAMPLING)]
     pub min_p: Option<f64>,
-    /// Above 1, tokens that occurred become less likely.
+    /// Above 1, tokens that have occurred become less likely.
     #[arg(long, value_name = "X", help_heading = SAMPLING)]
     pub repetition_penalty: Option<f64>,
-    /// The same number gives the same text.
+    /// Seed of the sampling.
     #[arg(long, value_name = "N", default_value_t = 42, help_heading = SAMPLING)]
     pub seed: u64,
-    /// Text that ends the answer and is not part of it, such as "\n\n" or <|im_end|>; may be given several times.
+    /// Stop string: text that ends the answer and is not part of it, such as "\n\n" or <|im_end|>; may be repeated.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
-    /// Tokens that end the answer, by their ids: 1,2; those of the model and its chat template end it in any case.
+    /// Additional stop tokens, by id: 1,2; those of the model and its chat template always end the answer.
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     pub stop_token_ids: Vec<u32>,
-    /// Write the text as it is made; --stream=false writes it at the end.
+    /// Print the text as it is generated; --stream=false prints it at the end.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL")]
     pub stream: bool,
-    /// Numbers of the model.
+    /// Dtype of the model.
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t = DtypeChoice::Auto, help_heading = MACHINE)]
     pub dtype: DtypeChoice,
-    /// Keep the weights of linear layers and head in 8 or 4 bits: less memory, more tokens a second, a little less exact.
+    /// Quantise linear layers and head to 8 or 4 bits: less memory, more tokens per second, slightly less accurate.
     #[arg(long, value_enum, value_name = "FORMAT", help_heading = MACHINE)]
     pub quantize: Option<QuantizeChoice>,
-    /// Where to compute.
+    /// Device to compute on.
     #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto, help_heading = MACHINE)]
     pub device: DeviceChoice,
 }
 
 impl Settings {
-    /// Those of the trainer.
+    /// The settings of the trainer.
     pub fn trainer(&self) -> TrainerConfig {
         TrainerConfig {
             learning_rate: self.learning_rate,
@@ -336,7 +337,7 @@ impl Settings {
         }
     }
 
-    /// Those of the adapter of a model that is called `base`.
+    /// The settings of the adapter, for a base model called `base`.
     pub fn adapter(&self, base: &str) -> AdapterConfig {
         AdapterConfig {
             r: self.r,
@@ -354,7 +355,7 @@ impl Settings {
         self.max_length.unwrap_or(TrainerConfig::default().max_length)
     }
 
-    /// Those of the data.
+    /// The options of the data set.
     pub fn dataset(&self) -> DatasetOptions {
         DatasetOptions {
             max_length: self.longest(),
@@ -363,7 +364,7 @@ impl Settings {
     }
 }
 
-/// One value with a regular expression's marks is one; everything else is a list of names.
+/// A single value with metacharacters of regular expressions is a pattern; everything else is a list of names.
 fn targets(values: &[String]) -> TargetModules {
     match values {
         [one]
@@ -382,7 +383,7 @@ fn targets(values: &[String]) -> TargetModules {
     }
 }
 
-/// In a settings file, one name need not stand in a list.
+/// In a settings file, a single name need not be a list.
 fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a name or a list of names")]

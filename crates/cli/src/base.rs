@@ -1,4 +1,4 @@
-//! The base model of a command: a folder, or what is built in.
+//! The base model of a command: a model folder, or the built-in model.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::error::{Failure, Result};
 
 const TIP: &str = "give a folder in Hugging Face's layout: config.json, model.safetensors, tokenizer.json";
 
-/// A model and what to call it.
+/// A model and its name.
 pub struct Base {
     /// The model.
     pub loaded: LoadedModel,
@@ -47,7 +47,7 @@ impl Base {
         })
     }
 
-    /// What it is, in a few words: `qwen2, 4 layers, 1.3 M parameters`.
+    /// A short description: `qwen2, 4 layers, 1.3 M parameters`.
     pub fn describe(&mut self) -> String {
         let mut weights = 0;
         self.loaded
@@ -65,7 +65,7 @@ impl Base {
         format!("{kind}, {layers} layers, {millions:.places$} M parameters{format}")
     }
 
-    /// Linear layers that cannot be quantised, of all.
+    /// Number of linear layers that cannot be quantised, and of all.
     pub fn unquantized(&mut self) -> (usize, usize) {
         let (mut left, mut all) = (0, 0);
         self.loaded.model.for_each_linear(&mut |_, linear| {
@@ -75,7 +75,7 @@ impl Base {
         (left, all)
     }
 
-    /// The token that fills rows up.
+    /// The padding token.
     pub fn pad_token(&self) -> u32 {
         let tokenizer = &self.loaded.tokenizer;
         tokenizer.pad_token_id().or(tokenizer.eos_token_id()).unwrap_or(0)

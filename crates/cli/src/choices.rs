@@ -1,4 +1,4 @@
-//! The values that flags choose from. `args.rs` says which flag takes which.
+//! Enumerated values of flags.
 
 use candle_core::{DType, Device};
 use clap::ValueEnum;
@@ -11,11 +11,11 @@ use crate::error::{Failure, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheduler {
-    /// Stays.
+    /// Constant.
     Constant,
-    /// Falls to zero in a straight line.
+    /// Linear decay to zero.
     Linear,
-    /// Falls to zero as half a cosine.
+    /// Cosine decay to zero.
     Cosine,
 }
 
@@ -23,7 +23,7 @@ pub enum Scheduler {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DtypeChoice {
-    /// What is fastest on the device: f32 on a CPU.
+    /// The fastest on the device: f32 on a CPU.
     Auto,
     /// 32 bits.
     F32,
@@ -35,9 +35,9 @@ pub enum DtypeChoice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
-    /// The best there is.
+    /// The fastest available.
     Auto,
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
@@ -48,18 +48,18 @@ pub enum DeviceChoice {
 /// Values of `--quantize`: llama.cpp's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum QuantizeChoice {
-    /// 8 bits a weight, and a scale for each 32.
+    /// 8 bits per weight, and a scale per 32.
     #[value(name = "q8_0")]
     #[serde(rename = "q8_0")]
     Q8_0,
-    /// 4 bits a weight, and a scale for each 32.
+    /// 4 bits per weight, and a scale per 32.
     #[value(name = "q4_0")]
     #[serde(rename = "q4_0")]
     Q4_0,
 }
 
 impl DtypeChoice {
-    /// What weights become on the CPU.
+    /// The options for loading weights for the CPU.
     pub fn options(self, quantize: Option<QuantizeChoice>) -> LoadOptions {
         let dtype = match self {
             Self::Auto | Self::F32 => DType::F32,
@@ -76,7 +76,7 @@ impl DeviceChoice {
     /// The device.
     ///
     /// # Errors
-    /// For a device that this version has no kernels for.
+    /// For a device without kernels in this version.
     pub fn device(self) -> Result<Device> {
         match self {
             Self::Auto | Self::Cpu => Ok(Device::Cpu),

@@ -1,7 +1,7 @@
-//! A run's claim on its output folder: a lock file in it, locked by the system as long as the process lives.
+//! A run's claim on its output folder: a lock file that the system locks while the process lives.
 //!
-//! The lock ends with the process however that ends, so a killed run leaves no claim, only the file. What was made for a claim
-//! (the file, the folders on the way) is removed when it is withdrawn, as far as nothing else lies in it.
+//! The lock ends with the process in any case, so a killed run leaves no claim, only the file. What was created for a
+//! claim (the file, missing parent folders) is removed when it is withdrawn, unless something else is in it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
@@ -12,7 +12,7 @@ use same_file::Handle;
 
 /// Name of the lock file within the folder.
 pub const LOCK: &str = ".metal-candle.lock";
-/// How often a folder may vanish while it is being claimed.
+/// Maximum number of retries if the folder disappears while it is being claimed.
 const ATTEMPTS: usize = 100;
 
 /// A claimed folder.
@@ -21,17 +21,17 @@ pub struct Claim {
     lock: PathBuf,
     /// Holds the lock while it is open.
     _file: File,
-    /// The folders on the way that were not there, the innermost first.
+    /// Created parent folders, innermost first.
     made: Vec<PathBuf>,
     withdrawn: AtomicBool,
 }
 
-/// Why a folder cannot be claimed.
+/// The reason why a folder cannot be claimed.
 #[derive(Debug)]
 pub enum Refusal {
-    /// Another process holds it: its number, if the file says so.
+    /// Another process holds it: its id, if the file contains it.
     Held(Option<u32>),
-    /// The system refuses.
+    /// A system error.
     System(io::Error),
 }
 
@@ -42,7 +42,7 @@ impl From<io::Error> for Refusal {
 }
 
 impl Claim {
-    /// Makes the folder where it is absent, and claims it.
+    /// Claims the folder, creating it if needed.
     pub fn take(folder: &Path) -> Result<Self, Refusal> {
         let absent = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
         let made: Vec<PathBuf> = folder.ancestors().take_while(absent).map(Path::to_owned).collect();
@@ -60,7 +60,7 @@ impl Claim {
         })
     }
 
-    /// Gives the folder back, and removes the traces of the claim. The second time nothing happens.
+    /// Releases the folder, and removes the traces of the claim. Further calls do nothing.
     pub fn withdraw(&self) {
         if !self.withdrawn.swap(true, Ordering::SeqCst) {
             let _ = fs::remove_file(&self.lock);
@@ -75,7 +75,7 @@ impl Drop for Claim {
     }
 }
 
-/// The open and locked lock file of a folder.
+/// Opens and locks the lock file of a folder.
 fn locked(folder: &Path) -> Result<File, Refusal> {
     let path = folder.join(LOCK);
     for _ in 0..ATTEMPTS {
@@ -87,18 +87,18 @@ fn locked(folder: &Path) -> Result<File, Refusal> {
             .truncate(false)
             .open(&path);
         let mut file = match opened {
-            // The run before removed the folder in this very moment.
+            // The previous run has just removed the folder.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             other => other?,
         };
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Refusal::Held(holder(&mut file))),
-            // A file system without locks: there the claim is not seen by others, but a run is possible.
+            // A file system without locks: other runs do not see the claim, but a run is possible.
             Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(error.into()),
         }
-        // The run before may have removed the file between the two calls; its lock would be no claim on the folder.
+        // The previous run may have removed the file between the two calls; a lock on it would not protect the folder.
         if Handle::from_file(file.try_clone()?).ok() == Handle::from_path(&path).ok() {
             file.set_len(0)?;
             write!(file, "{}", std::process::id())?;
@@ -108,7 +108,7 @@ fn locked(folder: &Path) -> Result<File, Refusal> {
     Err(io::Error::other("the folder vanishes again and again").into())
 }
 
-/// The process number in a lock file.
+/// The process id in a lock file.
 fn holder(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.rewind().ok()?;
@@ -116,7 +116,7 @@ fn holder(file: &mut File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Takes back the folders that were made, but for those in which there is something.
+/// Removes the created folders, unless they are not empty.
 fn remove_empty(folders: &[PathBuf]) {
     for folder in folders {
         let _ = fs::remove_dir(folder);

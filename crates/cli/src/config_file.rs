@@ -1,7 +1,7 @@
-//! Settings from three places: flags win over the `--config` file, the file over the defaults (in the demonstration, over
-//! the demonstration's own).
+//! Merges settings: flags take precedence over the `--config` file, the file over the defaults (in the demonstration,
+//! over the demonstration's settings).
 //!
-//! A file has the flags' names with underscores. A key that no flag has is an error with the nearest name, never ignored.
+//! Keys of a file are the names of flags with underscores. An unknown key is an error that suggests the nearest name.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::args::{Settings, TrainArgs};
 use crate::demo;
 use crate::error::{Failure, Result};
 
-/// The settings of a run: what the flags, the file and the defaults come to. `by_flag` says which settings are flags'.
+/// The merged settings of a run. `by_flag` tells which settings were given as flags.
 pub fn settings(arguments: TrainArgs, by_flag: &dyn Fn(&str) -> bool) -> Result<Settings> {
     let file = match &arguments.config {
         Some(path) => read(path)?,
@@ -29,19 +29,19 @@ pub fn settings(arguments: TrainArgs, by_flag: &dyn Fn(&str) -> bool) -> Result<
     }
     let asked = known("eval_steps");
     let mut settings = merge(settings, &name, file, by_flag)?;
-    // The demonstration measures now and then, where there is something to measure on.
+    // The demonstration evaluates from time to time, if there is validation data.
     if !asked && settings.validation_split == 0.0 && settings.validation.is_none() {
         settings.eval_steps = None;
     }
     Ok(settings)
 }
 
-/// `settings` as a table, without what was left out.
+/// `settings` as a table, without absent values.
 pub fn table(settings: &Settings) -> Result<Table> {
     Table::try_from(settings).map_err(|error| Failure::Run(format!("settings cannot be written as TOML: {error}")))
 }
 
-/// Puts the keys of `over` in place, except those that a flag gave.
+/// Replaces the keys in `over`, except those given as flags.
 fn merge(settings: Settings, file: &str, over: Table, by_flag: &dyn Fn(&str) -> bool) -> Result<Settings> {
     let mut merged = table(&settings)?;
     let mut settings = settings;
@@ -89,7 +89,7 @@ fn read(path: &Path) -> Result<Table> {
     Ok(file)
 }
 
-/// Values that no setting takes are refused here: TOML has no unsigned numbers, and an empty text is no name.
+/// Rejects values that no setting accepts: TOML has no unsigned numbers, and an empty string is not a name.
 fn absent(file: &str, key: &str, value: Value) -> Result<Value> {
     let refused = |what: &str| {
         Err(Failure::input(format!(
@@ -103,7 +103,7 @@ fn absent(file: &str, key: &str, value: Value) -> Result<Value> {
     }
 }
 
-/// A message without the names of Rust's types.
+/// A message without the names of Rust types.
 fn plain(message: &str) -> String {
     let (number, whole) = ("expected a number", "expected a whole number that is not negative");
     message
@@ -113,7 +113,7 @@ fn plain(message: &str) -> String {
         .replace("expected path string", "expected a path in quotes")
 }
 
-/// The names of the settings: `(name in a file, flag's own name)`.
+/// The names of the settings: `(name in a file, name of the flag)`.
 struct Names(Vec<(String, String)>);
 
 impl Names {
@@ -146,7 +146,7 @@ impl Names {
     }
 }
 
-/// Insertions, deletions and replacements that turn `a` into `b` (Levenshtein).
+/// The Levenshtein distance of `a` and `b`.
 fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.chars().count()).collect();
     for (i, x) in a.chars().enumerate() {

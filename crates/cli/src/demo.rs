@@ -1,6 +1,6 @@
 //! The demonstration that `train` runs without arguments: the embedded model and data, its settings, and its questions.
 //!
-//! `cargo xtask demo` makes the files; this is the only place that includes them. Nothing is downloaded.
+//! `cargo xtask demo` creates the files; only this module includes them. Nothing is downloaded.
 
 use std::ops::ControlFlow;
 
@@ -14,22 +14,23 @@ use toml::{Table, Value};
 use crate::error::{Failure, Result};
 use crate::progress::Counter;
 
-/// What an adapter of the built-in model calls its base.
+/// The name of the built-in model in adapters.
 pub const NAME: &str = "metal-candle-demo";
-/// What happens, in two lines.
+/// A description in two lines.
 pub const INTRODUCTION: [&str; 2] = [
     "Demonstration: a small built-in model learns, by LoRA, to turn an order in plain words into a JSON record.",
     "It is asked about orders it never saw before and after. Your own model and data: --model DIR --data FILE.jsonl",
 ];
-/// Examples answered in full, before and after.
+/// Number of examples shown in full, before and after.
 pub const SHOWN: usize = 3;
 
-/// Orders whose records are compared, before and after.
+/// Number of held-out orders for the accuracy, before and after.
 const ASKED: usize = 100;
-/// Longest answer: a record has fewer tokens.
+/// Maximum length of an answer: records have fewer tokens.
 const MAX_NEW_TOKENS: usize = 48;
 
-/// What differs from the defaults. Tuned for 60 seconds on two cores; flags and a settings file win over it.
+/// Settings that differ from the defaults. Tuned for 60 seconds on two cores; flags and a settings file take
+/// precedence.
 pub fn settings() -> Table {
     Table::from_iter([
         ("r".to_owned(), Value::Integer(16)),
@@ -58,7 +59,7 @@ const MODEL: [(&str, &[u8]); 5] = [
 const TRAINING: &[u8] = include_bytes!("../demo/train.jsonl");
 const HELD_OUT: &[u8] = include_bytes!("../demo/heldout.jsonl");
 
-/// The built-in model, read through a folder of its own that is gone when this returns.
+/// Loads the built-in model, from a temporary folder that is removed on return.
 pub fn load(options: LoadOptions, device: &Device) -> Result<LoadedModel> {
     let unpacked = || -> std::io::Result<tempfile::TempDir> {
         let folder = tempfile::Builder::new().prefix("metal-candle-").tempdir()?;
@@ -71,16 +72,16 @@ pub fn load(options: LoadOptions, device: &Device) -> Result<LoadedModel> {
     models::load_with(folder.path(), options, device).map_err(Failure::running)
 }
 
-/// What it learns.
+/// The training data.
 pub fn training_rows() -> Result<Rows> {
     Rows::from_reader("train.jsonl (built in)", TRAINING).map_err(Failure::running)
 }
 
-/// An order that the model did not learn from, and the record it should become.
+/// A held-out order, and the expected record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Question {
     messages: Vec<ChatMessage>,
-    /// The right answer.
+    /// The expected answer.
     pub answer: String,
 }
 
@@ -109,18 +110,18 @@ pub fn questions() -> Result<Vec<Question>> {
     Ok(rows.rows.iter().filter_map(Question::of_row).take(ASKED).collect())
 }
 
-/// How a model did.
+/// The accuracy of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Score {
-    /// Answers that were right letter for letter.
+    /// Number of exactly correct answers.
     pub right: usize,
-    /// Answers asked for.
+    /// Number of questions.
     pub asked: usize,
     /// The first answers in full.
     pub answers: Vec<String>,
 }
 
-/// Asks every question, greedily.
+/// Answers every question, greedily.
 pub fn measure(generator: &Generator<'_>, questions: &[Question], when: &str) -> Result<Score> {
     let counter = Counter::start(questions.len(), &format!("asking {} questions {when}", questions.len()));
     let mut score = Score {
@@ -141,7 +142,7 @@ pub fn measure(generator: &Generator<'_>, questions: &[Question], when: &str) ->
     Ok(score)
 }
 
-/// An answer; unless it is wanted whole, it ends at the first letter that is wrong.
+/// An answer; unless `whole`, it ends at the first wrong character.
 fn answer(generator: &Generator<'_>, question: &Question, whole: bool) -> Result<String> {
     let options = GenerationOptions {
         max_new_tokens: MAX_NEW_TOKENS,

@@ -1,6 +1,7 @@
-//! Why a command ends early: the message, what to do about it, and the exit code.
+//! Errors of commands: the message, what to do about it, and the exit code.
 //!
-//! Library errors already say what and where; here they are only sorted into bad input (exit code 2) and the rest (1).
+//! Library errors already say what and where; here they are classified as bad input (exit code 2) or other failures
+//! (1).
 
 use std::fmt;
 
@@ -9,21 +10,21 @@ use metal_candle::error::TrainingError;
 use metal_candle::graph::io::FileError;
 use metal_candle::inference::GenerateError;
 
-/// A command that cannot go on.
+/// The error of a command.
 #[derive(Debug)]
 pub enum Failure {
-    /// Something given cannot be used; nothing was written.
+    /// Invalid input; nothing was written.
     Input {
-        /// What and where.
+        /// What is wrong and where.
         message: String,
-        /// What to do, where the message does not say so.
+        /// What to do, if the message does not say so.
         tip: Option<String>,
     },
-    /// Something failed on the way.
+    /// A failure during the run.
     Run(String),
 }
 
-/// What every fallible function of this program returns.
+/// The result of every fallible function of this program.
 pub type Result<T> = std::result::Result<T, Failure>;
 
 impl Failure {
@@ -35,7 +36,7 @@ impl Failure {
         }
     }
 
-    /// Bad input, with advice on a line of its own.
+    /// Invalid input, with advice on a separate line.
     pub fn with_tip(message: impl Into<String>, tip: impl Into<String>) -> Self {
         Self::Input {
             message: message.into(),
@@ -43,7 +44,7 @@ impl Failure {
         }
     }
 
-    /// An error of the library while the inputs are still being checked: bad input, unless the engine itself failed.
+    /// An error of the library while inputs are checked: invalid input, unless the engine itself failed.
     pub fn checking(error: impl Into<Error>) -> Self {
         let error = error.into();
         match error {
@@ -54,7 +55,7 @@ impl Failure {
         }
     }
 
-    /// An error of the library after the inputs were found good.
+    /// An error of the library after the inputs were checked.
     pub fn running(error: impl Into<Error>) -> Self {
         Self::Run(error.into().to_string())
     }

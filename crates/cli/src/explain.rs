@@ -1,5 +1,5 @@
-//! `metal-candle explain`: where the time of one training step (as `bench finetune` does it) or one decoding step goes,
-//! beside the limits of the machine. It measures one run of each function; for speed ask `bench`.
+//! `metal-candle explain`: a profile of one training step (as in `bench finetune`) or one decoding step, with the
+//! limits of the machine. It measures one run of each function; `bench` measures speed.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ use crate::error::{Failure, Result};
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// JSON lines, seed and device.
+    /// JSON output, seed and device.
     #[command(flatten)]
     pub common: Common,
     /// The config.json of a model; its weights are random.
@@ -29,30 +29,30 @@ pub struct ExplainArgs {
     /// A model folder.
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     pub model: Option<PathBuf>,
-    /// Which step.
+    /// The step to profile.
     #[arg(long, value_enum, value_name = "STEP", default_value_t = What::Train)]
     pub what: What,
-    /// Numbers of the base model.
+    /// Dtype of the base model.
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t = ModelDtype::Bf16)]
     pub dtype: ModelDtype,
-    /// Rows of a batch, or texts side by side.
+    /// Rows per batch, or number of texts.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub batch: usize,
-    /// Tokens of a row, or of the text so far.
+    /// Tokens per row, or length of the text so far.
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
     pub length: usize,
 }
 
-/// The steps that can be explained.
+/// The steps that can be profiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
     /// Forward, backward, gradient norm and update.
     Train,
-    /// One more token.
+    /// Decoding of one token.
     Decode,
 }
 
-/// Explains and prints; returns the exit code.
+/// Profiles and prints; returns the exit code.
 pub fn run(arguments: &ExplainArgs) -> Result<u8> {
     let device = arguments.common.device.device()?;
     let mut model = model(arguments, &device)?;

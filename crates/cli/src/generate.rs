@@ -1,4 +1,4 @@
-//! `metal-candle generate`: the text to stdout as it is made, the numbers to stderr.
+//! `metal-candle generate`: prints the text to stdout as it is generated, and statistics to stderr.
 
 use std::io::{ErrorKind, Write, stdout};
 use std::ops::ControlFlow;
@@ -19,7 +19,7 @@ use crate::demo;
 use crate::error::{Failure, Result};
 use crate::report::{count, duration};
 
-/// Most tokens where neither the flags nor the model say.
+/// Maximum number of generated tokens if neither the flags nor the model set one.
 const MAX_NEW_TOKENS: usize = 256;
 
 /// Runs the command; returns the exit code.
@@ -78,7 +78,7 @@ fn read_adapter(folder: &Path, device: &Device) -> Result<Adapter> {
     Ok(adapter)
 }
 
-/// Why an adapter cannot be put on a model; where it names another model, that is the likeliest reason.
+/// The error of an adapter that does not match the model; if it names another base model, that is the likely reason.
 fn misfit(error: AdapterError, adapter: &Adapter, model: &str) -> Failure {
     match (Failure::checking(error), &adapter.config.base_model_name_or_path) {
         (Failure::Input { message, tip: None }, Some(base)) if base != model => {
@@ -89,7 +89,7 @@ fn misfit(error: AdapterError, adapter: &Adapter, model: &str) -> Failure {
     }
 }
 
-/// The model's folder: the one given, else the one that the adapter was trained on; `None` is the built-in model.
+/// The model's folder: the given one, else the adapter's base model; `None` is the built-in model.
 fn model_of(given: Option<&Path>, adapter: Option<&Adapter>) -> Result<Option<PathBuf>> {
     if let Some(folder) = given {
         return Ok(Some(folder.to_owned()));
@@ -113,7 +113,7 @@ fn messages(arguments: &GenerateArgs) -> Vec<ChatMessage> {
     system.chain([ChatMessage::new("user", &arguments.prompt)]).collect()
 }
 
-/// A conversation where the model has a template for it, unless it is to be continued as it is.
+/// The prompt as a conversation if the model has a chat template, unless `--raw` is given.
 fn as_prompt<'p>(arguments: &'p GenerateArgs, loaded: &LoadedModel, messages: &'p [ChatMessage]) -> Result<Prompt<'p>> {
     let can = loaded.tokenizer.chat_template().is_some();
     if !can && (arguments.chat || arguments.system.is_some()) {
@@ -130,7 +130,7 @@ fn as_prompt<'p>(arguments: &'p GenerateArgs, loaded: &LoadedModel, messages: &'
     })
 }
 
-/// The number asked for; a number that nobody asked for gives way to a short context.
+/// The requested maximum; a default is reduced to fit a short context.
 fn max_new_tokens(arguments: &GenerateArgs, loaded: &LoadedModel, prompt: usize) -> usize {
     let room = loaded
         .model
@@ -142,7 +142,7 @@ fn max_new_tokens(arguments: &GenerateArgs, loaded: &LoadedModel, prompt: usize)
     arguments.max_new_tokens.unwrap_or_else(suggested)
 }
 
-/// What the model suggests, changed by the flags.
+/// The model's suggestions, overridden by flags.
 fn sampling(arguments: &GenerateArgs, generation: &GenerationConfig) -> SamplingConfig {
     let suggested = SamplingConfig::suggested_by(generation, arguments.seed);
     let draws = arguments.top_k.is_some() || arguments.top_p.is_some() || arguments.min_p.is_some();
@@ -162,7 +162,7 @@ fn sampling(arguments: &GenerateArgs, generation: &GenerationConfig) -> Sampling
     }
 }
 
-/// Text on its way to stdout.
+/// The text on its way to stdout.
 struct Output {
     stream: bool,
     ends_line: bool,
@@ -190,7 +190,7 @@ impl Output {
         self.ends_line = text.ends_with('\n');
     }
 
-    /// What was not streamed, and the end of the line.
+    /// Prints the text unless it was streamed, and ends the line.
     fn finish(mut self, text: &str) -> Result<()> {
         if !self.stream {
             self.write(text);
@@ -199,7 +199,7 @@ impl Output {
             self.write("\n");
         }
         match self.failure {
-            // Whoever read the text has had enough of it.
+            // A broken pipe: the reader has seen enough.
             Some(error) if error.kind() != ErrorKind::BrokenPipe => {
                 Err(Failure::Run(format!("the text cannot be written: {error}")))
             }

@@ -1,5 +1,6 @@
-//! Ctrl-C, SIGTERM and SIGHUP (a terminal that was closed): while training holds them, the first is noted and the run ends after
-//! its step; otherwise, and from the second on, the program ends at once. Exit codes are the shell's: 128 and the signal's number.
+//! Ctrl-C, SIGTERM and SIGHUP (a closed terminal): while training holds them, the first is recorded and the run ends
+//! after its step; otherwise, and from the second on, the program ends at once. Exit codes are those of shells: 128
+//! plus the signal.
 
 use std::io::{IsTerminal, stderr};
 use std::process::exit;
@@ -9,14 +10,14 @@ use std::sync::{Arc, Mutex};
 use crate::console::warn;
 use crate::error::{Failure, Result};
 
-/// What is to be done before the program ends.
+/// An action before the program ends.
 type CleanUp = Box<dyn FnOnce() + Send>;
 
-/// What has come.
+/// The signals received.
 #[derive(Default)]
 struct State {
     held: AtomicBool,
-    /// The exit code of the signal noted; 0 for none.
+    /// The exit code of the recorded signal; 0 for none.
     noted: AtomicU8,
     clean_up: Mutex<Option<CleanUp>>,
 }
@@ -33,9 +34,9 @@ impl State {
             }
             exit(i32::from(code));
         }
-        // On a thread of its own: where nobody reads stderr it would wait, and the second signal with it.
+        // On a separate thread: it may block if nobody reads stderr, and must not delay the second signal.
         std::thread::spawn(|| {
-            // A terminal has just shown ^C in the line of the progress bar.
+            // The terminal has just printed ^C in the line of the progress bar.
             let line = if stderr().is_terminal() { "\n" } else { "" };
             warn(&format!(
                 "{line}stopping after this step, to save the adapter; once more stops at once, without saving"
@@ -44,12 +45,12 @@ impl State {
     }
 }
 
-/// Signals of this process.
+/// The signals of this process.
 #[derive(Clone, Default)]
 pub struct Interrupts(Arc<State>);
 
 impl Interrupts {
-    /// Begins to listen. To be called before any other thread exists: threads inherit which signals they leave alone.
+    /// Starts listening. Must be called before other threads are started, which inherit the signal mask.
     ///
     /// # Errors
     /// When the system refuses.
@@ -59,14 +60,14 @@ impl Interrupts {
         Ok(interrupts)
     }
 
-    /// Has this done before a signal ends the program at once.
+    /// Sets the action to run before a signal ends the program at once.
     pub fn clean_up(&self, action: impl FnOnce() + Send + 'static) {
         if let Ok(mut held) = self.0.clean_up.lock() {
             *held = Some(Box::new(action));
         }
     }
 
-    /// From now on the first signal is only noted.
+    /// From now on the first signal is only recorded.
     pub fn hold(&self) {
         self.0.held.store(true, Ordering::SeqCst);
     }
@@ -76,7 +77,7 @@ impl Interrupts {
         self.0.held.store(false, Ordering::SeqCst);
     }
 
-    /// The exit code of the signal that was noted.
+    /// The exit code of the recorded signal.
     pub fn noted(&self) -> Option<u8> {
         Some(self.0.noted.load(Ordering::SeqCst)).filter(|code| *code != 0)
     }
@@ -89,7 +90,7 @@ fn listen(state: Arc<State>) -> std::result::Result<(), String> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
-    // `nohup` has it ignored, to outlive the terminal.
+    // `nohup` ignores it, to outlive the terminal.
     if !is_ignored(Signal::SIGHUP as u32) {
         signals.add(Signal::SIGHUP);
     }
@@ -106,8 +107,8 @@ fn listen(state: Arc<State>) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// Whether a signal is ignored. Linux would hand an ignored signal to those who wait for it; elsewhere it never comes, so
-/// there it need not be known.
+/// Whether a signal is ignored. On Linux a waiting thread would receive even an ignored signal; on other systems it is
+/// not delivered, so this need not be known.
 #[cfg(unix)]
 fn is_ignored(signal: u32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -1,6 +1,6 @@
-//! `METAL_CANDLE_LOG`: what the engine is doing, on stderr. Without it, the library's warnings alone, in plain words.
+//! `METAL_CANDLE_LOG`: logs of the engine on stderr. Without it, only the library's warnings, in plain text.
 //!
-//! The value is a list as `tracing` has it (`metal_candle_graph=trace,info`); the word `graph` stands for
+//! The value is a list of `tracing` directives (`metal_candle_graph=trace,info`); `graph` is short for
 //! `metal_candle_graph`, and alone for its passes and plans (`debug`).
 
 use std::fmt;
@@ -14,10 +14,10 @@ use crate::error::{Failure, Result};
 
 const VARIABLE: &str = "METAL_CANDLE_LOG";
 
-/// What is shown without the variable.
+/// The directives without the variable.
 const WARNINGS: &str = "off,metal_candle=warn,metal_candle_graph=warn";
 
-/// Begins logging, as the variable asks for it.
+/// Starts logging, as set by the variable.
 pub fn start() -> Result<()> {
     let Ok(value) = std::env::var(VARIABLE) else {
         tracing_subscriber::fmt()
@@ -43,7 +43,7 @@ pub fn start() -> Result<()> {
     Ok(())
 }
 
-/// Events as the program's own warnings look.
+/// Formats events like the program's own warnings.
 struct Plain;
 
 impl<S, N> FormatEvent<S, N> for Plain
@@ -63,7 +63,7 @@ where
     }
 }
 
-/// The list with our word spelled out.
+/// The list with `graph` expanded.
 fn directives(value: &str) -> String {
     let spelled = |directive: &str| match directive.trim().split_once('=') {
         None if directive.trim() == "graph" => "metal_candle_graph=debug".to_owned(),

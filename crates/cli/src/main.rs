@@ -1,7 +1,7 @@
 //! The binary `metal-candle`: fine-tunes language models with `LoRA` and generates text with the adapters.
 //!
-//! Everything that computes is in the library; here are flags, settings files, progress, pictures and messages.
-//! Exit codes: 0 done, 1 failed, 2 bad input, 129, 130 and 143 ended by SIGHUP, SIGINT and SIGTERM.
+//! All computation is in the library; here are flags, settings files, progress, plots and messages. Exit codes: 0
+//! success, 1 failure, 2 bad input, 129, 130 and 143 ended by SIGHUP, SIGINT and SIGTERM.
 
 #![forbid(unsafe_code)]
 
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The command line. A negative number is a value that is out of range, not a flag that nobody knows.
+/// The command line. Negative numbers are parsed as values (out of range), not as unknown flags.
 fn command() -> clap::Command {
     let value = |arg: Arg| {
         if arg.get_action().takes_values() {
@@ -63,7 +63,7 @@ fn command() -> clap::Command {
     Cli::command().mut_subcommands(|command| command.mut_args(value))
 }
 
-/// Whether a setting of the command was given as a flag, and is not just its default.
+/// Whether a setting of the command was given as a flag, not by default.
 fn by_flag(matches: &ArgMatches, setting: &str) -> bool {
     let given = matches.subcommand().map(|(_, given)| given);
     given.and_then(|given| given.value_source(setting)) == Some(ValueSource::CommandLine)

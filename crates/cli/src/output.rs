@@ -1,7 +1,7 @@
-//! The folder that a training run writes: claimed at once, written only when everything else was found good.
+//! The output folder of a training run: claimed at once, written only after all inputs were checked.
 //!
-//! A run that writes over an earlier one works in a folder inside and takes the earlier run's place at its end, so that the
-//! settings in a folder are always those of the weights beside them.
+//! A run that overwrites an earlier one works in a subfolder and replaces the earlier run at its end, so that the
+//! settings in a folder are always those of its weights.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -16,17 +16,18 @@ use crate::config_file;
 use crate::error::{Failure, Result};
 
 const DEFAULT: &str = "metal-candle-output";
-/// Numbers that are tried after the default name.
+/// Maximum suffix of the default name.
 const MOST_FOLDERS: usize = 9999;
-/// Where a run works that writes over another.
+/// The subfolder of a run that overwrites another.
 const UNFINISHED: &str = "unfinished-run";
 const ADAPTER: &str = "adapter_config.json";
 const SETTINGS: &str = "training.toml";
 const METRICS: &str = "metrics.jsonl";
 const PICTURE: &str = "loss.svg";
-/// What a run writes, in the order in which it takes its place: settings after the weights, and last what makes an adapter of them.
+/// The files of a run, in the order in which they are moved: settings after the weights, and last what makes it an
+/// adapter.
 const FILES: [&str; 5] = ["adapter_model.safetensors", METRICS, PICTURE, SETTINGS, ADAPTER];
-/// How the settings of a run begin.
+/// The first line of a run's settings.
 const HEADER: &str = "# The settings of this run of metal-candle";
 
 /// An output folder.
@@ -35,19 +36,19 @@ pub struct Output {
     /// Where.
     pub folder: PathBuf,
     claim: Arc<Claim>,
-    /// Whether there is an earlier run whose place is taken at the end.
+    /// Whether an earlier run is replaced at the end.
     replaces: bool,
 }
 
-/// What a run reads, with what messages call it.
+/// The input files of a run, with their names in messages.
 pub type Inputs<'a> = [(&'static str, &'a Path)];
 
 impl Output {
-    /// Decides on the folder and claims it; when the claim is given up, nothing is left behind.
+    /// Chooses the folder and claims it; if the claim is withdrawn, nothing is left behind.
     ///
     /// # Errors
-    /// A given folder that is not empty (unless `overwrite`), that another run writes in, where one of the `inputs` would be
-    /// written over, that is or cannot be a folder, or in which nothing can be written.
+    /// A given folder that is not empty (unless `overwrite`), that another run writes to, in which one of the `inputs`
+    /// would be overwritten, that is or cannot be a folder, or that is not writable.
     pub fn choose(given: Option<&Path>, overwrite: bool, inputs: &Inputs<'_>) -> Result<Self> {
         let Some(folder) = given else {
             return Self::first_free(Path::new(DEFAULT));
@@ -58,7 +59,7 @@ impl Output {
             let tip = "name a new folder with --output, or write over it with --overwrite-output";
             Failure::with_tip(format!("{}: the output folder is not empty", folder.display()), tip)
         };
-        // Where a run is going on, that is the better answer.
+        // If a run is active there, that is the better message.
         if !overwrite && !is_free(folder) && !folder.join(LOCK).exists() {
             return Err(not_empty());
         }
@@ -69,7 +70,7 @@ impl Output {
         Ok(Self::of(folder.to_owned(), claim))
     }
 
-    /// The folder, or the first of `folder-2`, `folder-3` ... that is absent or empty, and that no other run has.
+    /// The folder, or the first of `folder-2`, `folder-3` ... that is absent or empty, and not claimed.
     fn first_free(folder: &Path) -> Result<Self> {
         let numbered = (2..=MOST_FOLDERS).map(|number| PathBuf::from(format!("{}-{number}", folder.display())));
         for folder in std::iter::once(folder.to_owned()).chain(numbered) {
@@ -97,17 +98,17 @@ impl Output {
         }
     }
 
-    /// The claim, to be withdrawn where the process ends otherwise than by dropping this.
+    /// The claim, to be withdrawn if the process ends without dropping this.
     pub fn claim(&self) -> Arc<Claim> {
         Arc::clone(&self.claim)
     }
 
-    /// Whether there is an earlier run, whose place this one has not taken yet.
+    /// Whether there is an earlier run that has not been replaced yet.
     pub fn replaces(&self) -> bool {
         self.replaces
     }
 
-    /// Where the run writes until [`publish`](Self::publish).
+    /// The folder that the run writes to until [`publish`](Self::publish).
     pub fn run(&self) -> PathBuf {
         if self.replaces {
             self.folder.join(UNFINISHED)
@@ -116,10 +117,10 @@ impl Output {
         }
     }
 
-    /// Writes the settings, and makes the file for the metrics.
+    /// Writes the settings, and creates the metrics file.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// On a system error.
     pub fn create(&self, settings: &Settings) -> Result<File> {
         if self.replaces {
             self.discard();
@@ -130,7 +131,7 @@ impl Output {
         File::create_new(self.metrics()).map_err(|error| cannot_be_made(&self.metrics(), &error))
     }
 
-    /// Takes back what the run wrote.
+    /// Removes the files of the run.
     pub fn discard(&self) {
         for file in FILES {
             let _ = fs::remove_file(self.run().join(file));
@@ -140,11 +141,11 @@ impl Output {
         }
     }
 
-    /// Puts a finished run in the place of the earlier one, if there is one. A crash on the way leaves a folder without
-    /// an adapter's settings, never an adapter with the settings of another.
+    /// Replaces the earlier run, if any, by the finished one. A crash in between leaves a folder without an adapter's
+    /// settings, never an adapter with the settings of another.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// On a system error.
     pub fn publish(&mut self) -> Result<()> {
         if !self.replaces {
             return Ok(());
@@ -158,7 +159,7 @@ impl Output {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(file, error)),
                 _ => {}
             }
-            // The adapter's settings go first, and are gone for good before anything else is.
+            // The adapter's settings are removed first, and durably, before anything else changes.
             sync_folder(&self.folder)?;
         }
         for file in FILES {
@@ -177,12 +178,12 @@ impl Output {
         self.run().join(SETTINGS)
     }
 
-    /// One JSON object for each step and evaluation.
+    /// The metrics: one JSON object per step and evaluation.
     pub fn metrics(&self) -> PathBuf {
         self.run().join(METRICS)
     }
 
-    /// The picture of the loss.
+    /// The plot of the loss.
     pub fn picture(&self) -> PathBuf {
         self.run().join(PICTURE)
     }
@@ -190,7 +191,7 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        // Whoever else holds the claim only waits for a signal.
+        // Other holders of the claim only wait for a signal.
         self.claim.withdraw();
     }
 }
@@ -209,7 +210,7 @@ fn refuse_what_is_no_folder(folder: &Path) -> Result<()> {
     }
 }
 
-/// What is read is never written over, under whatever name: the same path, a link, another name of the same file.
+/// Input files are never overwritten, under whatever name: the same path, a link, another name of the same file.
 fn refuse_inputs(folder: &Path, inputs: &Inputs<'_>) -> Result<()> {
     let same = |one: &Path, other: &Path| same_file::is_same_file(one, other).unwrap_or(false);
     for (what, input) in inputs {
@@ -231,12 +232,12 @@ fn refuse_inputs(folder: &Path, inputs: &Inputs<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Whether a settings file is one that a run wrote: what is in it is written again.
+/// Whether a settings file was written by a run, so that its contents are written again.
 fn is_ours(settings: &Path) -> bool {
     fs::read_to_string(settings).is_ok_and(|text| text.starts_with(HEADER))
 }
 
-/// The settings as a file that `--config` takes; where the output went is left out, so that a second run goes elsewhere.
+/// The settings as a file for `--config`, without the output folder, so that a second run chooses another.
 fn describe(settings: &Settings) -> Result<String> {
     let mut table = config_file::table(settings)?;
     table.remove("output");
@@ -264,7 +265,7 @@ fn cannot_be_made(path: &Path, error: &std::io::Error) -> Failure {
     Failure::input(format!("{}: cannot be made: {error}", path.display()))
 }
 
-/// Absent, or a folder with nothing in it but what a killed run may have left of its claim.
+/// Whether a folder is absent, or empty except for what a killed run may have left of its claim.
 fn is_free(folder: &Path) -> bool {
     match fs::read_dir(folder) {
         Ok(mut entries) => entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK)),

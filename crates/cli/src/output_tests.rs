@@ -1,4 +1,4 @@
-//! Folders that are chosen, refused, written over and left as they were.
+//! Output folders that are chosen, refused, overwritten and left unchanged.
 
 use clap::{Args, FromArgMatches};
 
@@ -145,7 +145,7 @@ fn what_is_read_is_not_written_over() {
         fs::write(out.join(METRICS), "precious").unwrap();
         refused(&home.path().join("link").join(METRICS));
     }
-    // Data of any other name may lie in the folder; settings that a run wrote may be run again in place.
+    // Data with any other name may be in the folder; settings written by a run may be run again in place.
     fs::write(out.join("mine.jsonl"), "precious").unwrap();
     choose(&out.join("mine.jsonl")).unwrap();
     fs::write(out.join(SETTINGS), format!("{HEADER} 2.\nseed = 1")).unwrap();

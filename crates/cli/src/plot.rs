@@ -14,7 +14,7 @@ const FAINT: RGBColor = RGBColor(232, 232, 232);
 const STEPS: RGBColor = RGBColor(183, 209, 236);
 const SMOOTH: RGBColor = RGBColor(31, 111, 180);
 const VALIDATION: RGBColor = RGBColor(217, 108, 36);
-/// The smoothed line is the mean over this share of the run.
+/// The smoothed line averages over a window of the run's length divided by this.
 const WINDOW: usize = 20;
 
 type Point = (f64, f64);
@@ -29,7 +29,7 @@ pub struct Curve {
 }
 
 impl Curve {
-    /// The loss of a step; one that is not finite leaves a gap.
+    /// Adds the loss of a step; a non-finite one leaves a gap.
     pub fn step(&mut self, step: usize, loss: f64) {
         self.any = true;
         if loss.is_finite() {
@@ -37,7 +37,7 @@ impl Curve {
         }
     }
 
-    /// The validation loss after a step.
+    /// Adds the validation loss after a step.
     pub fn evaluation(&mut self, step: usize, loss: f64) {
         if loss.is_finite() {
             self.validation.push((step as f64, loss));
@@ -49,12 +49,12 @@ impl Curve {
         !self.any
     }
 
-    /// Each loss as the mean of its neighbourhood.
+    /// Each loss averaged with its neighbours.
     fn smoothed(&self) -> Vec<Point> {
         let points = &self.training;
         let reach = points.len() / WINDOW / 2;
         let mean = |i: usize| {
-            // The same reach on both sides, so that the ends do not lean inwards.
+            // A symmetric window, so that the ends are not biased.
             let reach = reach.min(i).min(points.len() - 1 - i);
             let near = &points[i - reach..=i + reach];
             (
@@ -66,10 +66,10 @@ impl Curve {
     }
 }
 
-/// Writes the picture.
+/// Draws and writes the plot.
 ///
 /// # Errors
-/// When the system refuses.
+/// On a system error.
 pub fn write(path: &Path, curve: &Curve) -> Result<()> {
     let svg = draw(curve).map_err(|why| Failure::Run(format!("{}: cannot be drawn: {why}", path.display())))?;
     Ok(write_atomically(path, |out| out.write_all(svg.as_bytes()))?)

@@ -1,5 +1,6 @@
-//! Progress on stderr: a bar with loss, tokens per second and time left on a terminal, a line now and then elsewhere, and on
-//! terminals that cannot move their cursor (`TERM=dumb`). Narrow terminals show less, but always step, loss and time left.
+//! Progress on stderr: on a terminal a bar with loss, tokens per second and time left; elsewhere, and on terminals
+//! without cursor movement (`TERM=dumb`), occasional lines. Narrow terminals show less, but always step, loss and time
+//! left.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use metal_candle::training::StepReport;
 use crate::console;
 use crate::report::{count, time_left};
 
-/// Time between lines where there is no terminal.
+/// Time between lines without a terminal.
 const EVERY: Duration = Duration::from_secs(5);
 /// Weight of the newest step in the speed shown.
 const NEWEST: f64 = 0.1;
@@ -56,7 +57,7 @@ impl Progress {
         }
     }
 
-    /// A batch of the validation set was measured.
+    /// A batch of the validation set was evaluated.
     pub fn evaluating(&mut self, batches: usize, total: usize) {
         let text = format!("validation {batches}/{total}");
         match &self.bar {
@@ -69,7 +70,7 @@ impl Progress {
         }
     }
 
-    /// The validation loss was measured.
+    /// The validation loss was evaluated.
     pub fn evaluation(&self, step: usize, loss: f64) {
         let text = format!("step {step}: validation loss {loss:.4}");
         match &self.bar {
@@ -86,7 +87,7 @@ impl Progress {
     }
 }
 
-/// Progress of something that is only counted; shown on a terminal alone.
+/// Progress of a counted activity; shown on a terminal only.
 pub struct Counter(Option<ProgressBar>);
 
 impl Counter {
@@ -125,7 +126,7 @@ fn bar(total: usize, prefix: &'static str) -> Option<ProgressBar> {
     Some(bar)
 }
 
-/// Columns of the terminal, which may change at any time.
+/// Width of the terminal, which may change at any time.
 fn columns() -> usize {
     usize::from(::console::Term::stderr().size().1)
 }
@@ -136,23 +137,23 @@ fn style(bar: &ProgressBar, layout: Layout) {
     }
 }
 
-/// What is shown in a line, by the width of the terminal.
+/// The layout of a line, by the width of the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
     /// Everything.
     Wide,
-    /// A short bar, and no word about what is going on.
+    /// A short bar, without the name of the activity.
     Medium,
     /// No bar and no speed.
     Narrow,
-    /// Numbers alone.
+    /// Numbers only.
     Least,
 }
 
 impl Layout {
     const ALL: [Self; 4] = [Self::Wide, Self::Medium, Self::Narrow, Self::Least];
 
-    /// The layout while there is nothing to show but the steps.
+    /// The layout before the first step.
     fn first(width: usize) -> Self {
         if width < 60 { Self::Narrow } else { Self::Wide }
     }
@@ -165,7 +166,7 @@ impl Layout {
         }
     }
 
-    /// Columns before the message, but for step and steps.
+    /// Columns before the message, without step and total.
     fn columns(self) -> usize {
         match self {
             Self::Wide => "training ".len() + 28 + " /  ".len(),
@@ -184,10 +185,10 @@ impl Layout {
         }
     }
 
-    /// The first that fits into a line of so many columns; the last if none does.
+    /// The first layout that fits into a line of `width` columns; the last if none does.
     fn fitting(width: usize, report: &StepReport, speed: &str, left: &str) -> Self {
         let steps = report.step.to_string().len() + report.total_steps.to_string().len();
-        // A full line would make some terminals begin another.
+        // Some terminals wrap when a line is full.
         let fits = |layout: &Self| layout.columns() + steps + layout.text(report, speed, left).len() < width;
         Self::ALL.into_iter().find(fits).unwrap_or(Self::Least)
     }
@@ -202,7 +203,7 @@ struct Speed {
 
 impl Speed {
     fn add(&mut self, report: &StepReport) {
-        // The first step also plans; once there is a second, it is forgotten.
+        // The first step includes planning; it is ignored from the second step on.
         let weight = if report.step <= 2 { 1.0 } else { NEWEST };
         self.seconds += weight * (report.seconds - self.seconds);
         self.tokens += weight * (report.tokens as f64 - self.tokens);

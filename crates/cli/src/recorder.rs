@@ -1,4 +1,4 @@
-//! What happens in a run, as it happens: a line of `metrics.jsonl`, a point of the picture, the progress on the screen.
+//! Records the events of a run: a line of `metrics.jsonl`, a point of the plot, and the progress display.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,7 +12,7 @@ use crate::error::{Failure, Result};
 use crate::plot::Curve;
 use crate::progress::Progress;
 
-/// Writes down a run.
+/// Records a run.
 pub struct Recorder {
     file: File,
     path: PathBuf,
@@ -22,7 +22,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Writes to `file`, which messages call `path`.
+    /// Writes to `file`; messages call it `path`.
     pub fn new(file: File, path: PathBuf, total_steps: usize) -> Self {
         Self {
             file,
@@ -33,7 +33,7 @@ impl Recorder {
         }
     }
 
-    /// Takes an event; breaks off where it cannot be written.
+    /// Records an event; breaks if it cannot be written.
     pub fn observe(&mut self, event: &Event) -> ControlFlow<()> {
         match event {
             Event::Step(report) => {
@@ -52,7 +52,7 @@ impl Recorder {
         let Some(line) = line(event) else {
             return ControlFlow::Continue(());
         };
-        // One write a line: whoever reads along never sees half of one, and nothing is left in a buffer.
+        // One write per line: readers never see a partial line, and nothing is left in a buffer.
         match self.file.write_all(format!("{line}\n").as_bytes()) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
@@ -65,19 +65,19 @@ impl Recorder {
         }
     }
 
-    /// Whether any step was done.
+    /// Whether no step was recorded.
     pub fn is_empty(&self) -> bool {
         self.curve.is_empty()
     }
 
-    /// Ends the progress; hands out the curve, and the first line that could not be written.
+    /// Ends the progress display; returns the curve, and the first write error.
     pub fn finish(self) -> (Curve, Result<()>) {
         self.progress.finish();
         (self.curve, self.failure.map_or(Ok(()), Err))
     }
 }
 
-/// An event under the names of Hugging Face's logs, if it is one to keep.
+/// An event with the names of Hugging Face's logs, if it is recorded.
 fn line(event: &Event) -> Option<Value> {
     Some(match event {
         Event::Step(StepReport {
@@ -115,7 +115,7 @@ fn line(event: &Event) -> Option<Value> {
     })
 }
 
-/// JSON has no number for NaN and infinity; they are logged as text rather than lost.
+/// JSON has no NaN and infinity; they are written as strings.
 fn number(value: f64) -> Value {
     if value.is_finite() {
         json!(value)

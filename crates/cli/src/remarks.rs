@@ -1,30 +1,31 @@
-//! Settings that are sound one by one and have no effect together, or another than one would think: each is said before the run.
+//! Warnings before a run about settings that are valid individually but have no effect, or an unexpected one, in
+//! combination.
 //!
-//! What a run could not do at all is refused elsewhere; nothing here ends a run.
+//! Impossible settings are rejected elsewhere; nothing here ends a run.
 
 use crate::args::Settings;
 use crate::report::counted;
 
-/// What is known of a run before its first step.
+/// Facts about a run before its first step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
     /// Optimizer steps.
     pub steps: usize,
-    /// Batches of an epoch.
+    /// Batches per epoch.
     pub batches: usize,
-    /// Examples to learn from.
+    /// Training examples.
     pub examples: usize,
-    /// Whether there is something to measure on.
+    /// Whether there is validation data.
     pub validates: bool,
-    /// Whether that is the file that is learnt from.
+    /// Whether that is the training file.
     pub validates_on_training_data: bool,
-    /// Whether the data is plain text, all of which is learnt in any case.
+    /// Whether the data is plain text, which is always trained on as a whole.
     pub plain_text: bool,
-    /// Linear layers that `--quantize` leaves as they are, of all.
+    /// Number of linear layers that `--quantize` leaves unquantised, and of all.
     pub unquantized: (usize, usize),
 }
 
-/// The remarks on a run. `by_flag` says which settings were given as flags.
+/// The warnings about a run. `by_flag` tells which settings were given as flags.
 pub fn remarks(settings: &Settings, by_flag: &dyn Fn(&str) -> bool, facts: &Facts) -> Vec<String> {
     let all = [
         learning_rate(settings, facts),
@@ -41,7 +42,7 @@ pub fn remarks(settings: &Settings, by_flag: &dyn Fn(&str) -> bool, facts: &Fact
     all.into_iter().flatten().collect()
 }
 
-/// A warm-up that the run does not get through.
+/// A warm-up longer than the run.
 fn learning_rate(settings: &Settings, facts: &Facts) -> Option<String> {
     let trainer = settings.trainer();
     let (warmup, steps) = (trainer.warmup_of(facts.steps), facts.steps);
@@ -65,7 +66,7 @@ fn learning_rate(settings: &Settings, facts: &Facts) -> Option<String> {
     })
 }
 
-/// One setting that decides instead of another.
+/// A setting that overrides another.
 fn overruled(settings: &Settings, by_flag: &dyn Fn(&str) -> bool) -> Option<String> {
     let pairs = [
         ("max_steps", settings.max_steps.is_some(), "num_train_epochs"),

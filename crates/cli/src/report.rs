@@ -1,4 +1,4 @@
-//! What a run says at its beginning and its end, in words, numbers and commands to go on with.
+//! The report of a run at its beginning and end: text, numbers, and commands to continue with.
 
 use metal_candle::adapters::AdapterParameters;
 use metal_candle::data::{Dataset, DatasetStats};
@@ -11,7 +11,7 @@ use crate::output::Output;
 /// Longest answer shown in full.
 const WIDTH: usize = 110;
 
-/// What is about to happen; `written` says how the rows of the data are written.
+/// Describes the run; `written` is the detected format of the data.
 pub fn beginning(
     model: &str,
     adapter: &AdapterParameters,
@@ -43,7 +43,7 @@ pub fn beginning(
     }
 }
 
-/// Examples that are not learnt as they are written.
+/// Reports truncated and dropped examples.
 pub fn cuts(stats: &DatasetStats, max_length: usize) -> Vec<String> {
     let cut = (stats.truncated > 0).then(|| {
         format!(
@@ -57,14 +57,14 @@ pub fn cuts(stats: &DatasetStats, max_length: usize) -> Vec<String> {
     cut.into_iter().chain(dropped).collect()
 }
 
-/// What to know before the run.
+/// Prints warnings before the run.
 pub fn warnings(warnings: &[String]) {
     for warning in warnings {
         warn(&format!("warning: {warning}"));
     }
 }
 
-/// What came of it.
+/// Reports the result of training.
 pub fn training(run: &Summary) {
     let speed = if run.seconds > 0.0 {
         run.tokens as f64 / run.seconds
@@ -90,7 +90,7 @@ pub fn training(run: &Summary) {
     ));
 }
 
-/// Right answers and examples of the demonstration, before and after.
+/// Reports correct answers and examples of the demonstration, before and after.
 pub fn comparison(questions: &[Question], before: &Score, after: &Score) {
     let share = |score: &Score| format!("{:5.1} %", 100.0 * score.right as f64 / score.asked.max(1) as f64);
     say("");
@@ -108,7 +108,7 @@ pub fn comparison(questions: &[Question], before: &Score, after: &Score) {
     }
 }
 
-/// What was written, and how to go on.
+/// Lists the written files, and the next commands.
 pub fn ending(output: &Output, model: Option<&str>, prompt: Option<&str>, picture: bool) {
     let folder = output.folder.display().to_string();
     say("");
@@ -162,7 +162,7 @@ pub fn count(number: usize) -> String {
     text
 }
 
-/// Seconds as a person says them: `0.42 s`, `12 s`, `3 min 05 s`, `2 h 07 min`.
+/// A duration in words: `0.42 s`, `12 s`, `3 min 05 s`, `2 h 07 min`.
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.max(0.0).round() as u64;
     match whole {
@@ -173,7 +173,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// Seconds to come, which nobody knows to a fraction.
+/// A remaining time, without fractions of a second.
 pub fn time_left(seconds: f64) -> String {
     if seconds < 59.5 {
         format!("{:.0} s", seconds.max(0.0))
@@ -182,7 +182,7 @@ pub fn time_left(seconds: f64) -> String {
     }
 }
 
-/// A text on one line, not wider than the screen.
+/// A text on one line, truncated to the width of the screen.
 fn one_line(text: &str) -> String {
     let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if flat.is_empty() {
@@ -194,7 +194,7 @@ fn one_line(text: &str) -> String {
     }
 }
 
-/// A word as a shell takes it.
+/// A word quoted for a shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -1,7 +1,7 @@
-//! `metal-candle train`: check everything, train, save, report.
+//! `metal-candle train`: checks everything, trains, saves, reports.
 //!
-//! Nothing is written before every input was found good, but the output folder is claimed at once. However training ends
-//! (done, a signal, a failure), the adapter of the last whole step is saved.
+//! Nothing is written before all inputs were checked, but the output folder is claimed at once. However training ends
+//! (done, a signal, a failure), the adapter of the last completed step is saved.
 
 use metal_candle::adapters::{self, AdapterError, AdapterParameters};
 use metal_candle::data::{Dataset, RowFormat, Rows};
@@ -20,7 +20,7 @@ use crate::recorder::Recorder;
 use crate::remarks::{Facts, remarks};
 use crate::{config_file, report};
 
-/// Runs the command; returns the exit code. `by_flag` says which settings were given as flags.
+/// Runs the command; returns the exit code. `by_flag` tells which settings were given as flags.
 pub fn run(arguments: TrainArgs, by_flag: &dyn Fn(&str) -> bool) -> Result<u8> {
     let interrupts = Interrupts::listen()?;
     let config = arguments.config.clone();
@@ -49,12 +49,12 @@ pub fn run(arguments: TrainArgs, by_flag: &dyn Fn(&str) -> bool) -> Result<u8> {
     job.run(output, &interrupts, by_flag)
 }
 
-/// Whether everything is built in.
+/// Whether both model and data are built in.
 fn is_demo(settings: &Settings) -> bool {
     settings.model.is_none() && settings.data.is_none()
 }
 
-/// What can be known to be wrong without reading a file.
+/// Checks settings without reading files.
 fn check(settings: &Settings) -> Result<()> {
     if settings.model.is_some() && settings.data.is_none() {
         let tip = "give a JSONL file with --data; `metal-candle train --help` shows what is in it";
@@ -84,22 +84,22 @@ fn check(settings: &Settings) -> Result<()> {
     settings.trainer().validate().map_err(Failure::checking)
 }
 
-/// Everything that a run needs, found good.
+/// The checked inputs of a run.
 struct Job {
     settings: Settings,
     base: Base,
     adapter: AdapterParameters,
     train: Dataset,
     validation: Option<Dataset>,
-    /// Asked before and after; empty but in the demonstration.
+    /// Asked before and after training; empty except in the demonstration.
     questions: Vec<Question>,
-    /// What the model is.
+    /// A description of the model.
     description: String,
     /// Whether the data is plain text.
     plain_text: bool,
-    /// Linear layers that cannot be quantised, of all.
+    /// Number of linear layers that cannot be quantised, and of all.
     unquantized: (usize, usize),
-    /// How the data is written.
+    /// The detected format of the data.
     written: String,
 }
 
@@ -214,7 +214,7 @@ impl Job {
     }
 }
 
-/// What to learn from, and what to measure on.
+/// The training data, and the validation data.
 fn datasets(
     settings: &Settings,
     base: &Base,
@@ -233,7 +233,7 @@ fn datasets(
     Ok((train, Some(validation).filter(|set| !set.examples().is_empty())))
 }
 
-/// The longest example: as given, if the model's context is as long; by default no longer than the context.
+/// The maximum length: as given, checked against the model's context; by default at most the context.
 fn max_length(settings: &Settings, base: &Base) -> Result<usize> {
     let context = base.loaded.model.config().max_position_embeddings;
     match settings.max_length {
@@ -248,24 +248,24 @@ fn max_length(settings: &Settings, base: &Base) -> Result<usize> {
     }
 }
 
-/// Whether validation and training data are one file.
+/// Whether validation and training data are the same file.
 fn same_data(settings: &Settings) -> bool {
     let files = settings.data.as_ref().zip(settings.validation.as_ref());
     files.is_some_and(|(data, validation)| same_file::is_same_file(data, validation).unwrap_or(false))
 }
 
-/// How training ended.
+/// The result of training.
 struct Done {
     summary: Summary,
-    /// Whether there is an adapter: not before a step was applied.
+    /// Whether an adapter was saved: not before a step was applied.
     saved: bool,
-    /// Whether there is a picture.
+    /// Whether there is a plot.
     picture: bool,
     /// The exit code of the signal that ended it.
     signal: Option<u8>,
 }
 
-/// Trains; the adapter is saved however that ends, once a step was applied, and metrics and picture once one was done.
+/// Trains; in any case the adapter is saved if a step was applied, and metrics and plot if one was completed.
 fn train_and_save(
     trainer: &mut Trainer<'_>,
     settings: &Settings,
@@ -337,7 +337,7 @@ fn save(trainer: &mut Trainer<'_>, output: &Output) -> Result<bool> {
     }
 }
 
-/// Where to find what a run left that did not get to its end.
+/// Where to find the files of an interrupted run.
 fn whereabouts(output: &Output, saved: bool, picture: bool) -> String {
     if saved {
         let (folder, loss) = (output.folder.display(), if picture { " and loss.svg" } else { "" });
@@ -347,7 +347,7 @@ fn whereabouts(output: &Output, saved: bool, picture: bool) -> String {
     }
 }
 
-/// What a run without an adapter left.
+/// The files of a run without an adapter.
 fn kept(output: &Output, picture: bool) -> String {
     let loss = if picture { " and loss.svg" } else { "" };
     let earlier = if output.replaces() {
@@ -358,7 +358,7 @@ fn kept(output: &Output, picture: bool) -> String {
     format!("{} has metrics.jsonl{loss}{earlier}", output.run().display())
 }
 
-/// Whether there is a picture; a run is not lost for one.
+/// Writes the plot and tells whether there is one; a run does not fail because of it.
 fn write_picture(output: &Output, curve: &Curve) -> bool {
     match plot::write(&output.picture(), curve) {
         Ok(()) => true,

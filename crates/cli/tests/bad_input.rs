@@ -1,4 +1,4 @@
-//! Whatever is wrong with the input: one message that says what to do, exit code 2, and nothing written.
+//! Invalid input: one message that says what to do, exit code 2, and nothing written.
 
 mod common;
 
@@ -302,7 +302,7 @@ fn examples_longer_than_the_context() {
             "--max-length 512 or less",
         ],
     );
-    // As long as the context is fine, and so is the default, which gives way.
+    // Within the context, and the default, which is reduced to it.
     for length in [&["--max-length", "512"][..], &[]] {
         let once = ["train", "--max-steps", "1", "--output", "out", "--overwrite-output"];
         let arguments = [&once[..], &fixed, length].concat();

@@ -1,5 +1,5 @@
-//! `bench` end to end on a tiny model: the keys are those of the scripts that time other libraries, and no figure is
-//! beyond the machine.
+//! `bench` end to end on a tiny model: the keys are those of the scripts that time other libraries, and no figure
+//! exceeds the machine's limits.
 
 mod common;
 
@@ -30,7 +30,7 @@ fn rows(arguments: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Every row has these keys in this order, of which all but the first two name figures or cases, then `machine`.
+/// Every row has these keys in this order, all but the first two of which are figures or cases, then `machine`.
 fn have_keys(rows: &[Value], keys: &[&str]) {
     assert!(!rows.is_empty());
     for row in rows {
@@ -50,7 +50,7 @@ fn have_keys(rows: &[Value], keys: &[&str]) {
     }
 }
 
-/// Of a limit that the machine sets, a share between nothing and all is reached.
+/// The reached share of each limit is between 0 and 1.
 fn are_possible(rows: &[Value], share: &str) {
     for row in rows {
         let share = row[share].as_f64().expect("a number");
@@ -113,7 +113,7 @@ fn finetune() {
         (&row["model"], &row["batch"], &row["length"]),
         (&"tiny".into(), &2.into(), &8.into())
     );
-    // A model that knows nothing gives each of 64 tokens about the same chance.
+    // A random model gives each of 64 tokens about the same probability.
     let loss = row["loss"].as_f64().expect("a number");
     assert!((loss - 64f64.ln()).abs() < 0.5, "{row}");
     let (step, tokens) = (row["step_ms"].as_f64().unwrap(), row["tokens_per_s"].as_f64().unwrap());

@@ -1,10 +1,10 @@
-//! Data files as people have them: every layout is trained on and named, every other file is refused with what to do.
+//! Data files in practice: every supported layout is trained on and reported, every other file is refused with advice.
 
 mod common;
 
 use common::{Outcome, fixture, home, model, run, write};
 
-/// Two steps on a file; what the program said.
+/// Two steps on a file; returns the output of the program.
 fn train(data: &str) -> Outcome {
     let home = home();
     let model = model("llama-tied-tiny");

@@ -1,4 +1,4 @@
-//! What is said about a model folder: settings that are not followed, and folders that are no models.
+//! Messages about model folders: settings that are not followed, and folders that are not models.
 
 mod common;
 

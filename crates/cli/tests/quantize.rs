@@ -1,5 +1,5 @@
-//! `--quantize` end to end: an adapter is trained on quantised weights and answers on them, a settings file says the
-//! same, and what is no format is bad input.
+//! `--quantize` end to end: an adapter is trained on quantised weights and used on them, a settings file is equivalent,
+//! and an unknown format is bad input.
 
 mod common;
 
@@ -33,7 +33,7 @@ fn an_adapter_is_trained_on_quantised_weights_and_used_on_them() {
     };
     let written = std::fs::read_to_string(settings).unwrap();
     assert!(written.contains("quantize = \"q4_0\""), "{written}");
-    // The file that a run leaves gives the same run.
+    // The settings file written by a run reproduces it.
     let again = ["train", "--config", settings.to_str().unwrap(), "--output", "again"];
     run(at, &again).good();
     let adapter = |folder: &str| std::fs::read(at.join(folder).join("adapter_model.safetensors")).unwrap();

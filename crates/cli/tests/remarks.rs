@@ -1,4 +1,4 @@
-//! What a run says of itself: that it learnt nothing, that settings have no effect, and what is odd about an adapter.
+//! Warnings of a run: that nothing was trained, that settings have no effect, and about unusual adapters.
 
 mod common;
 
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::{home, lines, model, run, write};
 
-/// A model that gives NaN: no step is ever applied, so nothing is saved, however short the run.
+/// A model whose logits are NaN: no step is ever applied, so nothing is saved, however short the run.
 #[test]
 fn a_run_without_a_finite_step_claims_no_adapter() {
     use candle_core::{Device, safetensors};
@@ -24,7 +24,7 @@ fn a_run_without_a_finite_step_claims_no_adapter() {
     *norm = (&*norm * f64::NAN).unwrap();
     safetensors::save(&tensors, &weights).unwrap();
 
-    // The second would write over a good run.
+    // The second would overwrite a good run.
     let sound = model("llama-tiny");
     let arguments = [
         "train",
@@ -133,7 +133,7 @@ fn settings_without_effect_are_said() {
     }
 }
 
-/// An adapter of PEFT's for several architectures, by a version that is newer than what is known here.
+/// A PEFT adapter for several architectures, written by a newer version than the supported one.
 #[test]
 fn what_is_odd_about_an_adapter_is_said_once() {
     let home = home();

@@ -1,4 +1,4 @@
-//! Runs beside each other, over each other, and cut short: real processes, and what is in the folder after them.
+//! Concurrent, overwriting and interrupted runs: real processes, and the contents of the folder afterwards.
 #![cfg(unix)]
 
 mod common;
@@ -37,14 +37,14 @@ fn training<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["train", "--model", model, "--data", "chats.jsonl"], more].concat()
 }
 
-/// A run that ends by a signal alone.
+/// A run that only a signal ends.
 fn endless(folder: &Path, model: &str, more: &[&str]) -> Child {
     let arguments = training(model, &[&["--max-steps", "1000000"], more].concat());
     let mut command = program(folder, &arguments);
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// Waits until something holds for a run that goes on.
+/// Waits until a condition holds for a running process.
 fn wait_for(child: &mut Child, what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while !holds() {
@@ -82,7 +82,7 @@ fn a_second_run_in_a_folder_is_refused_until_the_first_is_gone() {
         assert!(second.stderr.contains(&said), "{}", second.stderr);
     }
     assert!(first.try_wait().unwrap().is_none());
-    // A killed run takes its claim with it, whatever it leaves in the folder.
+    // The claim of a killed run ends, whatever is left in the folder.
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(run(home.path(), &into_out).stderr.contains("not empty"));
@@ -124,7 +124,7 @@ fn runs_started_at_once_without_a_name_get_folders_of_their_own() {
     }
 }
 
-/// One of the two is refused, whichever comes second, and the folder is the other's.
+/// One of the two is refused, and the folder belongs to the other.
 #[test]
 fn of_two_runs_started_at_once_in_one_folder_one_is_refused() {
     let home = home();
@@ -144,7 +144,7 @@ fn of_two_runs_started_at_once_in_one_folder_one_is_refused() {
     assert_eq!(names(&home.path().join("out")), FILES);
 }
 
-/// Wherever a run that writes over another is killed, the settings in the folder are those of the weights beside them.
+/// Whenever a run that overwrites another is killed, the settings in the folder are those of its weights.
 #[test]
 fn a_killed_run_over_another_leaves_the_other_as_it_was() {
     let home = home();
@@ -153,7 +153,7 @@ fn a_killed_run_over_another_leaves_the_other_as_it_was() {
     run(home.path(), &training(&model, &["--output", "out", "--max-steps", "2"])).good();
     let before = contents(&out);
     assert!(before.iter().all(|file| !file.is_empty()));
-    // What a killed run leaves is not taken for the next one's: each has a seed of its own.
+    // The leftovers of a killed run must not be confused with the next one's: each has its own seed.
     let start = |seed: u32| {
         let seed = seed.to_string();
         let more = ["--output", "out", "--overwrite-output", "--seed", &seed, "--r", "2"];
@@ -171,7 +171,7 @@ fn a_killed_run_over_another_leaves_the_other_as_it_was() {
         second.wait().unwrap();
         assert_eq!(contents(&out), before);
     }
-    // A signal that can be heeded ends the run with its adapter in place.
+    // A handled signal ends the run with its adapter in place.
     let mut third = start(7);
     signal(&third, "-TERM");
     assert_eq!(third.wait().unwrap().code(), Some(143));
@@ -225,7 +225,7 @@ fn data_is_never_written_over() {
     std::os::unix::fs::symlink("../chats.jsonl", &metrics).unwrap();
     refused("chats.jsonl");
     fs::remove_file(&metrics).unwrap();
-    // Under a name of its own it may lie in the folder.
+    // With another name it may be in the folder.
     fs::write(home.path().join("out/mine.jsonl"), &data).unwrap();
     train_on("out/mine.jsonl").good();
     assert_eq!(fs::read(home.path().join("out/mine.jsonl")).unwrap(), data);
@@ -262,7 +262,7 @@ fn a_closed_terminal_ends_the_run_unless_it_is_to_outlive_it() {
     assert_eq!(kept.wait().unwrap().code(), Some(143));
 }
 
-/// The message about the first signal must not stand in the way of the second.
+/// The message about the first signal must not block the second.
 #[test]
 fn a_second_signal_ends_a_run_whose_messages_nobody_reads() {
     let home = home();
@@ -274,7 +274,7 @@ fn a_second_signal_ends_a_run_whose_messages_nobody_reads() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Until the pipe is full and the run waits for its reader.
+    // Until the pipe is full and the run blocks on its reader.
     let (mut before, mut now) = (u64::MAX, 0);
     let ticks = |child: &Child| {
         let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
@@ -303,7 +303,7 @@ fn a_second_signal_ends_a_run_whose_messages_nobody_reads() {
     assert_eq!(code, Some(130));
 }
 
-/// Before training begins nothing is to be saved: the first signal ends the program, and no trace of the run is left.
+/// Before training there is nothing to save: the first signal ends the program, and no trace of the run is left.
 #[test]
 fn a_signal_before_the_first_step_leaves_nothing() {
     let home = home();
@@ -336,7 +336,7 @@ fn a_signal_before_the_first_step_leaves_nothing() {
     assert!(!home.path().join("new").exists());
 }
 
-/// A limit on the size of files stands for a full disk: writing fails in the middle of the weights.
+/// A limit on the file size simulates a full disk: writing fails in the middle of the weights.
 #[test]
 fn a_full_disk_leaves_the_earlier_run_and_says_so() {
     let home = home();

@@ -1,4 +1,4 @@
-//! What a terminal shows of a run: on a wide one, a narrow one, one without colours, and one that cannot move its cursor.
+//! The output of a run on a terminal: a wide one, a narrow one, one without colours, and one without cursor movement.
 #![cfg(unix)]
 
 mod common;
@@ -10,7 +10,7 @@ use std::process::Stdio;
 use common::{home, model, program};
 use nix::pty::{Winsize, openpty};
 
-/// What a run of three steps writes to a terminal of so many columns.
+/// The output of a run of three steps on a terminal of this width.
 fn shown(columns: u16, variables: &[(&str, &str)]) -> String {
     let size = Winsize {
         ws_row: 24,
@@ -50,7 +50,7 @@ fn shown(columns: u16, variables: &[(&str, &str)]) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// The lines as they stand on the screen one after another, without what moves the cursor or sets a colour.
+/// The visible lines, without escape sequences for cursor movement and colour.
 fn lines(text: &str) -> Vec<String> {
     let mut plain = String::new();
     let mut characters = text.chars();

@@ -1,4 +1,4 @@
-//! Training from the command line: what is written, what the adapter is good for, and how a run ends.
+//! Training from the command line: the files written, the use of the adapter, and how a run ends.
 
 mod common;
 
@@ -286,7 +286,7 @@ fn a_prompt_may_begin_with_a_dash() {
     }
 }
 
-/// Whoever has read enough ends the text, not the program's temper.
+/// A closed reader (broken pipe) ends the text, without an error.
 #[cfg(unix)]
 #[test]
 fn a_reader_that_leaves_ends_the_generation() {
@@ -319,7 +319,7 @@ fn a_reader_that_leaves_ends_the_generation() {
     assert_eq!(numbers.lines().count(), 1, "{numbers}");
 }
 
-/// A long run that a signal ends; returns its exit code and what it left.
+/// A long run that a signal ends; returns its exit code and its output.
 #[cfg(unix)]
 fn ended_by(signal: &str) -> (Option<i32>, tempfile::TempDir) {
     use std::process::{Command, Stdio};
@@ -375,7 +375,7 @@ fn a_signal_ends_the_run_with_the_adapter_saved() {
     }
 }
 
-/// The first signal says what happens and how to have it otherwise; the second ends a step that takes long.
+/// The message of the first signal explains the second, which ends a long step.
 #[cfg(unix)]
 #[test]
 fn a_second_signal_ends_the_run_at_once() {

@@ -1,4 +1,4 @@
-//! Training on conversations and generating from what was learnt, with templates of many kinds.
+//! Training on conversations and generation with the trained adapter, with many kinds of templates.
 
 mod common;
 

@@ -38,36 +38,36 @@ reached. A figure beyond the limit is a measuring error: the command says so and
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// What to measure.
+    /// The benchmark.
     #[command(subcommand)]
     pub kind: Kind,
 }
 
-/// What can be measured.
+/// The benchmarks.
 #[derive(Debug, Subcommand)]
 pub enum Kind {
-    /// One LoRA forward in several sizes, softmax, RMS norm, a matrix product and one LoRA training step.
+    /// One LoRA forward pass in several sizes, softmax, RMS norm, a matrix product and one LoRA training step.
     LoraForward(LoraForwardArgs),
-    /// One fine-tuning step: rank 16, alpha 32, every linear layer, every token learnt, AdamW.
+    /// One fine-tuning step: rank 16, alpha 32, every linear layer, loss on every token, AdamW.
     Finetune(FinetuneArgs),
-    /// Greedy generation of one text (or several of one length) with a cache of keys and values.
+    /// Greedy generation of one text (or several of equal length) with a KV cache.
     Decode(DecodeArgs),
     /// Matrix products.
     Matmul(MatmulArgs),
-    /// What recording an operation costs, and finding its plan again.
+    /// The overhead of recording an operation and of the plan cache.
     Overhead(OverheadArgs),
 }
 
-/// What every kind takes.
+/// The flags of all benchmarks.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
     /// Print JSON lines, with the keys of the scripts that time other libraries.
     #[arg(long)]
     pub json: bool,
-    /// All numbers are random and follow from this one.
+    /// Seed of all random numbers.
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
-    /// Where to compute.
+    /// Device to compute on.
     #[arg(long, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
     pub device: DeviceChoice,
 }
@@ -75,19 +75,19 @@ pub struct Common {
 /// Arguments of `bench lora-forward`.
 #[derive(Debug, Args)]
 pub struct LoraForwardArgs {
-    /// What every kind takes.
+    /// The flags of all benchmarks.
     #[command(flatten)]
     pub common: Common,
-    /// Numbers of every tensor [default: both].
+    /// Dtype of all tensors [default: both].
     #[arg(long, value_enum, value_name = "DTYPE")]
     pub dtype: Option<Dtype>,
-    /// Only the cases whose names contain this.
+    /// Run only the cases whose names contain this text.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub case: String,
-    /// Timed calls of each case [default: 20 to 300, by its size].
+    /// Timed calls per case [default: 20 to 300, by its size].
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub steps: Option<usize>,
-    /// Calls before them.
+    /// Warm-up calls.
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub warmup: usize,
 }
@@ -95,25 +95,25 @@ pub struct LoraForwardArgs {
 /// Arguments of `bench matmul`.
 #[derive(Debug, Args)]
 pub struct MatmulArgs {
-    /// What every kind takes.
+    /// The flags of all benchmarks.
     #[command(flatten)]
     pub common: Common,
-    /// Numbers of both factors [default: both].
+    /// Dtype of both factors [default: both].
     #[arg(long, value_enum, value_name = "DTYPE")]
     pub dtype: Option<Dtype>,
-    /// Sizes of a product (M, K) x (K, N), such as 1024x1024x1024; may be given several times [default: that one].
+    /// Sizes of a product (M, K) x (K, N), such as 1024x1024x1024; may be repeated [default: that one].
     #[arg(long, value_name = "MxKxN")]
     pub size: Vec<Size>,
-    /// The products of this model's linear layers and head, with weights (N, K) as checkpoints have them.
+    /// The products of this model's linear layers and head, with weights (N, K) as in checkpoints.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Tokens that go through the model's layers.
+    /// Number of tokens.
     #[arg(long, value_name = "TOKENS", default_value_t = 256, requires = "config", value_parser = at_least(1))]
     pub length: usize,
-    /// Timed calls of each product.
+    /// Timed calls per product.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = at_least(1))]
     pub steps: usize,
-    /// Calls before them.
+    /// Warm-up calls.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub warmup: usize,
 }
@@ -121,25 +121,25 @@ pub struct MatmulArgs {
 /// Arguments of `bench finetune`.
 #[derive(Debug, Args)]
 pub struct FinetuneArgs {
-    /// What every kind takes.
+    /// The flags of all benchmarks.
     #[command(flatten)]
     pub common: Common,
     /// The model's config.json; its weights are random.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Numbers of the base model; the adapter is f32 in any case.
+    /// Dtype of the base model; the adapter is always f32.
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t = ModelDtype::Bf16)]
     pub dtype: ModelDtype,
-    /// Rows of a batch.
+    /// Rows per batch.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
     pub batch: usize,
-    /// Tokens of a row.
+    /// Tokens per row.
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = at_least(2))]
     pub length: usize,
     /// Timed optimizer steps.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least(1))]
     pub steps: usize,
-    /// Steps before them.
+    /// Warm-up steps.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub warmup: usize,
 }
@@ -147,16 +147,16 @@ pub struct FinetuneArgs {
 /// Arguments of `bench decode`.
 #[derive(Debug, Args)]
 pub struct DecodeArgs {
-    /// What every kind takes.
+    /// The flags of all benchmarks.
     #[command(flatten)]
     pub common: Common,
     /// The model's config.json; its weights are random.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Numbers of the model.
+    /// Dtype of the model.
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t = ModelDtype::Bf16)]
     pub dtype: ModelDtype,
-    /// Texts that are generated side by side.
+    /// Number of texts generated in a batch.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
     pub batch: usize,
     /// Tokens of the prompt.
@@ -168,7 +168,7 @@ pub struct DecodeArgs {
     /// Timed runs of each length, of which the fastest counts.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least(1))]
     pub steps: usize,
-    /// Runs before them.
+    /// Warm-up runs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub warmup: usize,
 }
@@ -176,10 +176,10 @@ pub struct DecodeArgs {
 /// Arguments of `bench overhead`.
 #[derive(Debug, Args)]
 pub struct OverheadArgs {
-    /// What every kind takes.
+    /// The flags of all benchmarks.
     #[command(flatten)]
     pub common: Common,
-    /// Numbers of every tensor.
+    /// Dtype of all tensors.
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t = Dtype::F32)]
     pub dtype: Dtype,
     /// The model whose blocks are recorded [default: a small one].
@@ -188,7 +188,7 @@ pub struct OverheadArgs {
     /// Timed runs of each graph.
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = at_least(1))]
     pub steps: usize,
-    /// Runs before them.
+    /// Warm-up runs.
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub warmup: usize,
 }
@@ -208,7 +208,7 @@ impl Dtype {
         given.map_or_else(|| vec![Self::F32, Self::Bf16], |one| vec![one])
     }
 
-    /// As the engine has it.
+    /// The engine's dtype.
     pub fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -216,7 +216,7 @@ impl Dtype {
         }
     }
 
-    /// As PyTorch writes it.
+    /// The name in PyTorch.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "float32",
@@ -225,23 +225,23 @@ impl Dtype {
     }
 }
 
-/// Values of `--dtype` where a whole model is computed.
+/// Values of `--dtype` for a whole model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ModelDtype {
     /// 32 bits.
     F32,
     /// 16 bits with the range of 32.
     Bf16,
-    /// Weights in 8 bits with a scale for each 32, everything else in bf16.
+    /// Weights in 8 bits with a scale per 32, everything else in bf16.
     #[value(name = "q8_0")]
     Q8_0,
-    /// Weights in 4 bits with a scale for each 32, everything else in bf16.
+    /// Weights in 4 bits with a scale per 32, everything else in bf16.
     #[value(name = "q4_0")]
     Q4_0,
 }
 
 impl ModelDtype {
-    /// What the weights of a model become.
+    /// The options for loading a model.
     pub fn options(self) -> LoadOptions {
         match self {
             Self::F32 => LoadOptions::new(DType::F32),
@@ -251,7 +251,7 @@ impl ModelDtype {
         }
     }
 
-    /// As PyTorch or llama.cpp writes it.
+    /// The name in PyTorch or llama.cpp.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => Dtype::F32.name(),
@@ -278,7 +278,7 @@ impl FromStr for Size {
     }
 }
 
-/// A count that is not smaller.
+/// A count with this minimum.
 fn at_least(least: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(least..)
 }

@@ -1,5 +1,5 @@
-//! `bench decode`: greedy generation on a model of random weights, as the peers' `decode.py` defines it: the time of
-//! one new token is that of reading the prompt, and what more tokens add is that of decoding.
+//! `bench decode`: greedy generation with a model with random weights, defined like the peers' `decode.py`: the time of
+//! one new token is that of prefill, and the additional time of more tokens is that of decoding.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use super::row::Row;
 use super::{Bench, engine, work};
 use crate::error::{Failure, Result};
 
-/// Makes the model, generates, and judges.
+/// Creates the model, generates, and checks against the limits.
 pub fn run(arguments: &DecodeArgs) -> Result<()> {
     let (name, config) = inputs::model(&arguments.config)?;
     let DecodeArgs { batch, prompt, new, .. } = *arguments;
@@ -36,7 +36,7 @@ pub fn run(arguments: &DecodeArgs) -> Result<()> {
     let step = more / (new - 1) as f64;
 
     let reading = work::prefill(&config, batch, prompt, options);
-    // Of the decoding steps the first sees one token more than the prompt, the last all but the one it makes.
+    // The first decoding step sees one token more than the prompt, the last one all but its own token.
     let step_work = work::decode(&config, batch, prompt + new / 2, options);
     let least_first = bench
         .judge
@@ -70,8 +70,8 @@ fn check_length(prompt: usize, new: usize, limit: usize) -> Result<()> {
     ))
 }
 
-/// Generates `new` tokens for each prompt with an empty cache; returns the seconds until each has its first one, and from
-/// then on.
+/// Generates `new` tokens for each prompt with an empty cache; returns the seconds until the first token of each, and
+/// the remaining seconds.
 fn generate(decoder: &Decoder<'_>, prompts: &[Vec<u32>], new: usize) -> Result<(f64, f64)> {
     let start = Instant::now();
     let mut sampler = Sampler::new(SamplingConfig::default()).map_err(GenerateError::from)?;

@@ -1,5 +1,5 @@
-//! `bench finetune`: optimizer steps of the library's trainer on a model of random weights, as the peers' `finetune.py`
-//! defines them: rank 16, alpha 32, no dropout, every linear layer, every token learnt, `AdamW`, no clipping.
+//! `bench finetune`: optimizer steps of the library's trainer on a model with random weights, defined like the peers'
+//! `finetune.py`: rank 16, alpha 32, no dropout, every linear layer, loss on every token, `AdamW`, no clipping.
 
 use std::ops::ControlFlow;
 
@@ -59,7 +59,7 @@ pub fn run(arguments: &FinetuneArgs) -> Result<()> {
     Ok(())
 }
 
-/// Every step of a run, the warm-up included.
+/// Every step of a run, including the warm-up.
 fn train(arguments: &FinetuneArgs, config: &ModelConfig) -> Result<Vec<StepReport>> {
     let (device, seed) = (arguments.common.device.device()?, arguments.common.seed);
     let model = models::random_with(config, arguments.dtype.options(), seed, &device);
@@ -115,7 +115,7 @@ pub fn trainer<'m>(
     Trainer::new(model, adapter, rows, None, settings, 0).map_err(Failure::checking)
 }
 
-/// What must be resident: the weights, and of each adapter's factor the value and two moments in f32.
+/// The minimum resident memory: the weights, and for each factor of the adapter its value and two moments in f32.
 fn least_gib(config: &ModelConfig, arguments: &FinetuneArgs) -> f64 {
     let adapters = 3.0 * 4.0 * work::adapter(config, RANK);
     (work::weight_bytes(config, arguments.dtype.options()) + adapters) / GIB

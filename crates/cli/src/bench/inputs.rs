@@ -1,4 +1,4 @@
-//! What is computed with: seeded random numbers, token ids, and the settings of a model.
+//! Inputs of the benchmarks: seeded random numbers, token ids, and the settings of a model.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use metal_candle::models::ModelConfig;
 
 use crate::error::{self, Failure};
 
-/// Seeded random inputs, each with numbers of its own.
+/// Seeded random inputs, each from its own stream.
 pub struct Inputs {
     seed: u64,
     made: u32,
@@ -25,7 +25,7 @@ impl Inputs {
         }
     }
 
-    /// Normal numbers with this deviation, evaluated.
+    /// Normal numbers with this standard deviation, evaluated.
     pub fn normal(&mut self, shape: &[usize], deviation: f32, dtype: DType) -> Result<LazyTensor> {
         let (key, stream) = self.next();
         let count = shape.iter().product();
@@ -51,7 +51,7 @@ impl Inputs {
     }
 }
 
-/// The settings of a model, and what to call it: the file's name.
+/// The settings of a model, and its name: that of the file.
 ///
 /// # Errors
 /// Bad input that names the file and the field.

@@ -1,5 +1,4 @@
-//! The judge of figures: the machine's limits, measured in the same run, and the guard that takes no figure beyond
-//! them.
+//! The machine's limits, measured in the same run, and the check that no figure exceeds them.
 
 use metal_candle::graph::limits::{self, Limits, Work};
 use serde_json::{Value, json};
@@ -7,12 +6,12 @@ use serde_json::{Value, json};
 use super::row::round;
 use crate::error::{Failure, Result};
 
-/// By how much a figure may seem to be beyond its limit, as both are measured.
+/// Relative measuring error: a figure may exceed its limit by this much.
 const TOLERANCE: f64 = 0.05;
-/// How often the limits are measured anew before a figure is held to be wrong: others may have used the machine.
+/// How often the limits are measured again before a figure is rejected: the machine may have been busy.
 const ATTEMPTS: usize = 3;
 
-/// The limits and where to get better ones.
+/// The limits, measured again on demand.
 pub struct Judge {
     limits: Limits,
     measure: fn() -> Limits,
@@ -31,10 +30,10 @@ impl Judge {
         }
     }
 
-    /// The shortest time in which this machine can do `work`, in seconds.
+    /// The least time in which this machine can do `work`, in seconds.
     ///
     /// # Errors
-    /// Where `seconds`, the shortest time that was measured, is below it: then `what` was not measured rightly.
+    /// If `seconds`, the shortest measured time, is below it: then the measurement of `what` is wrong.
     pub fn least_seconds(&mut self, what: &str, work: &Work, seconds: f64) -> Result<f64> {
         for _ in 0..ATTEMPTS {
             if self.is_possible(work, seconds) {
@@ -62,12 +61,12 @@ impl Judge {
         seconds > 0.0 && seconds >= self.limits.least_seconds(work) * (1.0 - TOLERANCE)
     }
 
-    /// The limits as they are known now.
+    /// The best known limits.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// The limits for people: one line.
+    /// The limits in one line of text.
     pub fn describe(&self) -> String {
         let rate = |rate: Option<&limits::ReadingRate>| rate.map_or(f64::NAN, |rate| rate.bytes_per_second / 1e9);
         let bf16 = self
@@ -89,7 +88,7 @@ impl Judge {
         )
     }
 
-    /// The limits for programs: GB/s by bytes read over and over, GFLOP/s by dtype.
+    /// The limits as JSON: GB/s by working set size, GFLOP/s by dtype.
     pub fn to_json(&self) -> Value {
         let giga = |x: f64| round(x / 1e9, 1);
         let reading = self.limits.reading.iter();
@@ -139,7 +138,7 @@ mod tests {
     fn a_possible_figure_is_judged_by_its_limit() {
         let mut judge = Judge::with(|| machine(1e9));
         assert_eq!(judge.least_seconds("it", &work(1e6), 2e-3).unwrap(), 1e-3);
-        // Within the error of measuring.
+        // Within the measuring error.
         assert_eq!(judge.least_seconds("it", &work(1e6), 0.96e-3).unwrap(), 1e-3);
     }
 

@@ -1,6 +1,7 @@
 //! `bench lora-forward`: the cases of the peers' `lora_forward.py`, and the small `LoRA` step of Candle's program.
 //!
-//! `lazy` records and evaluates at each call, `compile` calls a compiled function; inputs are made beforehand in both.
+//! `lazy` records and evaluates in each call, `compile` calls a compiled function; inputs are created beforehand in
+//! both.
 
 use candle_core::DType;
 use metal_candle::graph::limits::Work;
@@ -24,7 +25,7 @@ const CASES: [(usize, usize, usize, usize); 7] = [
     (1, 2048, 2048, 8),
     (1024, 2048, 2048, 16),
 ];
-/// From so many numbers of x on, fewer calls are timed.
+/// Cases with more elements of x are timed with fewer calls.
 const LARGE: usize = 1 << 20;
 /// Candle's defaults for `AdamW`.
 const OPTIMIZER: AdamWOptions = AdamWOptions {
@@ -35,7 +36,7 @@ const OPTIMIZER: AdamWOptions = AdamWOptions {
 };
 const LEARNING_RATE: f64 = 1e-3;
 
-/// Runs every case that was asked for.
+/// Runs every requested case.
 pub fn run(arguments: &LoraForwardArgs) -> Result<()> {
     let mut cases = Cases {
         bench: Bench::new(&arguments.common)?,
@@ -57,7 +58,7 @@ pub fn run(arguments: &LoraForwardArgs) -> Result<()> {
     Ok(())
 }
 
-/// One thing that is timed.
+/// A timed case.
 struct Case<'c> {
     name: &'c str,
     dtype: Dtype,
@@ -92,7 +93,7 @@ impl Cases<'_> {
         Ok(())
     }
 
-    /// The cases on 1024 x 1024 numbers.
+    /// The cases on 1024 x 1024 tensors.
     fn square(&mut self, dtype: Dtype) -> Result<()> {
         const SIZE: usize = 1024;
         let mut random = self.inputs();
@@ -109,7 +110,7 @@ impl Cases<'_> {
         self.both("matmul 1024^3", dtype, product, 20, &x, |x| x.matmul(&m))
     }
 
-    /// Times one forward in both modes.
+    /// Times one forward pass in both modes.
     fn both(
         &mut self,
         name: &str,
@@ -137,7 +138,7 @@ impl Cases<'_> {
         })
     }
 
-    /// `x W + (x A B) * 2`, the mean square of its difference from y, and `AdamW` on A and B.
+    /// `x W + (x A B) * 2`, the mean squared error against y, and `AdamW` on A and B.
     fn step(&mut self) -> Result<()> {
         let (batch, size, rank) = (64, 512, 8);
         let case = Case {

@@ -15,11 +15,11 @@ use crate::error::Result;
 struct Product {
     name: String,
     sizes: [usize; 3],
-    /// The second factor is stored as `(n, k)`, as weights are.
+    /// Whether the second factor is stored as `(n, k)`, like weights.
     transposed: bool,
 }
 
-/// Runs every product that was asked for.
+/// Runs every requested product.
 pub fn run(arguments: &MatmulArgs) -> Result<()> {
     let config = arguments.config.as_deref().map(inputs::model).transpose()?;
     let mut products: Vec<_> = arguments.size.iter().map(|&Size(sizes)| Product::of(sizes)).collect();
@@ -56,7 +56,7 @@ fn label([m, k, n]: [usize; 3]) -> String {
     }
 }
 
-/// The products of a model's layers on `length` tokens, each size once.
+/// The products of a model's layers on `length` tokens, without duplicates.
 fn layers(config: &ModelConfig, length: usize) -> Vec<Product> {
     let linear = config
         .linear_shapes()

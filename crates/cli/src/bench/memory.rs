@@ -1,7 +1,7 @@
-//! The process's memory: the most that was resident at once.
+//! The peak resident memory of the process.
 
-/// The resident peak of this process so far, in bytes: `VmHWM` of `/proc/self/status` on Linux, `ru_maxrss` of
-/// `getrusage` on other Unix systems. `None` where neither is known.
+/// The peak resident memory of this process so far, in bytes: `VmHWM` of `/proc/self/status` on Linux, `ru_maxrss` of
+/// `getrusage` on other Unix systems. `None` if neither is available.
 #[cfg(target_os = "linux")]
 pub fn resident_peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -1,7 +1,7 @@
-//! `metal-candle bench`: speed and memory beside the limits of the machine, with the keys of the scripts that time
-//! other libraries, so that both can be run one after the other and compared.
+//! `metal-candle bench`: speed and memory as shares of the machine's limits, with the same keys as the scripts that
+//! time other libraries, so that the results can be compared.
 //!
-//! Inputs are random and seeded, results are waited for, and a figure that no machine could reach is an error.
+//! Inputs are random and seeded, results are awaited, and a figure beyond the limits is an error.
 
 pub mod args;
 mod decode;
@@ -35,7 +35,7 @@ pub fn run(arguments: &BenchArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// What a kind works with.
+/// The state of a benchmark.
 struct Bench {
     device: Device,
     output: Output,
@@ -52,7 +52,7 @@ impl Bench {
     }
 }
 
-/// An error of the engine; inputs are made here, so none is the user's.
+/// An error of the engine; as all inputs are created here, it is never the user's.
 fn engine(error: metal_candle::graph::Error) -> Failure {
     Failure::running(error)
 }

@@ -1,5 +1,5 @@
-//! `bench overhead`: what laziness costs beside the computing: recording an operation, and finding the plan of what was
-//! recorded. Candle's eager call of the tiniest operation stands beside it.
+//! `bench overhead`: the overhead of laziness: recording an operation, and looking up the plan of a recorded graph,
+//! compared with Candle's eager call of a tiny operation.
 
 use std::time::Instant;
 
@@ -16,15 +16,15 @@ use super::timing::median;
 use super::{Bench, engine};
 use crate::error::{Failure, Result};
 
-/// Operations of the chain.
+/// Number of operations in the chain.
 const CHAIN: usize = 1000;
-/// Numbers of the chain's tensors.
+/// Number of elements of the chain's tensors.
 const WIDTH: usize = 16;
-/// Tokens that go through the blocks.
+/// Number of tokens for the blocks.
 const LENGTH: usize = 16;
-/// Most that recording an operation may cost, in microseconds.
+/// Maximum time for recording an operation, in microseconds.
 const RECORD_LIMIT: f64 = 0.15;
-/// Most that finding a plan may cost for each of its operations, in microseconds.
+/// Maximum lookup time per operation of a plan, in microseconds.
 const LOOKUP_LIMIT: f64 = 0.05;
 
 /// Measures a chain and the blocks of a model.
@@ -52,7 +52,7 @@ fn hidden(model: &dyn CausalLm, tokens: &LazyTensor) -> graph::Result<LazyTensor
     model.hidden(tokens, &mut Pass::from_start(LENGTH, tokens.device())?)
 }
 
-/// Four blocks whose arithmetic costs next to nothing.
+/// Four blocks with negligible arithmetic.
 fn small() -> Result<ModelConfig> {
     let json = json!({
         "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64,
@@ -62,7 +62,7 @@ fn small() -> Result<ModelConfig> {
     ModelConfig::from_json("small blocks".as_ref(), &map).map_err(|error| Failure::Run(error.to_string()))
 }
 
-/// Seconds of one of Candle's additions.
+/// Seconds of one eager addition with Candle.
 fn eager(arguments: &OverheadArgs, x: &Tensor) -> Result<f64> {
     let chain = || (0..CHAIN).try_fold(x.clone(), |y, _| &y + x);
     let failed = |error: candle_core::Error| Failure::Run(error.to_string());
@@ -90,7 +90,7 @@ fn time(
         drop(recorded);
         Ok(seconds)
     })?;
-    // The first of them makes the plan, in the warm-up or as one sample of many.
+    // The first call makes the plan, in the warm-up or as one sample of many.
     let lookup = sample(arguments, || {
         let recorded = [record().map_err(engine)?];
         let start = Instant::now();
@@ -118,7 +118,7 @@ fn time(
     Ok(())
 }
 
-/// Nothing costs nothing, and nobody evaluates in less time than it takes to record.
+/// Checks that all times are positive, and that evaluation takes at least as long as recording.
 fn check(case: &str, figures: [f64; 4]) -> Result<()> {
     let [recording, _, whole, _] = figures;
     if figures.iter().all(|figure| *figure > 0.0) && whole >= recording {

@@ -1,34 +1,34 @@
-//! What is printed: a row of figures, as a JSON line or as a line of a table.
+//! Output: a row of figures, as a JSON line or as a line of a table.
 
 use serde_json::Value;
 
 use super::judge::Judge;
 use crate::console::say;
 
-/// Keys that say nothing in a table of one command's rows.
+/// Keys that are constant within a command's table.
 const ONLY_IN_JSON: [&str; 7] = ["peer", "device", "compile", "liger", "checkpoint", "static", "machine"];
 /// Width of the first column, which names the case.
 const NAMES: usize = 26;
 /// Width of a column, unless its heading is wider.
 const COLUMN: usize = 9;
 
-/// Named figures in their order.
+/// Named figures in order.
 pub struct Row(Vec<Cell>);
 
 struct Cell {
     key: String,
     value: Value,
-    /// In a table.
+    /// The text in a table.
     text: String,
 }
 
 impl Row {
-    /// A row that says who was measured, and where.
+    /// A row that names the library and the device.
     pub fn new() -> Self {
         Self(Vec::new()).with("peer", "metal-candle").with("device", "cpu")
     }
 
-    /// Adds a name, a count or a switch.
+    /// Adds a name, a count or a flag.
     pub fn with(self, key: &str, value: impl Into<Value>) -> Self {
         let value = value.into();
         let text = match &value {
@@ -39,7 +39,7 @@ impl Row {
         self.cell(key, value, text)
     }
 
-    /// Adds a figure with so many decimals; without any it is an integer, as in the peers' rows.
+    /// Adds a figure with this many decimals; without decimals it is an integer, as in the peers' rows.
     pub fn figure(self, key: &str, value: f64, places: usize) -> Self {
         let json = match places {
             0 if value.is_finite() => Value::from(value.round() as i64),
@@ -66,15 +66,15 @@ impl Row {
     }
 }
 
-/// Where rows go, one as soon as it is known.
+/// The output of rows, each printed as soon as it is known.
 pub struct Output {
     json: bool,
-    /// Columns of the table whose heading was printed.
+    /// Columns of the printed heading.
     headed: Vec<String>,
 }
 
 impl Output {
-    /// JSON lines or a table.
+    /// Prints JSON lines or a table.
     pub fn new(json: bool) -> Self {
         Self {
             json,
@@ -82,7 +82,7 @@ impl Output {
         }
     }
 
-    /// Prints a row; before the first, in a table, the machine's limits and a heading.
+    /// Prints a row; in a table, before the first, the machine's limits and a heading.
     pub fn row(&mut self, row: Row, judge: &Judge) {
         if self.json {
             say(&row.with("machine", judge.to_json()).into_json().to_string());
@@ -102,7 +102,7 @@ impl Output {
     }
 }
 
-/// The cells of a table's line: the first is a name, the others stand to the right of their columns.
+/// A line of a table: the first cell is a left-aligned name, the others are right-aligned.
 fn line<'a>(cells: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut line = String::new();
     for (at, (key, text)) in cells.enumerate() {
@@ -116,13 +116,13 @@ fn line<'a>(cells: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     line
 }
 
-/// With so many decimals.
+/// Rounds to this many decimals.
 pub fn round(value: f64, places: i32) -> f64 {
     let unit = 10f64.powi(places);
     (value * unit).round() / unit
 }
 
-/// With four significant digits: limits span many orders of magnitude.
+/// Rounds to four significant digits: limits span many orders of magnitude.
 fn significant(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return value;

@@ -1,4 +1,4 @@
-//! The clock: how often something is called, and what is made of the times.
+//! Timing of repeated calls.
 
 use std::time::Instant;
 
@@ -7,23 +7,23 @@ use crate::error::Result;
 /// Times of one case, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timing {
-    /// Median of calls that were waited for one by one.
+    /// Median time of calls that were awaited one by one.
     pub latency: f64,
     /// The shortest of them.
     pub best: f64,
-    /// Time per call of a row of calls whose results are all kept until the end.
+    /// Time per call of a sequence of calls whose results are all kept until the end.
     pub throughput: f64,
 }
 
 impl Timing {
-    /// The shortest of its times: what a limit is held against.
+    /// The shortest of the times, to be compared with a limit.
     pub fn least(&self) -> f64 {
         self.best.min(self.throughput)
     }
 }
 
-/// Calls `call`, which returns when its result is there, `warmup` times unobserved, then `runs` times with the clock
-/// around each and `runs` times with the clock around all.
+/// Calls `call`, which returns when its result is ready: `warmup` times without timing, then `runs` times timed one by
+/// one and `runs` times timed together.
 ///
 /// # Errors
 /// The first error of `call`.
@@ -51,7 +51,7 @@ pub fn measure<R>(warmup: usize, runs: usize, mut call: impl FnMut() -> Result<R
     })
 }
 
-/// Sorts the samples; of an even number of them the upper of the two in the middle, as the peers' scripts have it.
+/// Sorts the samples; for an even number, returns the upper of the two in the middle, like the peers' scripts.
 pub fn median(samples: &mut [f64]) -> f64 {
     samples.sort_by(f64::total_cmp);
     samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)

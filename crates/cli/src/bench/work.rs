@@ -1,7 +1,7 @@
-//! The least work of each case: bytes that must move and operations that must be done, however clever the kernels.
+//! The least work of each case: bytes that must be moved and operations that must be done by any implementation.
 //!
-//! Only matrix products and attention are counted, and each tensor is read or written once; what a figure is held
-//! against must never be more than is needed.
+//! Only matrix products and attention are counted, and each tensor is read or written once, so that the limits are
+//! lower bounds.
 
 use candle_core::DType;
 use metal_candle::graph::limits::Work;
@@ -27,7 +27,7 @@ pub fn matmul([m, k, n]: [usize; 3], dtype: DType) -> Work {
     }
 }
 
-/// Reads and writes each of so many numbers once.
+/// Reads and writes each of `numbers` elements once.
 pub fn pointwise(numbers: usize, dtype: DType) -> Work {
     Work {
         bytes: bytes(2 * numbers, dtype),
@@ -36,13 +36,13 @@ pub fn pointwise(numbers: usize, dtype: DType) -> Work {
     }
 }
 
-/// One step of `x W + (x A B) * scale` against targets, with a gradient for A and B and `AdamW`, in f32.
+/// One step of `x W + (x A B) * scale` with targets, with gradients for A and B and `AdamW`, in f32.
 pub fn lora_step(batch: usize, inputs: usize, outputs: usize, rank: usize) -> Work {
     let adapter = rank * (inputs + outputs);
     Work {
         // The input, the weight and the targets once; A, B and their two moments are read and written.
         bytes: bytes(batch * (inputs + outputs) + inputs * outputs + 6 * adapter, DType::F32),
-        // Forward: both products of the adapter. Backward: of B its own gradient and the one that goes on to A's.
+        // Forward: both products of the adapter. Backward: the gradients of B, of its input, and of A.
         flops: 2.0 * (batch * inputs * outputs + batch * rank * (2 * inputs + 3 * outputs)) as f64,
         dtype: DType::F32,
     }
@@ -51,7 +51,7 @@ pub fn lora_step(batch: usize, inputs: usize, outputs: usize, rank: usize) -> Wo
 /// One fine-tuning step of `batch` rows of `length` tokens, all but the last of each with a target.
 pub fn finetune(config: &ModelConfig, batch: usize, length: usize, rank: usize, options: LoadOptions) -> Work {
     let tokens = (batch * length) as f64;
-    // Forward, and the gradient that goes back through each frozen weight; none goes behind the first layer's q, k, v.
+    // Forward, and the gradient through each frozen weight; none goes beyond the first layer's q, k, v.
     let layers = 4.0 * linear(config) - 2.0 * first_inputs(config);
     let head = 4.0 * head(config) * (batch * (length - 1)) as f64;
     // A and B: forward, their own gradients, and the gradient between them.
@@ -66,7 +66,7 @@ pub fn finetune(config: &ModelConfig, batch: usize, length: usize, rank: usize, 
     }
 }
 
-/// Reading `batch` prompts of `length` tokens, up to the logits after the last.
+/// Prefill of `batch` prompts of `length` tokens, up to the logits after the last.
 pub fn prefill(config: &ModelConfig, batch: usize, length: usize, options: LoadOptions) -> Work {
     let tokens = (batch * length) as f64;
     Work {
@@ -77,7 +77,7 @@ pub fn prefill(config: &ModelConfig, batch: usize, length: usize, options: LoadO
     }
 }
 
-/// Generating one token for each of `batch` texts of `length` tokens.
+/// Decoding one token for each of `batch` texts of `length` tokens.
 pub fn decode(config: &ModelConfig, batch: usize, length: usize, options: LoadOptions) -> Work {
     let windows = config
         .sliding_windows
@@ -86,7 +86,7 @@ pub fn decode(config: &ModelConfig, batch: usize, length: usize, options: LoadOp
         .sum::<usize>();
     let cached = 2 * config.num_key_value_heads * config.head_dim * windows;
     let scores = (config.num_attention_heads * config.head_dim * windows) as f64;
-    // Of products of bytes a machine does at most twice as many as of bf16.
+    // A machine does at most twice as many byte products as bf16 products.
     let products = if options.quantization.is_some() { 1.0 } else { 2.0 };
     Work {
         bytes: weight_bytes(config, options) + bytes(batch * cached, options.dtype),
@@ -95,7 +95,7 @@ pub fn decode(config: &ModelConfig, batch: usize, length: usize, options: LoadOp
     }
 }
 
-/// Bytes of the weights that every token needs: linear layers and head; of the embedding only rows are read.
+/// Bytes of the weights that every token needs: linear layers and head; only rows of the embedding are read.
 pub fn weight_bytes(config: &ModelConfig, options: LoadOptions) -> f64 {
     let size = |inputs: usize| match options.quantization {
         Some(format) if QuantizedLinear::fits(inputs) => format.bytes_per_value(),
@@ -108,13 +108,13 @@ pub fn weight_bytes(config: &ModelConfig, options: LoadOptions) -> f64 {
     layer.sum::<f64>() * config.num_hidden_layers as f64 + head(config) * size(config.hidden_size)
 }
 
-/// Numbers of the adapters of every linear layer.
+/// Number of adapter parameters for all linear layers.
 pub fn adapter(config: &ModelConfig, rank: usize) -> f64 {
     let sizes = config.linear_shapes().map(|(_, inputs, outputs, _)| inputs + outputs);
     (rank * sizes.iter().sum::<usize>() * config.num_hidden_layers) as f64
 }
 
-/// Weights of the linear layers but the head.
+/// Number of weights of the linear layers, without the head.
 fn linear(config: &ModelConfig) -> f64 {
     let layer: usize = config
         .linear_shapes()
@@ -128,7 +128,7 @@ fn head(config: &ModelConfig) -> f64 {
     (config.vocab_size * config.hidden_size) as f64
 }
 
-/// Weights of q, k and v of one layer.
+/// Number of weights of q, k and v of one layer.
 fn first_inputs(config: &ModelConfig) -> f64 {
     let inputs = config.linear_shapes();
     inputs[..3]
@@ -137,12 +137,12 @@ fn first_inputs(config: &ModelConfig) -> f64 {
         .sum::<usize>() as f64
 }
 
-/// Weights of A of q, k and v of one layer.
+/// Number of parameters of A for q, k and v of one layer.
 fn first_adapter_inputs(config: &ModelConfig, rank: usize) -> f64 {
     (3 * rank * config.hidden_size) as f64
 }
 
-/// Products of one head dimension's numbers in one half of causal attention over `length` tokens, all layers.
+/// Multiplications of one product of causal attention over `length` tokens, in all layers.
 fn attended(config: &ModelConfig, length: usize) -> f64 {
     let width = config.num_attention_heads * config.head_dim;
     let pairs = |window: &Option<usize>| (1..=length).map(|seen| visible(seen, *window)).sum::<usize>();
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(step.flops, layers + adapters + 4.0 * head + 12.0 * 12.0);
     }
 
-    /// Hidden 32, inner 48: only `down` has no whole blocks.
+    /// Hidden 32, inner 48: only the input size of `down` is not a multiple of the block size.
     #[test]
     fn a_quantised_model_by_hand() {
         let json = serde_json::json!({

@@ -1,10 +1,10 @@
-//! Runs the binary as a person would.
+//! Runs the binary like a user.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// What a run of the program left.
+/// The result of a run of the program.
 pub struct Outcome {
     pub code: Option<i32>,
     pub stdout: String,
@@ -12,7 +12,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The outcome, if the program ended well.
+    /// The outcome, if the program succeeded.
     pub fn good(self) -> Self {
         assert_eq!(self.code, Some(0), "{}", self.stderr);
         self
@@ -58,7 +58,7 @@ pub fn model(name: &str) -> String {
     fixture(&format!("models/{name}"))
 }
 
-/// Conversations to learn, in a file `chats.jsonl` of a folder of its own.
+/// Training conversations, in a file `chats.jsonl` of a temporary folder.
 pub fn home() -> tempfile::TempDir {
     let home = tempfile::tempdir().expect("a folder");
     let row = |question: &str, answer: &str| {
