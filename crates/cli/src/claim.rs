@@ -105,7 +105,7 @@ fn locked(folder: &Path) -> Result<File, Refusal> {
             return Ok(file);
         }
     }
-    Err(io::Error::other("the folder vanishes again and again").into())
+    Err(io::Error::other("the folder keeps disappearing").into())
 }
 
 /// The process id in a lock file.

@@ -71,7 +71,7 @@ fn read_adapter(folder: &Path, device: &Device) -> Result<Adapter> {
     let adapter = Adapter::read(folder, device).map_err(Failure::checking)?;
     if adapter.report().map_err(Failure::checking)?.all_deltas_zero {
         warn(&format!(
-            "warning: {}: the adapter changes nothing: all its deltas are zero",
+            "warning: {}: the adapter has no effect: all its deltas are zero",
             folder.display()
         ));
     }
@@ -212,7 +212,7 @@ fn statistics(answer: &Generation) {
     let reason = match answer.finish_reason {
         FinishReason::StopToken => "ended by the model",
         FinishReason::StopString => "ended by a stop string",
-        FinishReason::Length => "ended by the number of tokens allowed",
+        FinishReason::Length => "ended by the maximum number of tokens",
         FinishReason::Cancelled => "ended by the reader",
     };
     let (seconds, made) = (answer.decode_time.as_secs_f64(), answer.tokens.len());

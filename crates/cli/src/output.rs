@@ -56,7 +56,7 @@ impl Output {
         refuse_what_is_no_folder(folder)?;
         refuse_inputs(folder, inputs)?;
         let not_empty = || {
-            let tip = "name a new folder with --output, or write over it with --overwrite-output";
+            let tip = "name a new folder with --output, or overwrite it with --overwrite-output";
             Failure::with_tip(format!("{}: the output folder is not empty", folder.display()), tip)
         };
         // If a run is active there, that is the better message.
@@ -224,7 +224,7 @@ fn refuse_inputs(folder: &Path, inputs: &Inputs<'_>) -> Result<()> {
             let message = if place == folder {
                 format!("{name}: the output folder is {what} itself")
             } else {
-                format!("{name}: the run would write over {what}")
+                format!("{name}: the run would overwrite {what}")
             };
             return Err(Failure::with_tip(message, "name another folder with --output"));
         }

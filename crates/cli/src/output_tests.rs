@@ -124,7 +124,7 @@ fn what_is_read_is_not_written_over() {
     let choose = |input: &Path| Output::choose(Some(&out), true, &[("the data", input)]);
     let refused = |input: &Path| {
         let message = choose(input).unwrap_err().to_string();
-        assert!(message.contains("the run would write over the data"), "{message}");
+        assert!(message.contains("the run would overwrite the data"), "{message}");
     };
     choose(&data).unwrap();
     fs::hard_link(&data, out.join(METRICS)).unwrap();

@@ -177,7 +177,7 @@ impl Layout {
 
     fn text(self, report: &StepReport, speed: &str, left: &str) -> String {
         let loss = report.loss;
-        let skipped = if report.skipped { " (step left out)" } else { "" };
+        let skipped = if report.skipped { " (step skipped)" } else { "" };
         match self {
             Self::Wide | Self::Medium => format!("loss {loss:.4}{skipped}, {speed} tokens/s, {left} left"),
             Self::Narrow => format!("loss {loss:.4}, {left} left"),

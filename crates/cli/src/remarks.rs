@@ -36,7 +36,7 @@ pub fn remarks(settings: &Settings, by_flag: &dyn Fn(&str) -> bool, facts: &Fact
             .validates_on_training_data
             .then(|| "--validation is the file of --data: its loss says nothing about new data".to_owned()),
         (facts.plain_text && settings.train_on_inputs)
-            .then(|| "--train-on-inputs has no effect: plain text is learnt whole in any case".to_owned()),
+            .then(|| "--train-on-inputs has no effect: plain text is always trained on as a whole".to_owned()),
         quantization(settings, facts),
     ];
     all.into_iter().flatten().collect()
@@ -58,11 +58,11 @@ fn learning_rate(settings: &Settings, facts: &Facts) -> Option<String> {
     );
     Some(if highest > 0.0 {
         format!(
-            "{of}: the learning rate rises to {highest:.3e} only, not to {}; {advice}",
+            "{of}: the learning rate reaches only {highest:.3e}, not {}; {advice}",
             settings.learning_rate
         )
     } else {
-        format!("{of}: the learning rate is 0 throughout, so nothing will be learnt; {advice}")
+        format!("{of}: the learning rate is 0 throughout, so nothing will be trained; {advice}")
     })
 }
 
@@ -83,13 +83,13 @@ fn evaluation(settings: &Settings, facts: &Facts) -> Option<String> {
     let every = settings.eval_steps?;
     if !facts.validates {
         return Some(
-            "--eval-steps has no effect: there is nothing to measure on; give --validation FILE or --validation-split SHARE"
+            "--eval-steps has no effect: no validation data; give --validation FILE or --validation-split SHARE"
                 .to_owned(),
         );
     }
     (every > facts.steps).then(|| {
         format!(
-            "--eval-steps {every} has no effect: the run has {}; the validation loss is measured at its end",
+            "--eval-steps {every} has no effect: the run has {}; the validation loss is evaluated at its end",
             counted(facts.steps, "step")
         )
     })
@@ -123,7 +123,7 @@ fn quantization(settings: &Settings, facts: &Facts) -> Option<String> {
         } else {
             format!("{left} of {all}")
         };
-        format!("--quantize leaves {which} linear layers as they are: the size of their input is no multiple of 32")
+        format!("--quantize leaves {which} linear layers as they are: their input size is not a multiple of 32")
     })
 }
 
@@ -180,12 +180,12 @@ mod tests {
             (
                 "",
                 steps(1),
-                "warm-up takes 1 step and the run has 1 step: the learning rate is 0 throughout, so nothing will be learnt",
+                "warm-up takes 1 step and the run has 1 step: the learning rate is 0 throughout, so nothing will be trained",
             ),
             (
                 "--warmup-steps 1000",
                 steps(100),
-                "warm-up takes 1,000 steps and the run has 100 steps: the learning rate rises to 1.980e-5 only, not to 0.0002",
+                "warm-up takes 1,000 steps and the run has 100 steps: the learning rate reaches only 1.980e-5, not 0.0002",
             ),
             (
                 "--max-steps 100 --num-train-epochs 2",
@@ -203,7 +203,7 @@ mod tests {
                     validates: false,
                     ..FACTS
                 },
-                "--eval-steps has no effect: there is nothing to measure on",
+                "--eval-steps has no effect: no validation data",
             ),
             (
                 "--eval-steps 101",

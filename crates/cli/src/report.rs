@@ -26,7 +26,7 @@ pub fn beginning(
     let (rank, layers) = (adapter.config().r, adapter.modules().len());
     say(&format!("  model    {model}"));
     say(&format!(
-        "  data     {}, {}, {} of them learnt{held}",
+        "  data     {}, {}, {} of them trained on{held}",
         counted(stats.examples, "example"),
         counted(stats.tokens, "token"),
         count(stats.supervised_tokens)
@@ -53,7 +53,7 @@ pub fn cuts(stats: &DatasetStats, max_length: usize) -> Vec<String> {
         )
     });
     let dropped =
-        (stats.dropped > 0).then(|| format!("{} with nothing to learn, left out", counted(stats.dropped, "row")));
+        (stats.dropped > 0).then(|| format!("{} with nothing to train on, dropped", counted(stats.dropped, "row")));
     cut.into_iter().chain(dropped).collect()
 }
 
@@ -73,7 +73,7 @@ pub fn training(run: &Summary) {
     };
     if run.skipped_steps > 0 {
         warn(&format!(
-            "warning: {} left out, because loss or gradient was not finite",
+            "warning: {} skipped, because loss or gradient was not finite",
             counted(run.skipped_steps, "step")
         ));
     }
@@ -95,7 +95,7 @@ pub fn comparison(questions: &[Question], before: &Score, after: &Score) {
     let share = |score: &Score| format!("{:5.1} %", 100.0 * score.right as f64 / score.asked.max(1) as f64);
     say("");
     say(&format!(
-        "Right answers to {} held-out orders, letter for letter",
+        "Correct answers to {} held-out orders (exact match)",
         after.asked
     ));
     say(&format!("  before   {}", share(before)));
@@ -116,14 +116,14 @@ pub fn ending(output: &Output, model: Option<&str>, prompt: Option<&str>, pictur
     let mut files = vec![
         (
             "adapter_model.safetensors",
-            "the adapter, with adapter_config.json as PEFT has it",
+            "the adapter, with adapter_config.json in PEFT's format",
         ),
         (
             "metrics.jsonl",
             "every step: loss, gradient norm, learning rate, tokens, seconds",
         ),
     ];
-    files.extend(picture.then_some(("loss.svg", "the loss as a picture")));
+    files.extend(picture.then_some(("loss.svg", "the loss curve")));
     files.push(("training.toml", "the settings, to run it again with --config"));
     for (file, what) in files {
         say(&format!("  {file:<27}{what}"));

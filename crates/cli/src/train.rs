@@ -59,7 +59,7 @@ fn check(settings: &Settings) -> Result<()> {
     if settings.model.is_some() && settings.data.is_none() {
         let tip = "give a JSONL file with --data; `metal-candle train --help` shows what is in it";
         return Err(Failure::with_tip(
-            "--model is given but not --data: there is nothing to learn",
+            "--model is given without --data: there is nothing to train on",
             tip,
         ));
     }
@@ -76,7 +76,7 @@ fn check(settings: &Settings) -> Result<()> {
         )));
     }
     if settings.overwrite_output && settings.output.is_none() {
-        let tip = "name the folder with --output, or leave --overwrite-output out: without a name a free one is taken";
+        let tip = "name the folder with --output, or leave --overwrite-output out: without it a free name is chosen";
         return Err(Failure::with_tip("--overwrite-output is given without --output", tip));
     }
     settings.device.device()?;
@@ -341,7 +341,7 @@ fn save(trainer: &mut Trainer<'_>, output: &Output) -> Result<bool> {
 fn whereabouts(output: &Output, saved: bool, picture: bool) -> String {
     if saved {
         let (folder, loss) = (output.folder.display(), if picture { " and loss.svg" } else { "" });
-        format!("the adapter of the last whole step is saved in {folder}, with metrics.jsonl{loss}")
+        format!("the adapter of the last completed step is saved in {folder}, with metrics.jsonl{loss}")
     } else {
         format!("no step was applied, so there is no adapter; {}", kept(output, picture))
     }
@@ -351,7 +351,7 @@ fn whereabouts(output: &Output, saved: bool, picture: bool) -> String {
 fn kept(output: &Output, picture: bool) -> String {
     let loss = if picture { " and loss.svg" } else { "" };
     let earlier = if output.replaces() {
-        "; the earlier run in the folder above is untouched"
+        "; the earlier run in the folder above is unchanged"
     } else {
         ""
     };

@@ -124,7 +124,7 @@ fn data_that_is_broken() {
     says(&with("\n\n"), &["bad.jsonl: no rows", "messages"]);
     says(
         &with("{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}"),
-        &["bad.jsonl", "no token to learn", "assistant"],
+        &["bad.jsonl", "no token to train on", "assistant"],
     );
     let missing = refused(home.path(), &["--model", &model, "--data", "absent.jsonl"]);
     says(&missing, &["absent.jsonl: cannot be read"]);
@@ -134,7 +134,7 @@ fn data_that_is_broken() {
 fn a_model_without_data() {
     let home = home();
     let message = refused(home.path(), &["--model", &model("llama-tiny")]);
-    says(&message, &["--data", "nothing to learn"]);
+    says(&message, &["--data", "nothing to train on"]);
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn a_run_without_a_finite_step_claims_no_adapter() {
         (
             &["--output", "out", "--overwrite-output", "--max-steps", "1"],
             "out/unfinished-run/metrics.jsonl",
-            "the earlier run in the folder above is untouched",
+            "the earlier run in the folder above is unchanged",
         ),
     ] {
         let ended = run(
@@ -104,7 +104,7 @@ fn settings_without_effect_are_said() {
         ),
         (
             &["--max-steps", "2", "--eval-steps", "1"],
-            "warning: --eval-steps has no effect: there is nothing to measure on",
+            "warning: --eval-steps has no effect: no validation data",
         ),
         (
             &["--max-steps", "2", "--validation", "chats.jsonl"],

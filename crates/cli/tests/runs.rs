@@ -210,7 +210,7 @@ fn data_is_never_written_over() {
         assert!(
             refused
                 .stderr
-                .contains("out/metrics.jsonl: the run would write over the data"),
+                .contains("out/metrics.jsonl: the run would overwrite the data"),
             "{}",
             refused.stderr
         );

@@ -48,7 +48,7 @@ fn rows_that_do_not_fit_are_refused() {
     let decoder = Decoder::new(&*model);
     let mut cache = decoder.cache(2).unwrap();
     for (prompts, reason) in [
-        (vec![&[1, 2][..], &[3][..]], "not of one length"),
+        (vec![&[1, 2][..], &[3][..]], "differ in length"),
         (vec![&[1, 2][..]], "1 rows for a cache of 2"),
     ] {
         let fault = decoder.read(&mut cache, &prompts).unwrap_err().to_string();

@@ -236,7 +236,11 @@ pub fn infer(operation: &Operation, inputs: &[&Meta]) -> Result<Outputs> {
             if dims(0)[1] != dims(1)[1] {
                 return Err(Error::shape(
                     name,
-                    format!("hidden {:?} and weight {:?} differ in their last dimension", dims(0), dims(1)),
+                    format!(
+                        "hidden {:?} and weight {:?} differ in their last dimension",
+                        dims(0),
+                        dims(1)
+                    ),
                 ));
             }
             if dims(1)[0] == 0 {
@@ -404,7 +408,11 @@ fn reshape(name: &'static str, input: &Meta, shape: &Shape) -> Result<Outputs> {
     if elements(shape.dims()) != Some(input.shape.elem_count()) {
         return Err(Error::shape(
             name,
-            format!("{:?} does not have as many elements as {:?}", input.shape.dims(), shape.dims()),
+            format!(
+                "{:?} does not have as many elements as {:?}",
+                input.shape.dims(),
+                shape.dims()
+            ),
         ));
     }
     Ok(smallvec![Meta::new(shape.clone(), input.dtype)])

@@ -106,7 +106,10 @@ impl LazyTensor {
     pub fn unsqueeze(&self, dim: usize) -> Result<Self> {
         let mut dims = self.dims().to_vec();
         if dim > dims.len() {
-            return Err(Error::shape("unsqueeze", format!("cannot insert dimension {dim} into {dims:?}")));
+            return Err(Error::shape(
+                "unsqueeze",
+                format!("cannot insert dimension {dim} into {dims:?}"),
+            ));
         }
         dims.insert(dim, 1);
         self.reshape(&dims)

@@ -53,14 +53,26 @@ fn wrong_shapes() {
         Shape,
         "Max: no maximum over an empty dimension of [0, 3]",
     );
-    says!(x.argmax(2), Shape, "ArgMax: dimensions [2] are out of range for shape [2, 3]");
-    says!(x.reshape(&[7]), Shape, "Reshape: [2, 3] does not have as many elements as [7]");
+    says!(
+        x.argmax(2),
+        Shape,
+        "ArgMax: dimensions [2] are out of range for shape [2, 3]"
+    );
+    says!(
+        x.reshape(&[7]),
+        Shape,
+        "Reshape: [2, 3] does not have as many elements as [7]"
+    );
     says!(
         x.permute(&[0, 0]),
         Shape,
         "Permute: [0, 0] is not a permutation of the dimensions of [2, 3]",
     );
-    says!(x.transpose(0, 2), Shape, "transpose: dimension 0 or 2 is out of range for shape [2, 3]");
+    says!(
+        x.transpose(0, 2),
+        Shape,
+        "transpose: dimension 0 or 2 is out of range for shape [2, 3]"
+    );
     says!(ones(&[3]).t(), Shape, "t: [3] has fewer than two dimensions");
     says!(
         x.broadcast_to(&[2, 4]),
@@ -85,7 +97,11 @@ fn wrong_shapes() {
     );
     says!(x.pad(&[1], &[0, 0]), Shape, "Pad: expected 1 dimensions, got [2, 3]");
     says!(x.squeeze(0), Shape, "squeeze: dimension 0 of [2, 3] is not of size 1");
-    says!(x.unsqueeze(3), Shape, "unsqueeze: cannot insert dimension 3 into [2, 3]");
+    says!(
+        x.unsqueeze(3),
+        Shape,
+        "unsqueeze: cannot insert dimension 3 into [2, 3]"
+    );
     says!(
         LazyTensor::iota(1, &[3], DType::F32, &candle_core::Device::Cpu),
         Shape,
@@ -175,7 +191,11 @@ fn wrong_indices() {
 #[allow(clippy::too_many_lines)] // a list
 fn wrong_shapes_of_fused_operations() {
     let x = ones(&[2, 3]);
-    says!(x.softmax(2), Shape, "Softmax: dimension 2 is out of range for shape [2, 3]");
+    says!(
+        x.softmax(2),
+        Shape,
+        "Softmax: dimension 2 is out of range for shape [2, 3]"
+    );
     says!(
         ones(&[]).rms_norm(1e-5),
         Shape,

@@ -368,7 +368,7 @@ fn unknown_settings(path: &Path, map: &Map<String, Value>) -> Option<String> {
     }
     let version = map.get("peft_version").and_then(Value::as_str);
     let writer = version.map_or_else(
-        || "the file does not say by which PEFT".to_owned(),
+        || "the file does not name the PEFT version".to_owned(),
         |v| format!("written by PEFT {}", short(v)),
     );
     (!keys.is_empty()).then(|| {

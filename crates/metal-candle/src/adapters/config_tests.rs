@@ -162,7 +162,7 @@ fn unknown_settings_are_named_with_the_version_that_wrote_them() {
         "{text}"
     );
     let text = said(&json!({"new_a": 0})).unwrap();
-    assert!(text.contains("does not say by which PEFT"), "{text}");
+    assert!(text.contains("does not name the PEFT version"), "{text}");
     // A malicious file must not produce an endless line.
     let many: Map<String, Value> = (0..1000)
         .map(|i| (format!("{i}\n{}", "x".repeat(1000)), json!(1)))

@@ -141,7 +141,7 @@ impl AdapterParameters {
                 .zip(&self.tensors)
                 .all(|(new, old)| new.meta() == old.meta());
         if !fits {
-            let message = "the tensors have not the number, shapes and dtypes of the adapter's".to_owned();
+            let message = "the tensors do not have the number, shapes and dtypes of the adapter's".to_owned();
             return Err(metal_candle_graph::Error::Shape {
                 operation: "set_tensors",
                 message,

@@ -209,12 +209,12 @@ fn nothing_to_learn_is_an_error_that_says_what_to_do() {
         (
             chat(&[("user", "a")]),
             &any,
-            "data.jsonl: no token to learn in 1 rows: no message has the role \"assistant\"; add",
+            "data.jsonl: no token to train on in 1 rows: no message has the role \"assistant\"; add",
         ),
         (
             json!({"prompt": "abc", "completion": "d"}),
             &short,
-            "everything to learn comes after the first 2 tokens; raise max_length",
+            "everything to train on comes after the first 2 tokens; raise max_length",
         ),
     ];
     for (row, options, expected) in cases {

@@ -317,7 +317,7 @@ fn deep_nesting_is_refused_where_it_stands() {
         let text = format!("{{\"text\": \"a\"}}\n{{\"messages\": {}", open.repeat(100_000));
         let said = read(&text).unwrap_err().to_string();
         assert!(
-            said.starts_with("data.jsonl:2: not JSON: lists and objects are nested more than 100 deep"),
+            said.starts_with("data.jsonl:2: not JSON: lists and objects are nested more than 100 levels deep"),
             "{said}"
         );
     }

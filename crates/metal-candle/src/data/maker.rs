@@ -9,7 +9,7 @@ use super::{DataError, DataWarning, Example, Row, RowContent, RowFormat, Rows};
 use crate::text::{ChatMessage, Encoded, TextError, Tokenizer, end_of_turn_tokens};
 
 const LEFT_OUT: &str = "the chat template leaves the assistant's text out: nothing of this message is in the rendered \
-    conversation, so there is nothing to learn; use a chat template that writes what the assistant says";
+    conversation, so there is nothing to train on; use a chat template that writes the assistant's content";
 const UNCLEAR: &str = "the chat template writes the text around this message differently depending on what it says, so \
     what the assistant says cannot be told apart; put {% generation %} and {% endgeneration %} around it in the chat \
     template, or train on everything (`train_on_inputs`, `--train-on-inputs`)";
@@ -227,7 +227,7 @@ impl<'a> Maker<'a> {
         match (cut_at, self.rows.format) {
             (Some(length), _) => {
                 format!(
-                    "everything to learn comes after the first {length} tokens; raise max_length or shorten the prompts"
+                    "everything to train on comes after the first {length} tokens; raise max_length or shorten the prompts"
                 )
             }
             (None, RowFormat::Text) => "every text is empty".to_owned(),

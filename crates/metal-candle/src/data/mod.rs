@@ -77,7 +77,7 @@ pub enum DataError {
     },
     /// Rows of plain text end with the end-of-text token, which the tokenizer does not define.
     #[error(
-        "{file}: the tokenizer names no end-of-text token, so the model could not learn where to stop; \
+        "{file}: the tokenizer names no end-of-text token, so the model could not learn to stop; \
          set \"eos_token\" in tokenizer_config.json"
     )]
     NoEndOfText {
@@ -107,7 +107,7 @@ pub enum DataError {
         reason: &'static str,
     },
     /// No example has a target.
-    #[error("{file}: no token to learn in {rows} rows: {advice}")]
+    #[error("{file}: no token to train on in {rows} rows: {advice}")]
     NothingSupervised {
         /// The file.
         file: String,

@@ -28,18 +28,18 @@ impl fmt::Display for DataWarning {
         match self {
             Self::NoStopToken { turns } => write!(
                 f,
-                "none of the {turns} learnt turns ends in a token that ends generation, so the model does not learn to stop; use a \
+                "none of the {turns} trained turns ends in a token that ends generation, so the model does not learn to stop; use a \
                  chat template that writes one after the assistant's words (`{{{{ eos_token }}}}`), or give --stop when generating"
             ),
             Self::OtherPrompt { turns } => write!(
                 f,
-                "{turns} learnt turns do not stand after the text that the chat template puts before an answer when \
+                "{turns} trained turns do not follow the text that the chat template puts before an answer when \
                  generating (reasoning templates open `<think>` there), so answers may differ from what is learnt; put the \
                  reasoning into the last turn, or use a template that writes the same in both cases"
             ),
             Self::SharedToken { rows } => write!(
                 f,
-                "{rows} prompts share a token with their completion, which is learnt with it, but when generating the \
+                "{rows} prompts share a token with their completion, which is trained on with it, but when generating the \
                  prompt is tokenised alone; let prompts end before a space or line break, and completions begin with it"
             ),
         }

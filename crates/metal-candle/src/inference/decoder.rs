@@ -87,7 +87,7 @@ impl<'m> Decoder<'m> {
     pub fn read(&self, cache: &mut KvCache, prompts: &[&[u32]]) -> Result<Vec<f32>> {
         let length = prompts.first().map_or(0, |prompt| prompt.len());
         if prompts.iter().any(|prompt| prompt.len() != length) {
-            return Err(refused("the prompts are not of one length".to_owned()));
+            return Err(refused("the prompts differ in length".to_owned()));
         }
         let before = cache.len();
         let mut logits = Vec::new();

@@ -21,7 +21,7 @@ pub enum GenerateError {
         vocab_size: usize,
     },
     /// A stop token that is outside the vocabulary.
-    #[error("stop token {id} is outside the vocabulary of {vocab_size} tokens, so it would never be met")]
+    #[error("stop token {id} is outside the vocabulary of {vocab_size} tokens, so it would never be generated")]
     StopTokenOutOfVocabulary {
         /// The token.
         id: u32,

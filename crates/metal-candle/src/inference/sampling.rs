@@ -123,7 +123,7 @@ pub enum SamplingError {
     #[error("sampling: the vocabulary is empty")]
     Empty,
     /// A logit is NaN or positive infinity: the model's numbers have overflowed.
-    #[error("sampling: the logit of token {token} is {value}; the model's numbers have broken down")]
+    #[error("sampling: the logit of token {token} is {value}; the model's output is numerically invalid")]
     NotFinite {
         /// The token.
         token: usize,

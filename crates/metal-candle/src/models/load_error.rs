@@ -36,7 +36,7 @@ pub enum LoadError {
     #[error(transparent)]
     Text(#[from] TextError),
     /// The weights do not match the settings.
-    #[error("{}: the weights do not fit config.json: {faults}", source_name.display())]
+    #[error("{}: the weights do not match config.json: {faults}", source_name.display())]
     Tensors {
         /// The folder of the weights.
         source_name: PathBuf,

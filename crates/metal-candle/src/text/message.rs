@@ -207,7 +207,7 @@ fn take_learnt(fields: &mut Map<String, Json>, role: &str) -> Result<bool, Strin
             Some(1.0) => {}
             _ => {
                 return Err(format!(
-                    "field \"weight\": expected 0 (context only) or 1 (learnt), found {weight}"
+                    "field \"weight\": expected 0 (context only) or 1 (trained on), found {weight}"
                 ));
             }
         }
@@ -228,7 +228,7 @@ fn take_learnt(fields: &mut Map<String, Json>, role: &str) -> Result<bool, Strin
     for name in ["train_detail", "training_detail"] {
         if fields.get(name).is_some_and(|value| !is_missing(value)) {
             return Err(format!(
-                "field \"{name}\": learning a part of a message is not supported; use \"train\" for the whole message"
+                "field \"{name}\": training on part of a message is not supported; use \"train\" for the whole message"
             ));
         }
     }

@@ -119,12 +119,12 @@ fn weights_and_flags_make_a_message_context() {
         let text = format!("{{\"role\": \"user\", \"content\": \"a\", {flags}}}");
         refused(&serde_json::from_str(&text).unwrap())
     };
-    assert!(said("\"weight\": 0.5").contains("expected 0 (context only) or 1 (learnt), found 0.5"));
-    assert!(said("\"weight\": \"0\"").contains("expected 0 (context only) or 1 (learnt), found \"0\""));
+    assert!(said("\"weight\": 0.5").contains("expected 0 (context only) or 1 (trained on), found 0.5"));
+    assert!(said("\"weight\": \"0\"").contains("expected 0 (context only) or 1 (trained on), found \"0\""));
     assert!(said("\"weight\": true").contains("found true"));
     assert!(said("\"train\": 0").contains("expected true or false, found 0"));
     assert!(said("\"train\": true").contains("is true in a message with the role \"user\""));
-    assert!(said("\"train_detail\": []").contains("learning a part of a message is not supported"));
+    assert!(said("\"train_detail\": []").contains("training on part of a message is not supported"));
     assert!(
         !ChatMessage::from_json(&json!({"role": "user", "content": "a", "weight": 0}))
             .unwrap()

@@ -44,7 +44,7 @@ pub enum TextError {
         source: std::io::Error,
     },
     /// A file exceeds the size limit.
-    #[error("{}: larger than {} MiB, which no such file in use is; is it the right one?", file.display(), limit >> 20)]
+    #[error("{}: larger than {} MiB, the limit; is it the right file?", file.display(), limit >> 20)]
     TooLarge {
         /// The file.
         file: PathBuf,

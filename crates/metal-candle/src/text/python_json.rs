@@ -176,7 +176,9 @@ impl<'a> Parser<'a> {
     fn value(&mut self, depth: usize, keep: bool) -> Read<Option<Json>> {
         self.blank();
         if depth > MAX_DEPTH {
-            return self.fault(format!("lists and objects are nested more than {MAX_DEPTH} deep"));
+            return self.fault(format!(
+                "lists and objects are nested more than {MAX_DEPTH} levels deep"
+            ));
         }
         self.values += usize::from(keep);
         if self.values > MAX_VALUES {
@@ -370,7 +372,7 @@ impl<'a> Parser<'a> {
                 self.at += 1;
                 self.unicode(start)?
             }
-            Some(_) => return Self::fault_at(start, "a backslash that begins no escape; write it as \\\\"),
+            Some(_) => return Self::fault_at(start, "an invalid escape; write a backslash as \\\\"),
             None => return self.fault("ends within a string"),
         };
         if !matches!(self.text.get(start + 1), Some(b'u')) {

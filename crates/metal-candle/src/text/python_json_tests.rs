@@ -44,7 +44,7 @@ fn faults_have_their_place_and_reason() {
         (r#""\ud83d\u00"#, 9, "four hexadecimal digits"),
         (r#"{"a": 1, "b": 2, "a": 3}"#, 17, "the key \"a\" occurs twice"),
         (r#"[{"é": {"b": 1, "b": 2}}]"#, 17, "the key \"b\" occurs twice"),
-        (&deep, 101, "nested more than 100 deep"),
+        (&deep, 101, "nested more than 100 levels deep"),
         (&many, 2 * MAX_VALUES - 1, "more than 524288 values"),
         ("{\"a\": \"b\nc\"}", 8, "a line break or control character"),
         (r#"{"a": "C:\dir"}"#, 9, "a backslash that begins no escape"),

@@ -161,7 +161,7 @@ impl AdamW {
             return Err(Error::invalid_input(
                 "AdamW",
                 format!(
-                    "parameter `{name}` is {:?}, only floating-point numbers train",
+                    "parameter `{name}` is {:?}, only floating-point parameters can be trained",
                     param.dtype()
                 ),
             ));

@@ -61,7 +61,11 @@ pub(super) fn unary(operation: &Operation, x: &Tensor) -> Result<Tensor> {
         Operation::Neg => i64::wrapping_neg,
         Operation::Abs => i64::wrapping_abs,
         Operation::Sign => i64::signum,
-        other => return Err(candle_core::Error::Msg(format!("{other} is not a unary operation on integers"))),
+        other => {
+            return Err(candle_core::Error::Msg(format!(
+                "{other} is not a unary operation on integers"
+            )));
+        }
     };
     tensor(list(x)?.into_iter().map(f).collect(), x.shape(), x.device())
 }
@@ -74,7 +78,11 @@ pub(super) fn binary(operation: &Operation, x: &Tensor, y: &Tensor, shape: &Shap
             Operation::Sub => T::minus,
             Operation::Mul => T::times,
             Operation::Div => T::over,
-            other => return Err(candle_core::Error::Msg(format!("{other} is not a binary operation on integers"))),
+            other => {
+                return Err(candle_core::Error::Msg(format!(
+                    "{other} is not a binary operation on integers"
+                )));
+            }
         };
         Ok(x.into_iter().zip(y).map(|(x, y)| f(x, y)).collect())
     }

@@ -75,7 +75,7 @@ fn hex<'t>(text: &'t str, length: usize, shape: &str, out: &mut String) -> Resul
         .and_then(|digits| u32::from_str_radix(digits, 16).ok())
         .ok_or_else(|| format!("truncated {shape} escape"))?;
     let letter = char::from_u32(code)
-        .ok_or_else(|| format!("the escape for U+{code:04X} is no character (a lone surrogate)"))?;
+        .ok_or_else(|| format!("the escape for U+{code:04X} is not a character (a lone surrogate)"))?;
     out.push(letter);
     Ok(&text[length..])
 }

@@ -94,7 +94,7 @@ impl Budget {
     pub fn spend(&self, units: u64) -> Outcome<()> {
         let Some(left) = self.work.get().checked_sub(units) else {
             self.work.set(0);
-            let reason = "it did more work than a conversation can need; shorten the conversation or mend the template";
+            let reason = "it exceeded the work limit; shorten the conversation or fix the template";
             return Err(Fault::new(FaultKind::Budget, reason));
         };
         self.work.set(left);

@@ -231,7 +231,7 @@ impl<'s> Lexer<'s> {
         let mut letters = rest.char_indices().skip(1);
         let end = loop {
             match letters.next() {
-                None => return syntax(self.line, "a string without its closing quote"),
+                None => return syntax(self.line, "an unterminated string"),
                 Some((_, '\\')) => {
                     letters.next();
                 }

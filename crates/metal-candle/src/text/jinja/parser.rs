@@ -236,7 +236,7 @@ impl Parser {
             "break" => Kind::Break,
             "continue" => Kind::Continue,
             "include" | "import" | "from" | "extends" | "block" | "autoescape" => {
-                let reason = "is not supported: a chat template stands alone";
+                let reason = "is not supported: a chat template must be self-contained";
                 return syntax(line, format!("the tag '{name}' {reason}"));
             }
             _ => return syntax(line, format!("unknown tag '{name}'")),

@@ -29,7 +29,7 @@ fn class<'p>(pattern: &'p str, out: &mut String, depth: usize) -> Result<&'p str
         rest = after;
     }
     loop {
-        let letter = rest.chars().next().ok_or("brackets without their end")?;
+        let letter = rest.chars().next().ok_or("unterminated brackets")?;
         let after = &rest[letter.len_utf8()..];
         match letter {
             ']' => {
@@ -81,7 +81,7 @@ fn escape<'p>(pattern: &'p str, out: &mut String) -> Result<&'p str, String> {
 
 /// Translates `[:name:]`, after its first bracket.
 fn posix<'p>(pattern: &'p str, out: &mut String) -> Result<&'p str, String> {
-    let end = pattern.find(":]").ok_or("[: without its end")?;
+    let end = pattern.find(":]").ok_or("unterminated [:")?;
     let (name, negated) = match pattern[1..end].strip_prefix('^') {
         Some(name) => (name, true),
         None => (&pattern[1..end], false),

@@ -146,7 +146,7 @@ impl Translation<'_> {
             }
         }
         if let Some(flags) = self.rest.strip_prefix("(?") {
-            let end = flags.find([':', ')']).ok_or("a group without its end")?;
+            let end = flags.find([':', ')']).ok_or("an unterminated group")?;
             let (names, after) = flags.split_at(end);
             if names.is_empty() || !names.bytes().all(|flag| matches!(flag, b'i' | b'm' | b'-')) {
                 return Err(format!("the group (?{names} is not supported"));
@@ -229,7 +229,7 @@ pub(super) fn escaped(pattern: &str) -> Result<(String, &str), String> {
             Ok((code(digits)?, &after[4..]))
         }
         'x' if after.starts_with('{') => {
-            let end = after.find('}').ok_or("\\x{ without its end")?;
+            let end = after.find('}').ok_or("unterminated \\x{")?;
             Ok((code(&after[1..end])?, &after[end + 1..]))
         }
         'x' => {
@@ -248,7 +248,7 @@ pub(super) fn escaped(pattern: &str) -> Result<(String, &str), String> {
 fn code(digits: &str) -> Result<String, String> {
     match u32::from_str_radix(digits, 16).ok().and_then(char::from_u32) {
         Some(letter) => Ok(format!(r"\x{{{:X}}}", letter as u32)),
-        None => Err(format!("{digits:?} is no character")),
+        None => Err(format!("{digits:?} is not a character")),
     }
 }
 
@@ -257,7 +257,7 @@ fn property<'p>(pattern: &str, after: &'p str, letter: char) -> Result<(String, 
     let inside = after
         .strip_prefix('{')
         .ok_or_else(|| format!("\\{letter} without {{ in {pattern:?}"))?;
-    let end = inside.find('}').ok_or("\\p{ without its end")?;
+    let end = inside.find('}').ok_or("unterminated \\p{")?;
     let (name, negated) = match inside[..end].strip_prefix('^') {
         Some(name) => (name, true),
         None => (&inside[..end], false),

@@ -24,7 +24,11 @@ pub struct ReduceShape {
 
 impl ReduceShape {
     fn check<T, U>(&self, x: &[T], out: &[U]) {
-        assert_eq!(x.len(), self.outer * self.n * self.inner, "reduce: x has the wrong size");
+        assert_eq!(
+            x.len(),
+            self.outer * self.n * self.inner,
+            "reduce: x has the wrong size"
+        );
         assert_eq!(
             out.len(),
             self.outer * self.inner,

@@ -37,7 +37,11 @@ pub fn attention<T: Float>(
     } = shape;
     let params = AttentionParams { shape, q, k, v, mask };
     params.check();
-    assert_eq!(o.len(), batch * queries * heads * dim, "attention: o has the wrong size");
+    assert_eq!(
+        o.len(),
+        batch * queries * heads * dim,
+        "attention: o has the wrong size"
+    );
     assert_eq!(lse.len(), batch * queries * heads, "attention: lse has the wrong size");
     if o.is_empty() {
         return;

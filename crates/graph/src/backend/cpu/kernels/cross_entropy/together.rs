@@ -27,7 +27,10 @@ pub fn cross_entropy_and_vjp<T: Float>(
     let rows = input.rows()?;
     let n = input.targets.len();
     let sizes = [loss.len(), lse.len(), g.len(), g_lse.map_or(n, <[_]>::len)];
-    assert_eq!(sizes, [n; 4], "cross_entropy: an output or a gradient has the wrong size");
+    assert_eq!(
+        sizes, [n; 4],
+        "cross_entropy: an output or a gradient has the wrong size"
+    );
     assert_eq!(
         d_hidden.len(),
         input.hidden.len(),
