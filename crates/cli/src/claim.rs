@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_of_many_gets_the_folder_and_leaves_nothing() {
+    fn one_of_many_claims_the_folder_and_leaves_nothing() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("new/out");
         for _ in 0..20 {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_that_come_and_go_never_overlap() {
+    fn concurrent_claims_never_overlap() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("out");
         let inside = AtomicBool::new(false);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_a_killed_run_left_is_no_claim() {
+    fn a_lock_file_left_by_a_killed_run_is_not_a_claim() {
         let home = tempfile::tempdir().unwrap();
         fs::write(home.path().join(LOCK), "4194999").unwrap();
         drop(Claim::take(home.path()).unwrap());

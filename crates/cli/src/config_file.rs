@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_demonstration_has_settings_of_its_own() {
+    fn the_demonstration_has_its_own_settings() {
         let own = demo::settings();
         let rate = own["learning_rate"].as_float().unwrap();
         assert_eq!(resolve("", &[]).unwrap().learning_rate, rate);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn all_settings_survive_the_way_through_a_file() {
+    fn all_settings_round_trip_through_a_file() {
         let before = resolve("model = \"m\"\nmax_steps = 3\nlr_scheduler_type = \"linear\"", &[]).unwrap();
         let text = toml::to_string(&table(&before).unwrap()).unwrap();
         assert_eq!(table(&resolve(&text, &[]).unwrap()).unwrap(), table(&before).unwrap());

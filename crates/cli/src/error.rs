@@ -118,7 +118,7 @@ mod tests {
     use metal_candle::adapters::AdapterError;
 
     #[test]
-    fn bad_input_and_failures_have_their_codes() {
+    fn bad_input_and_failures_have_distinct_exit_codes() {
         let adapter = || AdapterError::Setting {
             field: "r",
             reason: "is 0".to_owned(),

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_held_signal_is_noted() {
+    fn a_held_signal_is_recorded() {
         let interrupts = Interrupts::default();
         interrupts.hold();
         assert_eq!(interrupts.noted(), None);

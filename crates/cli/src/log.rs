@@ -78,7 +78,7 @@ mod tests {
     use super::directives;
 
     #[test]
-    fn graph_is_a_word() {
+    fn graph_is_expanded_to_the_crate() {
         assert_eq!(directives("graph"), "metal_candle_graph=debug");
         assert_eq!(directives("graph=trace, info"), "metal_candle_graph=trace,info");
         assert_eq!(directives("metal_candle=debug"), "metal_candle=debug");

@@ -21,7 +21,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn the_default_name_counts_on() {
+fn the_default_name_gets_a_number() {
     let home = tempfile::tempdir().unwrap();
     let name = home.path().join("out");
     let first = || Output::first_free(&name).unwrap();
@@ -64,7 +64,7 @@ fn a_folder_in_use_is_refused_and_nothing_is_made() {
 }
 
 #[test]
-fn a_run_that_never_began_leaves_what_was_there_before() {
+fn a_run_that_never_began_leaves_the_folder_unchanged() {
     let home = tempfile::tempdir().unwrap();
     for (name, stays) in [("new/deep", false), ("old", true)] {
         fs::create_dir_all(home.path().join("old")).unwrap();
@@ -80,7 +80,7 @@ fn a_run_that_never_began_leaves_what_was_there_before() {
 }
 
 #[test]
-fn a_run_over_another_takes_its_place_at_the_end() {
+fn an_overwriting_run_replaces_the_earlier_one_at_its_end() {
     let home = tempfile::tempdir().unwrap();
     let write = |folder: &Path, text: &str| {
         for file in FILES.into_iter().chain(["precious.txt"]) {
@@ -115,7 +115,7 @@ fn a_run_over_another_takes_its_place_at_the_end() {
 }
 
 #[test]
-fn what_is_read_is_not_written_over() {
+fn inputs_are_never_overwritten() {
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("out");
     fs::create_dir_all(out.join(UNFINISHED)).unwrap();
@@ -156,7 +156,7 @@ fn what_is_read_is_not_written_over() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_folder_that_the_system_refuses_is_noticed_at_once() {
+fn an_unusable_folder_is_reported_at_once() {
     let refused = choose(Path::new("/proc/out/deep"), false).unwrap_err();
     assert!(
         refused.to_string().contains("/proc/out/deep: cannot be made"),

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_left_out() {
+    fn non_finite_losses_are_left_out() {
         let mut with_gaps = curve(40);
         with_gaps.step(41, f64::NAN);
         with_gaps.evaluation(41, f64::INFINITY);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smoothed_line_keeps_a_straight_line_and_calms_a_rough_one() {
+    fn smoothing_keeps_a_straight_line_and_reduces_noise() {
         let mut straight = Curve::default();
         (1..=100).for_each(|step| straight.step(step, 5.0 - 0.01 * step as f64));
         for (smooth, point) in straight.smoothed().iter().zip(&straight.training) {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_shows_every_series() {
+    fn the_plot_shows_every_series() {
         let mut curve = curve(30);
         curve.evaluation(30, 0.5);
         let svg = draw(&curve).unwrap();

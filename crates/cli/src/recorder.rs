@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_keep_what_is_not_a_number() {
+    fn lines_keep_non_finite_values() {
         let event = Event::Evaluation {
             step: 3,
             loss: f64::NAN,

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_the_usual_kind_needs_no_remark() {
+    fn an_ordinary_run_has_no_warnings() {
         let usual = [
             "",
             "--eval-steps 100 --max-steps 100",
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_is_said() {
+    fn settings_without_effect_are_reported() {
         let steps = |steps| Facts { steps, ..FACTS };
         let few = Facts {
             batches: 2,

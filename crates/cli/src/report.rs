@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn words_survive_a_shell() {
+    fn words_are_quoted_for_the_shell() {
         assert_eq!(quoted("target/release/metal-candle"), "target/release/metal-candle");
         assert_eq!(quoted("it's"), r"'it'\''s'");
         assert_eq!(quoted(""), "''");

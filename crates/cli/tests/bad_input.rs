@@ -35,7 +35,7 @@ fn says(message: &str, parts: &[&str]) {
 }
 
 #[test]
-fn a_model_that_is_not_there_or_is_none() {
+fn a_missing_or_invalid_model() {
     let home = home();
     let message = refused(home.path(), &["--model", "absent", "--data", "chats.jsonl"]);
     says(&message, &["absent: no such folder", "Hugging Face", "config.json"]);
@@ -53,7 +53,7 @@ fn an_unknown_architecture() {
 }
 
 #[test]
-fn weights_that_are_cut_off() {
+fn truncated_weights() {
     let home = home();
     let broken = home.path().join("broken");
     std::fs::create_dir(&broken).unwrap();
@@ -106,7 +106,7 @@ fn a_rank_of_zero_and_other_settings_out_of_range() {
 }
 
 #[test]
-fn data_that_is_broken() {
+fn malformed_data() {
     let home = home();
     let model = model("llama-tiny");
     let with = |text: &str| {
@@ -149,7 +149,7 @@ fn an_output_folder_in_use() {
 }
 
 #[test]
-fn an_output_folder_that_cannot_be_one() {
+fn an_output_path_that_is_not_a_folder() {
     let home = home();
     let data = [
         "train",
@@ -168,7 +168,7 @@ fn an_output_folder_that_cannot_be_one() {
 }
 
 #[test]
-fn a_settings_file_with_a_slip() {
+fn a_settings_file_with_mistakes() {
     let home = home();
     let with = |text: &str| {
         write(home.path(), "run.toml", text);
@@ -202,7 +202,7 @@ fn a_wrong_flag() {
 }
 
 #[test]
-fn a_log_filter_that_is_none() {
+fn an_invalid_log_filter() {
     let home = home();
     let outcome: Outcome = common::program(home.path(), &["train"])
         .env("METAL_CANDLE_LOG", "graph=loudly")
@@ -230,7 +230,7 @@ fn an_adapter_of_another_model() {
 }
 
 #[test]
-fn generating_with_what_is_not_there() {
+fn generating_with_missing_files() {
     let home = home();
     let model = model("llama-tied-tiny");
     let with = |arguments: &[&str]| {
@@ -313,7 +313,7 @@ fn examples_longer_than_the_context() {
 }
 
 #[test]
-fn writing_over_a_folder_without_a_name() {
+fn overwriting_without_an_output_folder() {
     let home = home();
     let message = refused_without_output(home.path(), &["--overwrite-output"]);
     says(
@@ -326,7 +326,7 @@ fn writing_over_a_folder_without_a_name() {
 }
 
 #[test]
-fn numbers_that_are_none_as_the_floats_that_are_computed_with() {
+fn numbers_that_are_invalid_as_f32() {
     let home = home();
     let model = model("llama-tiny");
     for (flag, value) in [

@@ -171,7 +171,7 @@ fn overhead() {
 }
 
 #[test]
-fn people_get_a_table_with_the_limits_before_it() {
+fn the_table_begins_with_the_limits() {
     let home = home();
     let Outcome { stdout, .. } = run(home.path(), &["bench", "matmul", "--size", "8x8x8", "--steps", "2"]).good();
     let lines: Vec<&str> = stdout.lines().collect();
@@ -188,7 +188,7 @@ fn people_get_a_table_with_the_limits_before_it() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_bad_input() {
+fn impossible_benchmarks_are_bad_input() {
     let home = home();
     let cases = [
         ("finetune --config absent.json", "absent.json"),

@@ -50,7 +50,7 @@ fn every_layout_is_trained_on_and_named() {
 }
 
 #[test]
-fn other_files_are_refused_with_what_to_do() {
+fn other_files_are_refused_with_advice() {
     let cases = [
         (
             "prompt,completion\na,b\n",

@@ -15,7 +15,7 @@ fn explain(flags: &str) -> Outcome {
 }
 
 #[test]
-fn a_person_reads_where_the_time_of_a_training_step_goes() {
+fn a_training_step_is_explained_as_text() {
     let text = explain("--length 8").good().stdout;
     let parts = [
         "This machine: ",
@@ -38,7 +38,7 @@ fn a_person_reads_where_the_time_of_a_training_step_goes() {
 }
 
 #[test]
-fn programs_get_each_kernel_of_a_decoding_step() {
+fn a_decoding_step_is_explained_as_json() {
     let text = explain("--what decode --batch 2 --length 5 --json").good().stdout;
     let row: Value = serde_json::from_str(&text).expect("one line of JSON");
     assert_eq!(row["part"], "decoding step");
@@ -59,7 +59,7 @@ fn programs_get_each_kernel_of_a_decoding_step() {
 }
 
 #[test]
-fn a_text_that_leaves_no_room_is_bad_input() {
+fn a_text_that_fills_the_context_is_bad_input() {
     let Outcome { code, stderr, .. } = explain("--what decode --length 64");
     assert_eq!(code, Some(2), "{stderr}");
     assert!(stderr.contains("64 positions"), "{stderr}");

@@ -26,7 +26,7 @@ fn generate(folder: &Path, name: &str) -> common::Outcome {
 }
 
 #[test]
-fn settings_that_are_not_followed_are_said_once() {
+fn settings_that_are_not_followed_are_reported_once() {
     let home = home();
     let settings = r#"{"num_beams": 4, "no_repeat_ngram_size": 2, "eos_token_id": -1}"#;
     copy(home.path(), "beams", "generation_config.json", settings);
@@ -37,7 +37,7 @@ fn settings_that_are_not_followed_are_said_once() {
 }
 
 #[test]
-fn a_byte_order_mark_and_numbers_beyond_json_are_no_obstacle() {
+fn a_byte_order_mark_and_non_json_numbers_are_accepted() {
     let home = home();
     let config = std::fs::read_to_string(Path::new(&model("llama-tiny")).join("config.json")).unwrap();
     let config = config.replacen('{', "{\"unused\": [NaN, Infinity, -Infinity],", 1);

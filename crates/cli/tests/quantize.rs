@@ -56,7 +56,7 @@ fn an_adapter_is_trained_on_quantised_weights_and_used_on_them() {
 }
 
 #[test]
-fn benchmarks_judge_by_the_quantised_bytes() {
+fn benchmark_limits_use_the_quantised_bytes() {
     let home = tempfile::tempdir().unwrap();
     let config = r#"{"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}"#;
@@ -84,7 +84,7 @@ fn benchmarks_judge_by_the_quantised_bytes() {
 }
 
 #[test]
-fn what_is_no_format_is_bad_input() {
+fn an_unknown_format_is_bad_input() {
     let home = home();
     write(home.path(), "run.toml", "quantize = \"q5_1\"");
     for arguments in [

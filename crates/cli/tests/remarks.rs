@@ -8,7 +8,7 @@ use common::{home, lines, model, run, write};
 
 /// A model whose logits are NaN: no step is ever applied, so nothing is saved, however short the run.
 #[test]
-fn a_run_without_a_finite_step_claims_no_adapter() {
+fn a_run_without_a_finite_step_saves_no_adapter() {
     use candle_core::{Device, safetensors};
 
     let home = home();
@@ -81,7 +81,7 @@ fn a_run_without_a_finite_step_claims_no_adapter() {
 }
 
 #[test]
-fn settings_without_effect_are_said() {
+fn settings_without_effect_are_warned_about() {
     let home = home();
     let model = model("llama-tiny");
     let said = |more: &[&str]| {
@@ -135,7 +135,7 @@ fn settings_without_effect_are_said() {
 
 /// A PEFT adapter for several architectures, written by a newer version than the supported one.
 #[test]
-fn what_is_odd_about_an_adapter_is_said_once() {
+fn unusual_adapters_are_warned_about_once() {
     let home = home();
     let folder = home.path().join("adapter");
     std::fs::create_dir(&folder).unwrap();

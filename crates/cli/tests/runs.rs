@@ -92,7 +92,7 @@ fn a_second_run_in_a_folder_is_refused_until_the_first_is_gone() {
 }
 
 #[test]
-fn runs_started_at_once_without_a_name_get_folders_of_their_own() {
+fn concurrent_runs_without_a_name_get_separate_folders() {
     let home = home();
     let model = model("llama-tiny");
     let arguments = training(&model, &["--max-steps", "2"]);
@@ -126,7 +126,7 @@ fn runs_started_at_once_without_a_name_get_folders_of_their_own() {
 
 /// One of the two is refused, and the folder belongs to the other.
 #[test]
-fn of_two_runs_started_at_once_in_one_folder_one_is_refused() {
+fn one_of_two_concurrent_runs_in_a_folder_is_refused() {
     let home = home();
     let model = model("llama-tiny");
     let arguments = training(&model, &["--max-steps", "2", "--output", "out"]);
@@ -146,7 +146,7 @@ fn of_two_runs_started_at_once_in_one_folder_one_is_refused() {
 
 /// Whenever a run that overwrites another is killed, the settings in the folder are those of its weights.
 #[test]
-fn a_killed_run_over_another_leaves_the_other_as_it_was() {
+fn a_killed_overwriting_run_leaves_the_earlier_one_unchanged() {
     let home = home();
     let model = model("llama-tiny");
     let out = home.path().join("out");
@@ -183,7 +183,7 @@ fn a_killed_run_over_another_leaves_the_other_as_it_was() {
 }
 
 #[test]
-fn data_is_never_written_over() {
+fn data_is_never_overwritten() {
     let home = home();
     let model = model("llama-tiny");
     let data = fs::read(home.path().join("chats.jsonl")).unwrap();
@@ -232,7 +232,7 @@ fn data_is_never_written_over() {
 }
 
 #[test]
-fn a_closed_terminal_ends_the_run_unless_it_is_to_outlive_it() {
+fn a_closed_terminal_ends_the_run_unless_sighup_is_ignored() {
     let home = home();
     let model = model("llama-tiny");
     let mut plain = endless(home.path(), &model, &["--output", "plain"]);
@@ -264,7 +264,7 @@ fn a_closed_terminal_ends_the_run_unless_it_is_to_outlive_it() {
 
 /// The message about the first signal must not block the second.
 #[test]
-fn a_second_signal_ends_a_run_whose_messages_nobody_reads() {
+fn a_second_signal_ends_a_run_blocked_on_stderr() {
     let home = home();
     let model = model("llama-tiny");
     let arguments = training(&model, &["--max-steps", "1000000", "--output", "out"]);
@@ -338,7 +338,7 @@ fn a_signal_before_the_first_step_leaves_nothing() {
 
 /// A limit on the file size simulates a full disk: writing fails in the middle of the weights.
 #[test]
-fn a_full_disk_leaves_the_earlier_run_and_says_so() {
+fn a_full_disk_is_reported_and_leaves_the_earlier_run() {
     let home = home();
     let model = model("llama-tiny");
     let out = home.path().join("out");
@@ -365,7 +365,7 @@ fn a_full_disk_leaves_the_earlier_run_and_says_so() {
 }
 
 #[test]
-fn the_first_signal_says_what_happens() {
+fn the_first_signal_is_explained() {
     let home = home();
     let model = model("llama-tiny");
     let arguments = training(&model, &["--max-steps", "1000000", "--output", "out"]);

@@ -29,7 +29,7 @@ fn answer(folder: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn a_run_leaves_an_adapter_metrics_a_picture_and_its_settings() {
+fn a_run_writes_adapter_metrics_plot_and_settings() {
     for name in ["llama-tiny", "qwen2-tiny"] {
         let home = home();
         let more = [
@@ -138,7 +138,7 @@ fn flags_win_over_the_settings_file() {
 }
 
 #[test]
-fn an_output_folder_in_use_can_be_written_over() {
+fn a_non_empty_output_folder_can_be_overwritten() {
     let home = home();
     three_steps(home.path(), "llama-tiny", &[]);
     three_steps(home.path(), "llama-tiny", &["--overwrite-output", "--seed", "1"]);
@@ -146,7 +146,7 @@ fn an_output_folder_in_use_can_be_written_over() {
 }
 
 #[test]
-fn without_a_name_the_output_finds_one() {
+fn a_default_output_folder_is_chosen() {
     let home = home();
     let model = model("llama-tiny");
     for _ in 0..2 {
@@ -165,7 +165,7 @@ fn without_a_name_the_output_finds_one() {
 }
 
 #[test]
-fn generation_streams_or_waits_and_repeats_itself() {
+fn generation_streams_or_not_and_is_reproducible() {
     let home = home();
     let model = model("qwen2-tiny");
     let sampled = ["--model", &model, "--temperature", "1", "--seed", "3"];
@@ -208,7 +208,7 @@ fn the_log_shows_passes_and_plans() {
 }
 
 #[test]
-fn help_teaches_with_examples() {
+fn help_contains_examples() {
     let home = home();
     for arguments in [&["--help"][..], &["train", "--help"], &["generate", "--help"]] {
         let help = run(home.path(), arguments).good().stdout;
@@ -228,7 +228,7 @@ fn help_teaches_with_examples() {
 }
 
 #[test]
-fn a_run_that_gives_up_leaves_what_there_is() {
+fn a_failed_run_saves_the_last_adapter() {
     let home = home();
     let arguments = [
         "train",
@@ -260,7 +260,7 @@ fn a_run_that_gives_up_leaves_what_there_is() {
 }
 
 #[test]
-fn a_batch_size_above_the_number_of_examples_is_no_larger_batch() {
+fn a_batch_size_above_the_number_of_examples_is_reduced() {
     let home = home();
     three_steps(home.path(), "llama-tiny", &["--batch-size", "1000000000"]);
     let steps = lines(&home.path().join("out/metrics.jsonl"));
@@ -289,7 +289,7 @@ fn a_prompt_may_begin_with_a_dash() {
 /// A closed reader (broken pipe) ends the text, without an error.
 #[cfg(unix)]
 #[test]
-fn a_reader_that_leaves_ends_the_generation() {
+fn a_broken_pipe_ends_the_generation() {
     use std::io::Read;
     use std::process::Stdio;
 

@@ -112,7 +112,7 @@ fn reasoning_templates_are_trained_on() {
 }
 
 #[test]
-fn a_template_that_ends_no_turn_is_warned_of_and_one_without_answers_refused() {
+fn templates_without_turn_ends_are_warned_about_and_without_answers_refused() {
     let home = home("turns/noendlast.jinja");
     let trained = train(home.path(), "multi.jsonl", "2").good();
     let said = trained.stderr.split_whitespace().collect::<Vec<_>>().join(" ");

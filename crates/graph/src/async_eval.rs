@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_comes_out_of_the_future() {
+    fn the_future_resolves_to_the_error() {
         let x = LazyTensor::from_slice(&[1.0, 2.0], &[2], &Device::Cpu).unwrap();
         let index = LazyTensor::from_data(&[7u32], &[1], &Device::Cpu).unwrap();
         let error = block_on(x.index_select(0, &index).unwrap().eval_async()).unwrap_err();
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn evaluations_run_in_order_and_outlive_a_panic() {
+    fn evaluations_run_in_order_and_survive_a_panic() {
         let order = Arc::new(Mutex::new(Vec::new()));
         let note = |i: usize| {
             let order = Arc::clone(&order);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn dropped_before_the_end_it_does_no_harm() {
+    fn a_dropped_evaluation_does_no_harm() {
         let x = LazyTensor::from_slice(&[1.0, 2.0], &[2], &Device::Cpu).unwrap();
         drop(x.exp().unwrap().eval_async());
         assert_eq!(x.neg().unwrap().to_vec::<f32>().unwrap(), [-1.0, -2.0]);

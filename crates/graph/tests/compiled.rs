@@ -116,7 +116,7 @@ fn call(
 }
 
 #[test]
-fn a_call_that_fails_leaves_its_arguments_as_they_were() {
+fn a_failed_call_leaves_its_arguments_unchanged() {
     for backend in [Backend::Candle, Backend::Cpu, Backend::Checked] {
         for (name, function) in FUNCTIONS {
             with_backend(backend, || {
@@ -138,7 +138,7 @@ fn a_call_that_fails_leaves_its_arguments_as_they_were() {
 
 /// Groups of steps that threads take side by side: one fails, the others write.
 #[test]
-fn tasks_that_fail_leave_their_arguments_as_they_were() {
+fn failed_tasks_leave_their_arguments_unchanged() {
     let count = 1 << 13;
     let step = compile(move |x: &[LazyTensor]| {
         let groups = x[..8].iter().map(|state| {
@@ -165,7 +165,7 @@ fn tasks_that_fail_leave_their_arguments_as_they_were() {
 }
 
 #[test]
-fn arguments_that_cannot_be_evaluated_come_back() {
+fn arguments_that_cannot_be_evaluated_are_returned() {
     let twice = compile(|x| Ok(vec![x[0].add(&x[1])?]));
     let bad = numbers(3).index_select(0, &index(7)).unwrap();
     let (error, arguments) = twice.call(vec![owned(&numbers(1)), bad]).unwrap_err().into_parts();
@@ -183,7 +183,7 @@ fn arguments_that_cannot_be_evaluated_come_back() {
 }
 
 #[test]
-fn a_node_whose_run_failed_says_so_again_and_keeps_nothing_else() {
+fn a_failed_node_reports_the_same_error_again() {
     let x = numbers(3).index_select(0, &index(7)).unwrap();
     for _ in 0..2 {
         assert!(matches!(x.eval(), Err(Error::Index { index: 7, .. })));
@@ -226,7 +226,7 @@ fn functions_may_call_themselves_for_other_shapes() {
 
 /// Both threads are inside the function at once.
 #[test]
-fn threads_trace_side_by_side() {
+fn threads_trace_concurrently() {
     let both = Barrier::new(2);
     let double = compile(|x: &[LazyTensor]| {
         both.wait();
@@ -249,7 +249,7 @@ fn threads_trace_side_by_side() {
 }
 
 #[test]
-fn the_longest_unused_trace_goes() {
+fn the_least_recently_used_trace_is_evicted() {
     let traced = AtomicUsize::new(0);
     let double = compile(|x: &[LazyTensor]| {
         traced.fetch_add(1, Ordering::Relaxed);

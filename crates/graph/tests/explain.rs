@@ -76,7 +76,7 @@ fn a_compiled_function_is_explained_with_its_arguments() {
 }
 
 #[test]
-fn nothing_is_left_to_tell_of_an_evaluated_tensor() {
+fn an_evaluated_tensor_has_an_empty_explanation() {
     let x = input(&[2]);
     let explained = x.explain().unwrap();
     assert_eq!((explained.recorded, explained.kernels.len()), (0, 0), "{explained}");

@@ -84,7 +84,7 @@ fn drops_unevaluated() {
 
 /// Every value is needed again at the end, so that none can lie over another.
 #[test]
-fn a_hundred_thousand_values_alive_at_once() {
+fn a_hundred_thousand_values_live_at_once() {
     on_a_small_stack(|| {
         let x = LazyTensor::from_data(&[0.25f64], &[1], &Device::Cpu).unwrap();
         let y = (0..100_000).fold(x.clone(), |x, _| x.sin().unwrap());

@@ -4,7 +4,7 @@ use candle_core::Device;
 use metal_candle_graph::{LazyTensor, prepare, statistics};
 
 #[test]
-fn evaluation_finds_what_was_prepared() {
+fn evaluation_uses_the_prepared_plan() {
     let x = LazyTensor::from_slice(&[1.0, 2.0, 3.0], &[3], &Device::Cpu).unwrap();
     let record = || x.mul_scalar(3.0).unwrap().add(&x).unwrap();
     let y = record();

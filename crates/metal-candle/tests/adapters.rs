@@ -192,7 +192,7 @@ fn dropout_acts_only_with_a_key_and_repeats_with_it() {
 }
 
 #[test]
-fn what_does_not_fit_is_named_and_leaves_the_model_alone() {
+fn mismatches_are_named_and_leave_the_model_unchanged() {
     let tokens = LazyTensor::from_data(&[5u32, 6], &[1, 2], &Device::Cpu).unwrap();
     let mut model = model("qwen2-tiny");
     let plain = logits(&*model, &tokens, &[], None);

@@ -11,7 +11,7 @@ use metal_candle::inference::Decoder;
 use metal_candle::models::load_model;
 
 #[test]
-fn rows_side_by_side_are_what_each_is_alone() {
+fn batched_rows_equal_single_rows() {
     let model = load_model(fixture("models/llama-tiny"), DType::F64, &Device::Cpu).unwrap();
     let vocabulary = model.config().vocab_size;
     let decoder = Decoder::new(&*model);
@@ -60,7 +60,7 @@ fn rows_that_do_not_fit_are_refused() {
 /// A token outside the vocabulary is refused, and what comes next has the same bits as if it had never been asked for: in
 /// the middle of a text, at its beginning, where the cache had to grow for it, and in a long prompt's second part.
 #[test]
-fn a_failed_read_leaves_the_cache_as_it_was() {
+fn a_failed_read_leaves_the_cache_unchanged() {
     let model = load_model(fixture("models/llama-tiny"), DType::F32, &Device::Cpu).unwrap();
     let vocabulary = model.config().vocab_size as u32;
     let bits = |logits: Vec<f32>| logits.into_iter().map(f32::to_bits).collect::<Vec<_>>();

@@ -113,7 +113,7 @@ fn the_cpu_is_always_there_and_says_so() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_an_error_that_says_what_to_do() {
+fn a_missing_device_is_an_error_with_advice() {
     // No machine has this many GPUs.
     for (device, name) in [(Device::new_metal(9999), "Metal"), (Device::new_cuda(9999), "CUDA")] {
         let error = device.unwrap_err();
@@ -232,7 +232,7 @@ fn said(f: impl FnOnce()) -> String {
 }
 
 #[test]
-fn falling_back_to_the_cpu_is_said_and_choosing_it_is_not() {
+fn falling_back_to_the_cpu_warns_and_choosing_it_does_not() {
     // No machine has this many GPUs.
     let text = said(|| assert!(Device::new_with_fallback(9999).is_cpu()));
     assert!(

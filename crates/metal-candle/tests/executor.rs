@@ -114,7 +114,7 @@ fn fused_operations_are_their_sequential_forms() -> Result<()> {
 }
 
 #[test]
-fn the_wrong_number_of_inputs_is_said() {
+fn the_wrong_number_of_inputs_is_an_error() {
     let v = || vector(&[1.0, 2.0]);
     let message = |operation: Operation, inputs: &[Tensor]| {
         executor()
@@ -152,7 +152,7 @@ fn the_wrong_number_of_inputs_is_said() {
 }
 
 #[test]
-fn an_input_is_nothing_to_execute() {
+fn an_input_cannot_be_executed() {
     let message = |inputs: &[Tensor]| {
         executor()
             .execute_operation(&Operation::Input, inputs)
@@ -164,7 +164,7 @@ fn an_input_is_nothing_to_execute() {
 }
 
 #[test]
-fn shapes_and_dtypes_that_do_not_fit_are_said() -> Result<()> {
+fn incompatible_shapes_and_dtypes_are_errors() -> Result<()> {
     let message = |operation: Operation, inputs: &[Tensor]| {
         executor()
             .execute_operation(&operation, inputs)

@@ -250,7 +250,7 @@ fn a_seed_repeats_its_answer_and_another_gives_another() {
 }
 
 #[test]
-fn answers_end_where_they_should() {
+fn answers_end_at_stop_tokens_strings_and_limits() {
     let loaded = loaded("llama-tiny");
     let generator = Generator::new(&loaded);
     let prompt = Prompt::Text("1 + 2 =\n\n  3, isn't it?");
@@ -340,7 +340,7 @@ fn adapters_act_when_given_to_the_generator() {
 }
 
 #[test]
-fn requests_that_cannot_be_served_are_typed_and_the_next_one_works() {
+fn invalid_requests_are_errors_and_the_next_one_works() {
     let loaded = loaded("qwen2-tiny");
     let generator = Generator::new(&loaded);
     let refused = |prompt: &[u32], options: &GenerationOptions| {

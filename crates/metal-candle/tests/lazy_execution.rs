@@ -46,7 +46,7 @@ fn nothing_runs_before_eval_and_then_once() -> Result<()> {
 }
 
 #[test]
-fn an_evaluated_tensor_forgets_its_history() -> Result<()> {
+fn an_evaluated_tensor_drops_its_history() -> Result<()> {
     let a = vector(&[1.0, 2.0]);
     let sum = a.add(&vector(&[3.0, 4.0]))?;
     let clone = sum.clone();
@@ -73,7 +73,7 @@ fn a_loop_holds_no_history() -> Result<()> {
 }
 
 #[test]
-fn tensors_built_apart_combine() -> Result<()> {
+fn tensors_built_separately_combine() -> Result<()> {
     let left = vector(&[1.0, 2.0]).add(&vector(&[1.0, 1.0]))?;
     let right = vector(&[3.0, 4.0]).mul_scalar(2.0)?;
     let joined = left.mul(&right)?;

@@ -93,7 +93,7 @@ fn half_precision_stays_close_to_f32() {
 /// A sliding window against the definition: each token computed alone from what its window holds is not the same
 /// model (deeper layers see further), so a one-layer model is compared, where it is.
 #[test]
-fn a_sliding_window_hides_what_is_before_it() {
+fn a_sliding_window_masks_earlier_tokens() {
     let folder = fixture("models/qwen2-tiny");
     let mut json: serde_json::Map<String, Value> =
         serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
@@ -257,7 +257,7 @@ fn sizes_beyond_the_weights_are_refused_before_anything_is_allocated() {
 }
 
 #[test]
-fn what_a_folder_asks_for_and_does_not_get_is_said() {
+fn settings_that_are_not_followed_are_in_the_warnings() {
     let source = fixture("models/llama-tiny");
     let folder = tempfile::tempdir().unwrap();
     for name in ["model.safetensors", "tokenizer.json"] {

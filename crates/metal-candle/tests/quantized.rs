@@ -86,7 +86,7 @@ fn logits_are_those_of_the_dequantised_weights() {
 
 /// All of `qwen2-tiny` has 48 inputs, but for layers of 80: no whole blocks.
 #[test]
-fn layers_without_whole_blocks_stay_as_they_are() {
+fn layers_with_partial_blocks_are_not_quantised() {
     let plain = load_model(fixture("models/qwen2-tiny"), DType::F32, &Device::Cpu).unwrap();
     let tokens = LazyTensor::from_data(&[5u32, 6, 7], &[1, 3], &Device::Cpu).unwrap();
     let model = quantized("qwen2-tiny", QuantFormat::Q4_0);
@@ -115,7 +115,7 @@ fn a_tied_head_is_a_copy() {
 /// Token by token, rows are few and multiplied as bytes; all at once they are not. Activations in bytes have an error of
 /// 3e-5, which adds up as that of the weights does.
 #[test]
-fn generation_reads_what_the_model_says() {
+fn quantised_decoding_agrees_with_the_full_forward() {
     for format in FORMATS {
         let options = LoadOptions::new(DType::F32).quantized(format);
         let loaded = load_with(fixture("models/llama-tiny"), options, &Device::Cpu).unwrap();

@@ -112,7 +112,7 @@ fn the_gradient_is_that_of_the_formula_under_candle() -> Result<()> {
 }
 
 #[test]
-fn what_has_no_last_dimension_or_is_no_float_is_refused() -> Result<()> {
+fn scalars_and_integers_are_refused() -> Result<()> {
     let zeros = |shape: &[usize], dtype| LazyTensor::zeros(shape, dtype, &CPU);
     let scalar = zeros(&[], DType::F32)?.rms_norm(1e-5).unwrap_err().to_string();
     assert_eq!(scalar, "RMSNorm: a scalar has no last dimension to normalise");

@@ -70,7 +70,7 @@ fn large_values_neither_overflow_nor_vanish() -> Result<()> {
 }
 
 #[test]
-fn masked_elements_get_nothing_and_a_masked_row_is_nan() -> Result<()> {
+fn masked_elements_are_zero_and_a_masked_row_is_nan() -> Result<()> {
     let masked = f32::NEG_INFINITY;
     let rows = Tensor::new(
         &[[masked, 0f32, masked, 0.], [1., masked, masked, masked], [masked; 4]],
@@ -114,7 +114,7 @@ fn the_gradient_is_its_closed_form() -> Result<()> {
 }
 
 #[test]
-fn a_dimension_that_is_not_there_or_a_dtype_without_an_exponential_is_refused() {
+fn missing_dimensions_and_integer_dtypes_are_refused() {
     let refused = |shape: &[usize], dtype, dim| {
         LazyTensor::zeros(shape, dtype, &CPU)
             .and_then(|x| x.softmax(dim))

@@ -115,7 +115,7 @@ fn large_values_do_not_overflow() -> Result<()> {
 }
 
 #[test]
-fn a_view_is_taken_as_it_is() -> Result<()> {
+fn strided_views_are_accepted() -> Result<()> {
     let x = Tensor::from_vec(sample(), (4, 6), &CPU)?.t()?;
     for (name, function) in FUNCTIONS {
         assert_eq!(numbers(&function(&x)?), numbers(&function(&x.contiguous()?)?), "{name}");

@@ -40,7 +40,7 @@ fn config(steps: usize) -> TrainerConfig {
 
 /// A run may be shorter than the number of steps after which it gives up.
 #[test]
-fn a_run_in_which_nothing_is_finite_is_an_error() {
+fn a_run_without_a_finite_step_is_an_error() {
     let (model, mut parameters) = adapted();
     let spoilt = |t: &LazyTensor| LazyTensor::full(f64::NAN, t.dims(), DType::F32, &Device::Cpu).unwrap();
     let tensors = parameters.tensors().iter().map(spoilt).collect();
@@ -81,7 +81,7 @@ fn examples_beyond_the_context_are_refused() {
 }
 
 #[test]
-fn an_evaluation_can_be_broken_off() {
+fn an_evaluation_can_be_interrupted() {
     let (model, parameters) = adapted();
     let config = TrainerConfig {
         eval_steps: Some(1),
@@ -118,7 +118,7 @@ fn an_evaluation_can_be_broken_off() {
 
 /// Numbers that are sound as f64 and not as the f32 that is computed with.
 #[test]
-fn settings_are_checked_as_the_numbers_that_are_computed_with() {
+fn settings_are_checked_as_f32() {
     let base = TrainerConfig::default;
     for (name, config) in [
         (

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn less_memory_than_the_weights_is_a_measuring_error() {
+    fn a_peak_below_the_weights_is_a_measuring_error() {
         assert!(check_memory(1.0, 0.5).is_ok());
         let failure = check_memory(0.25, 0.5).unwrap_err();
         assert_eq!(failure.exit_code(), 1);

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inputs_repeat_by_seed_and_differ_among_each_other() {
+    fn inputs_depend_on_the_seed_and_differ_from_each_other() {
         let make = |seed| {
             let mut inputs = Inputs::new(seed, &Device::Cpu);
             [0; 2].map(|_| {
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_of_the_vocabulary() {
+    fn tokens_are_within_the_vocabulary() {
         let tokens = Inputs::new(7, &Device::Cpu).tokens(1000, 5);
         assert!((0..5).all(|id| tokens.contains(&id)));
         assert_eq!(tokens.iter().max(), Some(&4));

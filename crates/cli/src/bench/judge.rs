@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_figure_beyond_the_machine_is_a_measuring_error() {
+    fn a_figure_beyond_the_limit_is_a_measuring_error() {
         let mut judge = Judge::with(|| machine(1e9));
         for seconds in [0.5e-3, 0.0, f64::NAN] {
             let failure = judge.least_seconds("the product", &work(1e6), seconds).unwrap_err();

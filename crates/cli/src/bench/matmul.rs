@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn cubes_are_called_so() {
+    fn cubic_products_are_named() {
         assert_eq!(label([8; 3]), "matmul 8^3");
         assert_eq!(label([8, 8, 4]), "matmul 8x8x4");
     }

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mark_is_read_in_kib() {
+    fn the_high_water_mark_is_read_in_kib() {
         let status = "Name:\tx\nVmPeak:\t  99 kB\nVmHWM:\t    1234 kB\nVmRSS:\t 7 kB\n";
         assert_eq!(high_water_mark(status), Some(1234 * 1024));
         assert_eq!(high_water_mark("VmRSS:\t 7 kB\n"), None);

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn cells_stand_below_their_headings() {
+    fn cells_are_aligned_with_their_headings() {
         let row = Row::new()
             .figure("step_ms", 1.5, 2)
             .limit("limit", 3.0, 0.5)

@@ -63,7 +63,7 @@ mod tests {
     use crate::error::Failure;
 
     #[test]
-    fn the_median_is_the_one_in_the_middle() {
+    fn the_median_is_the_middle_sample() {
         assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&mut [4.0, 1.0, 3.0, 2.0]), 3.0);
         assert!(median(&mut []).is_nan());

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn say_what_does_not_fit() {
+    fn incompatible_inputs_are_errors() {
         let (a, b) = (Shape::from((2, 3)), Shape::from((4, 5)));
         let message = |operation: Operation, inputs: &[&Shape]| operation.output_shape(inputs).unwrap_err().to_string();
         assert_eq!(message(Operation::Matmul, &[&a]), "Matmul requires 2 inputs, got 1");

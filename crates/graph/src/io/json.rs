@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn lies_are_named() {
+    fn malformed_files_are_errors() {
         let deep = "{\"a\":".repeat(10_000);
         for (text, needle) in [
             (&b"{\"a\":1,\n\"a\":2}"[..], "`a` appears twice at line 2"),

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn other_sums_stay_apart() {
+    fn other_sums_are_not_fused() {
         let x = input(&[1024, 1024]);
         let columns = x.exp().and_then(|e| e.sum_keepdim(&[0])).map(|sum| vec![sum]);
         let short = input(&[1024, 4])

@@ -146,7 +146,7 @@ return %12, %9.2, %9.3
     }
 
     #[test]
-    fn a_cotangent_that_depends_on_the_loss_keeps_them_apart() {
+    fn a_cotangent_that_depends_on_the_loss_prevents_joining() {
         let (losses, parameters) = losses();
         let squares = losses.mul(&losses).unwrap().sum_all().unwrap();
         let text = operations(&with_gradients(&squares, &parameters), run);

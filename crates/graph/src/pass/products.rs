@@ -224,7 +224,7 @@ return %6
     }
 
     #[test]
-    fn what_something_else_reads_is_kept() {
+    fn values_with_other_users_are_kept() {
         let two_users = left(|x, w, bias| {
             let product = x.matmul(w)?;
             Ok(vec![product.add(bias)?, product.exp()?])
@@ -275,7 +275,7 @@ return %6
     }
 
     #[test]
-    fn an_addend_that_broadcasts_otherwise_is_added_apart() {
+    fn an_addend_with_another_broadcast_is_not_fused() {
         let addends = [input(&[5, 1]), input(&[1, 1]), input(&[]), input(&[3, 5, 4])];
         for addend in addends {
             let text = left(|x, w, _| Ok(vec![x.matmul(w)?.add(&addend)?]));

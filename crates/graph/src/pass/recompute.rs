@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn activations_of_a_gradient_are_made_again() -> Result<()> {
+    fn activations_of_a_gradient_are_recomputed() -> Result<()> {
         // The gradient of the sine needs its input; the next product needs its output.
         let outputs = layers(6, LazyTensor::sin)?;
         let (before, after) = peaks(&outputs);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_made_of_what_is_there_is_kept() -> Result<()> {
+    fn values_with_dead_inputs_are_kept() -> Result<()> {
         // The gradient of the exponential needs only its output: its input is dead.
         let outputs = layers(6, LazyTensor::exp)?;
         assert_eq!(operations(&outputs, run), operations(&outputs, |graph| graph));
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn products_are_not_made_again() -> Result<()> {
+    fn products_are_not_recomputed() -> Result<()> {
         let outputs = layers(6, |x| x.add(&x.mul_scalar(0.5)?.matmul(&input(&[1024, 1024]))?))?;
         let products = |text: &str| text.matches(" = Matmul(").count();
         let (text, plain) = (operations(&outputs, run), operations(&outputs, |graph| graph));

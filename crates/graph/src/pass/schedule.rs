@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_memory_waits_for_its_use() -> Result<()> {
+    fn values_that_take_memory_are_delayed() -> Result<()> {
         let mut total = input(&[1, 1]);
         for _ in 0..3 {
             let wide = input(&[100, 1]).broadcast_to(&[100, 100])?.exp()?;
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_frees_memory_is_made_at_once() -> Result<()> {
+    fn values_that_free_memory_are_scheduled_early() -> Result<()> {
         let x = input(&[100, 100]);
         let sums = [x.exp()?, x.sin()?, x.abs()?].map(|wide| wide.sum_keepdim(&[0, 1]));
         let [a, b, c] = sums;

@@ -204,7 +204,7 @@ return %5, %7
     }
 
     #[test]
-    fn what_needs_another_member_stays_apart() {
+    fn dependent_members_are_not_joined() {
         // The second factor is computed from the first product; the third is not.
         let text = left(|x| {
             let first = x.matmul(&input(&[6, 4]))?;
@@ -218,7 +218,7 @@ return %5, %7
     }
 
     #[test]
-    fn groups_that_need_each_other_stay_apart() {
+    fn mutually_dependent_groups_are_not_joined() {
         let y = input(&[20, 6]);
         let text = left(|x| {
             let tall = |z: &LazyTensor| z.sum(0)?.reshape(&[1, 3])?.broadcast_to(&[6, 3]);
@@ -230,7 +230,7 @@ return %5, %7
     }
 
     #[test]
-    fn wide_products_and_few_rows_stay() {
+    fn wide_products_and_few_rows_are_not_joined() {
         for (x, b) in [(input(&[20, 6]), [6, NARROW + 1]), (input(&[ROWS - 1, 6]), [6, 2])] {
             let text = operations(&[0, 1].map(|_| x.matmul(&input(&b)).unwrap()), run);
             assert!(!text.contains("SharedMatmul"), "{text}");

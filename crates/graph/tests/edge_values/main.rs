@@ -61,7 +61,7 @@ const LEFT: [f64; 9] = [NAN, 1.0, NAN, 1.0, 2.0, 3.0, INF, -INF, NAN];
 const RIGHT: [f64; 9] = [1.0, NAN, NAN, 2.0, 1.0, 3.0, NAN, NAN, INF];
 
 #[test]
-fn nan_wins_a_choice_from_either_side() {
+fn nan_propagates_through_maximum_and_minimum() {
     let pair = |dtype| Ok::<_, Error>((f64s(&LEFT).cast(dtype)?, f64s(&RIGHT).cast(dtype)?));
     gives("maximum", &[NAN, NAN, NAN, 2.0, 2.0, 3.0, NAN, NAN, NAN], |dtype| {
         let (a, b) = pair(dtype)?;
@@ -89,7 +89,7 @@ fn nan_wins_a_choice_from_either_side() {
 }
 
 #[test]
-fn zeros_of_either_sign_tie() {
+fn zeros_of_either_sign_are_equal() {
     for backend in BACKENDS {
         with_backend(backend, || {
             let (plus, minus) = (f64s(&[0.0, -0.0]), f64s(&[-0.0, 0.0]));
@@ -109,7 +109,7 @@ fn zeros_of_either_sign_tie() {
 }
 
 #[test]
-fn nan_wins_a_reduction_wherever_it_stands() {
+fn nan_propagates_through_reductions() {
     for at in 0..5 {
         let mut values = [1.0, INF, -INF, 2.0, 0.5];
         values[at] = NAN;

@@ -115,7 +115,7 @@ fn sizes_beyond_memory_are_refused() {
 
 /// Queries at positions that no key has are reported by both backends.
 #[test]
-fn attention_past_its_keys_is_reported() {
+fn attention_beyond_its_keys_is_reported() {
     let heads = |seq: usize| LazyTensor::ones(&[1, seq, 1, 2], DType::F32, &Device::Cpu).unwrap();
     let options = AttentionOptions {
         scale: 1.0,

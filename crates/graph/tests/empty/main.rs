@@ -163,7 +163,7 @@ fn every_operation_with_each_size_zero() {
 }
 
 #[test]
-fn what_nothing_is_reduced_to() {
+fn reductions_of_no_elements() {
     let x = || LazyTensor::zeros(&[2, 0], DType::F32, &Device::Cpu).unwrap();
     for backend in BACKENDS {
         with_backend(backend, || {

@@ -174,7 +174,7 @@ fn cut(loss: &LazyTensor, parameter: &LazyTensor) -> String {
 
 /// What plans are found by and subexpressions merged by.
 #[test]
-fn an_operation_equals_itself_alone() {
+fn an_operation_equals_only_itself() {
     let samples = samples();
     for (i, sample) in samples.iter().enumerate() {
         for (j, other) in samples.iter().enumerate() {

@@ -334,7 +334,7 @@ fn maxima_over_dimensions_of_one() {
 
 /// Updates of values that are read afterwards, through views and whole copies of views.
 #[test]
-fn updates_in_place_leave_other_looks_alone() {
+fn updates_in_place_leave_other_views_unchanged() {
     let numbers: Vec<f64> = (0..16).map(f64::from).collect();
     bits_of(&ALL, &numbers, |x| {
         let square = x.reshape(&[4, 4])?.mul_scalar(2.0)?;

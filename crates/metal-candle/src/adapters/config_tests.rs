@@ -74,7 +74,7 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn what_would_change_the_numbers_is_refused_by_name() {
+fn unsupported_settings_are_refused_by_name() {
     for (field, value) in [
         ("bias", json!("all")),
         ("peft_type", json!("IA3")),
@@ -176,7 +176,7 @@ fn unknown_settings_are_named_with_the_version_that_wrote_them() {
 
 /// Numbers that are valid as f64 but not as f32, which the computation uses.
 #[test]
-fn settings_are_checked_as_the_numbers_that_are_computed_with() {
+fn settings_are_checked_as_f32() {
     let refused = |config: AdapterConfig| config.validate().unwrap_err().to_string();
     let dropout = |lora_dropout| AdapterConfig {
         lora_dropout,

@@ -172,7 +172,7 @@ fn an_adapter_for_another_model_is_named() {
 }
 
 #[test]
-fn an_adapter_that_does_nothing_is_reported() {
+fn an_adapter_without_effect_is_reported() {
     let mut zero = pairs();
     for pair in zero.values_mut() {
         pair.b = pair.b.zeros_like().unwrap();
@@ -189,7 +189,7 @@ fn an_adapter_that_does_nothing_is_reported() {
 }
 
 #[test]
-fn unsound_adapters_are_not_written() {
+fn invalid_adapters_are_not_written() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("adapter");
     let mut nan = pairs();
@@ -265,7 +265,7 @@ fn adapters_on_head_or_embedding_are_refused_as_such() {
 
 /// The folder never mixes settings and weights of two adapters, whichever step fails.
 #[test]
-fn a_write_that_fails_leaves_what_was_there() {
+fn a_failed_write_leaves_the_old_adapter() {
     let home = tempfile::tempdir().unwrap();
     let content = || ["adapter_config.json", FILE].map(|file| fs::read(home.path().join(file)).unwrap());
     write_adapter(home.path(), &config(), &pairs()).unwrap();

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_matches_nothing_is_named_with_what_there_is() {
+    fn unmatched_targets_are_named_with_the_available_layers() {
         for targets in [
             names(&["query"]),
             names(&["q_proj", "query"]),

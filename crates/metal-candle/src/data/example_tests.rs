@@ -44,7 +44,7 @@ fn chat(turns: &[(&str, &str)]) -> Value {
 }
 
 #[test]
-fn conversations_learn_every_assistant_turn_with_its_end() {
+fn conversations_supervise_every_assistant_turn_with_its_end() {
     let tokenizer = byte_level(Some(CHATML));
     let row = chat(&[
         ("system", "a"),
@@ -82,7 +82,7 @@ fn a_conversation_is_tokenised_as_when_generating() {
 
 /// A template without special tokens: the line break is the end of the turn and is supervised.
 #[test]
-fn plain_templates_learn_their_line_break() {
+fn plain_templates_supervise_their_line_break() {
     let plain = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}\
                  {% if add_generation_prompt %}assistant:{% endif %}";
     let tokenizer = byte_level(Some(plain));
@@ -96,7 +96,7 @@ fn plain_templates_learn_their_line_break() {
 /// A template that changes the last message to upper case: its turns are found by comparison, where prefixes are not
 /// enough.
 #[test]
-fn a_template_that_rewrites_the_past_is_compared() {
+fn templates_that_rewrite_earlier_turns_are_compared() {
     let shout_last = "{% for m in messages %}{{ m.content | upper if loop.last else m.content }};{% endfor %}";
     let row = chat(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
     assert_eq!(marked(&byte_level(Some(shout_last)), &row, false), "a;[b;]c;[D;]");
@@ -107,7 +107,7 @@ fn a_template_that_rewrites_the_past_is_compared() {
 }
 
 #[test]
-fn prompts_learn_only_their_completion() {
+fn only_the_completion_is_supervised() {
     let tokenizer = byte_level(None);
     let cases = [
         ("hello the", " world", "<|bos|>hello the[ world<|endoftext|>]"),
@@ -138,7 +138,7 @@ fn prompts_learn_only_their_completion() {
 }
 
 #[test]
-fn message_prompts_learn_only_the_completion_s_turns() {
+fn only_the_turns_of_a_message_completion_are_supervised() {
     let tokenizer = byte_level(Some(CHATML));
     let turn = |role: &str, content: &str| json!({"role": role, "content": content});
     let row = json!({"prompt": [turn("user", "a"), turn("assistant", "b"), turn("user", "c")],
@@ -153,7 +153,7 @@ fn message_prompts_learn_only_the_completion_s_turns() {
 }
 
 #[test]
-fn texts_are_learnt_whole() {
+fn texts_are_supervised_as_a_whole() {
     let tokenizer = byte_level(None);
     assert_eq!(
         marked(&tokenizer, &json!({"text": "hello"}), false),
@@ -167,7 +167,7 @@ fn texts_are_learnt_whole() {
 }
 
 #[test]
-fn long_examples_keep_their_head_and_hopeless_ones_are_dropped() {
+fn long_examples_are_truncated_and_those_without_targets_dropped() {
     let tokenizer = byte_level(None);
     let row = |prompt: &str, completion: &str| json!({"prompt": prompt, "completion": completion});
     let lines = [
@@ -198,7 +198,7 @@ fn long_examples_keep_their_head_and_hopeless_ones_are_dropped() {
 }
 
 #[test]
-fn nothing_to_learn_is_an_error_that_says_what_to_do() {
+fn no_target_is_an_error_with_advice() {
     let tokenizer = byte_level(Some(CHATML));
     let short = DatasetOptions {
         max_length: 2,

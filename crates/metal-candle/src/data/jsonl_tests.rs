@@ -194,7 +194,7 @@ fn reported_files_are_read_or_refused() {
 }
 
 #[test]
-fn rows_stand_in_lines_arrays_and_sequences() {
+fn rows_are_in_lines_arrays_and_sequences() {
     let (a, b) = ("{\"text\": \"a\"}", "{\n  \"text\":\n    \"b\"\n}");
     let cases = [
         (format!("{a}\n{a}"), FileLayout::Lines, vec![1, 2]),
@@ -312,7 +312,7 @@ fn faults_of_arrays_and_sequences_have_their_line_and_column() {
 }
 
 #[test]
-fn deep_nesting_is_refused_where_it_stands() {
+fn deep_nesting_is_refused_with_its_position() {
     for open in ["[", "{\"a\":"] {
         let text = format!("{{\"text\": \"a\"}}\n{{\"messages\": {}", open.repeat(100_000));
         let said = read(&text).unwrap_err().to_string();

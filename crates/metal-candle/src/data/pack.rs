@@ -182,7 +182,7 @@ mod tests {
         }
 
         #[test]
-        fn agrees_with_the_plain_way(lengths in prop::collection::vec(1usize..=20, 0..60), capacity in 20usize..40) {
+        fn agrees_with_linear_search(lengths in prop::collection::vec(1usize..=20, 0..60), capacity in 20usize..40) {
             prop_assert_eq!(first_fit(&lengths, capacity), plain(&lengths, capacity));
         }
     }

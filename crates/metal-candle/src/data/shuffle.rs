@@ -84,7 +84,7 @@ mod tests {
 
     /// Expected values come from an independent program (Python integers).
     #[test]
-    fn orders_stay_what_they_are() {
+    fn orders_are_reproducible() {
         assert_eq!(permutation(10, 42, 0), [7, 0, 6, 2, 4, 8, 5, 9, 1, 3]);
         assert_eq!(split_indices(10, 0.3, 42), (vec![0, 1, 2, 3, 4, 5, 7], vec![6, 8, 9]));
     }

@@ -100,7 +100,7 @@ fn completions_have_the_tokens_and_the_mask_of_trl() {
 /// A template that omits earlier reasoning, and whose generation prompt opens a reasoning block that the text need not
 /// have.
 #[test]
-fn reasoning_templates_learn_what_the_text_shows() {
+fn reasoning_templates_supervise_the_rendered_text() {
     let r1 = template("r1");
     let cases = [
         (
@@ -143,7 +143,7 @@ fn reasoning_templates_learn_what_the_text_shows() {
 }
 
 #[test]
-fn tool_calls_are_learnt_with_the_words() {
+fn tool_calls_are_supervised_with_the_text() {
     let call = |arguments: Value| json!([{"type": "function", "function": {"name": "w", "arguments": arguments}}]);
     let row = |arguments: Value| {
         json!({"messages": [
@@ -184,7 +184,7 @@ fn tool_calls_are_learnt_with_the_words() {
 }
 
 #[test]
-fn nobody_else_s_words_are_learnt() {
+fn other_messages_are_never_supervised() {
     // The user's words are written only together with the assistant's answer.
     let late = "{% for m in messages %}{% if m.role == 'assistant' %}Q: {{ messages[loop.index0 - 1].content }} A: \
                 {{ m.content }}<|im_end|>{% endif %}{% endfor %}";
@@ -200,7 +200,7 @@ fn nobody_else_s_words_are_learnt() {
 }
 
 #[test]
-fn context_turns_are_not_learnt() {
+fn context_turns_are_not_supervised() {
     let row = json!({"messages": [
         {"role": "user", "content": "a"}, {"role": "assistant", "content": "no", "weight": 0},
         {"role": "user", "content": "b"}, {"role": "assistant", "content": "yes", "weight": 1},
@@ -221,7 +221,7 @@ fn context_turns_are_not_learnt() {
 }
 
 #[test]
-fn what_cannot_be_learnt_is_said() {
+fn turns_that_cannot_be_located_are_errors() {
     let left_out = "data.jsonl:1: message 2: the chat template leaves the assistant's text out";
     for row in [chat(&["2+2", "4"]), chat(&["2+2", "4", "3+3", "6"])] {
         let error = error(&template("noasstcontent"), &row);
@@ -246,7 +246,7 @@ fn what_cannot_be_learnt_is_said() {
 }
 
 #[test]
-fn a_model_that_would_not_learn_to_stop_is_warned_of() {
+fn missing_stop_tokens_are_warned_about() {
     let warnings = |tokenizer: &Tokenizer, row: &Value| dataset(tokenizer, row).unwrap().warnings().to_vec();
     let multi = chat(&["2+2", "4", "3+3", "6"]);
     assert_eq!(

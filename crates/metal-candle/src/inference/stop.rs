@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn special_tokens_are_seen_and_not_handed_out() {
+    fn special_tokens_are_matched_but_not_streamed() {
         let stops = ["<end>".to_owned(), "b<x>c".to_owned()];
         let run = |pieces: &[&str]| {
             let (mut out, mut stop) = (String::new(), StopText::new(&stops));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_become_a_stop_string_is_held() {
+    fn only_prefixes_of_stop_strings_are_held_back() {
         let stops = ["abab".to_owned()];
         let mut stop = StopText::new(&stops);
         assert_eq!(stop.push("xaba"), ("x".to_owned(), false));
@@ -155,7 +155,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_do_not_matter(text in "[abé]{0,30}", stops in prop::collection::vec("[abé]{1,4}", 0..3), size in 1usize..5) {
+        fn the_result_does_not_depend_on_the_pieces(text in "[abé]{0,30}", stops in prop::collection::vec("[abé]{1,4}", 0..3), size in 1usize..5) {
             let end = stops.iter().filter_map(|s| text.find(s.as_str())).min();
             let (found, stopped) = run(&text, &stops, size);
             prop_assert_eq!(stopped, end.is_some());

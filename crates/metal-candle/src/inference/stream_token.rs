@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_told_once_with_the_text_since_the_last() {
+    fn a_token_is_reported_once_with_the_text_since_the_last() {
         let (text, mut told) = (RefCell::new(String::new()), Vec::new());
         let mut on_token = |token: &StreamToken| {
             told.push((token.token_id, token.text.clone(), token.logit, token.is_eos));

@@ -339,7 +339,7 @@ fn impossible_sizes_are_named() {
 }
 
 #[test]
-fn rope_scaling_that_lies_is_named() {
+fn inconsistent_rope_scaling_is_an_error() {
     for (scaling, field) in [
         (json!({"rope_type": "longrope", "factor": 2}), "rope_scaling.rope_type"),
         (json!({"type": "su", "factor": 2}), "rope_scaling.type"),

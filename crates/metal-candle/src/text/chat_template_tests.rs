@@ -121,7 +121,7 @@ fn hostile_templates_are_stopped() {
 
 /// Comparing lists that contain one another many times over is charged element by element.
 #[test]
-fn comparing_is_paid_for() {
+fn comparisons_are_charged() {
     let grow = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(24) %}{% set ns.a = [ns.a, ns.a] %}\
                 {% set ns.b = [ns.b, ns.b] %}{% endfor %}";
     for hang in [

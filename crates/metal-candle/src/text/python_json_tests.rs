@@ -33,7 +33,7 @@ fn reads_what_python_reads() {
 }
 
 #[test]
-fn faults_have_their_place_and_reason() {
+fn faults_have_position_and_reason() {
     let deep = "[".repeat(200);
     let many = format!("[{}0]", "0,".repeat(MAX_VALUES));
     let cases: [(&str, usize, &str); 19] = [
@@ -70,7 +70,7 @@ fn faults_have_their_place_and_reason() {
 }
 
 #[test]
-fn only_texts_that_may_go_on_are_unfinished() {
+fn only_incomplete_texts_are_unfinished() {
     for text in ["", "{", "{\"a\"", "{\"a\": ", "{\"a\": [1,", "{\"a\": 1.", "-", "fal"] {
         assert!(parse(text.as_bytes()).unwrap_err().is_unfinished, "{text}");
     }
@@ -81,7 +81,7 @@ fn only_texts_that_may_go_on_are_unfinished() {
 
 /// Skipped values may contain numbers of any length, lone surrogates and many values; null and NaN count as missing.
 #[test]
-fn columns_that_are_not_wanted_cost_nothing() {
+fn unused_columns_are_not_allocated() {
     let list = "[],".repeat(2 * MAX_VALUES);
     let text =
         format!(r#"{{"a": NaN, "b": "\ud83d", "c": [{list} 1e999], "d": {{"x": 1, "x": 2}}, "e": 5, "f": null}}"#);

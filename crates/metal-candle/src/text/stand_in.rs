@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_is_replaced_and_nothing_else() {
+    fn only_content_is_replaced() {
         let message = json!({"role": "assistant", "content": " <think>\na\n</think>\n\nb ", "tool_calls": [
             {"type": "function", "id": "x", "function": {"name": "f", "arguments": {"c": "Oslo", "n": 1}}}]});
         let call = |name: &str, city: &str| json!([{"type": "function", "id": "x", "function": {"name": name, "arguments": {"c": city, "n": 1}}}]);
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn stand_ins_are_found_where_they_stand() {
+    fn stand_ins_are_found_at_their_positions() {
         let stand_ins = StandIns::absent_from(&["71000000", "71000001 and more"]);
         let (one, two) = (stand_ins.text(1, 2), stand_ins.text(40, 0));
         let found = stand_ins.find(&format!("71{one}é{two}71000002"));

@@ -27,7 +27,7 @@ fn a_character_is_held_back_until_its_last_byte() {
 }
 
 #[test]
-fn text_is_handed_out_as_soon_as_it_is_whole() {
+fn text_is_emitted_as_soon_as_it_is_complete() {
     let tokenizer = byte_level(None);
     let ids = tokenizer.encode("hello the world", false).unwrap();
     assert_eq!(pieces(&tokenizer, &ids, true), ["hello", " the", " world", ""]);

@@ -89,7 +89,7 @@ fn generation_config_adds_stop_tokens_and_fills_gaps() {
 }
 
 #[test]
-fn the_template_file_goes_before_the_field() {
+fn the_template_file_takes_precedence_over_the_field() {
     let in_config = json!({"chat_template": "field"}).to_string();
     let in_list = json!({"chat_template": [{"name": "tool_use", "template": "tools"},
                                            {"name": "default", "template": "list {{ eos_token }}"}],
@@ -114,7 +114,7 @@ fn the_template_file_goes_before_the_field() {
 }
 
 #[test]
-fn files_that_lie_are_named() {
+fn malformed_files_are_named() {
     let cases = [
         (CONFIG, "{", "tokenizer_config.json: not a JSON object: "),
         (CONFIG, "[1]", "tokenizer_config.json: not a JSON object: "),
@@ -262,7 +262,7 @@ fn templates_see_every_token_that_has_a_name() {
 }
 
 #[test]
-fn files_are_read_with_a_bound() {
+fn files_are_read_with_a_size_limit() {
     for (name, bytes, most) in [(TOKENIZER, 129 << 20, "128 MiB"), (CONFIG, 17 << 20, "16 MiB")] {
         let folder = folder(&[]);
         let file = std::fs::File::create(folder.path().join(name)).unwrap();
@@ -284,7 +284,7 @@ fn files_are_read_with_a_bound() {
 }
 
 #[test]
-fn a_byte_order_mark_is_passed_over() {
+fn a_byte_order_mark_is_ignored() {
     let folder = folder(&[(CONFIG, "\u{FEFF}{\"eos_token\": \"<|im_end|>\"}")]);
     let marked = [b"\xEF\xBB\xBF".as_slice(), &byte_level_json()].concat();
     std::fs::write(folder.path().join(TOKENIZER), marked).unwrap();

@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_fails_changes_nothing() {
+    fn a_failed_step_changes_nothing() {
         let (mut failing, mut other) = (stepper(), stepper());
         for step in 0..3 {
             let before = state(&failing);
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_that_fails_changes_nothing() {
+    fn a_failed_update_changes_nothing() {
         let (mut failing, mut other) = (stepper(), stepper());
         let (options, count) = (failing.options, failing.parameters.len());
         let update = || -> Function<'static> { Box::new(move |arguments| updates(arguments, count, options)) };

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_wait_for_their_like_within_the_limit() {
+    fn buffers_are_pooled_by_type_and_size_within_the_limit() {
         let mut pool = BufferPool::EMPTY;
         for len in [4, 5, 1] {
             pool.use_more(4 * len);
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn emptied_buffers_keep_their_room() {
+    fn emptied_buffers_keep_their_capacity() {
         let mut storage = CpuStorage::BF16(vec![half::bf16::ONE; 9]);
         assert_eq!(emptied(&mut storage), Some((DType::BF16, 9)));
         let CpuStorage::BF16(data) = storage else {

@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kernel_does_beside_its_operands_is_found_out() {
+    fn accesses_outside_declared_operands_are_detected() {
         let found = run(|input, output| negate(input, output, 0..4)).unwrap();
         assert_eq!(found, [-1.0, -2.0, -3.0, -4.0]);
         let short = fault(|input, output| negate(input, output, 0..3));

@@ -312,13 +312,13 @@ mod tests {
     }
 
     #[test]
-    fn a_working_set_has_the_rate_of_what_it_does_not_fit_into() {
+    fn a_working_set_has_the_rate_of_the_next_smaller_size() {
         let rates = [0.0, 1e3, 1e4, 2e6].map(|bytes| limits().bytes_per_second(bytes));
         assert_eq!(rates, [1000.0, 1000.0, 1000.0, 100.0]);
     }
 
     #[test]
-    fn the_longer_of_bytes_and_operations_decides() {
+    fn the_slower_of_bytes_and_operations_counts() {
         let work = |bytes, flops, dtype| Work { bytes, flops, dtype };
         assert_eq!(limits().least_seconds(&work(1000.0, 5.0, DType::F32)), 1.0);
         assert_eq!(limits().least_seconds(&work(1000.0, 50.0, DType::F32)), 5.0);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_measurements_each_better_half_stays() {
+    fn the_better_half_of_each_measurement_is_kept() {
         let mut other = limits();
         (other.f32_flops, other.bf16_flops, other.settled) = (12.0, None, true);
         other.reading[1].bytes_per_second = 200.0;
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_take_turns_are_told_from_threads_at_once() {
+    fn alternating_threads_are_not_taken_for_concurrent_ones() {
         let start = Instant::now();
         let span = |from, to| (start + Duration::from_millis(from), start + Duration::from_millis(to));
         let at_once = pace(

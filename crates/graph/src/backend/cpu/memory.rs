@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arenas_are_aligned_apart_and_grow() {
+    fn arenas_are_aligned_disjoint_and_grow() {
         let fill = |arena: *mut u8, bytes: usize, value: u8| {
             assert!(arena.addr().is_multiple_of(ALIGNMENT));
             // SAFETY: the arena belongs to this call and has that size.
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_alive_together_do_not_overlap() {
+    fn buffers_with_overlapping_live_ranges_are_disjoint() {
         let numbers: Vec<u32> = crate::random::bits([5, 6], [7, 8]).take(600).collect();
         let live_ranges: Vec<LiveRange> = numbers
             .chunks(3)

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn products_of_one_input_are_joined_past_what_follows_them() {
+    fn independent_products_are_merged_past_other_steps() {
         // Three products with buffer 0, each followed by a small step.
         let steps = [1, 2, 3].map(|out| [step(true, &[0], &[out]), step(false, &[out], &[out])]);
         assert_eq!(
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_another_or_is_needed_stays_behind_it() {
+    fn dependent_steps_are_not_merged() {
         let cases = [
             // Reads what the first wrote; writes what the first read; writes the same buffer.
             [step(true, &[0], &[1]), step(true, &[1], &[2])],

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_that_meet_stay_together_in_order() {
+    fn conflicting_steps_stay_together_in_order() {
         // Two interleaved chains, and a step that is independent of both.
         let work = WORTH_THREADS / 2.0;
         let found = cut(&[
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn one_task_where_steps_meet_are_large_or_tiny() {
+    fn one_task_for_conflicting_large_or_tiny_steps() {
         let cases: [[(&[BufferId], f64); 2]; 3] = [
             [(&[0, 1], WORTH_THREADS), (&[1, 2], WORTH_THREADS)],
             [(&[0], LARGE_STEP), (&[1], WORTH_THREADS)],

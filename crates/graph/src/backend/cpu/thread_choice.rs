@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn little_time_goes_into_tries_where_nothing_changes() {
+    fn few_trials_where_nothing_changes() {
         let (chosen, others) = walk(&mut Search::from(0), &[1.0, 1.3, 1.9, 3.5], 1000);
         assert_eq!(chosen, 0);
         assert!(others <= 16, "{others} of 1000 runs");

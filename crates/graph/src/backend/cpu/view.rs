@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn reshaped_views_look_at_the_same_elements() {
+    fn reshaped_views_have_the_same_elements() {
         let whole = View::contiguous(0, &[4, 6, 10], DType::F32);
         let columns = View {
             dims: vec![4, 6, 5],

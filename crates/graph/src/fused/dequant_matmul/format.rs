@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn values_come_back_within_half_a_step() {
+    fn dequantised_values_are_within_half_a_step() {
         let values = values();
         for format in [QuantFormat::Q8_0, QuantFormat::Q4_0] {
             let quantized = format.quantize(&values).unwrap();
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_stay_zeros_and_what_cannot_be_quantised_is_refused() {
+    fn zeros_stay_zeros_and_invalid_values_are_refused() {
         for format in [QuantFormat::Q8_0, QuantFormat::Q4_0] {
             let zeros = format.quantize(&[0.0; 32]).unwrap();
             assert_eq!(format.dequantize(&zeros), [0.0; 32]);

@@ -55,7 +55,7 @@ fn shards_are_one_checkpoint() {
 }
 
 #[test]
-fn shard_names_that_climb_out_are_refused_before_anything_is_opened() {
+fn path_traversal_in_shard_names_is_refused_before_opening() {
     for name in [
         "../x.safetensors",
         "/etc/x.safetensors",
@@ -79,7 +79,7 @@ fn shard_names_that_climb_out_are_refused_before_anything_is_opened() {
 }
 
 #[test]
-fn an_index_must_keep_its_promises() {
+fn missing_shards_and_tensors_are_errors() {
     let missing = open_sharded(r#"{"a":"one.safetensors","c":"three.safetensors"}"#).unwrap_err();
     assert!(
         matches!(&missing, FileError::MissingShard { shard, tensor, .. } if shard == "three.safetensors" && tensor == "c")

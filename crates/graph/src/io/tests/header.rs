@@ -112,7 +112,7 @@ fn header_longer_than_the_file() {
 }
 
 #[test]
-fn absurd_header_in_a_file_that_has_the_bytes() {
+fn oversized_header_in_a_large_file() {
     let (_folder, path) = raw(&(17_u64 << 20).to_le_bytes());
     fs::OpenOptions::new()
         .write(true)

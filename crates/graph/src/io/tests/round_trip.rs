@@ -169,7 +169,7 @@ proptest! {
     }
 
     #[test]
-    fn noise_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let header = String::from_utf8_lossy(&bytes).into_owned();
         let (_folder, path) = file(&header, 3);
         prop_assert!(SafetensorsFile::open(&path).is_err());
@@ -178,7 +178,7 @@ proptest! {
 
 /// A tensor longer than one chunk.
 #[test]
-fn chunks_join() {
+fn tensors_span_chunks() {
     let (_folder, path) = raw(b"");
     let count = 300_001;
     let tensor = Tensor::arange(0f32, count as f32, &Device::Cpu).unwrap();

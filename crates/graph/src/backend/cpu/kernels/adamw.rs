@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn agrees_with_the_written_out_update() {
+    fn agrees_with_the_formula() {
         each_float!(ten_steps);
     }
 

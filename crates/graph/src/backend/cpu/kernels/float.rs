@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_f16_and_bf16_widens_as_half_says_and_comes_back() {
+    fn every_f16_and_bf16_widens_like_half_and_round_trips() {
         for bits in 0..=u16::MAX {
             let (h, b) = (f16::from_bits(bits), bf16::from_bits(bits));
             if h.is_nan() {

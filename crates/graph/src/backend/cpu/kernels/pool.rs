@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn loops_inside_loops_and_beside_loops() {
+    fn nested_and_concurrent_loops() {
         let rounds = if cfg!(miri) { 5 } else { 50 };
         let total = AtomicUsize::new(0);
         thread::scope(|scope| {
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+    fn a_panic_reaches_the_caller_and_the_pool_survives() {
         let caught = catch_unwind(|| {
             with_threads(3, || run(100, &|i| assert_ne!(i, 57, "piece 57")));
         });

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nested_lists_and_scratch_keep_apart() {
+    fn nested_scratch_does_not_overlap() {
         for round in 1..4usize {
             let mut pairs = Filled::new(100 * round, (7usize, round));
             let bytes = Filled::new(3, 9u8);

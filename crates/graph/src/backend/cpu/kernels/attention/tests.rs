@@ -146,7 +146,7 @@ fn forward_agrees_with_the_definition() {
 
 /// NaN scores: with masked keys before and after, all of them NaN, or only one.
 #[test]
-fn a_nan_reaches_who_sees_it_and_nobody_else() {
+fn a_nan_reaches_exactly_the_queries_that_see_it() {
     // Two blocks of queries; fewer under Miri.
     let queries = if cfg!(miri) { 12 } else { 70 };
     let shape = shape(1, queries, queries, 2, 1, 8);
@@ -194,7 +194,7 @@ fn a_nan_reaches_who_sees_it_and_nobody_else() {
 }
 
 #[test]
-fn heads_may_lie_before_positions_and_in_a_cache() {
+fn strided_heads_and_caches_agree() {
     // (batch, heads, positions, dim) with spare capacity for positions, against the same numbers in contiguous layout.
     let shape = shape(2, 9, 20, 4, 2, 5);
     let AttentionShape {

@@ -197,7 +197,7 @@ fn the_largest_quants_do_not_overflow() {
 }
 
 #[test]
-fn what_is_not_finite_reaches_every_output_of_its_row() {
+fn non_finite_inputs_reach_every_output_of_their_row() {
     at_each_level(|| {
         for format in FORMATS {
             let case = Case::new(format, 5, 96);
@@ -231,7 +231,7 @@ fn threads_do_not_change_the_result() {
 }
 
 #[test]
-fn nothing_in_nothing_out() {
+fn empty_inputs_give_empty_outputs() {
     let case = Case::new(QuantFormat::Q8_0, 0, 64);
     assert!(run::<f32>(&case, &[1.0; 64], false).is_empty());
     let mut y = [7.0f32; 64];
