@@ -1,7 +1,7 @@
-//! `cargo xtask ci`: every check of the repository, in the order that fails soonest.
+//! `cargo xtask ci`: all checks of the repository, those that fail soonest first.
 //!
 //! Each step prints its command and its time; the first failure ends the run with exit code 1. A step whose tool or
-//! database is not there is listed as not run, with the reason; it is never passed over in silence.
+//! database is missing is reported as not run, with the reason; it is never skipped silently.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use crate::tidy;
 /// Flags of `cargo xtask ci`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Leave out `cargo test --workspace`, for a caller that has just run it.
+    /// Skip `cargo test --workspace`, for a caller that has just run it.
     #[arg(long)]
     skip_tests: bool,
 }
@@ -44,7 +44,7 @@ const EAGER: Step = step(
     "eager-only build",
     &["test", "--package", "metal-candle", "--no-default-features"],
 );
-/// What the other tests leave out: they run with the default features.
+/// Tests that need other than the default features.
 const ASYNC: Step = step(
     "asynchronous evaluation",
     &[
@@ -76,7 +76,7 @@ const DOCS: Step = Step {
     arguments: &["doc", "--no-deps", "--workspace", "--all-features"],
     environment: &[("RUSTDOCFLAGS", "-D warnings")],
 };
-/// The target whose Metal support nothing else here compiles; type-checking it needs no Apple software.
+/// The target whose Metal support is compiled nowhere else; type-checking it needs no Apple software.
 const MACOS_TARGET: &str = "aarch64-apple-darwin";
 const MACOS: Step = step(
     "clippy for macOS",
@@ -109,7 +109,7 @@ const fn step(name: &'static str, arguments: &'static [&'static str]) -> Step {
     }
 }
 
-/// How one step went; a failure never gets here, it ends the run.
+/// The result of a step; a failure ends the run instead.
 enum Outcome {
     Passed(Duration),
     NotRun(&'static str),
@@ -165,7 +165,7 @@ fn run_tidy(root: &Path) -> Result<Outcome> {
     Ok(Outcome::Passed(start.elapsed()))
 }
 
-/// Adds the target where it is missing; a toolchain that rustup does not manage has only its own.
+/// Installs the target if it is missing; a toolchain that rustup does not manage has only its own.
 fn run_macos(root: &Path) -> Result<Outcome> {
     let rustup = |arguments: &[&str]| Command::new("rustup").args(arguments).current_dir(root).status();
     match rustup(&["target", "add", MACOS_TARGET]) {
@@ -178,7 +178,7 @@ fn run_macos(root: &Path) -> Result<Outcome> {
     }
 }
 
-/// Licences and sources where cargo-deny is installed; advisories where it can also fetch their database.
+/// Licences and sources if cargo-deny is installed; advisories if it can also fetch their database.
 fn run_deny(root: &Path) -> Result<[(&'static str, Outcome); 2]> {
     if !succeeds_quietly(root, &["deny", "--version"]) {
         let reason = "cargo-deny is not installed (cargo install cargo-deny --locked)";
@@ -204,7 +204,7 @@ fn succeeds_quietly(root: &Path, arguments: &[&str]) -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-/// The cargo that started us, so that a toolchain chosen with `cargo +name` stays chosen.
+/// The cargo that started this program, so that a toolchain chosen with `cargo +name` is kept.
 fn cargo(root: &Path, arguments: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);

@@ -1,5 +1,5 @@
-//! `cargo xtask miri` and `cargo xtask asan`: the engine's unsafe code under the two tools that see undefined behaviour
-//! where it happens. Both need a nightly compiler, so neither is part of `cargo xtask ci`; neither installs anything.
+//! `cargo xtask miri` and `cargo xtask asan`: runs the engine's unsafe code under two tools that detect undefined
+//! behaviour. Both need a nightly compiler, so neither is part of `cargo xtask ci`; neither installs anything.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use miette::{IntoDiagnostic, Result, bail, miette};
 
 const ENGINE: &str = "metal-candle-graph";
 
-/// Tests of the library that Miri runs, by the start of their names.
+/// Library tests for Miri, by the start of their names.
 const MIRI_LIBRARY: &[&str] = &[
     "backend::cpu::buffer",
     "backend::cpu::kernels::adamw",
@@ -31,16 +31,16 @@ const MIRI_LIBRARY: &[&str] = &[
     "io::json",
 ];
 
-/// Tests of whole graphs that Miri runs: each operation and its gradient on the CPU backend, so also its walk, its plan,
-/// its views and the arena.
+/// Tests of whole graphs for Miri: each operation and its gradient on the CPU backend, including walk, plan, views and
+/// arena.
 const MIRI_OPERATIONS: &[&str] = &["each_runs", "each_has_a_gradient"];
 
-/// Tests of plans that Miri runs: random graphs are too much for it, this covers rows that end an expression.
+/// Tests of plans for Miri: random graphs are too slow, this covers row reductions in expressions.
 const MIRI_PLANS: &[&str] = &["reductions_of_long_rows"];
 
 const MIRI_FLAGS: &str = "-Zmiri-disable-isolation -Zmiri-ignore-leaks";
 
-/// Integration tests that the address sanitizer runs. `allocations` brings an allocator of its own.
+/// Integration tests for the address sanitizer. `allocations` has its own allocator.
 const ASAN_TESTS: &[&str] = &["backends", "operations", "optimised_plans"];
 
 /// One command line with its environment.
@@ -50,13 +50,13 @@ struct Run {
     environment: Vec<(&'static str, OsString)>,
 }
 
-/// Runs the engine's unsafe code under Miri, which stops at undefined behaviour: reads of freed or unwritten memory, data
-/// races, two `&mut` to one place.
+/// Runs the engine's unsafe code under Miri, which stops at undefined behaviour: reads of freed or uninitialised
+/// memory, data races, aliasing `&mut` references.
 ///
-/// Miri interprets Rust and knows few vector instructions, so there the engine takes the portable level of its products,
-/// and its loops skip `pulp`'s dispatch; parallel loops start at smaller sizes and tests have smaller cases. What it cannot
-/// run: Candle's own products (`gemm` detects the processor with assembly), hence the candle backend, the measured limits
-/// of the machine (they are a clock), and the files of checkpoints, which hold no unsafe code.
+/// Miri interprets Rust and supports few vector instructions, so the engine uses its portable kernels, and its loops
+/// skip `pulp`'s dispatch; parallel loops start at smaller sizes and tests have smaller cases. Miri cannot run Candle's
+/// own products (`gemm` detects the CPU with assembly), hence neither the candle backend, nor the measured limits of
+/// the machine (which need a clock), nor checkpoint files, which involve no unsafe code.
 ///
 /// # Errors
 /// When the compiler or Miri is missing, with the command that installs it, and when a test fails.
@@ -71,8 +71,8 @@ pub fn miri(root: &Path) -> Result<()> {
     run_all(root, "miri", &[library, operations, plans])
 }
 
-/// Runs the engine's tests, with its vector instructions, under the address sanitizer, which stops at reads and writes
-/// outside of allocations and after their end, and reports memory that is lost.
+/// Runs the engine's tests, with its vector instructions, under the address sanitizer, which stops at out-of-bounds
+/// accesses and use after free, and reports memory leaks.
 ///
 /// # Errors
 /// When the compiler is missing, with the command that installs it, and when a test fails.
@@ -88,14 +88,14 @@ fn miri_run(target: &[&str], filters: &[&str]) -> Run {
     let arguments = start.iter().chain(target).chain(&["--"]).chain(filters);
     Run {
         arguments: arguments.map(ToString::to_string).collect(),
-        // The engine asks for the time, for the number of cores and for one environment variable; its threads live as long
-        // as the process, which Miri takes for a leak.
+        // The engine reads the time, the number of cores and an environment variable; its threads live as long as the
+        // process, which Miri would report as a leak.
         environment: vec![("MIRIFLAGS", MIRI_FLAGS.into())],
     }
 }
 
-/// With `--target`, build scripts and procedural macros stay without the sanitizer. The folder is its own, so that the
-/// flags do not throw away what other commands have built.
+/// With `--target`, build scripts and procedural macros are built without the sanitizer. The separate folder keeps the
+/// flags from invalidating other builds.
 fn asan_run(host: &str, target: &Path) -> Run {
     let start = ["+nightly", "test", "--package", ENGINE, "--target", host, "--lib"];
     let tests = ASAN_TESTS.iter().flat_map(|test| ["--test", test]);
@@ -115,7 +115,7 @@ fn needs_nightly(root: &Path) -> Result<()> {
     bail!("a nightly compiler is missing: rustup toolchain install nightly --component miri,rust-src")
 }
 
-/// The machine's target triple, which the compiler prints as `host: x86_64-unknown-linux-gnu`.
+/// The host's target triple, which the compiler prints as `host: x86_64-unknown-linux-gnu`.
 fn host(root: &Path) -> Result<String> {
     let output = cargo(root, &["+nightly", "--version", "--verbose"])
         .output()
@@ -151,7 +151,7 @@ fn succeeds(root: &Path, arguments: &[&str]) -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-/// The cargo of the path, which knows `+nightly`; the one that started us is a certain toolchain's.
+/// The cargo in the path, which supports `+nightly`; the one that started this program has a fixed toolchain.
 fn cargo(root: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.args(arguments).current_dir(root);
@@ -192,7 +192,7 @@ mod tests {
         );
     }
 
-    /// A filter that matches nothing would pass in silence.
+    /// A filter that matches nothing would pass silently.
     #[test]
     fn every_filter_names_a_module_or_a_test_that_exists() {
         let engine = crate::repository_root().join("crates/graph");

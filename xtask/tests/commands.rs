@@ -1,5 +1,5 @@
-//! The command line as a person meets it. Building this test also leaves the binary where `.ci/run` starts it, compiled
-//! with the same dependencies as the tests.
+//! The command line of the binary. Building this test also builds the binary for `.ci/run`, with the dependencies of
+//! the tests.
 
 use std::process::{Command, Output};
 

@@ -1,5 +1,5 @@
-//! What laziness costs besides the kernels, per operation: recording, finding the plan, a call of a compiled function,
-//! and the whole of it beside Candle's eager calls. The tensors are tiny, so that the kernels hardly count.
+//! The overhead of laziness per operation: recording, plan lookup, a call of a compiled function, and all of it
+//! compared with Candle's eager calls. The tensors are tiny, so that kernels take negligible time.
 //!
 //!     cargo bench -p metal-candle-graph --bench overhead
 //!
@@ -101,7 +101,7 @@ fn decoder() -> (impl Fn(&LazyTensor) -> Result<LazyTensor>, LazyTensor) {
     (forward, ones(&[batch, seq, heads * head_dim]))
 }
 
-/// One graph in all its stages.
+/// The stages of one graph.
 fn stages(criterion: &mut Criterion, name: &str, x: &LazyTensor, record: impl Fn(&LazyTensor) -> Result<LazyTensor>) {
     let mut group = criterion.benchmark_group(name);
     let recorded = record(x).expect("the shapes fit");
@@ -149,7 +149,7 @@ fn overhead(criterion: &mut Criterion) {
     });
 }
 
-/// A hundred `LoRA` layers of one row: one plan for all, its parts run side by side.
+/// A hundred `LoRA` layers with one row: one plan for all, run concurrently.
 fn together(criterion: &mut Criterion) {
     let [a, b] = [ones(&[512, 8]), ones(&[8, 512])];
     let rows: Vec<LazyTensor> = (0..100).map(|_| ones(&[1, 512])).collect();

@@ -1,5 +1,5 @@
-//! A cached plan allocates its results and a fixed few, whatever its number of operations. One test in a process of its
-//! own, because the allocator belongs to the process.
+//! A cached plan allocates its results and a constant number of small tables, whatever its number of operations. A
+//! single test in its own process, because the allocator is per process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,12 +11,12 @@ use metal_candle_graph::{
 };
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-/// Those of at least a mebibyte.
+/// Allocations of at least a mebibyte.
 static LARGE: AtomicUsize = AtomicUsize::new(0);
 
 struct Counting;
 
-// SAFETY: hands every call on to the system's allocator.
+// SAFETY: forwards every call to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
@@ -142,8 +142,8 @@ fn weights() -> Weights {
     }
 }
 
-/// Allocations of one call whose plan is there: the fewest of several calls, since a thread of the pool that gets its
-/// first task in one of them allocates its scratch then.
+/// Allocations of one call with a cached plan: the minimum of several calls, since a pool thread allocates its scratch
+/// when it gets its first task.
 fn of_a_call(f: impl Fn(&LazyTensor) -> Result<Vec<LazyTensor>>) -> usize {
     let compiled = compile(|arguments| f(&arguments[0]));
     let x = tensor(&[1, 16, 32]);
@@ -158,7 +158,7 @@ fn cached_plans_allocate_next_to_nothing() {
     no_large_memory_where_sizes_alternate();
 }
 
-/// Results and arenas of mebibytes, of plans for two sizes in turn: the memory of earlier calls is used again.
+/// Results and arenas of mebibytes, of plans for two alternating sizes: the memory of earlier calls is reused.
 fn no_large_memory_where_sizes_alternate() {
     let step = compile(|arguments| {
         let square = arguments[0].matmul_t(&arguments[0])?;
@@ -191,7 +191,7 @@ fn nothing_per_operation() {
         // Arguments, results, the result's buffer, and tables of the run.
         assert!(few <= 10, "{name}: {few}");
         if name == "optimizer" {
-            // Nobody takes its gradient.
+            // Not differentiated here.
             continue;
         }
         let backward = |n: usize| {

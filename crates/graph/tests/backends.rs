@@ -326,7 +326,7 @@ fn products() {
     }
 }
 
-/// Value and, weighed, all gradients.
+/// Compares the value and, with a weighted sum, all gradients.
 fn compare_with_gradients(
     name: &str,
     dtype: DType,

@@ -1,4 +1,4 @@
-//! Compiled functions: a call that fails leaves its arguments as they were, functions may call each other and be traced from
+//! Compiled functions: a failed call leaves its arguments unchanged, functions may call each other and be traced from
 //! several threads, and the number of traces is bounded.
 
 use std::sync::Barrier;
@@ -19,7 +19,7 @@ fn index(i: u32) -> LazyTensor {
     LazyTensor::from_data(&[i], &[1], &Device::Cpu).unwrap()
 }
 
-/// A tensor that only the engine holds, so that it is donated.
+/// A tensor held by the engine alone, so that it is donated.
 fn owned(x: &LazyTensor) -> LazyTensor {
     let copy = compile(|x| Ok(vec![x[0].add_scalar(0.0)?]));
     copy.call(vec![x.clone()]).unwrap().remove(0)
@@ -93,7 +93,7 @@ const FUNCTIONS: [(&str, Function); 7] = [
     }),
 ];
 
-/// Calls `function` with `i` as the index, on state that nobody else holds. The state that comes back where it fails.
+/// Calls `function` with `i` as the index, on unshared state. Returns the state, also that of a failed call.
 fn call(
     function: &Compiled<Function>,
     state: Vec<LazyTensor>,
@@ -124,7 +124,7 @@ fn a_failed_call_leaves_its_arguments_unchanged() {
                 let before = bits(&start());
                 let (failing, other) = (compile::<Function>(function), compile::<Function>(function));
                 let state = call(&failing, start(), 100).expect_err(name);
-                // Reading the values would take the buffers over, so that they were donated no more.
+                // Reading the values would move the buffers to Candle, so that they could not be donated any more.
                 let state = call(&failing, state, 100).expect_err(name);
                 let results = call(&failing, state, 3).unwrap_or_else(|_| panic!("{name} fails"));
                 let expected = call(&other, start(), 3).unwrap_or_else(|_| panic!("{name} fails"));
@@ -136,7 +136,7 @@ fn a_failed_call_leaves_its_arguments_unchanged() {
     }
 }
 
-/// Groups of steps that threads take side by side: one fails, the others write.
+/// Groups of steps that threads run concurrently: one fails, the others write.
 #[test]
 fn failed_tasks_leave_their_arguments_unchanged() {
     let count = 1 << 13;
@@ -171,7 +171,7 @@ fn arguments_that_cannot_be_evaluated_are_returned() {
     let (error, arguments) = twice.call(vec![owned(&numbers(1)), bad]).unwrap_err().into_parts();
     assert!(matches!(error, Error::Index { index: 7, size: 3, .. }));
     assert_eq!(bits(&arguments[..1]), bits(&[numbers(1)]));
-    // What the function itself reports.
+    // An error of the function itself.
     let failed = twice.call(vec![numbers(2), numbers(3)]).unwrap_err();
     assert!(matches!(failed.error(), Error::Shape { operation: "Add", .. }));
     assert_eq!(failed.to_string(), "Add: shapes [2] and [3] do not broadcast");
@@ -203,7 +203,7 @@ fn functions_may_call_themselves_for_other_shapes() {
             if count == 1 {
                 return Ok(vec![x[0].mul_scalar(2.0)?]);
             }
-            // The inner call is of data: placeholders have none.
+            // The inner call uses data, since placeholders have no values.
             let data = numbers(if count == 5 { 5 } else { count - 1 });
             let itself = OUTER.get().expect("it is set before it is called");
             let sum = itself.call(vec![data])?.remove(0).sum_all()?;
@@ -217,14 +217,14 @@ fn functions_may_call_themselves_for_other_shapes() {
         outer.call(vec![numbers(5)]).unwrap_err().error(),
         Error::Recursion
     ));
-    // And works as before.
+    // And it works afterwards.
     assert_eq!(
         outer.call(vec![numbers(2)]).unwrap()[0].to_vec::<f32>().unwrap(),
         [-3.0, -2.75]
     );
 }
 
-/// Both threads are inside the function at once.
+/// Both threads are tracing at the same time.
 #[test]
 fn threads_trace_concurrently() {
     let both = Barrier::new(2);
@@ -257,11 +257,11 @@ fn the_least_recently_used_trace_is_evicted() {
     });
     for count in 1..=200 {
         double.call(vec![numbers(count)]).unwrap();
-        // Used all the while.
+        // Used all the time.
         double.call(vec![numbers(1)]).unwrap();
     }
     assert_eq!((double.trace_count(), traced.load(Ordering::Relaxed)), (64, 200));
-    // Those of last are there still; one of long ago is traced again.
+    // Recent traces still exist; an old one is traced again.
     for count in [1, 200, 138] {
         double.call(vec![numbers(count)]).unwrap();
     }

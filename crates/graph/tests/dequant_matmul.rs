@@ -1,4 +1,4 @@
-//! Products with quantised weights on both backends, their gradients, and the weights that they stand for.
+//! Products with quantised weights on both backends, their gradients, and the dequantised weights.
 
 use candle_core::{DType, Device};
 use metal_candle_graph::fused::dequant_matmul::dequantize;
@@ -38,13 +38,13 @@ fn nmse(found: &[f64], wanted: &[f64]) -> f64 {
     found.iter().zip(wanted).map(|(f, w)| (f - w).powi(2)).sum::<f64>() / power
 }
 
-/// The error of `f` on the CPU backend against the same on the reference.
+/// The error of `f` on the CPU backend relative to the reference.
 fn error(f: impl Fn() -> Result<LazyTensor>) -> f64 {
     let on = |backend| with_backend(backend, || values(&f().unwrap()));
     nmse(&on(Backend::Cpu), &on(Backend::Candle))
 }
 
-/// What rounding to a dtype costs at the most.
+/// The maximum rounding error of a dtype.
 fn rounding(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 1e-24,
@@ -62,8 +62,8 @@ fn both_backends_agree() {
             let product = |shape: &[usize]| error(|| normal(2, shape, dtype).dequant_matmul(&quants, &scales, format));
             let many = product(&[3, 7, IN]);
             assert!(many <= rounding(dtype), "{format:?} {dtype:?}: {many:e}");
-            // Activations in bytes: a step is a 127th of the largest of 32 normal numbers, about 2.1 deviations, and its
-            // error a twelfth of its square: 2.5e-5.
+            // Quantised activations: the step is the largest of 32 normal numbers, about 2.1 deviations, divided by
+            // 127, and its error a twelfth of its square: 2.5e-5.
             let few = product(&[2, 1, IN]);
             let allowed = if dtype == DType::F64 { 1e-24 } else { 1e-4 };
             assert!(few <= allowed, "{format:?} {dtype:?}, a few rows: {few:e}");
@@ -101,7 +101,7 @@ fn the_definition_is_the_product_with_the_dequantised_weights() {
     }
 }
 
-/// A frozen base: the gradient reaches what is in front of it, and is that of the weights.
+/// A frozen base: the gradient reaches the inputs, and is that of the dequantised weights.
 #[test]
 fn the_gradient_is_that_of_the_dequantised_weights() {
     for format in FORMATS {

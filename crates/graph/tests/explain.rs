@@ -1,4 +1,4 @@
-//! Explanations tell the work of a graph, what passes left of it, and what was fused.
+//! Explanations: the work of a graph, the passes, and fused operations.
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{Backend, LazyTensor, compile, limits, with_backend};

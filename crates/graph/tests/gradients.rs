@@ -1,4 +1,4 @@
-//! Every differentiable operation against central differences in f64, once and twice.
+//! Every differentiable operation against central differences in f64, first and second derivatives.
 #![allow(clippy::cloned_ref_to_slice_refs)] // tables of cases read best so
 
 use candle_core::{DType, Device};
@@ -40,7 +40,7 @@ fn quantized(format: QuantFormat, shape: &[usize; 2]) -> (LazyTensor, LazyTensor
     (quants.unwrap(), scales.unwrap())
 }
 
-/// A scalar that weighs every element of `y` differently.
+/// A scalar in which every element of `y` has a different weight.
 fn weighted_sum(y: &LazyTensor) -> Result<LazyTensor> {
     y.mul(&normal(99, y.dims()))?.sum_all()
 }
@@ -78,7 +78,7 @@ fn check_once(name: &str, f: Function<'_>, inputs: &[LazyTensor]) {
     }
 }
 
-/// Central differences of `weighted_sum(f(inputs))` by each element of one input.
+/// Central differences of `weighted_sum(f(inputs))` in each element of one input.
 fn differences(f: Function<'_>, inputs: &[LazyTensor], which: usize) -> Vec<f64> {
     let by = |element, step| value(f, &moved(inputs, which, element, step));
     (0..inputs[which].shape().elem_count())
@@ -388,7 +388,7 @@ fn parameters_that_were_computed_from_one_another() {
     let inner: Unary = |a| a.sin()?.mul(a);
     let middle: Unary = |b| b.sigmoid()?.add(b);
     let outer = |a: &LazyTensor, b: &LazyTensor, c: &LazyTensor| a.mul(b)?.add(&c.tanh()?)?.mul(c);
-    // Recorded anew for each use: evaluated tensors forget their history.
+    // Recorded again for each use: evaluated tensors have no history.
     let record = || {
         let a = normal(1, &[2, 3]);
         let b = inner(&a).unwrap();
@@ -397,7 +397,7 @@ fn parameters_that_were_computed_from_one_another() {
     };
     let [a, b, c] =
         record().map(|x| LazyTensor::from_data(&x.to_vec::<f64>().unwrap(), &[2, 3], &Device::Cpu).unwrap());
-    // The loss as a function of one of them, what was computed from it following.
+    // The loss as a function of one of them, with dependent parameters recomputed.
     let of_a = |x: &[LazyTensor]| outer(&x[0], &inner(&x[0])?, &middle(&inner(&x[0])?)?);
     let of_b = |x: &[LazyTensor]| outer(&a, &x[0], &middle(&x[0])?);
     let of_c = |x: &[LazyTensor]| outer(&a, &b, &x[0]);
@@ -417,7 +417,7 @@ fn parameters_that_were_computed_from_one_another() {
             );
         }
     }
-    // Held fixed where the path is cut.
+    // Held constant where the path is cut.
     let [a, b, c] = record();
     let loss = weighted_sum(&outer(&a, &b.stop_gradient().unwrap(), &c.stop_gradient().unwrap()).unwrap()).unwrap();
     let (_, gradients) = value_and_grad(&loss, &[a.clone()]).unwrap();
@@ -427,7 +427,7 @@ fn parameters_that_were_computed_from_one_another() {
         &gradients[0].to_vec::<f64>().unwrap(),
         &differences(&alone, &[a], 0),
     );
-    // Differentiable once more.
+    // Second derivatives.
     let first = |x: &[LazyTensor]| {
         let b = inner(&x[0])?;
         let loss = weighted_sum(&outer(&x[0], &b, &middle(&b)?)?)?;
@@ -437,7 +437,7 @@ fn parameters_that_were_computed_from_one_another() {
     check_once("twice", &first, &[normal(1, &[2, 3])]);
 }
 
-/// A node with several outputs is a parameter by one of them; the others pass gradients on.
+/// One output of a node with several outputs is a parameter; the others are differentiated through.
 #[test]
 fn a_parameter_that_is_one_of_several_outputs() {
     let rates = LazyTensor::from_data(&[0.1, 0.1, 0.2, 0.75], &[4], &Device::Cpu).unwrap();

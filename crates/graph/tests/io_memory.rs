@@ -1,4 +1,4 @@
-//! Hostile safetensors headers do not make the reader allocate beyond its promise: twice the file plus 64 MiB.
+//! Malicious safetensors headers do not make the reader exceed its memory bound: twice the file plus 64 MiB.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device};
 use metal_candle_graph::io::{Checkpoint, SafetensorsFile, read_json_object};
 
-/// The system's allocator, counting the bytes in use and their peak.
+/// The system's allocator, with counters of the bytes in use and their peak.
 struct Counting;
 
 static USED: AtomicUsize = AtomicUsize::new(0);
@@ -32,7 +32,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Runs `attack` and checks the peak above what was in use before.
+/// Runs `attack` and checks the peak relative to the memory in use before.
 fn bounded<T>(name: &str, file_size: usize, attack: impl FnOnce() -> T) -> T {
     let before = USED.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
@@ -48,7 +48,7 @@ fn bounded<T>(name: &str, file_size: usize, attack: impl FnOnce() -> T) -> T {
     outcome
 }
 
-/// As many copies of what `entry` makes as fit in `limit` bytes, between brackets.
+/// As many copies of `entry`'s results as fit in `limit` bytes, between `open` and `close`.
 fn filled(open: &str, close: &str, limit: usize, entry: impl Fn(usize) -> String) -> String {
     let mut text = open.to_owned();
     for i in 0.. {
@@ -62,7 +62,7 @@ fn filled(open: &str, close: &str, limit: usize, entry: impl Fn(usize) -> String
     text + close
 }
 
-/// One test, since the counters are the process's.
+/// A single test, since the counters are per process.
 #[test]
 fn peak_memory_is_bounded() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Chains of a million operations record, evaluate, differentiate and drop on a small stack, in time that grows with
-//! their length alone.
+//! Chains of a million operations are recorded, evaluated, differentiated and dropped on a small stack, in time linear
+//! in their length.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use metal_candle_graph::{Backend, LazyTensor, value_and_grad, with_backend};
 
 const LENGTH: usize = 1_000_000;
 
-/// Time this thread has spent computing, where the system tells it: other work on the machine must not fail a test.
+/// CPU time of this thread if the system reports it, so that a busy machine does not fail the test.
 fn computing(start: Instant) -> Duration {
     let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
     let nanoseconds = told.and_then(|text| text.split_whitespace().next()?.parse().ok());
@@ -64,7 +64,7 @@ fn evaluates_on_the_candle_backend() {
 fn differentiates() {
     on_a_small_stack(|| {
         let x = input();
-        // Factors of 1 and -1 keep the gradient a number: (-1)^(LENGTH / 2).
+        // Factors of 1 and -1 keep the gradient finite: (-1)^(LENGTH / 2).
         let y = (0..LENGTH / 2).fold(x.clone(), |x, _| x.neg().unwrap().add_scalar(1.0).unwrap());
         let (loss, gradients) = value_and_grad(&y.sum_all().unwrap(), &[x]).unwrap();
         assert_eq!(gradients[0].to_vec::<f32>().unwrap(), [1.0, 1.0]);
@@ -82,7 +82,7 @@ fn drops_unevaluated() {
     });
 }
 
-/// Every value is needed again at the end, so that none can lie over another.
+/// Every value is needed again at the end, so that no buffer can be reused.
 #[test]
 fn a_hundred_thousand_values_live_at_once() {
     on_a_small_stack(|| {

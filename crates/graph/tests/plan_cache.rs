@@ -1,5 +1,5 @@
 //! Plans are made once per structure and found afterwards; compiled functions trace once; donated arguments are
-//! overwritten. One test in a process of its own, because the counters and the allocator belong to the process.
+//! overwritten. A single test in its own process, because the counters and the allocator are per process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -14,7 +14,7 @@ static LARGE_ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
 struct Counting;
 
-// SAFETY: hands every call on to the system's allocator.
+// SAFETY: forwards every call to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if layout.size() >= LARGE {
@@ -33,7 +33,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What the counters say about `f`, memory apart.
+/// The counters of `f`, without those of memory.
 fn count(f: impl FnOnce()) -> Statistics {
     let before = statistics();
     f();
@@ -89,19 +89,19 @@ fn structure_is_what_counts() {
     let record = || x.mul_scalar(3.25).unwrap().add(&y).unwrap();
     assert_eq!(once(&record).plan_misses, 1);
     assert_eq!(once(&record).plan_hits, 1);
-    // Other data, the same structure.
+    // Different data, the same structure.
     assert_eq!(
         once(&|| y.mul_scalar(3.25).unwrap().add(&normal(&[3, 5])).unwrap()).plan_hits,
         1
     );
-    // Another constant, another wiring, another shape.
+    // Different constants, inputs, shapes.
     assert_eq!(once(&|| x.mul_scalar(3.5).unwrap().add(&y).unwrap()).plan_misses, 1);
     assert_eq!(once(&|| x.mul_scalar(3.25).unwrap().add(&x).unwrap()).plan_misses, 1);
     assert_eq!(
         once(&|| normal(&[5, 3]).mul_scalar(3.25).unwrap().add(&normal(&[5, 3])).unwrap()).plan_misses,
         1
     );
-    // What is evaluated is not evaluated again.
+    // An evaluated tensor is not evaluated again.
     let done = record();
     done.eval().unwrap();
     assert_eq!(count(|| drop(done.eval().unwrap())), Statistics::default());
@@ -122,7 +122,7 @@ fn a_compiled_function_is_traced_once_per_signature() {
         }
     });
     assert_eq!((traces.get(), f.trace_count()), (2, 2));
-    // The plans are asked for when tracing, not at the calls.
+    // The plan cache is used when tracing, not in calls.
     assert_eq!(
         counted,
         Statistics {
@@ -134,13 +134,13 @@ fn a_compiled_function_is_traced_once_per_signature() {
     );
 }
 
-/// What a plan says about its memory before it runs, and what the counters say of the run.
+/// The memory of a plan before its run, and the counters of the run.
 fn memory_is_known_before_the_run() {
     let bytes = 64 * 64 * 4;
     let (x, w) = (normal(&[64, 64]), normal(&[64, 64]));
     let y = x.matmul(&w).unwrap().exp().unwrap().matmul(&w).unwrap();
     let memory = prepare(std::slice::from_ref(&y)).unwrap();
-    // Three values; the exponential lies over the product that it reads.
+    // Three values; the exponential overwrites the product that it reads.
     let expected = PlanMemory {
         inputs: 2 * bytes,
         outputs: bytes,
@@ -155,7 +155,7 @@ fn memory_is_known_before_the_run() {
     assert_eq!(after.plan_misses, before.plan_misses, "the plan was there");
     assert_eq!(after.arena_bytes - before.arena_bytes, bytes as u64);
     assert_eq!(after.saved_bytes - before.saved_bytes, bytes as u64);
-    // A result over a donated argument takes no memory.
+    // A result that overwrites a donated argument takes no memory.
     let f = compile(|args| {
         let at = &args[2];
         Ok(vec![args[0].slice_update(0, &args[1], at)?])
@@ -175,7 +175,7 @@ fn donated_arguments_are_overwritten() {
     });
     let at = |i: u32| LazyTensor::from_data(&[i], &[1], &Device::Cpu).unwrap();
     let one = || LazyTensor::from_slice(&[1.0], &[1], &Device::Cpu).unwrap();
-    // The first call takes over a buffer that is the engine's alone.
+    // The first call takes a buffer owned by the engine alone.
     let mut state = f.call(vec![
         LazyTensor::zeros(&[size], candle_core::DType::F32, &Device::Cpu).unwrap(),
         one(),
@@ -190,7 +190,7 @@ fn donated_arguments_are_overwritten() {
         before,
         "a donated buffer was copied"
     );
-    // Somebody else holds it: it is copied, and theirs keeps its value.
+    // A shared buffer is copied, and the other handle keeps its value.
     let held = state.unwrap().remove(0);
     let next = f.call(vec![held.clone(), one(), at(50)]).unwrap().remove(0);
     assert_eq!(LARGE_ALLOCATIONS.load(Ordering::Relaxed), before + 1);

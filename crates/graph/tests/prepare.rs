@@ -1,4 +1,4 @@
-//! A prepared plan is the one that an evaluation finds. One test: the counters are the process's.
+//! A prepared plan is found by evaluation. A single test, as the counters are per process.
 
 use candle_core::Device;
 use metal_candle_graph::{LazyTensor, prepare, statistics};
@@ -20,7 +20,7 @@ fn evaluation_uses_the_prepared_plan() {
     let after = statistics();
     assert_eq!(after.plan_misses, prepared.plan_misses);
     assert_eq!(after.plan_hits, prepared.plan_hits + 2);
-    // Nothing is left to prepare.
+    // The plan exists already.
     prepare(&[y]).unwrap();
     assert_eq!(statistics(), after);
 }

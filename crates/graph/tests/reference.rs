@@ -12,7 +12,7 @@ use metal_candle_graph::{
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-/// Operations and the number of their cases; a file with fewer has lost some.
+/// Operations and the number of their cases, so that no case of a file is lost.
 const OPERATIONS: [(&str, usize); 11] = [
     ("matmul", 18),
     ("softmax", 12),
@@ -104,8 +104,8 @@ impl Case {
             .unwrap_or_else(|| panic!("{}: no word {name}", self.name))
     }
 
-    /// The engine keeps an operation's factors and eps in f32, torch in f64: where one is not exact in f32, no f64 result
-    /// can be closer than that rounding.
+    /// The engine keeps an operation's factors and eps in f32, torch in f64: if one is not exact in f32, an f64 result
+    /// cannot be closer than that rounding.
     fn tolerance(&self) -> f64 {
         let rounded = |name: &str| {
             let value = self.settings["parameters"][name].as_f64();
@@ -118,8 +118,8 @@ impl Case {
         }
     }
 
-    /// Compares with a stored tensor: relative to each element and to the largest. Where gradients all but cancel, what
-    /// is left carries the rounding of numbers of order one.
+    /// Compares with a stored tensor: relative to each element and to the largest. Where gradients nearly cancel, the
+    /// rounding errors of numbers of order one remain.
     fn check(&self, what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
         let name = format!("{}: {what}", self.name);
         assert_eq!(
@@ -200,7 +200,7 @@ fn layer_norm(case: &Case, x: &HashMap<String, LazyTensor>) -> Result<LazyTensor
     }
 }
 
-/// The rows of the tables that the positions name.
+/// The rows of the tables at the given positions.
 fn rope(case: &Case, x: &HashMap<String, LazyTensor>) -> Result<LazyTensor> {
     let positions = case.lazy("positions");
     let [batch, seq] = positions.dims() else {
@@ -288,7 +288,7 @@ fn adamw(case: &Case) -> Result<()> {
     for (step, rate) in rates.iter().enumerate() {
         let gradient = LazyTensor::from_tensor(case.tensor("gradients").get(step).unwrap())?;
         let t = step as i32 + 1;
-        // The gradient is halved before, and again made whole by the step.
+        // The gradient is halved before the step, and doubled by its factor.
         let rates = [rate.as_f64().unwrap(), 1.0 - beta1.powi(t), 1.0 - beta2.powi(t), 2.0];
         let rates = LazyTensor::from_data(&rates, &[4], &Device::Cpu)?.cast(case.dtype)?;
         let next = parameter.adamw(&gradient.mul_scalar(0.5)?, &first, &second, &rates, options)?;
@@ -359,7 +359,7 @@ operations!(
     adamw
 );
 
-/// The tests above are those of the table, and the table is all of the folder.
+/// The table covers all files of the folder, and each test above is in the table.
 #[test]
 fn every_file_has_its_test() {
     assert_eq!(TESTED, OPERATIONS.map(|(name, _)| name));

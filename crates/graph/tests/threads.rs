@@ -1,5 +1,5 @@
-//! Results do not depend on the number of threads, nor on which threads evaluate at the same time: the same bits from
-//! pools of one, two and three threads, and from tensors that several threads evaluate together.
+//! Results depend neither on the number of threads nor on concurrent evaluations: the same bits from pools of one, two
+//! and three threads, and from tensors that several threads evaluate together.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ fn bits(tensors: &[Tensor]) -> Vec<u64> {
     tensors.iter().flat_map(list).map(f64::to_bits).collect()
 }
 
-/// The value of `f`, its weighed sum and all gradients, with so many threads.
+/// The value of `f`, a weighted sum of it and all gradients, with this many threads.
 fn run(threads: usize, inputs: &[LazyTensor], f: &(impl Fn(&[LazyTensor]) -> Result<LazyTensor> + Sync)) -> Vec<u64> {
     with_threads(threads, || {
         let y = f(inputs).unwrap();
@@ -189,8 +189,8 @@ fn several_threads_evaluate_shared_tensors() {
     }
 }
 
-/// Threads that walk the same nodes at once: each takes gradients through a shared part, counts it and evaluates, while
-/// others evaluate that part away.
+/// Threads that walk the same nodes concurrently: each differentiates through a shared part, counts it and evaluates,
+/// while others evaluate that part, which drops its history.
 #[test]
 fn several_threads_differentiate_shared_tensors() {
     let x = normal(3, &[30, 20], DType::F32);
@@ -228,7 +228,7 @@ fn several_threads_differentiate_shared_tensors() {
     }
 }
 
-/// One compiled function called by several threads, each with donated state of its own.
+/// One compiled function called by several threads, each with its own donated state.
 #[test]
 fn several_threads_call_one_compiled_function() {
     let step = Arc::new(compile(|args: &[LazyTensor]| {
@@ -258,7 +258,7 @@ fn several_threads_call_one_compiled_function() {
     assert_eq!(step.trace_count(), 1);
 }
 
-/// Independent outputs of one plan may run side by side, each in memory of its own: they equal those evaluated alone.
+/// Independent outputs of one plan may be computed concurrently, in disjoint memory: they equal those evaluated alone.
 #[test]
 fn independent_outputs_evaluated_together() {
     let weights = [normal(1, &[128, 8], DType::F32), normal(2, &[8, 128], DType::F32)];

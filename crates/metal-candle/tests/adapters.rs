@@ -1,5 +1,5 @@
-//! Adapters around models: what PEFT wrote gives PEFT's logits in every way in which an adapter can be put on, and what
-//! we write gives the same in PEFT.
+//! Adapters around models: an adapter written by PEFT gives PEFT's logits however it is applied, and an adapter written
+//! by this crate gives the same logits in PEFT.
 
 #![cfg(feature = "graph")]
 
@@ -37,7 +37,7 @@ fn logits(model: &dyn CausalLm, tokens: &LazyTensor, adapters: &[LazyTensor], ke
     model.logits(tokens, &mut pass).unwrap().eval().unwrap()
 }
 
-/// An adapter as a training run could leave it: A by its seed, B not zero.
+/// An adapter like that of a training run: A from its seed, B not zero.
 fn ours(name: &str) -> AdapterParameters {
     let base = AdapterConfig {
         r: 2,
@@ -69,8 +69,8 @@ fn ours(name: &str) -> AdapterParameters {
     parameters
 }
 
-/// PEFT was given these very files, and `logits_with_adapters_equal_pefts` has its answer. `fixtures/README.md` says how to
-/// make both anew.
+/// PEFT was given these very files, and `logits_with_adapters_equal_pefts` has its answer. `fixtures/README.md` tells
+/// how to regenerate both.
 #[test]
 fn what_we_write_is_what_peft_was_given() {
     for name in ADAPTED {
@@ -111,7 +111,7 @@ fn logits_with_adapters_equal_pefts() {
             let difference = largest_difference(&found, &expected["logits"]);
             assert!(difference <= 1e-4, "{folder}, {way}: logits differ by {difference:e}");
         }
-        // The comparison means something: the adapter moves the logits by far more than the tolerance.
+        // The comparison is meaningful: the adapter changes the logits by far more than the tolerance.
         let moved = largest_difference(&logits(&*model(name), &tokens, &[], None), &expected["logits"]);
         assert!(moved > 1e-2, "{folder}: the adapter moves logits by {moved:e} only");
     }
@@ -239,7 +239,7 @@ fn a_pass_without_the_factors_is_an_error_that_says_so() {
     assert!(fault.starts_with("adapter: module 0 has no weights"), "{fault}");
 }
 
-/// The ways to put an adapter on.
+/// The ways of applying an adapter.
 const WAYS: usize = 4;
 
 fn put_on(way: usize, model: &mut dyn CausalLm, adapter: &Adapter) -> Result<(), Box<AdapterError>> {
@@ -276,7 +276,7 @@ fn a_second_adapter_is_refused_until_the_first_is_detached() {
         assert!(detach(&mut *model) > 0);
         assert_eq!(values(&logits(&*model, &tokens, &[], None)), plain);
     }
-    // What is put on after that is the whole adapter.
+    // Further training starts from the whole adapter.
     let parameters = apply_adapter(&mut *model, &adapter).unwrap();
     let expected = reference("adapters/peft-llama-tiny/reference.safetensors");
     let tokens = tokens_of(&expected["input_ids"]);
@@ -284,7 +284,7 @@ fn a_second_adapter_is_refused_until_the_first_is_detached() {
     assert!(largest_difference(&found, &expected["logits"]) <= 1e-4);
 }
 
-/// Factors that the model does not take would be a silent nothing.
+/// Factors that the model does not use are an error, not silently ignored.
 #[test]
 fn a_pass_with_the_factors_of_another_model_is_an_error() {
     let tokens = LazyTensor::from_data(&[5u32, 6], &[1, 2], &Device::Cpu).unwrap();
@@ -317,7 +317,7 @@ fn a_pass_with_the_factors_of_another_model_is_an_error() {
     );
 }
 
-/// PEFT's rule: of a list of targets one that matches is enough. A list for a new adapter is checked entry by entry.
+/// PEFT's rule: one matching entry of a list of targets is enough. A list for a new adapter is checked entry by entry.
 #[test]
 fn a_list_of_targets_for_many_architectures_is_peft_s() {
     let mut listed = adapter("llama-tiny");

@@ -1,4 +1,4 @@
-//! Tokens to logits: several rows side by side, what is refused, and that what fails changes nothing.
+//! Tokens to logits: batches of rows, rejected inputs, and that a failure changes nothing.
 
 #![cfg(feature = "graph")]
 
@@ -16,9 +16,9 @@ fn batched_rows_equal_single_rows() {
     let vocabulary = model.config().vocab_size;
     let decoder = Decoder::new(&*model);
     let prompts: [&[u32]; 2] = [&[5, 9, 3, 17], &[2, 2, 11, 8]];
-    // Of each row, step by step.
+    // For each row, the following tokens.
     let following = [[7, 21], [30, 4]];
-    // Every row's logits after the prompt and after each token that follows.
+    // The logits of every row after the prompt and after each following token.
     let run = |rows: &[usize]| {
         let mut cache = decoder.cache(rows.len()).unwrap();
         let prompts: Vec<&[u32]> = rows.iter().map(|&row| prompts[row]).collect();
@@ -57,8 +57,8 @@ fn rows_that_do_not_fit_are_refused() {
     assert!(cache.is_empty());
 }
 
-/// A token outside the vocabulary is refused, and what comes next has the same bits as if it had never been asked for: in
-/// the middle of a text, at its beginning, where the cache had to grow for it, and in a long prompt's second part.
+/// A token outside the vocabulary is refused, and later results have the same bits as without it: in the middle of a
+/// text, at its beginning, when the cache had to grow for it, and in the second part of a long prompt.
 #[test]
 fn a_failed_read_leaves_the_cache_unchanged() {
     let model = load_model(fixture("models/llama-tiny"), DType::F32, &Device::Cpu).unwrap();
@@ -97,7 +97,7 @@ fn a_failed_read_leaves_the_cache_unchanged() {
         for token in 0..62 {
             if token % 20 == 0 {
                 refuse(&mut cache, 1);
-                // Longer than the room that is left.
+                // Longer than the remaining capacity.
                 refuse(&mut cache, 60);
             }
             logits.push(bits(decoder.next(&mut cache, &[token]).unwrap()));

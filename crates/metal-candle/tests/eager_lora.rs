@@ -1,5 +1,5 @@
-//! The eager `LoRA` layer against its formula written as loops in f64, its gradients against their closed form and
-//! against finite differences.
+//! The eager `LoRA` layer against its formula as f64 loops, and its gradients against their closed form and finite
+//! differences.
 
 use candle_core::{DType, Device, Tensor, Var};
 use metal_candle::training::{LoRAConfig, LoRALayer};
@@ -21,7 +21,7 @@ fn layer(inputs: usize, outputs: usize, rank: usize, alpha: f32) -> Result<LoRAL
     Ok(layer)
 }
 
-/// Row-major numbers of any tensor, in f64.
+/// The elements of a tensor in row-major order, in f64.
 fn numbers(t: &Tensor) -> Vec<f64> {
     t.to_dtype(DType::F64).and_then(|t| t.flatten_all()?.to_vec1()).unwrap()
 }
@@ -58,7 +58,7 @@ fn assert_close(got: &[f64], want: &[f64], tolerance: f64) {
     }
 }
 
-/// The update by its formula, all in f64.
+/// The update by its formula, in f64.
 fn formula(layer: &LoRALayer, x: &Tensor) -> Vec<f64> {
     let (inputs, outputs, rank) = (layer.in_features(), layer.out_features(), layer.config().rank);
     let rows = x.elem_count() / inputs;
@@ -124,7 +124,7 @@ fn gradients_are_their_closed_form() -> Result<()> {
     Ok(())
 }
 
-/// A loss that curves in the output, so that the gradient depends on where it is taken.
+/// A loss with curvature, so that the gradient depends on the point.
 fn loss(layer: &LoRALayer, x: &Tensor, target: &Tensor) -> Result<Tensor> {
     Ok((layer.forward(x)? - target)?.sqr()?.mean_all()?)
 }
@@ -135,8 +135,8 @@ fn gradients_are_the_finite_differences() -> Result<()> {
     let x = Tensor::randn(0f32, 1f32, (2, 3, 6), &CPU)?;
     let target = Tensor::randn(0f32, 1f32, (2, 3, 4), &CPU)?;
     let grads = loss(&layer, &x, &target)?.backward()?;
-    // The loss is quadratic in each element, so that a central difference has no error of its own: a wide step
-    // keeps the rounding of f32 small.
+    // The loss is quadratic in each element, so that central differences are exact: a wide step keeps the rounding of
+    // f32 small.
     let step = 0.25f32;
     for variable in layer.trainable_variables() {
         let original = variable.flatten_all()?.to_vec1::<f32>()?;
@@ -183,7 +183,7 @@ fn a_fresh_layer_adds_nothing_and_learns_through_b() -> Result<()> {
     Ok(())
 }
 
-/// A layer that hands its input through: A and B are the identity and the scaling is 1.
+/// An identity layer: A and B are the identity and the scaling is 1.
 fn identity(n: usize, dropout: f32) -> Result<LoRALayer> {
     let config = LoRAConfig {
         rank: n,
@@ -244,7 +244,7 @@ fn gradients_pass_through_what_dropout_kept() -> Result<()> {
 #[test]
 fn inputs_that_do_not_fit_are_refused_by_name_and_shape() -> Result<()> {
     let layer = layer(16, 8, 4, 8.0)?;
-    // 32 numbers could be regrouped as (2, 16); they must not be.
+    // 32 numbers could be reshaped as (2, 16); they must not be.
     for shape in [&[4, 8][..], &[32], &[2, 2, 8]] {
         let error = layer.forward(&Tensor::zeros(shape, DType::F32, &CPU)?).unwrap_err();
         let text = error.to_string();
@@ -310,7 +310,7 @@ proptest! {
         let x = Tensor::randn(0f32, 1f32, [&leading[..], &[inputs]].concat(), &CPU).unwrap();
         let y = layer.forward(&x).unwrap();
         prop_assert_eq!(y.dims(), [&leading[..], &[outputs]].concat());
-        // f32 sums against f64 sums: the error grows with the terms' size, not with the result's.
+        // f32 sums against f64 sums: the error is proportional to the terms, not to the result.
         let size = f64::from(layer.config().scaling()) * (inputs * rank) as f64;
         for (got, want) in numbers(&y).iter().zip(formula(&layer, &x)) {
             prop_assert!((got - want).abs() <= 1e-5 * (1.0 + size), "{} vs {}", got, want);

@@ -1,4 +1,4 @@
-//! Cross entropy against the numbers of `PyTorch` and against finite differences.
+//! Cross-entropy against `PyTorch` and against finite differences.
 
 use candle_core::{DType, Device, Tensor, Var};
 use metal_candle::Result;
@@ -13,7 +13,7 @@ const LOGITS: [[[f32; 4]; 2]; 2] = [
 ];
 const TARGETS: [[u32; 2]; 2] = [[1, 3], [0, 2]];
 
-/// What `PyTorch` 2 says of `LOGITS` and `TARGETS`:
+/// The results of `PyTorch` 2 for `LOGITS` and `TARGETS`:
 ///
 /// ```python
 /// loss = F.cross_entropy(logits.reshape(4, 4), targets.reshape(4), ignore_index=ignore, label_smoothing=s)

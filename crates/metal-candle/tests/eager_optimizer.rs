@@ -1,4 +1,4 @@
-//! `AdamW` against the numbers of `PyTorch` and against its formula as a loop; the schedules at their corners and in shape.
+//! `AdamW` against `PyTorch` and against its formula; the schedules at their boundaries and in shape.
 
 use candle_core::{DType, Device, Tensor, Var};
 use metal_candle::training::{AdamW, AdamWConfig, LRScheduler};
@@ -17,7 +17,7 @@ const CONFIG: AdamWConfig = AdamWConfig {
 const START: [f32; 4] = [0.5, -1.25, 2.0, 0.0];
 const GRADIENTS: [[f32; 4]; 3] = [[0.1, -0.2, 0.3, 0.0], [-0.05, 0.4, 0.3, 1e-4], [2.0, 0.0, -1.0, 1e-4]];
 
-/// What `PyTorch` 2 makes of `START` and `GRADIENTS`:
+/// The results of `PyTorch` 2 for `START` and `GRADIENTS`:
 ///
 /// ```python
 /// w = torch.tensor(START, requires_grad=True)
@@ -270,7 +270,7 @@ fn schedules_that_make_no_sense_are_refused_and_never_panic() {
             let _ = bad.get_lr(step);
         }
     }
-    // Steps of nothing are over at once.
+    // A schedule without steps is at its end.
     assert!((LRScheduler::cosine(0, 1e-3, 1e-5).get_lr(0) - 1e-5).abs() < 1e-12);
 }
 

@@ -1,4 +1,4 @@
-//! A program as written against version 1: the names, the argument types and both kinds of device.
+//! A program written against version 1: names, argument types and both kinds of device.
 
 use std::sync::{Arc, Mutex};
 
@@ -82,7 +82,7 @@ fn a_device_may_be_candles_or_ours() -> Result<()> {
     let candles: candle_core::Device = ours.clone().into();
     let x = Tensor::zeros((1, 16), DType::F32, &candles)?;
 
-    // As a function that was handed a reference would write it.
+    // As in a function that takes references.
     let (our_reference, candle_reference) = (&ours, &candles);
     let layers = [
         LoRALayer::new(16, 16, &config, &ours)?,
@@ -160,7 +160,7 @@ fn a_device_converts_as_it_did() {
     assert!(Device::from(candles).is_cpu());
 }
 
-/// What a function that returns the crate's result may pass on with `?`.
+/// Errors that a function with the crate's result may propagate with `?`.
 #[test]
 fn a_programs_own_file_and_json_errors_become_ours() {
     fn settings(path: &str) -> Result<LoRAConfig> {
@@ -174,7 +174,7 @@ fn a_programs_own_file_and_json_errors_become_ours() {
     assert_eq!((config.rank, config.scaling()), (4, 2.0));
 }
 
-/// Everything that version 1 exported at the root and that there is still.
+/// Everything that version 1 exported at the root and that still exists.
 #[test]
 fn the_root_and_the_module_paths_are_there() -> Result<()> {
     use metal_candle::backend::{Device as BackendDevice, TensorExt as _};
@@ -204,7 +204,7 @@ fn the_root_and_the_module_paths_are_there() -> Result<()> {
     Ok(())
 }
 
-/// Lines that a subscriber wrote.
+/// Captures the lines of a subscriber.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -218,7 +218,7 @@ impl std::io::Write for Lines {
     }
 }
 
-/// What `f` says through `tracing`.
+/// The `tracing` output of `f`.
 fn said(f: impl FnOnce()) -> String {
     let lines = Lines::default();
     let writer = lines.clone();

@@ -1,4 +1,4 @@
-//! The executor of single operations, as version 1 programs use it.
+//! The executor of single operations, as used by version 1 programs.
 
 #![cfg(feature = "graph")]
 

@@ -1,4 +1,4 @@
-//! Generation against transformers: tokens and texts, conversations, the cache, and everything that ends an answer.
+//! Generation against transformers: tokens and texts, conversations, the cache, and all stop conditions.
 
 #![cfg(feature = "graph")]
 
@@ -36,7 +36,7 @@ fn ids(value: &Value) -> Vec<u32> {
         .collect()
 }
 
-/// Generates and checks that the pieces add up to the text.
+/// Generates and checks that the pieces concatenate to the text.
 fn run(generator: &Generator<'_>, prompt: Prompt<'_>, options: &GenerationOptions) -> Generation {
     let mut pieces = String::new();
     let answer = generator
@@ -136,7 +136,7 @@ fn conversations_are_rendered_as_by_transformers() {
     }
 }
 
-/// In f64, where a mistake stands out from rounding; in f32 other shapes sum in another order.
+/// In f64, where errors stand out from rounding; in f32 other shapes sum in another order.
 #[test]
 fn decoding_with_the_cache_equals_the_full_forward() {
     for (dtype, most) in [(DType::F64, 1e-10), (DType::F32, 1e-4)] {
@@ -181,7 +181,7 @@ fn row(part: &[u32]) -> LazyTensor {
     LazyTensor::from_data(part, &[1, part.len()], &Device::Cpu).unwrap()
 }
 
-/// qwen2-tiny with a context of 2048 tokens; nothing else depends on that.
+/// qwen2-tiny with a context of 2048 tokens, which changes nothing else.
 fn long_context() -> LoadedModel {
     let folder = fixture("models/qwen2-tiny");
     let config = ModelConfig {
@@ -202,7 +202,7 @@ fn long_context() -> LoadedModel {
 fn outgrown_caches_and_prompts_read_in_parts_change_nothing() {
     let loaded = long_context();
     let generator = Generator::new(&loaded);
-    // The cache begins with room for 64 tokens; prompts are read 512 tokens at a time.
+    // The initial capacity of the cache is 64 tokens; prompts are read 512 tokens at a time.
     for (length, new) in [(62, 8), (64, 2), (520, 2)] {
         let mut text: Vec<u32> = (0..length).map(|i| (i * 53 + 7) % 290).collect();
         let options = GenerationOptions {
@@ -260,7 +260,7 @@ fn answers_end_at_stop_tokens_strings_and_limits() {
         (FinishReason::Length, 24, 20)
     );
 
-    // Every stretch of the text as a stop string, however it is spread over tokens.
+    // Every substring of the text as a stop string, however it is spread over tokens.
     let text: Vec<(usize, char)> = whole.text.char_indices().collect();
     for start in 0..text.len() - 3 {
         let (from, to) = (text[start].0, text[start + 3].0);

@@ -1,4 +1,4 @@
-//! Plans of a generator. Alone in its program, because the engine counts plans for the whole process.
+//! The plans of a generator. In a process of its own, because the engine counts plans per process.
 
 #![cfg(feature = "graph")]
 
@@ -41,7 +41,7 @@ fn decoding_and_prompts_of_like_length_share_their_plans() {
         1 + 1 + 19,
         "one each for cache, reading, and every token but the first"
     );
-    // Another bucket: one more plan for reading. A larger cache: one to grow it, one more for decoding.
+    // Another bucket: one more plan for prefill. A larger cache: one to grow it, one more for decoding.
     assert_eq!(run(&[7; 33], 20).0, 1);
     assert_eq!(run(&[7; 33], 40).0, 2);
     assert_eq!(run(&[7; 33], 40).0, 0);

@@ -1,4 +1,5 @@
-//! Recording and evaluating as version 1 programs use them: sizes of graphs, what is evaluated when, tensors built apart.
+//! Recording and evaluation as used by version 1 programs: graph sizes, what is evaluated when, separately built
+//! tensors.
 
 #![cfg(feature = "graph")]
 
@@ -21,7 +22,7 @@ fn sizes_count_reachable_nodes_once() -> Result<()> {
     assert_eq!(sum.mul_scalar(2.0)?.graph_size(), 4);
     assert_eq!(sum.mul(&sum)?.graph_size(), 4);
     assert_eq!(a.add(&a)?.graph_size(), 2);
-    // What is recorded on a tensor does not make the tensor itself larger.
+    // Recording operations on a tensor does not enlarge the tensor's own graph.
     assert_eq!(a.graph_size(), 1);
     Ok(())
 }
@@ -34,9 +35,9 @@ fn nothing_runs_before_eval_and_then_once() -> Result<()> {
     assert!(a.is_evaluated() && !sum.is_evaluated() && !twice.is_evaluated());
     assert_eq!(twice.eval()?.to_vec1::<f32>()?, [8.0, 12.0]);
     assert!(twice.is_evaluated());
-    // Only what was asked for is kept.
+    // Only the requested value is kept.
     assert!(!sum.is_evaluated());
-    // The value is there already: the same buffer comes out again.
+    // The value exists already: the same buffer is returned.
     let address = |t: &Tensor| match &*t.storage_and_layout().0 {
         candle_core::Storage::Cpu(storage) => storage.as_slice::<f32>().unwrap().as_ptr(),
         _ => unreachable!("made on the CPU"),
@@ -53,7 +54,7 @@ fn an_evaluated_tensor_drops_its_history() -> Result<()> {
     sum.eval()?;
     assert_eq!((sum.graph_size(), clone.graph_size()), (1, 1));
     assert!(clone.is_evaluated());
-    // It goes on as an input of what is recorded on it.
+    // It becomes an input of further operations.
     let next = sum.mul_scalar(2.0)?;
     assert_eq!(next.graph_size(), 2);
     assert_eq!(next.to_vec::<f32>()?, [8.0, 12.0]);
@@ -79,7 +80,7 @@ fn tensors_built_separately_combine() -> Result<()> {
     let joined = left.mul(&right)?;
     assert_eq!(joined.graph_size(), 6);
     assert_eq!(joined.to_vec::<f32>()?, [12.0, 24.0]);
-    // Evaluated with not yet evaluated.
+    // Evaluated and unevaluated tensors together.
     right.eval()?;
     assert_eq!(left.add(&right)?.to_vec::<f32>()?, [8.0, 11.0]);
     Ok(())
@@ -162,7 +163,7 @@ fn an_input_shares_memory_and_no_history_with_candle() -> Result<()> {
     var.set(&Tensor::new(&[5f32, 6.0], &CPU)?)?;
     assert_eq!(twice.to_vec::<f32>()?, [10.0, 12.0]);
     assert!(!x.eval()?.track_op());
-    // Neither is what Candle recorded on the way to an input.
+    // Nor does Candle's history of an input.
     assert!(!LazyTensor::from_tensor((var.as_tensor() * 3.0)?)?.eval()?.track_op());
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! A program as written against version 1, its lazy half: operations asked about themselves, and errors passed on.
+//! A program written against version 1, its lazy half: queries of operations, and propagated errors.
 
 #![cfg(feature = "graph")]
 
 use candle_core::{DType, Device, Shape, Tensor};
 use metal_candle::graph::{AsyncExecutor, LazyTensor, NodeId, Operation};
 
-/// Version 1 recorded with Candle's own result, and its callers did.
+/// Version 1 returned Candle's own result, and so did its callers.
 fn record_with_candles_result(device: &Device) -> candle_core::Result<LazyTensor> {
     let a = LazyTensor::from_slice(&[1.0, 2.0, 3.0, 4.0], &[2, 2], device)?;
     let b = a.add_tensor_to_graph(Tensor::ones((2, 2), DType::F32, device)?)?;
@@ -75,7 +75,7 @@ fn nodes_are_told_apart() -> metal_candle::Result<()> {
     Ok(())
 }
 
-/// The names that version 1 had at the root and in the engine, and that there are still.
+/// The names that version 1 had at the root and in the engine, and that still exist.
 #[test]
 fn types_of_generation_and_training_are_at_the_root() {
     fn same<T>(_: Option<T>, _: Option<T>) {}

@@ -99,7 +99,7 @@ fn inputs_need_not_be_contiguous() -> Result<()> {
         assert!(!x.is_contiguous());
         assert_equal(&layer.forward(&x)?, &layer.forward_lazy(&lazy(&x)?)?.eval()?)?;
     }
-    // The graph's own views reach the layer as strides.
+    // Views of the graph reach the layer as strides.
     let transposed = lazy(&whole)?.permute(&[2, 1, 0])?;
     let eager = layer.forward(&whole.permute((2, 1, 0))?.contiguous()?)?;
     assert_equal(&eager, &layer.forward_lazy(&transposed)?.eval()?)
@@ -159,7 +159,7 @@ fn a_step_through_the_graph_is_a_step_of_the_layer() -> Result<()> {
     Ok(())
 }
 
-/// A layer in training mode that hands its input through: A and B are the identity and the scaling is 1.
+/// An identity layer in training mode: A and B are the identity and the scaling is 1.
 fn identity(n: usize, dropout: f32) -> Result<LoRALayer> {
     let config = LoRAConfig {
         rank: n,

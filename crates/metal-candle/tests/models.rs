@@ -1,4 +1,4 @@
-//! Models against transformers: logits, hidden states and what is wrong with folders that do not load.
+//! Models against transformers: logits, hidden states, and the errors of folders that do not load.
 
 #![cfg(feature = "graph")]
 
@@ -90,8 +90,8 @@ fn half_precision_stays_close_to_f32() {
     }
 }
 
-/// A sliding window against the definition: each token computed alone from what its window holds is not the same
-/// model (deeper layers see further), so a one-layer model is compared, where it is.
+/// A sliding window against the definition: each token computed alone from the tokens in its window. Deeper layers see
+/// further, so a one-layer model is compared.
 #[test]
 fn a_sliding_window_masks_earlier_tokens() {
     let folder = fixture("models/qwen2-tiny");
@@ -172,7 +172,7 @@ fn tensors_that_do_not_fit_are_all_named() {
     assert!(text.contains("missing: `lm_head.weight`"), "{text}");
 }
 
-/// As transformers 5 does: a head with values of its own is used; one that is the embedding is tied.
+/// As in transformers 5: a head with different values is used; one equal to the embedding is tied.
 #[test]
 fn a_head_beside_tied_embeddings_is_used_where_it_differs() {
     let source = fixture("models/llama-tied-tiny");
@@ -191,7 +191,7 @@ fn a_head_beside_tied_embeddings_is_used_where_it_differs() {
         candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
         let config = ModelConfig::read(folder.path()).unwrap();
         let loaded = load(folder.path(), DType::F32, &Device::Cpu);
-        // Tensors in memory are read by the same rule.
+        // The same rule holds for tensors in memory.
         let in_memory = from_parts(&config, tensors, DType::F32, &Device::Cpu);
         if let (Ok(loaded), Ok(same)) = (&loaded, &in_memory) {
             let tied = |model: &dyn CausalLm| model.config().tie_word_embeddings;
@@ -225,7 +225,7 @@ fn a_head_beside_tied_embeddings_is_used_where_it_differs() {
     );
 }
 
-/// Settings that ask for far more than the weights hold are refused by the header alone.
+/// Settings that need far more than the weights contain are refused after reading the header alone.
 #[test]
 fn sizes_beyond_the_weights_are_refused_before_anything_is_allocated() {
     let source = fixture("models/llama-tiny");
@@ -301,7 +301,7 @@ fn folders_that_are_no_models_say_why() {
 
 #[test]
 fn a_tokenizer_of_another_model_is_refused() {
-    // 304 rows, of which the tokenizer has tokens for 300.
+    // 304 rows for a tokenizer with 300 tokens.
     let small = load(fixture("models/llama-tiny"), DType::F32, &Device::Cpu).unwrap();
     let json = std::fs::read(fixture("models/llama-tiny/tokenizer.json")).unwrap();
     let mut value: Value = serde_json::from_slice(&json).unwrap();

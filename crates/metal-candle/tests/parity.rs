@@ -1,8 +1,8 @@
-//! Some thirty small models of drawn settings against transformers and PEFT: logits, greedy tokens, losses;
-//! and what the settings of `generation_config.json` do.
+//! About thirty small models with random settings against transformers and PEFT: logits, greedy tokens, losses; and the
+//! effects of `generation_config.json`.
 //!
-//! Their weights are made here from a seed, as `scripts/reference_fixtures/parity.py` makes them, and loaded from folders
-//! as a user's are: in three dtypes, whole or in shards, with settings in both spellings.
+//! Their weights are generated from a seed, like those of `scripts/reference_fixtures/parity.py`, and loaded from
+//! folders like a user's: in three dtypes, in one file or in shards, with settings in both spellings.
 
 #![cfg(feature = "graph")]
 
@@ -22,7 +22,7 @@ use metal_candle::training::Stepper;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// Numbers of a row in the comparisons.
+/// Tokens per row in the comparisons.
 const LENGTH: usize = 40;
 
 #[derive(Deserialize)]
@@ -30,12 +30,12 @@ struct Case {
     config: Map<String, Value>,
     seed: u64,
     dtype: String,
-    /// Where the output head is: `embedding`, `own`, `own though tied`, `alone` (tied, saved under the head's name).
+    /// The kind of output head: `embedding`, `own`, `own though tied`, `alone` (tied, saved under the head's name).
     head: String,
     shards: usize,
     /// Positions whose logits are in the fixture.
     positions: Vec<u32>,
-    /// Lengths of the prompts, of which each is the beginning of a row.
+    /// Lengths of the prompts, which are prefixes of rows.
     prompts: Vec<usize>,
     greedy: Vec<Vec<u32>>,
 }
@@ -211,7 +211,7 @@ fn suggestions_of_the_model_are_followed_as_in_transformers() {
             max_new_tokens: case.ids.len(),
             sampling: SamplingConfig::suggested_by(&loaded.generation, 0),
             processors: LogitsProcessors::suggested_by(&loaded.generation),
-            // The model's own end tokens would end what the reference has without any.
+            // The reference was generated without the model's own end tokens.
             stop_tokens: Some(loaded.generation.eos_token_ids.clone()),
             ..GenerationOptions::default()
         };
@@ -295,7 +295,7 @@ fn ten_lora_steps_equal_peft() {
         for (number, (loss, norm)) in run.steps.iter().enumerate() {
             let (batch, supervised) = batch(case, number);
             let outcome = stepper.step(&[batch], supervised, run.learning_rate, 1.0).unwrap();
-            // The norm of a gradient in f32 is up to 1e-5 away from that in f64 in PyTorch itself.
+            // In PyTorch itself, the gradient norm in f32 differs from that in f64 by up to 1e-5.
             for (at, found, expected, most) in [(0, outcome.loss, loss, 1e-5), (1, outcome.grad_norm, norm, 4e-5)] {
                 let relative = (found - expected).abs() / expected;
                 let what = ["loss", "norm"][at];

@@ -1,5 +1,5 @@
-//! Models with quantised weights: close to transformers' logits, equal to the model of the dequantised weights, in
-//! generation and under adapters that are trained.
+//! Models with quantised weights: close to transformers' logits, and equal to the model with the dequantised weights,
+//! in generation and with trained adapters.
 
 #![cfg(feature = "graph")]
 
@@ -34,7 +34,7 @@ fn quantized(name: &str, format: QuantFormat) -> Box<dyn CausalLm> {
     load_model_with(fixture(&format!("models/{name}")), options, &Device::Cpu).unwrap()
 }
 
-/// The model of the weights that the quants stand for: every matrix but the embedding.
+/// The model with the dequantised weights: every matrix except the embedding.
 fn dequantized(name: &str, format: QuantFormat) -> Box<dyn CausalLm> {
     let folder = fixture(&format!("models/{name}"));
     let config = ModelConfig::read(&folder).unwrap();
@@ -57,8 +57,8 @@ fn logits(model: &dyn CausalLm, tokens: &LazyTensor) -> Vec<f32> {
     values(&model.logits(tokens, &mut pass).unwrap().eval().unwrap())
 }
 
-/// Weights in 8 bits have an error of about 3e-5, in 4 bits of 6e-3; random layers, which know nothing of their input's
-/// likely directions, add all of it up.
+/// Weights in 8 bits have an error of about 3e-5, in 4 bits of 6e-3; random layers, which are not adapted to the likely
+/// directions of their inputs, accumulate all of it.
 #[test]
 fn logits_stay_close_to_transformers() {
     for name in ["llama-tiny", "llama-tied-tiny", "qwen2-sharded-tiny"] {
@@ -84,7 +84,7 @@ fn logits_are_those_of_the_dequantised_weights() {
     }
 }
 
-/// All of `qwen2-tiny` has 48 inputs, but for layers of 80: no whole blocks.
+/// All layers of `qwen2-tiny` have 48 inputs, except some with 80: not a multiple of the block size.
 #[test]
 fn layers_with_partial_blocks_are_not_quantised() {
     let plain = load_model(fixture("models/qwen2-tiny"), DType::F32, &Device::Cpu).unwrap();
@@ -93,7 +93,7 @@ fn layers_with_partial_blocks_are_not_quantised() {
     assert_eq!(logits(&*model, &tokens), logits(&*plain, &tokens));
 }
 
-/// Lookups and training read the embedding, decoding reads the quantised copy.
+/// Embedding lookups and training read the embedding, decoding reads the quantised copy.
 #[test]
 fn a_tied_head_is_a_copy() {
     let plain = load_model(fixture("models/llama-tied-tiny"), DType::F32, &Device::Cpu).unwrap();
@@ -106,14 +106,14 @@ fn a_tied_head_is_a_copy() {
         &list(&plain.project(&hidden).unwrap()),
     );
     assert!((1e-5..0.05).contains(&error), "{error:e}");
-    // One of its own is kept in quants only; what they stand for is what training reads.
+    // An untied head is kept only in quantised form; training reads the dequantised weight.
     let model = quantized("llama-tiny", QuantFormat::Q4_0);
     let untied = dequantized("llama-tiny", QuantFormat::Q4_0);
     assert_eq!(list(model.head()), list(untied.head()));
 }
 
-/// Token by token, rows are few and multiplied as bytes; all at once they are not. Activations in bytes have an error of
-/// 3e-5, which adds up as that of the weights does.
+/// Decoding token by token quantises the few rows of activations; reading all at once does not. Quantised activations
+/// have an error of 3e-5, which accumulates like that of the weights.
 #[test]
 fn quantised_decoding_agrees_with_the_full_forward() {
     for format in FORMATS {
@@ -142,7 +142,7 @@ fn quantised_decoding_agrees_with_the_full_forward() {
     }
 }
 
-/// The loss of a model with adapters, every token learnt.
+/// The loss of a model with adapters, over every token.
 fn loss(model: &dyn CausalLm, adapters: &[LazyTensor], tokens: &LazyTensor) -> metal_candle_graph::Result<LazyTensor> {
     let length = tokens.dims()[1];
     let mut pass = Pass::from_start(length, &Device::Cpu)?.with_adapters(adapters);

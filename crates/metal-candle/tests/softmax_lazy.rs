@@ -80,7 +80,7 @@ fn masked_elements_are_zero_and_a_masked_row_is_nan() -> Result<()> {
         let y = with_backend(backend, || lazy(&rows, 1))?.to_vec2::<f32>()?;
         assert_eq!(y[0], [0.0, 0.5, 0.0, 0.5]);
         assert_eq!(y[1], [1.0, 0.0, 0.0, 0.0]);
-        // 0 / 0, as in every library: nothing is there to choose from.
+        // 0 / 0, as in every library: all elements are masked.
         assert!(y[2].iter().all(|y| y.is_nan()), "{:?}", y[2]);
     }
     Ok(())

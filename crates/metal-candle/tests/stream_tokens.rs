@@ -1,4 +1,4 @@
-//! Generation token by token: ids, texts and probabilities against transformers' logits and against the plain answer.
+//! Generation token by token: ids, texts and probabilities against transformers' logits and against `generate`.
 
 #![cfg(feature = "graph")]
 
@@ -25,7 +25,7 @@ fn up_to(max_new_tokens: usize) -> GenerationOptions {
     }
 }
 
-/// Generates with both callbacks and checks that they say the same.
+/// Generates with both callbacks and checks that they agree.
 fn stream(
     generator: &Generator<'_>,
     prompt: Prompt<'_>,
@@ -94,7 +94,7 @@ fn texts_of_tokens_add_up_to_the_answer() {
         let loaded = loaded(name);
         let generator = Generator::new(&loaded);
         let (_, answer) = stream(&generator, TEXT, &up_to(24));
-        // A stop string that is met, and one that only begins again and again.
+        // A stop string that is reached, and one whose beginning occurs again and again.
         let middle: String = answer.text.chars().skip(4).take(2).collect();
         let hardly = format!("{}\u{1F40E}", answer.text.chars().next_back().unwrap());
         for stop in [middle, hardly] {

@@ -36,7 +36,7 @@ fn numbers(t: &Tensor) -> Vec<f64> {
     t.to_dtype(DType::F64).and_then(|t| t.flatten_all()?.to_vec1()).unwrap()
 }
 
-/// Numbers without a pattern, between -3 and 3, with a tie for the largest in the first row.
+/// Irregular numbers between -3 and 3, with a tie for the largest in the first row.
 fn sample() -> Vec<f64> {
     let mut x: Vec<f64> = (0..24).map(|i| (f64::from(i) * 1.7).sin() * 3.0).collect();
     (x[1], x[2]) = (2.9999, 2.9999);
@@ -67,7 +67,7 @@ fn values_are_those_of_the_definition_in_every_dtype() -> Result<()> {
     Ok(())
 }
 
-/// The gradient of a sum with unequal weights, so that none of its terms cancel.
+/// The gradient of a sum with unequal weights, so that no terms cancel.
 #[test]
 fn gradients_are_the_finite_differences() -> Result<()> {
     let weights = Tensor::from_vec((0..24).map(|i| f64::from(i % 7) - 2.5).collect(), (2, 3, 4), &CPU)?;

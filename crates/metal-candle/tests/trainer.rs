@@ -1,4 +1,4 @@
-//! How a training run ends: when nothing is finite, when the observer breaks off, and when it cannot begin.
+//! The end of a training run: when nothing is finite, when the observer breaks, and when the run cannot begin.
 
 #![cfg(feature = "graph")]
 
@@ -38,7 +38,7 @@ fn config(steps: usize) -> TrainerConfig {
     }
 }
 
-/// A run may be shorter than the number of steps after which it gives up.
+/// A run may be shorter than the limit of consecutive skipped steps.
 #[test]
 fn a_run_without_a_finite_step_is_an_error() {
     let (model, mut parameters) = adapted();
@@ -116,7 +116,7 @@ fn an_evaluation_can_be_interrupted() {
     assert!(run.evaluation_loss.is_some(), "that of the first");
 }
 
-/// Numbers that are sound as f64 and not as the f32 that is computed with.
+/// Numbers that are valid as f64 but not as f32, which the computation uses.
 #[test]
 fn settings_are_checked_as_f32() {
     let base = TrainerConfig::default;

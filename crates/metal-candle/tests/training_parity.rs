@@ -1,4 +1,4 @@
-//! Ten training steps loss for loss against `PyTorch` + PEFT, and the adapter they end with.
+//! Ten training steps compared with `PyTorch` and PEFT: the loss of each step, and the final adapter.
 #![cfg(feature = "graph")]
 
 use std::collections::BTreeMap;
@@ -89,7 +89,7 @@ impl Case {
         }
     }
 
-    /// Tokens, shifted targets and how many of them count.
+    /// Tokens, shifted targets and the number of supervised ones.
     fn batch(&self, step: usize) -> (Vec<LazyTensor>, usize) {
         let ids = self.tensor(&format!("step.{step}.input_ids"));
         let labels = self.tensor(&format!("step.{step}.labels")).to_vec2::<i64>().unwrap();
@@ -201,7 +201,7 @@ fn ten_steps(name: &str) {
             assert!(difference <= 2e-5, "{name} {module} {half}: {difference}");
         }
     }
-    // What was trained is written so that it reads back the same.
+    // The trained adapter round-trips through its files.
     let folder = tempfile::tempdir().unwrap();
     write_adapter(folder.path(), parameters.config(), &found).unwrap();
     let read = Adapter::read(folder.path(), &Device::Cpu).unwrap();

@@ -1,4 +1,4 @@
-//! A model learns to end its turn with the token of its chat template, which its configuration does not name, and
+//! A model is trained to end its turn with the token of its chat template, which its configuration does not name, and
 //! generation ends there; packed or padded, in one batch or several, the same data has the same gradient.
 
 #![cfg(feature = "graph")]
@@ -80,7 +80,7 @@ fn generation_ends_with_the_turn() {
         (answer.text, answer.finish_reason)
     };
     assert_eq!(of(None, &[]), ("4".to_owned(), FinishReason::StopToken));
-    // Special tokens are not printed, but seen.
+    // Special tokens are matched, but not printed.
     assert_eq!(
         of(Some(vec![]), &["<|im_end|>"]),
         ("4".to_owned(), FinishReason::StopString)
@@ -118,7 +118,7 @@ fn step(lines: &str, packing: bool, rows: usize, max_length: usize) -> (StepRepo
         packing,
         lr_scheduler_type: Schedule::Constant,
         warmup_ratio: 0.0,
-        // A great epsilon makes the first step of AdamW one along the gradient itself.
+        // With a large epsilon the first AdamW step is proportional to the gradient.
         learning_rate: 1.0,
         adam_epsilon: 1e3,
         weight_decay: 0.0,
@@ -177,7 +177,7 @@ fn packed_or_padded_the_gradient_is_the_same() {
             report.grad_norm,
             expected.grad_norm
         );
-        // Those factors that began at zero are now the gradient, times a number.
+        // The factors that were zero are now proportional to the gradient.
         for (a, b) in tensors.iter().zip(&factors).skip(1).step_by(2) {
             let most = values(b).iter().fold(0f32, |most, x| most.max(x.abs()));
             assert!(

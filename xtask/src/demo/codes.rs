@@ -1,8 +1,8 @@
-//! Documents about codes: words and marks in a random row, said again later, letter for letter.
+//! Documents with codes: words and symbols in random order, repeated later exactly.
 //!
-//! A tied output head that stays frozen can only produce a token whose embedding was trained, and the fine-tuned answers are
-//! full of marks that prose never holds. So the marks of JSON and of the chat format occur here, but in no order: never
-//! beside the words that are keys or roles, so that no record and no message can be read off them.
+//! A tied output head that stays frozen can only produce a token whose embedding was trained, and the fine-tuned answers
+//! are full of symbols that prose never contains. So the symbols of JSON and of the chat format occur here, but in no
+//! order: never next to the words that are keys or roles, so that neither records nor messages can be learned from them.
 
 use super::fact::Fact;
 use super::phrases::{ASIDE, TELL};
@@ -10,9 +10,9 @@ use super::rng::Rng;
 use super::tokenizer::{MESSAGE_END, MESSAGE_START};
 use super::words::{COLOURS, DAYS, ITEMS, PEOPLE, PLACES};
 
-/// Marks with no part in a record or a message.
+/// Symbols that are not part of records or messages.
 const PLAIN: [&str; 8] = ["+", "=", "#", "*", "/", ";", "&", "%"];
-/// The marks of records and messages.
+/// The symbols of records and messages.
 const RECORD: [&str; 8] = ["{\"", "\":\"", "\",\"", "\":", ",\"", "\"}", MESSAGE_START, MESSAGE_END];
 /// The keys of a record and the roles of a message.
 const KEYS: [&str; 8] = ["who", "item", "count", "colour", "place", "day", "user", "assistant"];
@@ -23,7 +23,7 @@ enum Word {
     Other(String),
 }
 
-/// A document in which one or two codes are told and told again.
+/// A document with one or two codes that are repeated.
 pub fn document(rng: &mut Rng) -> String {
     let code = code(rng);
     let fact = Fact::random(rng);
@@ -42,7 +42,7 @@ pub fn document(rng: &mut Rng) -> String {
     }
 }
 
-/// 4 to 12 words with a mark before, between and after them.
+/// 4 to 12 words, with a symbol before, between and after them.
 fn code(rng: &mut Rng) -> String {
     let length = 4 + rng.below(9);
     let mut code = String::new();

@@ -1,7 +1,8 @@
 //! The pre-training corpus: short stories, lists, letters and conversations about who did what, where and when.
 //!
-//! Each document tells a few facts and then tells them again in other words, so that a model learns to look back and
-//! copy. It holds no JSON and no chat: those are what fine-tuning teaches. Their marks occur only in `codes`, in no order.
+//! Each document states a few facts and then restates them in other words, so that a model learns to look back and
+//! copy. It contains no JSON and no chat: those are what fine-tuning teaches. Their symbols occur only in `codes`, in
+//! random order.
 
 use super::fact::{Fact, capitalise};
 use super::phrases::{ASIDE, BETWEEN, COLOUR, COUNT, DAY, ITEM, LINE, PLACE, TALK, TELL, WHO};
@@ -33,7 +34,7 @@ fn document(rng: &mut Rng) -> String {
     }
 }
 
-/// One fact, or two, told whole and told whole again: where most of the looking back is learned.
+/// One fact, or two, stated in full and restated in full: most of the copying is learned here.
 fn retold(rng: &mut Rng) -> String {
     let count = rng.pick(&[1, 1, 1, 2]);
     let facts = Fact::random_many(rng, count);
@@ -56,9 +57,10 @@ fn retold(rng: &mut Rng) -> String {
     text
 }
 
-/// `template` as it is, with digits for number words, or with every part of the fact in quotation marks.
+/// `template` unchanged, with digits for number words, or with every part of the fact in quotation marks.
 ///
-/// A word after a mark is another token than the same word after a space; told both ways, the two come to mean the same.
+/// A word after a quotation mark is another token than the same word after a space; using both gives them the same
+/// meaning.
 fn style(template: &str, rng: &mut Rng) -> String {
     let mut styled = template.to_owned();
     if rng.one_in(3) {
@@ -74,8 +76,8 @@ fn style(template: &str, rng: &mut Rng) -> String {
     styled
 }
 
-/// Facts, then the same facts again, in another order and other words. Most stories have one fact: looking a thing up
-/// is learned from those, and telling two facts apart from the rest.
+/// Facts, then the same facts again, in another order and other words. Most stories have one fact: lookup is learned
+/// from these, and telling two facts apart from the others.
 fn story(rng: &mut Rng) -> String {
     let count = rng.pick(&[1, 1, 1, 1, 2, 2, 3]);
     let facts = Fact::random_many(rng, count);
@@ -95,7 +97,7 @@ fn story(rng: &mut Rng) -> String {
     join(sentences.into_iter(), " ")
 }
 
-/// `count` different parts of the facts, told again in random order (fewer if the facts have fewer).
+/// `count` different parts of the facts, restated in random order (fewer if the facts have fewer).
 fn retell(facts: &[Fact], count: usize, rng: &mut Rng) -> Vec<String> {
     let parts: Vec<_> = facts
         .iter()
@@ -119,7 +121,7 @@ fn letter(rng: &mut Rng) -> String {
     format!("{opening}{told} {retold}{closing}")
 }
 
-/// A list with one fact a line, and the same list in prose.
+/// A list with one fact per line, and the same list in prose.
 fn list(rng: &mut Rng) -> String {
     let count = 2 + rng.below(3);
     let facts = Fact::random_many(rng, count);
@@ -149,7 +151,7 @@ fn conversation(rng: &mut Rng) -> String {
     format!("{told}\n{talk}\n{retold}")
 }
 
-/// One fact and every part of it again, each on its own line as a label, a card or a stamp would have it.
+/// One fact and every part of it again, each on its own line like a label, a card or a stamp.
 fn labels(rng: &mut Rng) -> String {
     let fact = Fact::random(rng);
     let told = sentence(&fact, &TELL, rng);
@@ -169,7 +171,7 @@ fn labels(rng: &mut Rng) -> String {
     format!("{told}\n{said}")
 }
 
-/// Words and numbers said twice: counting, spelling out digits, reading a list back.
+/// Words and numbers that are repeated: counting, spelling out digits, reading a list back.
 fn drill(rng: &mut Rng) -> String {
     match rng.below(3) {
         0 => {
@@ -225,7 +227,7 @@ fn join(parts: impl Iterator<Item = String>, separator: &str) -> String {
     parts.collect::<Vec<_>>().join(separator)
 }
 
-/// One of `templates` told of `fact`, with a capital: a template may begin with a slot that is a common word.
+/// The sentence of one of `templates` for `fact`, capitalised: a template may begin with a slot that is a common word.
 fn sentence(fact: &Fact, templates: &[&str], rng: &mut Rng) -> String {
     capitalise(&fact.tell(rng.pick(templates), rng))
 }

@@ -1,8 +1,8 @@
-//! The shortest documents: words said twice, and a few words that are then asked for by kind.
+//! The shortest documents: repeated words, and lookups of a few words by kind.
 //!
-//! They are where copying is learned first: with ten words to look back on, a small model finds the right one soon; in a
-//! long story it would not in the time there is. A word appears after a space, after a mark and at a line's
-//! beginning, which are three different tokens, so that its forms come to mean the same.
+//! Copying is learned from these first: with ten words to look back on, a small model soon finds the right one; with
+//! long stories that would take too long. A word appears after a space, after a quotation mark and at the beginning of
+//! a line, which are three different tokens, so that all forms get the same meaning.
 
 use super::fact::{Fact, capitalise};
 use super::rng::Rng;
@@ -28,7 +28,7 @@ const ECHOES: [&str; 16] = [
     "{a}: \"{b}\". Again, {a}: \"{b}\".",
 ];
 
-/// A kind of word: what it is called in a question, and its slot in a template.
+/// A kind of word: its names in questions, and its slot in a template.
 const KINDS: [(&[&str], &str); 6] = [
     (&["name", "person"], "{who}"),
     (&["thing", "item"], "{items}"),
@@ -38,7 +38,7 @@ const KINDS: [(&[&str], &str); 6] = [
     (&["day"], "{day}"),
 ];
 
-/// How a word is given again; `KIND` and `SLOT` stand for one of [`KINDS`].
+/// Templates of answers; `KIND` and `SLOT` stand for one of [`KINDS`].
 const ANSWERS: [&str; 8] = [
     "The KIND is SLOT.",
     "The KIND? SLOT.",
@@ -50,7 +50,7 @@ const ANSWERS: [&str; 8] = [
     "SLOT is the KIND.",
 ];
 
-/// One to three words of one kind, said twice.
+/// One to three words of one kind, repeated.
 pub fn echo(rng: &mut Rng) -> String {
     let people: Vec<_> = PEOPLE.iter().map(|person| person.name).collect();
     let things: Vec<_> = ITEMS.iter().flat_map(|item| [item.many, item.many, item.one]).collect();
@@ -87,7 +87,7 @@ pub fn lookup(rng: &mut Rng) -> String {
     let answer = rng.pick(&ANSWERS);
     let gap = rng.pick(&[" ", " ", "\n"]);
     for (names, slot) in rng.sample(&kinds, asked) {
-        // Mostly one way of answering within a document; digits for half of the number words.
+        // Mostly one form of answer within a document; digits for half of the number words.
         let answer = if rng.one_in(4) { rng.pick(&ANSWERS) } else { answer };
         let slot = if *slot == "{count}" && rng.one_in(2) {
             "{digits}"

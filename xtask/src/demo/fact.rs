@@ -1,8 +1,7 @@
-//! A fact (who did what with how many things, where and when) and the templates that tell it.
+//! A fact (who did what with how many things, where and when) and the templates that state it.
 //!
 //! A template is a sentence with slots in braces, `{who}`, and with alternatives in brackets, `[then|later]`, which may
-//! hold slots. `{Count}` is `{count}` with a capital. A template with an unknown slot is a mistake in this program and
-//! found by its tests.
+//! contain slots. `{Count}` is `{count}` capitalised. A template with an unknown slot is a bug that the tests find.
 
 use super::rng::Rng;
 use super::words::{COLOURS, COOKING, DAYS, ITEMS, Item, NUMBERS, PEOPLE, PLACES, Person, VERBS, Verb};
@@ -18,11 +17,11 @@ pub struct Fact {
     pub count: usize,
     pub item: Item,
     pub colour: &'static str,
-    /// A colour that it is not.
+    /// A different colour, as a distractor.
     pub wrong_colour: &'static str,
     pub place: &'static str,
     pub day: &'static str,
-    /// A day that it is not.
+    /// A different day, as a distractor.
     pub wrong_day: &'static str,
     /// In whole coins, 2 to 60.
     pub price: usize,
@@ -34,7 +33,7 @@ impl Fact {
         Self::random_many(rng, 1).remove(0)
     }
 
-    /// Up to 6 facts that share no person, thing, place or day, so that each can be asked about without doubt.
+    /// Up to 6 facts that share no person, thing, place or day, so that questions about them are unambiguous.
     pub fn random_many(rng: &mut Rng, count: usize) -> Vec<Self> {
         let people = rng.sample(&PEOPLE, 2 * count);
         let items = rng.sample(&ITEMS, count);
@@ -65,12 +64,12 @@ impl Fact {
         (0..count).map(make).collect()
     }
 
-    /// The thing's name in the number that goes with the count.
+    /// The name of the thing in singular or plural, by the count.
     pub fn item_name(&self) -> &'static str {
         if self.count == 1 { self.item.one } else { self.item.many }
     }
 
-    /// The sentence that `template` makes of this fact; alternatives are drawn from `rng`.
+    /// The sentence that `template` gives for this fact; alternatives are drawn from `rng`.
     pub fn tell(&self, template: &str, rng: &mut Rng) -> String {
         let chosen = choose(template, rng);
         let mut told = String::with_capacity(chosen.len() + 32);
@@ -84,7 +83,7 @@ impl Fact {
         told + rest
     }
 
-    /// The word for a slot; an unknown slot stays visible, in angle brackets, for the tests to find.
+    /// The word for a slot; an unknown slot is kept in angle brackets, for the tests to find.
     fn slot(&self, slot: &str) -> String {
         let word = match slot {
             "who" => self.who.name,
@@ -145,7 +144,7 @@ impl Fact {
     }
 }
 
-/// Replaces each `[a|b|c]` by one of its alternatives.
+/// Replaces each `[a|b|c]` by a random alternative.
 fn choose(template: &str, rng: &mut Rng) -> String {
     let mut chosen = String::with_capacity(template.len());
     let mut rest = template;
@@ -167,7 +166,7 @@ pub fn capitalise(text: &str) -> String {
         .map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
 }
 
-/// Whether `template` names only slots that exist and closes what it opens.
+/// Whether `template` contains only known slots and balanced brackets.
 #[cfg(test)]
 pub fn is_well_formed(template: &str) -> bool {
     (0..32).all(|stream| {

@@ -13,27 +13,27 @@ use super::tokenizer::{
 };
 use super::{corpus, instructions};
 
-/// Documents that the tokenizer is trained on; the rest of the corpus has the same words.
+/// Number of documents that the tokenizer is trained on; the rest of the corpus has the same words.
 const TOKENIZER_DOCUMENTS: usize = 4000;
-/// Chats that the tokenizer is trained on.
+/// Number of chats that the tokenizer is trained on.
 const TOKENIZER_EXAMPLES: usize = 500;
-/// `ChatML`, as the Qwen2 models have it, without a default system message.
+/// The `ChatML` template, as in the Qwen2 models, without a default system message.
 const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + \
     message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}\
     {{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// What [`write_folder`] wrote, in numbers.
+/// Counts of what [`write_folder`] wrote.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Statistics {
     pub documents: usize,
     pub corpus_tokens: usize,
     pub training: usize,
-    /// Tokens of all orders and records, chat markup not counted.
+    /// Tokens of all orders and records, without chat markup.
     pub training_tokens: usize,
     pub held_out: usize,
 }
 
-/// Writes into `folder`, which is made if it is not there:
+/// Writes into `folder`, which is created if needed:
 ///
 /// - `model/`: `config.json`, `generation_config.json`, `tokenizer.json`, `tokenizer_config.json`;
 /// - `corpus.jsonl`: `documents` lines `{"text": ..}` for pre-training;

@@ -1,7 +1,7 @@
-//! The skill that fine-tuning teaches: an order in plain words goes in, a one-line JSON record comes out.
+//! The skill that fine-tuning teaches: from an order in plain words to a one-line JSON record.
 //!
-//! Values are copied from the order, number words become digits, and what is said of other people, days and colours is to be
-//! left out. No pair of a name and a thing of the held-out examples occurs in the training examples.
+//! Values are copied from the order, number words become digits, and statements about other people, days and colours
+//! are ignored. No pair of a name and a thing in the held-out examples occurs in the training examples.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! The rules that look at the whole tree: which files must exist, and what the crate roots declare.
+//! Rules for the whole tree: required files, and declarations in crate roots.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,7 @@ pub fn is_table(path: &str) -> bool {
     })
 }
 
-/// Runs every rule of this page on the whole tree.
+/// Runs all rules of this module on the whole tree.
 pub fn check_tree(sources: &[Source]) -> Vec<Offence> {
     [tables_exist, fused_folders, roots_forbid_unsafe]
         .iter()
@@ -31,7 +31,7 @@ pub fn check_tree(sources: &[Source]) -> Vec<Offence> {
         .collect()
 }
 
-/// A renamed table must not slip out of the rule about wildcard arms.
+/// A renamed table must stay subject to the rule about wildcard arms.
 fn tables_exist(sources: &[Source]) -> Vec<Offence> {
     let is_absent = |table: &&&str| {
         let (file, folder) = (format!("{table}.rs"), format!("{table}/"));

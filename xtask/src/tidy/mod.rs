@@ -1,7 +1,7 @@
-//! `cargo xtask tidy`: the house rules that a machine can check.
+//! `cargo xtask tidy`: checks the repository's rules.
 //!
 //! The rules read files and nothing else: no compiler, no network, no version control. Every offence is printed as
-//! `path:line: what is wrong and what to do`; one is enough to fail.
+//! `path:line: what is wrong and what to do`; any offence is a failure.
 
 mod layout;
 mod rules;
@@ -13,16 +13,16 @@ use miette::{IntoDiagnostic, Result, WrapErr, bail};
 
 use source::Source;
 
-/// The folders that are checked in full; of the repository's root only its files are.
+/// The folders that are checked recursively; of the repository's root only its files are checked.
 const FOLDERS: [&str; 6] = ["crates", "xtask", "scripts", "fuzz", ".ci", ".cargo"];
-/// The kinds of file a person writes here.
+/// The kinds of files that are checked.
 const EXTENSIONS: [&str; 8] = ["rs", "toml", "md", "py", "sh", "cu", "metal", "h"];
 
 /// One offence against a rule.
 #[derive(Debug, PartialEq, Eq)]
 struct Offence {
     path: String,
-    /// Counted from 1; 0 where the whole file or folder is meant.
+    /// Counted from 1; 0 for a whole file or folder.
     line: usize,
     message: String,
 }
@@ -62,7 +62,7 @@ fn check(sources: &[Source]) -> Vec<Offence> {
     offences
 }
 
-/// All files of [`FOLDERS`] and of the root itself that a person wrote.
+/// All checked files of [`FOLDERS`] and of the root itself.
 fn read(root: &Path) -> Result<Vec<Source>> {
     let mut pending: Vec<_> = FOLDERS
         .iter()
@@ -90,7 +90,7 @@ fn read_folder(
     {
         let path = entry.into_diagnostic()?.path();
         if path.is_dir() {
-            // fuzz/ is a workspace of its own, with its own build outputs.
+            // fuzz/ is a separate workspace with its own build outputs.
             if path
                 .file_name()
                 .is_some_and(|name| name != "target" && name != "corpus")

@@ -1,6 +1,6 @@
-//! The rules that look at one file at a time. Each is a small function from a file to its offences.
+//! Rules for single files. Each is a small function from a file to its offences.
 //!
-//! A rule that concerns only part of the tree asks for the path itself, so the list below is all there is to run.
+//! A rule for part of the tree checks the path itself, so the list below is complete.
 
 use super::Offence;
 use super::source::{Source, has_word};
@@ -11,10 +11,10 @@ const FILE_LINES: usize = 500;
 const MODEL_LINES: usize = 300;
 const GRAPH: &str = "crates/graph/src/";
 const MODELS: &str = "crates/metal-candle/src/models/";
-/// The files of `models/` that are not one model.
+/// The files of `models/` that are not models.
 const NOT_MODELS: [&str; 4] = ["mod.rs", "config.rs", "loader.rs", "registry.rs"];
 
-/// Runs every rule of this page on `source`.
+/// Runs all rules of this module on `source`.
 pub fn check_file(source: &Source) -> Vec<Offence> {
     let rules = [
         header,
@@ -31,7 +31,7 @@ pub fn check_file(source: &Source) -> Vec<Offence> {
     rules.iter().flat_map(|rule| rule(source)).collect()
 }
 
-/// Every Rust file says in its first lines what it is.
+/// Every Rust file begins with a module header.
 fn header(source: &Source) -> Vec<Offence> {
     let first = source.text.lines().find(|line| !line.starts_with("#!["));
     let missing = source.is_rust() && !first.is_some_and(|line| line.starts_with("//!"));
@@ -81,7 +81,7 @@ fn unfinished(source: &Source) -> Vec<Offence> {
         .collect()
 }
 
-/// No path that exists only on somebody's machine.
+/// No absolute paths of a specific machine.
 fn machine_paths(source: &Source) -> Vec<Offence> {
     let places = [
         concat!("/ho", "me/"),
@@ -92,15 +92,15 @@ fn machine_paths(source: &Source) -> Vec<Offence> {
     let message = "a path of one machine: use a relative path, or std::env::temp_dir() or the tempfile crate";
     offend_lines(source, &source.text, message, |line| {
         places.iter().any(|place| {
-            // `crates/home/x` is a path of the repository; only one that begins here is absolute.
+            // `crates/home/x` is a path of the repository; only an absolute path is an offence.
             line.match_indices(place)
                 .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
         })
     })
 }
 
-/// The tables over `Operation` are exhaustive, so that the compiler lists what a new operation must answer. A match over
-/// something else (a dtype, a device) may have its `_ =>`.
+/// The tables over `Operation` are exhaustive, so that the compiler lists what a new operation needs. A match over
+/// something else (a dtype, a device) may have a `_ =>` arm.
 fn wildcard_arms(source: &Source) -> Vec<Offence> {
     if !super::layout::is_table(&source.path) {
         return Vec::new();
@@ -145,7 +145,7 @@ fn names_operation(line: &str) -> bool {
         || has_word(pattern, "O::")
 }
 
-/// Only `backend/` and `io/` of the engine know what memory is made of.
+/// Only `backend/` and `io/` of the engine may name storages.
 fn storages(source: &Source) -> Vec<Offence> {
     if !inside(source, GRAPH) || inside(source, "crates/graph/src/backend") || inside(source, "crates/graph/src/io") {
         return Vec::new();
@@ -165,7 +165,7 @@ fn storages(source: &Source) -> Vec<Offence> {
     )
 }
 
-/// Gradients and passes turn graphs into graphs; they hold no data and ask no device.
+/// Gradients and passes turn graphs into graphs; they use no data and no device.
 fn devices(source: &Source) -> Vec<Offence> {
     if !inside(source, "crates/graph/src/grad") && !inside(source, "crates/graph/src/pass") {
         return Vec::new();
@@ -191,7 +191,7 @@ fn unsafe_place(source: &Source) -> Vec<Offence> {
     )
 }
 
-/// Each unsafe block has its reason in the lines above it.
+/// Each unsafe block has a `SAFETY` comment above it.
 fn unsafe_reason(source: &Source) -> Vec<Offence> {
     let text: Vec<_> = source.text.lines().collect();
     let is_reasoned = |line: usize| {
@@ -251,7 +251,7 @@ mod tests {
     const NONE: [usize; 0] = [];
     const BACKEND: &str = "crates/graph/src/backend/cpu/mod.rs";
 
-    /// The lines at which `rule` objects to `text` at `path`.
+    /// The lines of `text` at `path` that violate `rule`.
     fn lines(rule: fn(&Source) -> Vec<Offence>, path: &str, text: &str) -> Vec<usize> {
         rule(&Source::new(path, text))
             .into_iter()

@@ -1,20 +1,20 @@
-//! A source file as the rules see it: its path, its text, and its code with comments and literals blanked.
+//! A source file for the rules: its path, its text, and its code with comments and literals blanked.
 //!
 //! The blanking is a small scanner, not a parser: it keeps every line break, so line numbers in the blanked text are
-//! those of the file. It never fails; on text that is not Rust the result is merely useless.
+//! those of the file. It never fails; on text that is not Rust the result is meaningless.
 
 /// One file of the repository.
 pub struct Source {
     /// Path from the repository root, with forward slashes.
     pub path: String,
-    /// The text as it is on disk.
+    /// The text of the file.
     pub text: String,
     /// The text with comments, strings and character literals replaced by spaces (only for `.rs`, else empty).
     pub code: String,
 }
 
 impl Source {
-    /// Takes `path` (from the repository root) and the file's text.
+    /// Creates a source from its `path` (relative to the repository root) and its text.
     pub fn new(path: impl Into<String>, text: impl Into<String>) -> Self {
         let (path, text) = (path.into(), text.into());
         let code = if is_rust(&path) { blank(&text) } else { String::new() };

@@ -25,7 +25,7 @@ fn same(found: &[f64], expected: &[f64]) -> bool {
     found.len() == expected.len() && found.iter().zip(expected).all(alike)
 }
 
-/// Every backend, in f64 and in f32, gives these numbers.
+/// Checks the result on every backend, in f64 and in f32.
 #[track_caller]
 fn gives(what: &str, expected: &[f64], f: impl Fn(DType) -> Result<LazyTensor>) {
     for dtype in [DType::F64, DType::F32] {
@@ -71,7 +71,7 @@ fn nan_propagates_through_maximum_and_minimum() {
         let (a, b) = pair(dtype)?;
         a.minimum(&b)
     });
-    // Beside a NaN both sides get the whole gradient, at a tie half of it each.
+    // With a NaN both sides get the whole gradient, at a tie half of it each.
     let (left, right) = (
         [1.0, 1.0, 1.0, 0.0, 1.0, 0.5, 1.0, 1.0, 1.0],
         [1.0, 1.0, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0, 1.0],
@@ -115,7 +115,7 @@ fn nan_propagates_through_reductions() {
         values[at] = NAN;
         gives("max", &[NAN], |dtype| f64s(&values).cast(dtype)?.max_keepdim(&[0]));
         gives("argmax", &[at as f64], |dtype| f64s(&values).cast(dtype)?.argmax(0));
-        // Columns, of which only one has a NaN.
+        // Columns, only one of which has a NaN.
         let matrix = |dtype| {
             let column = f64s(&values).cast(dtype)?.reshape(&[5, 1])?;
             LazyTensor::concat(&[&column, &column.scalar_like(3.0)?.broadcast_to(&[5, 1])?], 1)
@@ -339,7 +339,7 @@ fn sums_of_integers_over_any_dimensions() {
     }
 }
 
-/// In f16 neither the sum nor the count of these would be a number.
+/// In f16 both the sum and the count of these would overflow.
 #[test]
 fn means_of_narrow_floats_do_not_overflow() {
     for backend in BACKENDS {

@@ -1,4 +1,4 @@
-//! Parameters, sizes and positions that are refused, by a variant each.
+//! Rejected parameters, sizes and positions, with one error variant each.
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{
@@ -28,7 +28,7 @@ fn a_dimension_given_twice_is_refused() {
         x.sum_keepdim(&[1, 1]).unwrap_err().to_string(),
         "Sum: dimension 1 appears twice in [1, 1]"
     );
-    // In any order, once each.
+    // In any order, without duplicates.
     assert_eq!(x.mean_keepdim(&[1, 0]).unwrap().to_vec::<f32>().unwrap(), [1.0]);
     refuses(i64s(&[1, 2]).mean_all(), |error| {
         matches!(error, Error::DType { operation: "mean", .. })
@@ -113,7 +113,7 @@ fn sizes_beyond_memory_are_refused() {
     refuses(LazyTensor::from_slice(&[1.0], &[huge, 5], &Device::Cpu), is_shape);
 }
 
-/// Queries at positions that no key has are reported by both backends.
+/// Queries at positions without a key are reported by both backends.
 #[test]
 fn attention_beyond_its_keys_is_reported() {
     let heads = |seq: usize| LazyTensor::ones(&[1, seq, 1, 2], DType::F32, &Device::Cpu).unwrap();

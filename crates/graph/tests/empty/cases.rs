@@ -1,4 +1,4 @@
-//! The operations, their inputs by a few sizes, and what happens where one of them is zero.
+//! The operations with their inputs for a few sizes, and the expected behaviour if one of them is zero.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use metal_candle_graph::{
 
 use super::plain;
 
-/// What an input holds.
+/// The kind of an input's elements.
 #[derive(Debug, Clone, Copy)]
 pub enum Content {
     /// f64 between 0.5 and 1.5.
@@ -37,11 +37,11 @@ pub struct Case {
     pub sizes: &'static [usize],
     pub inputs: fn(&[usize]) -> Vec<Input>,
     pub make: Make,
-    /// Whether gradients pass to all numbers.
+    /// Whether all number inputs are differentiable.
     pub differentiable: bool,
-    /// Whether it is refused when it is recorded.
+    /// Whether recording it is an error.
     pub refused: Tells,
-    /// Whether it fails when it runs, because an index of nothing is asked for.
+    /// Whether running it is an error, because of an index into an empty dimension.
     pub fails: Tells,
 }
 
@@ -70,7 +70,7 @@ fn case(
     }
 }
 
-/// A case of one output.
+/// A case with one output.
 pub fn one(
     name: &'static str,
     sizes: &'static [usize],
@@ -166,7 +166,7 @@ fn movement() -> Vec<Case> {
 }
 
 fn indexing() -> Vec<Case> {
-    // n rows of d numbers, of which m are named.
+    // n rows of d numbers, m of which are selected.
     const SIZES: &[usize] = &[5, 3, 2];
     fn nothing_to_find(s: &[usize]) -> bool {
         s[0] == 0
@@ -383,7 +383,7 @@ fn layers() -> Vec<Case> {
     ]
 }
 
-/// What users never record, as the passes make it.
+/// Operations that only passes create, never users.
 fn made_by_passes() -> Vec<Case> {
     let sum = |s: &[usize]| {
         let (a, b) = (numbers(&[s[0], s[1]]), numbers(&[s[1], s[2]]));

@@ -1,4 +1,4 @@
-//! Tensors without elements: every operation, with each of its sizes zero in turn, on whole tensors and on permuted, sliced
+//! Empty tensors: every operation, with each of its sizes zero in turn, on contiguous tensors and on permuted, sliced
 //! and broadcast views, on all backends, values and gradients. `cases.rs` and `plain.rs` list the operations.
 
 mod cases;
@@ -15,13 +15,13 @@ use metal_candle_graph::{Backend, Error, LazyTensor, Result, eval_all, random, v
 
 const BACKENDS: [Backend; 4] = [Backend::Unoptimised, Backend::Candle, Backend::Cpu, Backend::Checked];
 
-/// How the elements of an input lie.
+/// The layout of an input.
 #[derive(Debug, Clone, Copy)]
 enum Look {
     Whole,
     Permuted,
     Sliced,
-    /// What is empty is repeated no times.
+    /// An empty dimension is broadcast to size zero.
     Broadcast,
 }
 
@@ -63,7 +63,7 @@ fn input(Input(content, dims): &Input, look: Look) -> LazyTensor {
     }
 }
 
-/// All elements; NaN of any bits are alike.
+/// All elements; all NaN are equal.
 fn list(tensor: &Tensor) -> Vec<f64> {
     let wide = tensor.to_dtype(DType::F64).and_then(|t| t.flatten_all());
     let values: Vec<f64> = wide.unwrap().to_vec1().unwrap();
@@ -73,7 +73,7 @@ fn list(tensor: &Tensor) -> Vec<f64> {
         .collect()
 }
 
-/// What a backend makes of tensors, or the error.
+/// The results of a backend, or the error.
 fn run(backend: Backend, tensors: &dyn Fn() -> Vec<LazyTensor>) -> Result<Vec<(Vec<usize>, Vec<f64>)>> {
     let values = with_backend(backend, || eval_all(&tensors()))?;
     Ok(values.iter().map(|t| (t.dims().to_vec(), list(t))).collect())
@@ -108,7 +108,7 @@ fn loss(outputs: &[LazyTensor]) -> Result<LazyTensor> {
     outputs.iter().try_fold(zero, sum)
 }
 
-/// One operation on inputs of some sizes; notes the names of what it recorded.
+/// Checks one operation on inputs of some sizes; collects the names of the recorded operations.
 fn check(case: &Case, sizes: &[usize], look: Look, names: &mut BTreeSet<&'static str>) {
     let name = format!("{} with sizes {sizes:?}, {look:?}", case.name);
     let inputs: Vec<LazyTensor> = (case.inputs)(sizes).iter().map(|i| input(i, look)).collect();
@@ -145,7 +145,7 @@ fn every_operation_with_each_size_zero() {
     for case in cases() {
         for zero in 0..=case.sizes.len() {
             let mut sizes = case.sizes.to_vec();
-            // The last time all are as they are listed.
+            // The last time with the listed sizes.
             if let Some(size) = sizes.get_mut(zero) {
                 *size = 0;
             }

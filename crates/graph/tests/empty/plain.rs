@@ -88,7 +88,7 @@ pub fn reductions() -> Vec<Case> {
         );
         cases.push(one("mean", SIZES, x, move |x, _| x[0].mean_keepdim(over)));
     }
-    // Refused where what is reduced is empty.
+    // An error if the reduced dimension is empty.
     let refused: [(&[usize], Tells); 6] = [
         (OVER[0], |sizes| sizes[0] == 0),
         (OVER[1], |sizes| sizes[1] == 0),
@@ -107,7 +107,7 @@ pub fn reductions() -> Vec<Case> {
                 .refused(refused),
         );
     }
-    // Long enough to be summed in the loop that makes them.
+    // Long enough to be fused with the loop that computes them.
     cases.push(one("sum of long rows", &[3, 2048], x, move |x, _| {
         x[0].exp()?.sum_keepdim(&[1])
     }));

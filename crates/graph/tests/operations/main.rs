@@ -1,6 +1,6 @@
-//! Every operation of the closed list, by a sample of each: shapes are inferred, the graph prints and verifies, both
-//! backends agree, and where a gradient passes it is there and finite. `samples.rs` lists the operations once more, so a
-//! new one does not compile here before it has its sample.
+//! Every operation of the closed list, with a sample of each: shapes are inferred, the graph prints and verifies, both
+//! backends agree, and gradients of differentiable inputs exist and are finite. `samples.rs` lists the operations once
+//! more, so a new one does not compile here without a sample.
 
 mod samples;
 
@@ -57,7 +57,7 @@ fn each_infers_prints_and_verifies() {
             "{}",
             graph.to_dot()
         );
-        // Not one input less, and none more.
+        // Neither fewer nor more inputs are accepted.
         let fewer = infer(&sample.operation, &metas[..metas.len().saturating_sub(1)]);
         let optional = matches!(sample.operation, Operation::Concat { .. } | Operation::RMSNorm { .. });
         assert!(
@@ -108,7 +108,7 @@ fn each_runs_on_both_backends_with_the_inferred_shape() {
 
 #[test]
 fn each_has_a_gradient_or_says_that_it_cuts() {
-    // Under Miri those with kernels of their own: the gradients of the others are made of what `each_runs` runs.
+    // Under Miri only those with their own kernels: the gradients of the others use operations that `each_runs` runs.
     let tried = |s: &Sample| !s.inputs.is_empty() && (!cfg!(miri) || s.operation.is_fused());
     for sample in samples().into_iter().filter(tried) {
         let mut floats: Vec<LazyTensor> = sample
@@ -118,7 +118,7 @@ fn each_has_a_gradient_or_says_that_it_cuts() {
             .cloned()
             .collect();
         if let Operation::Vjp { of, .. } = &sample.operation {
-            // The operation's outputs only save work: they depend on its inputs, which have the gradient.
+            // The operation's outputs only save work: they depend on its inputs, for which the gradient is computed.
             let output = floats.remove(floats.len() - 2 * of.output_count());
             assert_eq!(
                 cut(&loss_of(&sample), &output),
@@ -129,7 +129,7 @@ fn each_has_a_gradient_or_says_that_it_cuts() {
         let loss = loss_of(&sample);
         if !sample.differentiable {
             let name = sample.operation.name();
-            // A comparison is cast to be weighed.
+            // A comparison is cast to be part of the loss.
             let expected = format!("the path goes through {name}, where no gradient passes");
             assert_eq!(cut(&loss, first), expected);
             continue;
@@ -150,7 +150,7 @@ fn each_has_a_gradient_or_says_that_it_cuts() {
     }
 }
 
-/// All outputs of a sample, weighed.
+/// A weighted sum of all outputs of a sample.
 fn loss_of(sample: &Sample) -> LazyTensor {
     let zero = LazyTensor::zeros(&[], DType::F64, &Device::Cpu).unwrap();
     let weigh = |y: &LazyTensor| y.cast(DType::F64)?.mul(&floats(11, y.dims()))?.sum_all();
@@ -160,7 +160,7 @@ fn loss_of(sample: &Sample) -> LazyTensor {
         .unwrap()
 }
 
-/// Why a parameter has no gradient.
+/// The reason why a parameter has no gradient.
 fn cut(loss: &LazyTensor, parameter: &LazyTensor) -> String {
     let message = value_and_grad(loss, std::slice::from_ref(parameter))
         .unwrap_err()
@@ -172,7 +172,7 @@ fn cut(loss: &LazyTensor, parameter: &LazyTensor) -> String {
         .to_owned()
 }
 
-/// What plans are found by and subexpressions merged by.
+/// The equality used by the plan cache and for common subexpressions.
 #[test]
 fn an_operation_equals_only_itself() {
     let samples = samples();
@@ -240,7 +240,7 @@ fn equality_is_that_of_the_bits() {
         assert_eq!(make(-0.0), make(-0.0));
         assert_ne!(make(0.0), make(-0.0));
         assert_ne!(make(0.0), make(0.5));
-        // Another payload, which is left in f32.
+        // Another NaN payload, which survives in f32.
         let other_nan = f64::from_bits(f64::NAN.to_bits() | 1 << 40);
         assert_ne!(make(f64::NAN), make(other_nan));
         let all = [0.0, -0.0, 0.5, f64::NAN, other_nan];
@@ -283,7 +283,7 @@ fn equality_is_that_of_the_bits() {
     );
 }
 
-/// A graph with a NaN in it is found again.
+/// The plan of a graph with a NaN is found again.
 #[test]
 fn graphs_with_nan_are_equal_and_hash_alike() {
     let graph = |value: f32| {
@@ -295,7 +295,7 @@ fn graphs_with_nan_are_equal_and_hash_alike() {
     assert_ne!(graph(0.0), graph(-0.0));
 }
 
-/// A traced plan belongs to who ran it: another backend traces its own.
+/// Traces are per backend: another backend traces its own.
 #[test]
 fn compiled_functions_follow_the_backend() {
     let twice = compile(|args| Ok(vec![args[0].mul_scalar(2.0)?]));

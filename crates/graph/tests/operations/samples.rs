@@ -1,4 +1,4 @@
-//! The list of operations, once more, and a sample of each.
+//! A second list of operations, with a sample of each.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use metal_candle_graph::{
 
 pub const COUNT: usize = 66;
 
-/// A number below `COUNT` for each operation.
+/// A distinct number below `COUNT` for each operation.
 pub fn position(operation: &Operation) -> usize {
     use Operation as O;
     match operation {
@@ -85,7 +85,7 @@ pub fn position(operation: &Operation) -> usize {
     }
 }
 
-/// An operation, its inputs, the text it prints as, and whether gradients pass to its float inputs.
+/// An operation, its inputs, its printed text, and whether it is differentiable in its float inputs.
 pub struct Sample {
     pub operation: Operation,
     pub inputs: Vec<LazyTensor>,
@@ -106,7 +106,7 @@ fn u32s(values: &[u32], shape: &[usize]) -> LazyTensor {
     LazyTensor::from_data(values, shape, &Device::Cpu).unwrap()
 }
 
-/// The output of an operation, which its vjp reads, as data.
+/// The output of an operation, evaluated, as an input of its vjp.
 fn done(output: Result<LazyTensor>) -> LazyTensor {
     LazyTensor::from_tensor(output.and_then(|y| y.eval()).unwrap()).unwrap()
 }

@@ -4,20 +4,20 @@
 use candle_core::{DType, Device, Tensor};
 use metal_candle_graph::{Approximate, CrossEntropyOptions, LazyTensor, Result, random, value_and_grad};
 
-/// Which layer, on which earlier value, with which other one.
+/// The kind of a layer, and the indices of its inputs.
 pub type Layer = (u8, u8, u8);
 
 const KINDS: u8 = 15;
-/// The layer that goes through the other dtype.
+/// The layer that casts to the other dtype and back.
 const CAST: u8 = 10;
-/// The layer whose product of bf16 becomes f32.
+/// The layer that casts a bf16 product to f32.
 const WIDENED: u8 = 11;
 
 pub fn casts(layer: Layer) -> bool {
     [CAST, WIDENED].contains(&(layer.0 % KINDS))
 }
 
-/// Numbers in a program's values.
+/// Dimensions of a program's values.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
     pub rows: usize,
@@ -104,7 +104,7 @@ impl Weights {
                 .mul(&x.mul(x)?.sum_keepdim(&[1])?.add_scalar(1.0)?.rsqrt()?)?
                 .add(y)?
                 .tanh(),
-            // The gradient of a maximum jumps from one element to another where rounding makes them equal.
+            // The gradient of a maximum is discontinuous where rounding makes elements equal.
             13 => {
                 let most = x.sub(row)?.abs()?.max_keepdim(&[0, 1])?.stop_gradient()?;
                 x.div(&most.add_scalar(0.5)?)
@@ -114,7 +114,7 @@ impl Weights {
     }
 }
 
-/// The last value, the mean loss of a head on it, and the gradients of all that went in.
+/// The last value, the mean loss of a head on it, and the gradients of all inputs.
 pub fn outputs(seed: u32, size: Size, layers: &[Layer]) -> Result<Vec<LazyTensor>> {
     let Size { rows, columns, dtype } = size;
     let weights = Weights::new(seed, size);
@@ -124,7 +124,7 @@ pub fn outputs(seed: u32, size: Size, layers: &[Layer]) -> Result<Vec<LazyTensor
         let made = weights.layer(pick(x), pick(y), kind, dtype)?;
         values.push(made);
     }
-    // The first and the last layer count, so that nothing that was drawn is without a gradient.
+    // The first and the last layer are used, so that every parameter has a gradient.
     let last = values[values.len() - 1]
         .add(&weights.linear(&values[0])?.1)?
         .add(&weights.row)?;

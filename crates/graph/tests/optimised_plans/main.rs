@@ -1,7 +1,7 @@
-//! Passes preserve values: random graphs over all primitives and fused operations, with shared subexpressions and
-//! several outputs, optimised against unoptimised on the candle backend bit for bit, gradients included; the CPU backend
-//! against the candle backend, also in narrow dtypes; and the CPU backend against itself on other numbers of threads, and
-//! with each kernel run by itself on memory that shows what it touches.
+//! Passes preserve values: random graphs over all primitives and fused operations, with common subexpressions and
+//! several outputs, optimised against unoptimised on the candle backend bit for bit, including gradients; the CPU
+//! backend against the candle backend, also in f16 and bf16; and the CPU backend against itself with other numbers of
+//! threads, and with each kernel run by itself in poisoned memory.
 
 mod layers;
 mod program;
@@ -65,7 +65,7 @@ fn compare(seed: u32, instructions: &[Instruction]) -> std::result::Result<(), T
     Ok(())
 }
 
-/// Each kernel by itself touches what it declared, and has the bits that it has in the arena.
+/// Each kernel by itself touches only what it declared, and computes the same bits as in the arena.
 fn compare_checked(ours: &[Tensor], checked: impl FnOnce() -> Vec<Tensor>) -> std::result::Result<(), TestCaseError> {
     for (output, (ours, checked)) in ours.iter().zip(checked()).enumerate() {
         prop_assert!(
@@ -84,8 +84,8 @@ fn run_layers(backend: Backend, seed: u32, size: Size, layers: &[Layer]) -> Vec<
     tensors.unwrap().iter().map(list).collect()
 }
 
-/// Mean squared error against the mean square that is allowed for a handful of layers and their gradients, by the narrowest
-/// dtype in them. The backends round at different places.
+/// The allowed mean squared error, relative to the mean square, for a few layers and their gradients, by the narrowest
+/// dtype in them. The backends round at different points.
 fn tolerance(dtype: DType, layers: &[Layer]) -> f64 {
     if dtype == DType::BF16 || layers.iter().copied().any(layers::casts) {
         2e-3
@@ -198,7 +198,7 @@ proptest! {
     }
 }
 
-/// Every instruction at least once, whatever the random programs were.
+/// Every instruction at least once, regardless of the random programs.
 #[test]
 fn every_instruction_alone() {
     for operation in 0..OPERATIONS {
@@ -210,7 +210,7 @@ fn every_instruction_alone() {
     }
 }
 
-/// The bits of what `f` makes of a tensor, the same from each of the backends.
+/// The bits of the results of `f`, which must be the same on each of the backends.
 fn bits_of(backends: &[Backend], values: &[f64], f: impl Fn(&LazyTensor) -> Result<Vec<LazyTensor>>) -> Vec<Vec<u64>> {
     let run = |backend: &Backend| -> Vec<Vec<u64>> {
         let x = LazyTensor::from_data(values, &[values.len()], &Device::Cpu).unwrap();
@@ -239,7 +239,7 @@ fn zeros_keep_their_signs() {
             x.abs()?,
             x.sign()?.abs()?,
             x.neg()?.neg()?,
-            // Constants that are equal and not the same.
+            // Equal constants in different nodes.
             x.mul(&x.scalar_like(0.0)?)?.add(&x.scalar_like(-0.0)?)?,
             x.scalar_like(0.0)?.broadcast_to(&[2])?.reshape(&[2])?,
             x.scalar_like(-0.0)?.broadcast_to(&[2])?.reshape(&[2])?,
@@ -332,7 +332,7 @@ fn maxima_over_dimensions_of_one() {
     assert_eq!(found, [bits(&numbers), bits(&[0.0; 3])]);
 }
 
-/// Updates of values that are read afterwards, through views and whole copies of views.
+/// Updates of values that are read afterwards, through views and copies.
 #[test]
 fn updates_in_place_leave_other_views_unchanged() {
     let numbers: Vec<f64> = (0..16).map(f64::from).collect();
@@ -350,13 +350,13 @@ fn updates_in_place_leave_other_views_unchanged() {
     });
 }
 
-/// Long rows that are summed up, or their largest sought, in the loop that makes them: `dims`, of which those from `first`
-/// on are reduced. Row 0 of the last two outputs saw a NaN.
+/// Sums and maxima of long rows, fused with the loop that computes them: of `dims`, those from `first` on are reduced.
+/// Row 0 of the last two outputs contains a NaN.
 fn long_rows(dims: &[usize], first: usize, dtype: DType) -> Result<Vec<LazyTensor>> {
     let x = leaf(3, dims).cast(dtype)?;
     let row = leaf(4, &dims[dims.len() - 1..]).cast(dtype)?;
     let over: Vec<usize> = (first..dims.len()).collect();
-    // Of the same dimensions, but lying the other way round.
+    // With the same dimensions in reverse memory order.
     let backwards: Vec<usize> = (0..dims.len()).rev().collect();
     let turned_dims: Vec<usize> = dims.iter().rev().copied().collect();
     let turned = leaf(5, &turned_dims).cast(dtype)?.permute(&backwards)?.abs()?;
@@ -382,7 +382,7 @@ fn reductions_of_long_rows_agree() {
         (&[70, 1, 2048], 1),
     ];
     let dtypes = [(DType::F64, 1e-12), (DType::F32, 1e-5)];
-    // Miri has time for one of each.
+    // Only one of each under Miri.
     let (cases, dtypes, threads) = if cfg!(miri) {
         (&cases[..1], &dtypes[..1], &[2][..])
     } else {
@@ -410,7 +410,7 @@ fn reductions_of_long_rows_agree() {
                 assert!(same(&ours, &again), "{dims:?} {dtype:?} on {threads} threads");
             }
             for (i, (plain, ours)) in plain.iter().zip(&ours).enumerate() {
-                // Candle's maximum passes over NaN; ours, like PyTorch's, does not.
+                // Candle's maximum ignores NaN; ours, like PyTorch's, does not.
                 if i == 3 {
                     continue;
                 }

@@ -6,11 +6,11 @@ use metal_candle_graph::{
     Operation, Result, random, value_and_grad,
 };
 
-/// What a random program is made of: which operation, on which earlier values, with which parameter.
+/// An instruction of a random program: operation, indices of earlier values, parameter.
 pub type Instruction = (u8, u8, u8, u8);
 
-/// A tensor of the pool. Discontinuous operations are applied to exact values only (those that both backends compute
-/// to the same bits), so that a rounding error cannot become a jump.
+/// A tensor of the pool. Discontinuous operations are applied only to exact values (for which both backends compute the
+/// same bits), so that a rounding error cannot become a jump.
 #[derive(Clone)]
 pub struct Entry {
     tensor: LazyTensor,
@@ -164,7 +164,7 @@ impl Program {
         })
     }
 
-    /// Operations that jump or whose gradient does.
+    /// Operations that are discontinuous or have a discontinuous gradient.
     fn jump(&self, a: u8, b: u8, c: u8) -> Result<Entry> {
         let (x, y) = matching(&self.pick_exact(a), &self.pick_exact(b))?;
         let tensor = match c % 9 {
@@ -229,7 +229,7 @@ impl Program {
         })
     }
 
-    /// Constants, counts and random numbers, and operations that do nothing: what passes look for.
+    /// Constants, indices and random numbers, and identities: the patterns that passes look for.
     fn source_or_nothing(&self, x: &Entry, c: u8) -> Result<Entry> {
         let (x, exact) = (&x.tensor, x.exact);
         let device = &Device::Cpu;
@@ -260,8 +260,8 @@ impl Program {
         Ok(Entry { tensor, exact })
     }
 
-    /// Products and what is added to them: a linear layer with a low-rank term, bias and residual, in every order, with
-    /// terms that something else reads too. Some have enough rows for the kernel that adds products in registers.
+    /// Products and additions: a linear layer with a low-rank term, bias and residual, in every order, with terms that
+    /// have other users too. Some have enough rows for the kernel that accumulates products in registers.
     fn sum_of_products(&self, x: &LazyTensor, y: &LazyTensor, c: u8) -> Result<Entry> {
         let rows = if c.is_multiple_of(2) { 60 } else { 3 };
         let (x, w) = (fit(x, &[rows, 4])?, fit(y, &[4, 4])?);
@@ -287,7 +287,7 @@ impl Program {
         Ok(rough(sum.tanh()?))
     }
 
-    /// The last values, and the gradients of the leaves under a loss that sees them all.
+    /// The last values, and the gradients of the leaves for a loss that depends on all of them.
     pub fn outputs(&self) -> Result<Vec<LazyTensor>> {
         let ends: Vec<LazyTensor> = self
             .pool
@@ -306,7 +306,7 @@ impl Program {
     }
 }
 
-/// A loss and its gradients, which may be joined but where the cotangent depends on the loss.
+/// A loss and its gradients, which may be joined unless the cotangent depends on the loss.
 fn joined_loss(x: &LazyTensor, y: &LazyTensor, c: u8) -> Result<Entry> {
     let (hidden, weight) = (fit(x, &[3, 4])?, fit(y, &[5, 4])?);
     let targets = LazyTensor::from_data(&[1i64, -100, 4], &[3], &Device::Cpu)?;
@@ -319,7 +319,7 @@ fn joined_loss(x: &LazyTensor, y: &LazyTensor, c: u8) -> Result<Entry> {
         0 => rows.mean_all()?,
         1 => rows.mul(&rows)?.sum_all()?,
         2 => rows.mul(&fit(y, &[3])?)?.sum_all()?,
-        // Two losses; the second gradient stands behind the first.
+        // Two losses; the second gradient comes after the first.
         _ => {
             let other = hidden.tanh()?.cross_entropy(&weight, &targets, options)?;
             rows.sum_all()?.add(&other.sum_all()?)?
@@ -334,7 +334,7 @@ fn joined_loss(x: &LazyTensor, y: &LazyTensor, c: u8) -> Result<Entry> {
     }))
 }
 
-/// A chain of elementwise operations, and the gradient of its square as its end.
+/// A chain of elementwise operations that ends in the gradient of its square.
 fn chain_with_gradient(x: &LazyTensor, y: &LazyTensor, c: u8) -> Result<Entry> {
     let (x, y) = matching(x, y)?;
     let mut chain = x.mul(&y)?.tanh()?;
@@ -363,7 +363,7 @@ fn matching(x: &LazyTensor, y: &LazyTensor) -> Result<(LazyTensor, LazyTensor)> 
     Ok((x.clone(), y))
 }
 
-/// The first elements of `x` under another shape, with zeros where there are too few.
+/// The first elements of `x` with another shape, zero-padded if there are too few.
 fn fit(x: &LazyTensor, shape: &[usize]) -> Result<LazyTensor> {
     let (have, need) = (x.shape().elem_count(), shape.iter().product::<usize>());
     let flat = x.reshape(&[have])?;
@@ -375,12 +375,12 @@ fn fit(x: &LazyTensor, shape: &[usize]) -> Result<LazyTensor> {
     flat.reshape(shape)
 }
 
-/// A matrix product of whatever the two are, as views of views.
+/// A matrix product of any two tensors, as views of views.
 fn product(x: &LazyTensor, y: &LazyTensor) -> Result<LazyTensor> {
     match (x.dims(), y.dims()) {
         ([.., k], [.., inner, _]) if x.rank() > 1 && k == inner => x.matmul(y),
         ([.., k], [.., last]) if x.rank() > 1 && y.rank() > 1 && k == last => x.matmul_t(y),
-        // Rows one after the other in a permutation whose middle dimension is 1.
+        // Rows are contiguous in a permutation whose middle dimension is 1.
         _ => fit(x, &[1, 3, 4])?.permute(&[1, 0, 2])?.matmul(&fit(y, &[4, 2])?),
     }
 }

@@ -1,5 +1,4 @@
-//! What the engine says: graphs as text and as dot, word for word; the messages of mistakes; and what the verifier
-//! rejects.
+//! Printed output: graphs as text and as dot, word for word; error messages; and what the verifier rejects.
 
 mod mistakes;
 

@@ -1,4 +1,4 @@
-//! The messages of wrong shapes, indices, dtypes and numbers of inputs, word for word.
+//! The error messages for wrong shapes, indices, dtypes and numbers of inputs, word for word.
 
 use candle_core::{DType, Device};
 use metal_candle_graph::{
@@ -12,7 +12,7 @@ fn message<T>(result: Result<T>) -> String {
     result.err().expect("a mistake was accepted").to_string()
 }
 
-/// The mistake is reported as this variant, in these words.
+/// Checks that the error is this variant, with this message.
 macro_rules! says {
     ($result:expr, $variant:ident, $text:expr $(,)?) => {{
         let error = $result.err().expect("a mistake was accepted");
@@ -336,7 +336,7 @@ fn wrong_shapes_of_fused_operations() {
         Shape,
         "Vjp: output 0 of Softmax is f32[2, 3], got f32[3]",
     );
-    // Not a fused operation: with enough inputs `wanted` has no bit for them.
+    // Not a fused operation: with enough inputs, `wanted` has no bit for them.
     says!(
         vjp(Operation::Concat { dim: 0 }, 1, &[&x; 40]),
         Shape,

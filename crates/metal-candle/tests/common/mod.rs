@@ -1,4 +1,4 @@
-//! Where the fixtures are and how numbers are compared.
+//! Paths of fixtures, and comparisons of numbers.
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
@@ -25,7 +25,7 @@ pub fn reference(path: &str) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(fixture(path), &Device::Cpu).unwrap()
 }
 
-/// Token ids as models take them.
+/// Token ids as an input of models.
 pub fn tokens_of(ids: &Tensor) -> LazyTensor {
     LazyTensor::from_tensor(ids.to_dtype(DType::U32).unwrap()).unwrap()
 }

@@ -1,4 +1,4 @@
-//! Weights that follow from a seed and a tensor's name: the bits that `scripts/reference_fixtures/seeded_weights.py` makes.
+//! Weights derived from a seed and a tensor's name: the same bits as in `scripts/reference_fixtures/seeded_weights.py`.
 
 use candle_core::{Device, Tensor};
 
@@ -8,7 +8,7 @@ fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// The outputs of `SplitMix64` from the state that seed and name give.
+/// The outputs of `SplitMix64` from the state given by seed and name.
 fn bits(seed: u64, name: &str) -> impl Iterator<Item = u64> {
     let state = seed ^ fnv1a(name);
     (1u64..).map(move |i| {
@@ -25,13 +25,13 @@ pub fn fractions(seed: u64, name: &str, count: usize) -> Vec<f32> {
     bits(seed, name).take(count).map(fraction).collect()
 }
 
-/// Whole numbers below `below`.
+/// Integers below `below`.
 pub fn integers(seed: u64, name: &str, count: usize, below: usize) -> Vec<u32> {
     let whole = |word: u64| ((word >> 11) % below as u64) as u32;
     bits(seed, name).take(count).map(whole).collect()
 }
 
-/// The weight of a model of that name and shape, in f32.
+/// The weight of a model with this name and shape, in f32.
 pub fn weight(seed: u64, name: &str, shape: &[usize]) -> Tensor {
     let mut values = fractions(seed, name, shape.iter().product());
     let norm = name.contains("norm");

@@ -1,5 +1,5 @@
-//! Candle's own eager timings on the CPU, as JSON lines with the keys of `../lora_forward.py`,
-//! and one small LoRA training step. `cargo run --release`
+//! Candle's own eager timings on the CPU, as JSON lines with the keys of `../lora_forward.py`, and one small LoRA
+//! training step. Run with `cargo run --release`.
 
 #![forbid(unsafe_code)]
 
