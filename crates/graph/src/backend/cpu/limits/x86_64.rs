@@ -1,4 +1,4 @@
-//! The measuring loops for x86-64: AVX-512, AVX-512-BF16, AVX2 with FMA, else the portable ones.
+//! The measuring loops for x86-64: AMX, AVX-512, AVX-512-BF16, AVX2 with FMA, else the portable ones.
 
 use std::arch::x86_64::{
     __m256, __m512, _mm256_add_epi64, _mm256_castpd_si256, _mm256_castsi256_pd, _mm256_fmadd_ps, _mm256_loadu_pd,
@@ -7,6 +7,7 @@ use std::arch::x86_64::{
 };
 use std::hint::black_box;
 
+use super::super::kernels::matmul::amx;
 use super::{FlopLoop, portable};
 
 /// Independent accumulators: more than latency times throughput, and with the two factors they fit in 16 registers.
@@ -44,6 +45,13 @@ pub(super) fn f32_loop() -> FlopLoop {
 }
 
 pub(super) fn bf16_loop() -> Option<FlopLoop> {
+    if amx::is_usable() {
+        return Some(FlopLoop {
+            // SAFETY: AMX is usable.
+            run: |iterations| unsafe { amx::multiply_registers(iterations) },
+            flops: amx::FLOPS,
+        });
+    }
     let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
     has.then_some(FlopLoop {
         // SAFETY: the machine has the instructions.

@@ -84,6 +84,12 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         !self.reads_rows(VERY_FEW_ROWS) && !self.factors.iter().any(odd)
     }
 
+    /// True where a matrix unit is the better one, which reads rows of A as they lie: but for few rows, and dot products.
+    pub fn suits_tiles(&self) -> bool {
+        let lies = |f: &Factors<S>| f.a.cols == 1 && f.k.is_multiple_of(2);
+        self.dims.0 > VERY_FEW_ROWS && !self.suits_dots() && self.factors.iter().all(lies)
+    }
+
     /// True where both operands had better be packed, and widened by it.
     pub fn suits_widening(&self) -> bool {
         !self.reads_rows(VERY_FEW_ROWS) && !self.suits_dots()

@@ -8,7 +8,7 @@ use super::super::par::each;
 use super::words::Words;
 
 /// Entries of the sums of a tile, at most.
-pub(super) const TILE: usize = 8 * 48;
+pub(super) const TILE: usize = 32 * 32;
 
 /// Rows and columns of a block of dot products.
 pub(super) const DOTS: usize = 4;

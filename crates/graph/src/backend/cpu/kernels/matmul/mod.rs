@@ -4,6 +4,8 @@
 //! in pairs where the machine is fast at that; elsewhere elements of 16 bits are widened once, as they are packed. Few rows
 //! take paths that read each weight once, where it lies.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 mod drive;
 mod kernel;
 mod lines;
@@ -212,7 +214,7 @@ pub(crate) unsafe fn sum_of_products<T: Float, C: Float<Acc = T::Acc>>(
 
 /// Whether many rows of an element type are multiplied without being widened first.
 pub(crate) fn is_multiplied_as_it_is<T: Float>() -> bool {
-    drive::is::<T, T::Acc>() || drive::is::<T, bf16>() && table::pairs().is_some()
+    drive::is::<T, T::Acc>() || drive::is::<T, bf16>() && table::pairs().or(table::tiles()).is_some()
 }
 
 /// The kernels of each element type.
@@ -246,8 +248,9 @@ pub(super) mod kernels_of {
     pub unsafe fn bf16<C: Float<Acc = f32>>(product: &Product<'_, bf16, C>, parallel: bool) {
         // SAFETY: as above.
         unsafe {
-            match table::pairs().filter(|_| product.suits_pairs()) {
-                Some(pairs) => product.run(pairs, parallel),
+            let tiles = table::tiles().filter(|_| product.suits_tiles());
+            match tiles.or_else(|| table::pairs().filter(|_| product.suits_pairs())) {
+                Some(kernel) => product.run(kernel, parallel),
                 None if product.suits_widening() => product.run(table::for_widened_bf16(product.dims.1), parallel),
                 None => product.run(table::for_bf16(product.dims.1), parallel),
             }

@@ -1,4 +1,4 @@
-//! How fast this machine multiplies bf16 in pairs and f32, measured once with the kernels themselves and kept in a file by
+//! How fast this machine multiplies f32, and bf16 in pairs and in tiles, measured once with the kernels themselves and kept in a file by
 //! the processor's name: the choice decides how sums are rounded, so it must not change from run to run.
 
 use std::collections::BTreeMap;
@@ -26,6 +26,8 @@ pub(super) struct Rates {
     pub f32: f64,
     /// Of bf16 in pairs, with sums in f32.
     pub bf16_pairs: f64,
+    /// Of bf16 in tiles of pairs, where the machine has a matrix unit.
+    pub bf16_tiles: Option<f64>,
 }
 
 impl Rates {
@@ -34,16 +36,25 @@ impl Rates {
         self.bf16_pairs > 1.1 * self.f32
     }
 
+    /// True where tiles gain enough.
+    pub fn favour_tiles(&self) -> bool {
+        self.bf16_tiles
+            .is_some_and(|tiles| tiles > 1.1 * self.f32.max(self.bf16_pairs))
+    }
+
     fn are_plausible(&self) -> bool {
         [self.f32, self.bf16_pairs]
             .iter()
+            .chain(&self.bf16_tiles)
             .all(|rate| rate.is_finite() && *rate > 0.0)
     }
 }
 
 /// The rates from the file of this user's cache, measured and written where they are not there.
-pub(super) fn of_this_machine(processor: &str, measure: impl FnOnce() -> Rates) -> Rates {
-    from_file(file().as_deref(), processor, measure)
+pub(super) fn of_this_machine(processor: &str, has_tiles: bool, measure: impl FnOnce() -> Rates) -> Rates {
+    // A system may withhold the matrix unit of a processor.
+    let unit = if has_tiles { "with tiles" } else { "without tiles" };
+    from_file(file().as_deref(), &format!("{processor}, {unit}"), measure)
 }
 
 fn file() -> Option<PathBuf> {
@@ -121,10 +132,12 @@ mod tests {
     const SLOW: Rates = Rates {
         f32: 2.0,
         bf16_pairs: 1.0,
+        bf16_tiles: None,
     };
     const FAST: Rates = Rates {
         f32: 1.0,
         bf16_pairs: 2.0,
+        bf16_tiles: Some(3.0),
     };
 
     #[test]
@@ -144,7 +157,7 @@ mod tests {
         let file = folder.path().join("rates.json");
         let large = " ".repeat(MAX_FILE as usize + 1);
         let key = format!("one, {}", env!("CARGO_PKG_VERSION"));
-        let absurd = format!("{{\"{key}\": {{\"f32\": -1.0, \"bf16_pairs\": 2.0}}}}");
+        let absurd = format!("{{\"{key}\": {{\"f32\": -1.0, \"bf16_pairs\": 2.0, \"bf16_tiles\": null}}}}");
         for text in ["", "not JSON", "{\"one\": 3}", &large, &absurd] {
             fs::write(&file, text)?;
             assert_eq!(from_file(Some(&file), "one", || SLOW), SLOW, "{text:.20}");
@@ -157,8 +170,18 @@ mod tests {
     }
 
     #[test]
-    fn pairs_must_gain_something() {
-        let pairs = |bf16_pairs| Rates { f32: 10.0, bf16_pairs }.favour_pairs();
+    fn pairs_and_tiles_must_gain_something() {
+        let rates = |bf16_pairs, bf16_tiles| Rates {
+            f32: 10.0,
+            bf16_pairs,
+            bf16_tiles,
+        };
+        let pairs = |bf16_pairs| rates(bf16_pairs, None).favour_pairs();
         assert_eq!([pairs(5.0), pairs(10.5), pairs(20.0)], [false, false, true]);
+        let tiles = |bf16_tiles| rates(12.0, bf16_tiles).favour_tiles();
+        assert_eq!(
+            [None, Some(12.5), Some(f64::NAN), Some(50.0)].map(tiles),
+            [false, false, false, true]
+        );
     }
 }

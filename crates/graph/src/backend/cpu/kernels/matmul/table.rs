@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
+use super::amx;
+#[cfg(target_arch = "x86_64")]
 use super::kernel::Turn;
 use super::kernel::{Dots, Kernel, Tile, any_dots, any_tile};
 #[cfg(target_arch = "aarch64")]
@@ -74,6 +76,19 @@ kernels! {
     WIDE_PAIRS: WidePairs, 8 x 3, Some(round_pairs), Some(weave_pairs), Some(turn(16, transpose_16)), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
 }
 
+/// [`WIDE_PAIRS`] with tiles multiplied by the matrix unit.
+#[cfg(target_arch = "x86_64")]
+static AMX_PAIRS: Kernel<Pair, f32> = Kernel {
+    lanes: WIDE_PAIRS.lanes,
+    vectors: 2,
+    rows: amx::ROWS,
+    tile: amx::tile,
+    dots: WIDE_PAIRS.dots,
+    round: WIDE_PAIRS.round,
+    weave: WIDE_PAIRS.weave,
+    turn: Some(turn(16, transpose_16)),
+};
+
 #[cfg(target_arch = "aarch64")]
 kernels! {
     NEON_32: Neon32, 8 x 3, None, None, None, [];
@@ -96,6 +111,8 @@ pub(super) enum Level {
     Wide,
     /// And products of bf16 pairs.
     Pairs,
+    /// And of tiles of them: AMX.
+    Tiles,
 }
 
 /// The level that suits this machine.
@@ -106,29 +123,33 @@ pub(super) fn level() -> Level {
         return level;
     }
     *LEVEL.get_or_init(|| match detect() {
-        Level::Pairs if !pairs_are_fast() => Level::Wide,
+        #[cfg(target_arch = "x86_64")]
+        has @ (Level::Pairs | Level::Tiles) => fastest(has),
         level => level,
     })
 }
 
-/// Whether pairs of bf16 are multiplied faster than f32. AMD's processors take pairs at the rate of f32, which is twice the
-/// work; Intel's take them at a quarter of it.
-fn pairs_are_fast() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        // SAFETY: asked only where the machine has the instructions of both.
-        let measure = || unsafe {
-            Rates {
-                f32: rates::measure(&WIDE_32, 1.0, 1),
-                bf16_pairs: rates::measure(&WIDE_PAIRS, [bf16::ONE; 2], 2),
-            }
-        };
-        let rates = rates::of_this_machine(&processor(), measure);
-        tracing::debug!(?rates, "rates of products");
-        rates.favour_pairs()
+/// How bf16 is multiplied fastest: widened to f32, in pairs, or in tiles. AMD's processors take pairs at the rate of f32,
+/// which is twice the work; Intel's take them at a quarter of it, and those with AMX take tiles at many times the rate.
+#[cfg(target_arch = "x86_64")]
+fn fastest(has: Level) -> Level {
+    // SAFETY: asked only where the machine has the instructions of each.
+    let measure = || unsafe {
+        Rates {
+            f32: rates::measure(&WIDE_32, 1.0, 1),
+            bf16_pairs: rates::measure(&WIDE_PAIRS, [bf16::ONE; 2], 2),
+            bf16_tiles: (has == Level::Tiles).then(|| rates::measure(&AMX_PAIRS, [bf16::ONE; 2], 2)),
+        }
+    };
+    let rates = rates::of_this_machine(&processor(), has == Level::Tiles, measure);
+    tracing::debug!(?rates, "rates of products");
+    if rates.favour_tiles() {
+        Level::Tiles
+    } else if rates.favour_pairs() {
+        Level::Pairs
+    } else {
+        Level::Wide
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
 /// The processor's maker, name and signature (family, model, stepping), as it tells them itself.
@@ -162,8 +183,10 @@ fn detect() -> Level {
         Level::Vectors
     } else if !has!("avx512bf16") {
         Level::Wide
-    } else {
+    } else if !amx::is_usable() {
         Level::Pairs
+    } else {
+        Level::Tiles
     }
 }
 
@@ -185,6 +208,15 @@ pub(super) fn pairs() -> Option<&'static Kernel<Pair, f32>> {
     None
 }
 
+/// The kernel of tiles of pairs, where the machine multiplies them.
+pub(super) fn tiles() -> Option<&'static Kernel<Pair, f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if level() == Level::Tiles {
+        return Some(&AMX_PAIRS);
+    }
+    None
+}
+
 /// The kernel of an element type for a product of `columns` columns.
 macro_rules! choice {
     ($name:ident, $t:ty, $acc:ty, $portable:ident, x86: $narrow:ident $wide:ident, arm: $($neon:ident)?) => {
@@ -193,7 +225,7 @@ macro_rules! choice {
             match level() {
                 Level::Portable => {}
                 // Few columns leave half of a wide vector empty, and two short ones run at once.
-                Level::Wide | Level::Pairs if columns > $narrow.lanes => return &$wide,
+                Level::Wide | Level::Pairs | Level::Tiles if columns > $narrow.lanes => return &$wide,
                 _ => return &$narrow,
             }
             $(
@@ -227,7 +259,7 @@ pub(super) mod tests {
 
     /// Runs `f` at every level that this machine has.
     pub(in super::super) fn at_each_level(f: impl Fn()) {
-        for level in [Level::Portable, Level::Vectors, Level::Wide, Level::Pairs] {
+        for level in [Level::Portable, Level::Vectors, Level::Wide, Level::Pairs, Level::Tiles] {
             if level <= detect() {
                 FORCED.set(Some(level));
                 f();

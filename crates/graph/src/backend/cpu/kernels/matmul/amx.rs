@@ -1,0 +1,206 @@
+//! Tiles of bf16 products on AMX, the matrix unit of newer Intel processors: 16 rows of 32 terms times 32 terms of 16
+//! columns an instruction. Rows of A are read where they lie. Nothing here asks what the machine has but [`is_usable`].
+
+use std::arch::asm;
+
+use super::kernel::Tile;
+use super::table::Pair;
+
+/// Rows of a tile register, and the four-byte entries of one.
+const EDGE: usize = 16;
+/// Rows and columns of C that are computed together: four registers of sums, two of each operand.
+pub(super) const ROWS: usize = 2 * EDGE;
+
+/// The operand of `ldtilecfg`: bytes of a row and number of rows of each tile register (Intel SDM, volume 1, 18.3).
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Config {
+    /// Registers 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B, with `steps` pairs of terms each.
+    fn of(rows: usize, steps: usize) -> Self {
+        let upper = rows.min(EDGE) as u8;
+        let lower = (rows - rows.min(EDGE)).max(1) as u8;
+        let mut config = Config {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
+        let (line, pairs) = ((4 * EDGE) as u16, (4 * steps) as u16);
+        config.row_bytes[..8].copy_from_slice(&[line, line, line, line, pairs, pairs, line, line]);
+        let steps = steps as u8;
+        config.rows[..8].copy_from_slice(&[upper, upper, lower, lower, upper, lower, steps, steps]);
+        config
+    }
+}
+
+/// [`Kernel::tile`](super::kernel::Kernel::tile) for up to [`ROWS`] rows, which lie one after the other, and whole vectors
+/// of 16 columns, up to two.
+///
+/// # Safety
+/// As there; AMX is usable, and `a_step` is 1.
+pub(super) unsafe fn tile(t: &Tile<Pair, f32>) {
+    debug_assert!(t.a_step == 1 && t.rows <= ROWS && t.cols.is_multiple_of(EDGE) && t.cols <= 2 * EDGE);
+    let whole = t.steps / EDGE;
+    // SAFETY: the caller's promise; both parts are inside the operands.
+    unsafe {
+        if whole > 0 {
+            block(t, 0, EDGE, whole, t.add);
+        }
+        let rest = t.steps % EDGE;
+        if rest > 0 {
+            block(t, whole * EDGE, rest, 1, t.add || whole > 0);
+        }
+    }
+}
+
+/// `count` times `steps` pairs of terms, from pair `first` on.
+///
+/// # Safety
+/// As [`tile`].
+unsafe fn block(t: &Tile<Pair, f32>, first: usize, steps: usize, count: usize, add: bool) {
+    let config = Config::of(t.rows, steps);
+    let (a, b) = (t.a.wrapping_add(first), t.b.wrapping_add(first * t.b_step));
+    /// The registers' work, by whether there is a second tile of rows and of columns.
+    macro_rules! registers {
+        ([$($lower:literal)?] [$($right:literal)?] [$($both:literal)?]) => {
+            asm!(
+                "ldtilecfg [{config}]",
+                "test {add:e}, {add:e}",
+                "jnz 2f",
+                "tilezero tmm0",
+                $(concat!("tilezero tmm1", $right),)?
+                $(concat!("tilezero tmm2", $lower),)?
+                $(concat!("tilezero tmm3", $both),)?
+                "jmp 3f /* {c_lower} */",
+                "2:",
+                "tileloadd tmm0, [{c} + {c_row}]",
+                $(concat!("tileloadd tmm1, [{c} + {c_row} + 64]", $right),)?
+                $(concat!("tileloadd tmm2, [{c_lower} + {c_row}]", $lower),)?
+                $(concat!("tileloadd tmm3, [{c_lower} + {c_row} + 64]", $both),)?
+                "3:",
+                "tileloadd tmm4, [{a} + {a_row}]",
+                "tileloadd tmm6, [{b} + {b_row}]",
+                $(concat!("tileloadd tmm5, [{a_lower} + {a_row}]", $lower),)?
+                $(concat!("tileloadd tmm7, [{b} + {b_row} + 64]", $right),)?
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                $(concat!("tdpbf16ps tmm2, tmm5, tmm6", $lower),)?
+                $(concat!("tdpbf16ps tmm1, tmm4, tmm7", $right),)?
+                $(concat!("tdpbf16ps tmm3, tmm5, tmm7", $both),)?
+                "add {a}, 64",
+                "add {a_lower}, 64",
+                "add {b}, {b_next}",
+                "dec {count}",
+                "jnz 3b",
+                "tilestored [{c} + {c_row}], tmm0",
+                $(concat!("tilestored [{c} + {c_row} + 64], tmm1", $right),)?
+                $(concat!("tilestored [{c_lower} + {c_row}], tmm2", $lower),)?
+                $(concat!("tilestored [{c_lower} + {c_row} + 64], tmm3", $both),)?
+                "tilerelease",
+                config = in(reg) &raw const config,
+                add = in(reg) u32::from(add),
+                c = in(reg) t.out,
+                c_lower = in(reg) t.out.wrapping_add(EDGE * t.out_row),
+                c_row = in(reg) 4 * t.out_row,
+                a = inout(reg) a => _,
+                a_lower = inout(reg) a.wrapping_byte_offset(EDGE as isize * t.a_row) => _,
+                a_row = in(reg) t.a_row,
+                b = inout(reg) b => _,
+                b_row = in(reg) 4 * t.b_step,
+                b_next = in(reg) 4 * EDGE * t.b_step,
+                count = inout(reg) count => _,
+                options(nostack),
+            )
+        };
+    }
+    // SAFETY: the caller's promise; registers read no row and no byte of a row that the configuration leaves out.
+    unsafe {
+        match (t.rows > EDGE, t.cols > EDGE) {
+            (true, true) => registers!([""] [""] [""]),
+            (true, false) => registers!([""] [] []),
+            (false, true) => registers!([] [""] []),
+            (false, false) => registers!([] [] []),
+        }
+    }
+}
+
+/// Operations of an iteration of [`multiply_registers`]: four products of 16 rows, 16 columns and 32 terms.
+pub(crate) const FLOPS: usize = 4 * 2 * EDGE * EDGE * 2 * EDGE;
+
+/// Multiplies registers that nothing is loaded into meanwhile, which shows what the unit can do at most.
+///
+/// # Safety
+/// AMX is usable.
+pub(crate) unsafe fn multiply_registers(iterations: usize) {
+    let config = Config::of(ROWS, EDGE);
+    let operand = [[half::bf16::from_f32(0.5); 2 * EDGE]; EDGE];
+    if iterations == 0 {
+        return;
+    }
+    // SAFETY: the caller's promise; operands are as long as the configuration says.
+    unsafe {
+        asm!(
+            "ldtilecfg [{config}]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "tileloadd tmm4, [{operand} + {line}]",
+            "tileloadd tmm5, [{operand} + {line}]",
+            "tileloadd tmm6, [{operand} + {line}]",
+            "tileloadd tmm7, [{operand} + {line}]",
+            "2:",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "dec {count}",
+            "jnz 2b",
+            "tilerelease",
+            config = in(reg) &raw const config,
+            operand = in(reg) &raw const operand,
+            line = in(reg) 4 * EDGE,
+            count = inout(reg) iterations => _,
+            options(nostack),
+        );
+    }
+}
+
+/// Whether the processor has the instructions and the system lets this process use their registers, for which it is asked
+/// here (Linux, Documentation/arch/x86/xstate.rst).
+#[cfg(target_os = "linux")]
+pub(crate) fn is_usable() -> bool {
+    use std::arch::x86_64::{__cpuid_count, _xgetbv};
+
+    /// AMX-BF16 and AMX-TILE, in EDX of leaf 7.
+    const FEATURES: u32 = 1 << 22 | 1 << 24;
+    /// The state of the tile registers and their configuration, in XCR0.
+    const STATE: u64 = 1 << 17 | 1 << 18;
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+
+    #[target_feature(enable = "xsave")]
+    fn enabled_state() -> u64 {
+        // SAFETY: XCR0 is there where XSAVE is.
+        unsafe { _xgetbv(0) }
+    }
+
+    // SAFETY: the first is asked for only where the second holds; the request changes nothing but what is permitted.
+    __cpuid_count(7, 0).edx & FEATURES == FEATURES
+        && is_x86_feature_detected!("xsave")
+        && unsafe { enabled_state() } & STATE == STATE
+        && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) } == 0
+}
+
+/// Elsewhere nobody has asked how.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn is_usable() -> bool {
+    false
+}
