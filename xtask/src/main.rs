@@ -23,9 +23,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run every check: format, house rules, clippy (for macOS too), tests, the eager-only build, documentation, licences.
+    /// Run every check: format, project rules, clippy (for macOS too), tests, the eager-only build, documentation, licences.
     Ci(ci::Arguments),
-    /// Check the house rules a machine can check and print each offence with its file and line.
+    /// Check the project rules and print each offence with its file and line.
     Tidy,
     /// Run the engine's unsafe code under Miri (needs a nightly compiler).
     Miri,
