@@ -106,7 +106,7 @@ impl<'a, T> HeadsView<'a, T> {
                 + (positions - 1) * self.seq_stride
                 + (heads - 1) * self.head_stride
                 + dim;
-            assert!(last <= self.data.len(), "attention: {name} reaches past its buffer");
+            assert!(last <= self.data.len(), "attention: {name} exceeds its buffer");
         }
     }
 

@@ -123,7 +123,7 @@ unsafe fn block(t: &Tile<Pair, f32>, first: usize, steps: usize, count: usize, a
     // SAFETY: the caller's promise; registers read no row and no byte of a row that the configuration leaves out.
     unsafe {
         match (t.rows > EDGE, t.cols > EDGE) {
-            (true, true) => registers!([""] [""] [""]),
+            (true, true) => registers!([""][""][""]),
             (true, false) => registers!([""] [] []),
             (false, true) => registers!([] [""] []),
             (false, false) => registers!([] [] []),

@@ -1,8 +1,8 @@
 //! Batched matrix product with any strides: `C = alpha * A @ B (+ C)`.
 //!
-//! Sums are kept in f32 (f64 for f64) in registers from the first term to the last, and are rounded once. bf16 is multiplied
-//! in pairs where the machine is fast at that; elsewhere elements of 16 bits are widened once, as they are packed. Few rows
-//! take paths that read each weight once, where it lies.
+//! Sums are accumulated in f32 (f64 for f64) in registers over the whole inner dimension, and rounded once. bf16 is
+//! multiplied in pairs if the machine does that fast; otherwise 16-bit elements are widened once, during packing.
+//! Products with few rows take paths that read each weight once, in place.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -29,17 +29,17 @@ use super::float::{Float, Mat};
 use super::par::{Shared, for_pieces};
 use super::tuning::matmul::PARALLEL_MACS;
 
-/// Matrices of one size in one buffer: element (i, j) of matrix `t` is
-/// `data[offsets[t] + i * row_stride + j * col_stride]`. Strides may be 0.
+/// A batch of strided matrices of one size in one buffer: element (i, j) of matrix `t` is `data[offsets[t] + i *
+/// row_stride + j * col_stride]`. Strides may be 0.
 #[derive(Clone, Copy, Debug)]
 pub struct MatView<'a, T> {
     /// The buffer.
     pub data: &'a [T],
-    /// Where each matrix of the batch starts.
+    /// Offset of each matrix of the batch.
     pub offsets: &'a [usize],
-    /// Elements from one row to the next.
+    /// Row stride in elements.
     pub row_stride: usize,
-    /// Elements from one column to the next.
+    /// Column stride in elements.
     pub col_stride: usize,
 }
 
@@ -52,7 +52,7 @@ impl<T> MatView<'_, T> {
         let furthest = self.offsets.iter().max().map_or(0, |o| o + last);
         assert!(
             self.offsets.is_empty() || furthest < self.data.len(),
-            "matmul: {name} reaches past its buffer"
+            "matmul: {name} exceeds its buffer"
         );
     }
 
@@ -76,11 +76,12 @@ pub struct MatmulShape {
     pub k: usize,
 }
 
-/// For each t in the batch: `c[t] = alpha * a[t] @ b[t]`, plus what is in `c` if `accumulate`.
+/// For each t in the batch: `c[t] = alpha * a[t] @ b[t]`, plus the old `c[t]` if `accumulate`.
 ///
-/// `c` is (batch, m, n), row-major and contiguous; the batch is as long as both lists of offsets.
+/// `c` is (batch, m, n), row-major and contiguous; both lists of offsets have the length of the batch.
 ///
 /// # Panics
+/// If the sizes do not match the buffers.
 /// If the sizes do not fit the buffers.
 pub fn matmul<T: Float, C: Float<Acc = T::Acc>>(
     shape: MatmulShape,
@@ -93,7 +94,7 @@ pub fn matmul<T: Float, C: Float<Acc = T::Acc>>(
     let MatmulShape { m, n, k } = shape;
     let batch = a.offsets.len();
     assert_eq!(batch, b.offsets.len(), "matmul: batches differ");
-    assert_eq!(c.len(), batch * m * n, "matmul: the output has another size");
+    assert_eq!(c.len(), batch * m * n, "matmul: the output has the wrong size");
     a.check(m, k, "A");
     b.check(k, n, "B");
     if c.is_empty() {
@@ -128,7 +129,7 @@ pub fn matmul<T: Float, C: Float<Acc = T::Acc>>(
     }
 }
 
-/// True where the batch is one tall product: every B the same, the A's below one another.
+/// Whether the batch is one tall product: all B are the same, and the A are stacked.
 fn shares_right<T>(a: &MatView<'_, T>, b: &MatView<'_, T>, m: usize) -> bool {
     b.offsets.iter().all(|&o| o == b.offsets[0])
         && a.offsets.windows(2).all(|pair| pair[1] == pair[0] + m * a.row_stride)
@@ -159,15 +160,15 @@ pub(crate) unsafe fn dense_product<T: Float, C: Float<Acc = T::Acc>>(
         cols: 1,
     };
     let addends = if accumulate { std::slice::from_ref(&addend) } else { &[] };
-    // SAFETY: handed on from the caller.
+    // SAFETY: forwarded from the caller.
     unsafe { sum_of_products((m, n), &[Factors { a, b, k }], alpha, addends, c, parallel) }
 }
 
-/// `C = alpha * (A0 @ B0 + A1 @ B1 + ..) + addends`: C (m, n) is rounded once, where all of A lie row by row in memory;
-/// its rows are contiguous, and those of the addends, which may be C.
+/// `C = alpha * (A0 @ B0 + A1 @ B1 + ..) + addends`: C (m, n) is rounded once if all A are row-major; its rows are
+/// contiguous, and so are those of the addends, one of which may be C.
 ///
 /// # Safety
-/// Every element that the sizes and strides reach is inside its allocation; C overlaps no A or B, and no addend but where
+/// Every element that the sizes and strides reach is inside its allocation; C overlaps no A or B, and an addend only if
 /// it is the same matrix.
 pub(crate) unsafe fn sum_of_products<T: Float, C: Float<Acc = T::Acc>>(
     (m, n): (usize, usize),
@@ -201,18 +202,18 @@ pub(crate) unsafe fn sum_of_products<T: Float, C: Float<Acc = T::Acc>>(
         left = later;
         if now[0].k > 0 {
             let part = Product { factors: now, ..sum };
-            // SAFETY: handed on from the caller.
+            // SAFETY: forwarded from the caller.
             unsafe { T::multiply(&part, parallel) };
             sum.addends = &here;
         }
     }
     if factors.iter().all(|factors| factors.k == 0) {
-        // SAFETY: handed on from the caller.
+        // SAFETY: forwarded from the caller.
         unsafe { product.add_up() };
     }
 }
 
-/// Whether many rows of an element type are multiplied without being widened first.
+/// Whether products with many rows of this element type are computed without widening it first.
 pub(crate) fn is_multiplied_as_it_is<T: Float>() -> bool {
     drive::is::<T, T::Acc>() || drive::is::<T, bf16>() && table::pairs().or(table::tiles()).is_some()
 }
@@ -225,7 +226,7 @@ pub(super) mod kernels_of {
     use super::{Float, Product, bf16, f16, table};
 
     pub unsafe fn f32<C: Float<Acc = f32>>(product: &Product<'_, f32, C>, parallel: bool) {
-        // SAFETY: the caller's promise; the table holds what the machine has.
+        // SAFETY: guaranteed by the caller; the table holds only kernels that the machine supports.
         unsafe { product.run(table::for_f32(product.dims.1), parallel) }
     }
 

@@ -1,4 +1,5 @@
-//! The words of Arm's NEON, which every 64-bit machine has. Products of few rows of f16 go the portable way.
+//! The vector operations for NEON, which every 64-bit Arm machine has. Products of few rows of f16 use the portable
+//! kernels.
 
 #[allow(clippy::wildcard_imports)] // dozens of instructions
 use std::arch::aarch64::*;
@@ -20,7 +21,7 @@ impl Words for Neon32 {
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> float32x4_t {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { vld1q_f32(from) }
     }
     #[inline(always)]
@@ -30,7 +31,7 @@ impl Words for Neon32 {
     }
     #[inline(always)]
     unsafe fn splat(from: *const f32) -> float32x4_t {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { vdupq_n_f32(*from) }
     }
     #[inline(always)]
@@ -45,7 +46,7 @@ impl Words for Neon32 {
     }
     #[inline(always)]
     unsafe fn fetch(from: *const f32) -> float32x4_t {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { vld1q_f32(from) }
     }
     #[inline(always)]
@@ -55,12 +56,12 @@ impl Words for Neon32 {
     }
     #[inline(always)]
     unsafe fn store(sums: float32x4_t, to: *mut f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { vst1q_f32(to, sums) }
     }
     #[inline(always)]
     unsafe fn totals([a, b, c, d]: [float32x4_t; 4], to: *mut f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { vst1q_f32(to, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))) }
     }
 }
@@ -78,7 +79,7 @@ impl Words for NeonBrain {
 
     #[inline(always)]
     unsafe fn load(from: *const bf16) -> float32x4_t {
-        // SAFETY: the caller's promise; bf16 is the upper half of an f32.
+        // SAFETY: guaranteed by the caller; bf16 is the upper half of an f32.
         unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.cast()))) }
     }
     #[inline(always)]
@@ -88,7 +89,7 @@ impl Words for NeonBrain {
     }
     #[inline(always)]
     unsafe fn splat(from: *const bf16) -> float32x4_t {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { vdupq_n_f32(f32::from_bits(u32::from((*from).to_bits()) << 16)) }
     }
     #[inline(always)]
@@ -103,7 +104,7 @@ impl Words for NeonBrain {
     }
     #[inline(always)]
     unsafe fn fetch(from: *const f32) -> float32x4_t {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { Neon32::fetch(from) }
     }
     #[inline(always)]
@@ -113,17 +114,17 @@ impl Words for NeonBrain {
     }
     #[inline(always)]
     unsafe fn store(sums: float32x4_t, to: *mut f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { Neon32::store(sums, to) }
     }
     #[inline(always)]
     unsafe fn totals(sums: [float32x4_t; 4], to: *mut f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { Neon32::totals(sums, to) }
     }
 }
 
-/// The first `count` of four entries, `zero` behind.
+/// The first `count` of four entries, padded with `zero`.
 #[inline(always)]
 unsafe fn first<T: Copy>(from: *const T, count: usize, zero: T) -> [T; 4] {
     // SAFETY: entries below `count` are readable.

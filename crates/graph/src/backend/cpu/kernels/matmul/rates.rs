@@ -1,5 +1,5 @@
-//! How fast this machine multiplies f32, and bf16 in pairs and in tiles, measured once with the kernels themselves and kept in a file by
-//! the processor's name: the choice decides how sums are rounded, so it must not change from run to run.
+//! The speed of f32 products, and of bf16 products in pairs and in tiles, measured once with the kernels themselves and
+//! stored in a file by processor: the choice affects how sums are rounded, so it must not change from run to run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,32 +11,33 @@ use serde::{Deserialize, Serialize};
 
 use super::kernel::{Kernel, Tile};
 
-/// Entries of the sums that are timed: operands that the nearest cache holds.
+/// Inner dimension of the timed tiles, whose operands fit in the L1 cache.
 const STEPS: usize = 128;
-/// Tiles of a round, and rounds, of which the fastest counts: others use the machine too. About a millisecond in all.
+/// Tiles per round, and number of rounds, of which the fastest counts, as the machine may be busy. About a millisecond
+/// in all.
 const TILES: usize = 16;
 const ROUNDS: usize = 32;
-/// The largest file that is read.
+/// Maximum size of the file in bytes.
 const MAX_FILE: u64 = 1 << 16;
 
-/// Operations per second of one thread, a product and a sum being two.
+/// Operations per second of one thread; a multiply-add is two.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Rates {
-    /// Of f32.
+    /// For f32.
     pub f32: f64,
-    /// Of bf16 in pairs, with sums in f32.
+    /// For pairs of bf16, accumulated in f32.
     pub bf16_pairs: f64,
-    /// Of bf16 in tiles of pairs, where the machine has a matrix unit.
+    /// For tiles of bf16 pairs, if the machine has a matrix unit.
     pub bf16_tiles: Option<f64>,
 }
 
 impl Rates {
-    /// True where pairs gain enough to be worth their packing.
+    /// Whether pairs are enough faster to be worth their packing.
     pub fn favour_pairs(&self) -> bool {
         self.bf16_pairs > 1.1 * self.f32
     }
 
-    /// True where tiles gain enough.
+    /// Whether tiles are enough faster.
     pub fn favour_tiles(&self) -> bool {
         self.bf16_tiles
             .is_some_and(|tiles| tiles > 1.1 * self.f32.max(self.bf16_pairs))
@@ -50,9 +51,9 @@ impl Rates {
     }
 }
 
-/// The rates from the file of this user's cache, measured and written where they are not there.
+/// The rates from this user's cache file; measured and written if they are missing.
 pub(super) fn of_this_machine(processor: &str, has_tiles: bool, measure: impl FnOnce() -> Rates) -> Rates {
-    // A system may withhold the matrix unit of a processor.
+    // The operating system may not enable the processor's matrix unit.
     let unit = if has_tiles { "with tiles" } else { "without tiles" };
     from_file(file().as_deref(), &format!("{processor}, {unit}"), measure)
 }
@@ -63,7 +64,7 @@ fn file() -> Option<PathBuf> {
 }
 
 fn from_file(file: Option<&Path>, processor: &str, measure: impl FnOnce() -> Rates) -> Rates {
-    // Another version may have other kernels.
+    // Other versions may have other kernels.
     let key = format!("{processor}, {}", env!("CARGO_PKG_VERSION"));
     let mut known = file.and_then(read).unwrap_or_default();
     if let Some(rates) = known.get(&key).filter(|rates| rates.are_plausible()) {
@@ -116,7 +117,7 @@ pub(super) unsafe fn measure<P: Copy>(kernel: &Kernel<P, f32>, entry: P, terms: 
                 out: sums.as_mut_ptr(),
                 out_row: columns,
             };
-            // SAFETY: the operands have these sizes; the caller's promise.
+            // SAFETY: the operands have these sizes; the rest is guaranteed by the caller.
             unsafe { (kernel.tile)(&tile) };
         }
         best = best.min(start.elapsed().as_secs_f64());
@@ -164,7 +165,7 @@ mod tests {
             assert_eq!(from_file(Some(&file), "one", || FAST), SLOW, "written after {text:.20}");
         }
         assert_eq!(from_file(None, "one", || SLOW), SLOW);
-        // A folder stands where the file belongs: measured each time, without an error.
+        // The path is a folder: measured each time, without an error.
         assert_eq!(from_file(Some(folder.path()), "one", || FAST), FAST);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Against the definition in f64, over sizes, layouts and threads.
+//! Matrix products against their definition in f64, over sizes, layouts and threads.
 
 use super::super::float::Real;
 use super::super::pool::with_threads;
@@ -46,7 +46,7 @@ fn check<T: Float>(case: Case) {
         col_stride: bc,
     };
     matmul(MatmulShape { m, n, k }, T::Acc::of(0.5), a, b, accumulate, &mut c);
-    // The sums are f32 for the narrow types too, and may be one after another.
+    // The accumulator is f32 for f16 and bf16 too, and the sum may be sequential.
     let sum = epsilon::<T::Acc>();
     let tolerance = epsilon::<T>() + sum * (k as f64 / 8.0);
     close(&wide(&c), &want, tolerance);
@@ -86,12 +86,12 @@ fn agrees_with_the_definition_at_every_level_of_instructions() {
     });
 }
 
-/// Several products, a row and a matrix added to them, and the result over that matrix.
+/// Several products, a row and a matrix added to them, with a result that overwrites the matrix.
 fn sum<T: Float>() {
     for (m, n, ks) in [
         (60, 70, &[34, 6, 16][..]),
         (60, 7, &[5, 0, 8]),
-        // Rows of A packed in two goes.
+        // Rows of A packed in two chunks.
         (1030, 5, &[6, 34]),
         (3, 50, &[9, 20]),
         (50, 33, &[2; 11]),
@@ -110,7 +110,7 @@ fn sum<T: Float>() {
         let mut want: Vec<f64> = (0..m * n).map(|at| row64[at % n] + c64[at]).collect();
         for ((&k, (_, a)), (_, b)) in ks.iter().zip(&left).zip(&right) {
             for (at, want) in want.iter_mut().enumerate() {
-                // Every other B lies by columns.
+                // Every second B is column-major.
                 let (i, j) = (at / n, at % n);
                 let b_at = |l: usize| if k % 4 == 2 { j * k + l } else { l * n + j };
                 *want += 0.5 * (0..k).map(|l| a[i * k + l] * b[b_at(l)]).sum::<f64>();
@@ -153,9 +153,9 @@ fn sum<T: Float>() {
             rows: 0,
             cols: 1,
         };
-        // SAFETY: everything has the sizes given, and the result lies over an addend.
+        // SAFETY: all operands have the given sizes, and the result aliases an addend.
         unsafe { sum_of_products((m, n), &factors, T::Acc::of(0.5), &[row, whole], out, true) };
-        // Where sums are not added in registers each is rounded.
+        // Products that are not accumulated in registers are rounded one by one.
         let roundings = if m > 48 && ks.iter().all(|k| k % 2 == 0) {
             1.0
         } else {
@@ -178,7 +178,7 @@ fn sums_of_products_agree_with_the_definition() {
 
 #[test]
 fn broadcast_strides_and_gaps() {
-    // A's row is repeated (stride 0); B's rows and columns both have gaps, also for one row of A.
+    // A's row is repeated (stride 0); B's rows and columns both have gaps, also with a single row of A.
     let (a, b) = ([1.0f64, 2.0], (0..40).map(f64::from).collect::<Vec<_>>());
     for m in [1, 3] {
         let mut c = vec![0.0; m * 2];
@@ -201,7 +201,7 @@ fn broadcast_strides_and_gaps() {
 }
 
 fn same_bits_on_any_pool<T: Float>() {
-    // The last ones have so many panels that threads are given as many each.
+    // The last ones have so many panels that each thread gets an equal number.
     let sizes = if cfg!(miri) {
         [(20, 40, 7), (4, 500, 2)]
     } else {

@@ -1,46 +1,46 @@
-//! The words the product kernels are written in: one vector of operands, one vector of sums, and what is done with
-//! them. An implementation is a list of instructions; it never holds a loop over a matrix.
+//! The vector operations in which the matmul micro-kernels are written: on a vector of operands and a vector of
+//! accumulators. An implementation is a list of instructions; it never contains a loop over a matrix.
 
 use super::super::float::{Float, Real};
 
 /// Vector instructions for one element type.
 ///
-/// A panel is a run of operands as the kernels read them, along the terms of the sums: single elements, or pairs where
-/// the machine multiplies and adds two terms at once.
+/// A panel is a packed sequence of operands along the inner dimension: single elements, or pairs if the machine
+/// multiplies and adds two terms at once.
 ///
 /// # Safety
-/// Every function needs the instructions it is named for; the kernels that call it are compiled for them and are only
-/// chosen where the machine has them. Addresses are readable (or writable) for a whole vector, or for `count` entries.
+/// Every function needs the instructions of its implementation; the kernels that call it are compiled for these and are
+/// only chosen if the machine supports them. Addresses are valid for a whole vector, or for `count` entries.
 pub(super) trait Words: Copy + 'static {
-    /// Entry of a panel.
+    /// An entry of a panel.
     type Panel: Copy + Send + Sync + 'static;
-    /// What sums are kept in.
+    /// The accumulation type.
     type Acc: Real;
     /// A vector of operands.
     type Vector: Copy;
-    /// A vector of sums.
+    /// A vector of accumulators.
     type Sums: Copy;
-    /// Entries in a vector.
+    /// Entries per vector.
     const LANES: usize;
 
     unsafe fn load(from: *const Self::Panel) -> Self::Vector;
-    /// The first `count` entries, zeros behind.
+    /// Loads the first `count` entries, zero-padded.
     unsafe fn load_part(from: *const Self::Panel, count: usize) -> Self::Vector;
-    /// One entry in every lane.
+    /// Broadcasts one entry to every lane.
     unsafe fn splat(from: *const Self::Panel) -> Self::Vector;
     unsafe fn zero() -> Self::Sums;
-    /// Sums that [`store`](Self::store) wrote.
+    /// Loads accumulators written by [`store`](Self::store).
     unsafe fn fetch(from: *const Self::Acc) -> Self::Sums;
-    /// `sums + a * b`, lane by lane.
+    /// `sums + a * b`, lane-wise.
     unsafe fn fma(sums: Self::Sums, a: Self::Vector, b: Self::Vector) -> Self::Sums;
     unsafe fn store(sums: Self::Sums, to: *mut Self::Acc);
-    /// `a + b`, lane by lane.
+    /// `a + b`, lane-wise.
     unsafe fn join(a: Self::Sums, b: Self::Sums) -> Self::Sums;
-    /// The total of each of four vectors.
+    /// The horizontal sum of each of four vectors.
     unsafe fn totals(sums: [Self::Sums; 4], to: *mut Self::Acc);
 }
 
-/// Plain Rust for any element type on any machine.
+/// Portable Rust for any element type.
 #[derive(Clone, Copy)]
 pub(super) struct Portable<S>(std::marker::PhantomData<S>);
 
@@ -55,7 +55,7 @@ impl<S: Float> Words for Portable<S> {
 
     #[inline(always)]
     unsafe fn load(from: *const S) -> Self::Vector {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { *from.cast::<[S; PORTABLE_LANES]>() }.map(S::to_acc)
     }
 
@@ -73,7 +73,7 @@ impl<S: Float> Words for Portable<S> {
 
     #[inline(always)]
     unsafe fn splat(from: *const S) -> Self::Vector {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         [unsafe { *from }.to_acc(); PORTABLE_LANES]
     }
 
@@ -89,7 +89,7 @@ impl<S: Float> Words for Portable<S> {
 
     #[inline(always)]
     unsafe fn fetch(from: *const S::Acc) -> Self::Sums {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { *from.cast() }
     }
 
@@ -100,7 +100,7 @@ impl<S: Float> Words for Portable<S> {
 
     #[inline(always)]
     unsafe fn store(sums: Self::Sums, to: *mut S::Acc) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { *to.cast() = sums }
     }
 
@@ -108,7 +108,7 @@ impl<S: Float> Words for Portable<S> {
     unsafe fn totals(sums: [Self::Sums; 4], to: *mut S::Acc) {
         for (i, lanes) in sums.into_iter().enumerate() {
             let fours: [S::Acc; 4] = std::array::from_fn(|l| lanes[l] + lanes[l + 4]);
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             unsafe { *to.add(i) = (fours[0] + fours[2]) + (fours[1] + fours[3]) };
         }
     }
