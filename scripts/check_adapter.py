@@ -24,7 +24,7 @@ LARGEST_DIFFERENCE = 1e-4
 
 
 def load(model: Path, adapter: Path) -> PeftModel:
-    """The model with the adapter active, f32. PEFT only warns about tensors it cannot place; this raises."""
+    """The model with the adapter active, f32. PEFT only warns about unexpected tensors; this raises."""
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     peft_model = PeftModel.from_pretrained(base, adapter).eval()
     stored = load_file(adapter / "adapter_model.safetensors")

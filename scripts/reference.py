@@ -22,7 +22,7 @@ import transformers
 from reference_fixtures import adapters, models, operations, parity, splits, templates, training, verify
 
 FOLDERS = ("ops", "models", "training", "adapters", "parity", "templates", "tokenizers")
-# What is made here; `adapters/metal-candle-*` is metal-candle's own, and only PEFT's answer is put beside it.
+# What is generated here; `adapters/metal-candle-*` is written by metal-candle, and only PEFT's logits are added.
 MADE = ("ops", "models", "training", "adapters/peft-*", "parity", "templates", "tokenizers")
 
 

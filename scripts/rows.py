@@ -64,7 +64,7 @@ ROWS = {
     "thinking": {"messages": [USER, assistant(content="Rain.", thinking="hm")]},
     "two names of reasoning": {"messages": [USER, assistant(content="Rain.", thinking="a", reasoning="b", reasoning_content="c")]},
 }
-# Read by other trainers, not by TRL: the row, and the messages it stands for.
+# Formats of other trainers, not of TRL: the row, and the equivalent messages.
 OTHERS = {
     "arguments in a string": (
         {"messages": [USER, assistant(content="", tool_calls=calls({"name": "w", "arguments": json.dumps(CALL["arguments"])}))]},

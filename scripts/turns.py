@@ -95,7 +95,7 @@ def marks(folder: Path) -> dict:
 
 
 def metaspace() -> Tokenizer:
-    """BPE with byte fallback in the manner of Llama 2."""
+    """BPE with byte fallback, like Llama 2."""
     vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>"])}
     for byte in range(256):
         vocab[f"<0x{byte:02X}>"] = len(vocab)
@@ -118,7 +118,7 @@ def metaspace() -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """Unigram with metaspace, as T5, XLM-R and ALBERT have it, without an end token of its own."""
+    """Unigram with metaspace, like T5, XLM-R and ALBERT, without its own end token."""
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
     words = ["▁hello", "▁world", "▁The", "▁answer", "▁is", "▁yes", "hel", "lo", "wor", "ld", "▁hel", "▁"]
     pieces += [(word, -2.0 - i / 8) for i, word in enumerate(words)]

@@ -7,7 +7,7 @@ evaluates a prompt and then single tokens on two threads. Needs `llama-cpp-pytho
 """
 import argparse, json, os, sys, tempfile, time
 
-# This file's folder is searched first, where the package would be taken for this file.
+# This file's folder is searched first, where this file would shadow the package.
 sys.path.pop(0)
 
 

@@ -13,7 +13,7 @@ from .files import load_json, load_tensors, save_tensors
 
 
 def answer_ours(folder: Path, models: Path) -> None:
-    """Loads each of our adapters into PEFT, which must take every tensor as it is, and stores the logits."""
+    """Loads each of our adapters into PEFT, which must accept every tensor unchanged, and stores the logits."""
     ours = sorted(folder.glob("metal-candle-*"))
     if not ours:
         raise FileNotFoundError(f"{folder}: no metal-candle-* folder; crates/metal-candle/tests/adapters.rs writes them")

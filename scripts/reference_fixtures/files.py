@@ -1,4 +1,4 @@
-"""Reading and writing the two file formats of the fixtures, the same bytes for the same content."""
+"""Reads and writes the two file formats of the fixtures, reproducibly."""
 
 import json
 import zlib
@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 
 
 def generator(name: str) -> torch.Generator:
-    """A random generator seeded by a name, so that adding a fixture changes no other."""
+    """A random generator seeded by a name, so that adding a fixture does not change others."""
     return torch.Generator().manual_seed(zlib.crc32(name.encode()))
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file whose metadata is sorted (the library leaves its order to chance)."""
+    """Writes a safetensors file with sorted metadata (the library does not define its order)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # copies, because the library refuses tensors that share memory
     copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}

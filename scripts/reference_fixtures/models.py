@@ -23,7 +23,7 @@ from .files import generator, load_json, save_json, save_tensors
 
 NEW_TOKENS = 24
 PENALTY = 1.3
-# Greedy choices nearer than this could fall either way in f32 on another machine.
+# Logits closer than this could be ordered differently in f32 on another machine.
 SMALLEST_MARGIN = 1e-3
 
 PROMPTS = ["The quick brown fox", "Gr\u00fc\u00dfe, \u4e16\u754c! \U0001f642 e\u0301", "1 + 2 =\n\n  3, isn't it?"]
@@ -67,7 +67,7 @@ class TinyModel:
 
 
 def catalogue() -> dict[str, TinyModel]:
-    """Each model stands for what the others leave out."""
+    """Each model covers features that the others do not have."""
     shared: dict[str, Any] = {"max_position_embeddings": 512, "initializer_range": 0.1, "dtype": "float32"}
     llama = {**shared, "vocab_size": 300, "num_hidden_layers": 2, "num_attention_heads": 4, "rms_norm_eps": 1e-5}
     qwen2 = {**shared, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -133,7 +133,7 @@ def write_all(folder: Path) -> None:
 
 
 def write(folder: Path, name: str, tiny: TinyModel) -> None:
-    """Saves one model with its tokenizer, then what transformers computes with it."""
+    """Saves one model with its tokenizer, then the results of transformers."""
     tokenizer = tokenizers.build(tiny.family)
     tiny.config.bos_token_id = tokenizer.bos_token_id
     tiny.config.eos_token_id = tokenizer.eos_token_id
@@ -151,7 +151,7 @@ def write(folder: Path, name: str, tiny: TinyModel) -> None:
 
 @torch.no_grad()
 def randomise(model: PreTrainedModel, source: torch.Generator) -> None:
-    """Weights that make every part matter: norms away from one, biases away from zero, lively logits."""
+    """Weights that exercise every part: norms not one, biases not zero, logits that vary."""
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=source)
         if "norm" in name:
@@ -165,7 +165,7 @@ def randomise(model: PreTrainedModel, source: torch.Generator) -> None:
 
 
 def generation_config(family: str, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Llama's asks for nothing; Qwen2's has several end tokens and asks for sampling, as released ones do."""
+    """Llama's has no settings; Qwen2's has several end tokens and enables sampling, like released ones."""
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if family == "llama":
         return GenerationConfig(**ids, eos_token_id=tokenizer.eos_token_id)
@@ -181,7 +181,7 @@ def generation_config(family: str, tokenizer: PreTrainedTokenizerBase) -> Genera
 
 
 def spell_as_version_4(folder: Path) -> None:
-    """Rewrites rope, dtype and tokenizer class as most published folders still have them."""
+    """Rewrites rope, dtype and tokenizer class in the older spelling of most published folders."""
     config = load_json(folder / "config.json")
     rope = config.pop("rope_parameters")
     config["rope_theta"] = rope.pop("rope_theta")
@@ -223,7 +223,7 @@ def describe(name: str, family: str, model: PreTrainedModel, tokenizer: PreTrain
 
 
 def describe_prompt(text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """A prompt's tokens and what follows it, plain and with a repetition penalty."""
+    """A prompt's tokens and its greedy continuations, with and without a repetition penalty."""
     ids = tokenizer(text)["input_ids"]
     return {
         "text": text,
@@ -262,7 +262,7 @@ def continuation(
 def describe_chat(
     messages: list[dict[str, str]], add_generation_prompt: bool, family: str, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """A rendered conversation. The mask is 1 on what the assistant says, its `<|im_end|>` included."""
+    """A rendered conversation. The mask is 1 on the assistant's tokens, including `<|im_end|>`."""
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     marked = tokenizer.apply_chat_template(
         messages,

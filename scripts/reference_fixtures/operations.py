@@ -70,7 +70,7 @@ class Cases:
         constants: list[str],
         parameters: dict[str, Any],
     ) -> None:
-        """Keeps the tensors of one case and describes it in the metadata."""
+        """Stores the tensors of one case and describes it in the metadata."""
         for name, tensor in tensors.items():
             self.tensors[f"{case}.{name}"] = tensor
         self.metadata[case] = json.dumps(

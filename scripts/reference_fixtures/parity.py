@@ -26,7 +26,7 @@ CASES = 34
 SEED = 12
 ROWS, LENGTH = 2, 40
 NEW_TOKENS = 40
-# Greedy choices nearer than this could fall either way in f32 on another machine; the ids end before one.
+# Logits closer than this could be ordered differently in f32 on another machine; the ids end before such a step.
 SMALLEST_MARGIN = 2e-3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -78,12 +78,12 @@ def write_all(folder: Path, models: Path) -> None:
 
 
 class Case:
-    """One model: `config` is what its `config.json` holds."""
+    """One model: `config` is the content of its `config.json`."""
 
     def __init__(self, number: int, draw: random.Random) -> None:
         self.number = number
         self.family = ("llama", "qwen2")[number % 2]
-        # 0: tied and without a head, 1: a head of its own, 2: said to be tied, with a head of its own all the same,
+        # 0: tied and without a head, 1: untied, 2: tied according to the settings, but with a different head,
         # 3: tied, and saved as the head alone
         self.head = (0, 1, 1, 0, 2, 1, 3)[number % 7]
         self.dtype = ("float32", "bfloat16", "float16")[draw.randrange(3)]
@@ -129,12 +129,12 @@ class Case:
         return window | {"layer_types": [draw.choice(kinds) for _ in range(layers)]}
 
     def draw_rope(self, draw: random.Random) -> dict[str, Any]:
-        """Both layouts, and the odd things between them."""
+        """Both layouts, and mixtures of them."""
         rope = dict(ROPES[(self.number // 2) % len(ROPES)])
         theta = draw.choice([100.0, 10000.0, 500000.0])
         settings: dict[str, Any] = {}
         if "original_max_position_embeddings" in rope and draw.random() < 0.5:
-            # at the top level it wins over the nested one, which may be there or not
+            # at the top level it takes precedence over the nested one, which is optional
             settings["original_max_position_embeddings"] = 20
             if draw.random() < 0.5:
                 rope.pop("original_max_position_embeddings")
@@ -150,7 +150,7 @@ class Case:
         return {name: tensor.to(DTYPES[self.dtype]) for name, tensor in tensors.items()}
 
     def model(self, folder: Path) -> torch.nn.Module:
-        """The folder as it would be found, loaded by transformers; computed in f32."""
+        """The model folder, loaded by transformers; computed in f32."""
         save_json(folder / "config.json", self.config)
         settings = AutoConfig.from_pretrained(folder)
         empty = AutoModelForCausalLM.from_config(settings)
@@ -189,7 +189,7 @@ class Case:
         return entry, logits[:, positions]
 
     def greedy(self, model: torch.nn.Module, prompt: list[int]) -> list[int]:
-        """What `generate` appends, up to a choice that is too close."""
+        """The tokens that `generate` appends, up to a step whose logits are too close."""
         output = model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
@@ -197,7 +197,7 @@ class Case:
             max_new_tokens=NEW_TOKENS,
             eos_token_id=-1,
             pad_token_id=0,
-            # with a window of one token transformers' own cache keeps all of them
+            # with a window of one token, transformers' own cache keeps all tokens
             use_cache=self.config.get("sliding_window") != 1,
             output_scores=True,
             return_dict_in_generate=True,
@@ -211,7 +211,7 @@ class Case:
 
 
 STEPS, RATE = 10, 5e-3
-# Settings that differ in what training meets: windows, biases, heads of their own, rotary scaling, sizes of heads.
+# Settings that matter for training: windows, biases, untied heads, rotary scaling, head dimensions.
 TRAINED = (1, 6, 7, 11, 12, 16, 18, 23)
 
 
@@ -246,7 +246,7 @@ def train_as(dtype: torch.dtype, case: Case, rank: int, alpha: float) -> list[tu
     with torch.no_grad():
         for name, parameter in parameters.items():
             short = name.removeprefix("base_model.model.").replace(".default", "")
-            # B is not zero, so that A learns from the first step
+            # B is not zero, so that A has a gradient from the first step
             values = seeded_weights.fractions(case.number, short, parameter.numel())
             values = values * values.dtype.type(0.5 if "lora_A" in name else 0.25)
             parameter.copy_(torch.from_numpy(values.reshape(parameter.shape)))
@@ -270,7 +270,7 @@ def train_as(dtype: torch.dtype, case: Case, rank: int, alpha: float) -> list[tu
 
 
 def processor_cases() -> list[dict[str, Any]]:
-    """Settings drawn with a seed, alone and together, over a vocabulary of 12."""
+    """Random settings, single and combined, over a vocabulary of 12."""
     draw = random.Random(SEED)
     cases = []
     for number in range(60):
@@ -302,7 +302,7 @@ def processor_cases() -> list[dict[str, Any]]:
 
 
 def forbidden_tokens(settings: dict[str, Any], history: list[int], prompt: int, eos: list[int]) -> list[int]:
-    """The tokens that the processors of these settings leave without a chance."""
+    """The tokens that the processors of these settings forbid."""
     makers = {
         "no_repeat_ngram_size": lambda v: processes.NoRepeatNGramLogitsProcessor(v),
         "bad_words_ids": lambda v: processes.NoBadWordsLogitsProcessor(v, eos),
@@ -318,7 +318,7 @@ def forbidden_tokens(settings: dict[str, Any], history: list[int], prompt: int, 
 
 
 def sampling_cases() -> list[dict[str, Any]]:
-    """Settings of sampling drawn with a seed, alone and together, with the probabilities that are left."""
+    """Random sampling settings, single and combined, with the resulting probabilities."""
     draw = random.Random(SEED)
     cases = []
     for number in range(72):
@@ -370,7 +370,7 @@ def generation_cases(models: Path) -> list[dict[str, Any]]:
         model = AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32).eval()
         model.generation_config.do_sample = False
         prompts = (seeded_weights.integers(SEED + attempt, name, 9, 200) for attempt in range(100))
-        # one whose continuation has no close choice
+        # one whose continuation has no close logits
         prompt, plain = next((p, g) for p in prompts if len(g := continued(model, p, {})) == NEW_TOKENS)
         for settings in (
             {},
@@ -389,7 +389,7 @@ def generation_cases(models: Path) -> list[dict[str, Any]]:
 
 
 def continued(model: torch.nn.Module, prompt: list[int], settings: dict[str, Any]) -> list[int]:
-    """What `generate` appends, up to a choice that is too close."""
+    """The tokens that `generate` appends, up to a step whose logits are too close."""
     defaults = {"repetition_penalty": 1.0, "eos_token_id": -1}
     output = model.generate(
         torch.tensor([prompt]),

@@ -34,12 +34,12 @@ def fractions(seed: int, name: str, count: int) -> np.ndarray:
 
 
 def integers(seed: int, name: str, count: int, below: int) -> list[int]:
-    """Whole numbers from 0 up, below `below`."""
+    """Integers from 0 to below `below`."""
     return [int(word) % below for word in bits(seed, name, count) >> np.uint64(11)]
 
 
 def tensor(seed: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Weights that make every part matter: norms away from one, biases away from zero, lively logits."""
+    """Weights that exercise every part: norms not one, biases not zero, logits that vary."""
     values = fractions(seed, name, int(np.prod(shape)))
     if "norm" in name:
         values = np.float32(1) + np.float32(0.3) * values

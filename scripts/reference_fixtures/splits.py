@@ -110,7 +110,7 @@ SETTINGS = {
 
 
 def settings(base: dict) -> list[dict]:
-    """What transformers makes of tokens in `tokenizer_config.json`; `<old>` is an added token, `<end>` a special one."""
+    """The effect of tokens in `tokenizer_config.json` in transformers; `<old>` is an added token, `<end>` a special one."""
     base = dict(base) | {"added_tokens": [{"id": len(base["model"]["vocab"]) + n} | token(text, special) for n, (text, special) in enumerate([("<old>", False), ("<end>", True)])]}
     out = []
     for name, config in SETTINGS.items():

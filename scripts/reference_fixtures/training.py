@@ -47,7 +47,7 @@ Batch = dict[str, Tensor]
 
 @dataclass
 class Run:
-    """What one training run leaves."""
+    """The results of one training run."""
 
     losses: list[float]
     grad_norms: list[float]
@@ -62,7 +62,7 @@ def write_all(folder: Path, adapters: Path, models: Path) -> None:
 
 
 def write(case: Case, folder: Path, adapters: Path, models: Path) -> None:
-    """Trains in f32 for the fixture, and once more in f64 to say how much of it is rounding."""
+    """Trains in f32 for the fixture, and again in f64 to measure the rounding."""
     model = build(case, models)
     initial = {name: parameter.detach().clone() for name, parameter in adapter_parameters(model).items()}
     batches = make_batches(case, model.config.vocab_size, model.config.pad_token_id)
@@ -79,7 +79,7 @@ def write(case: Case, folder: Path, adapters: Path, models: Path) -> None:
 
 
 def build(case: Case, models: Path) -> PeftModel:
-    """The base model with a fresh adapter whose A and B come from the case's seed."""
+    """The base model with a new adapter whose A and B come from the case's seed."""
     base = AutoModelForCausalLM.from_pretrained(models / case.model, dtype=torch.float32, attn_implementation="eager")
     config = LoraConfig(
         r=4,
@@ -206,7 +206,7 @@ def describe(case: Case, model: PeftModel, batches: list[Batch], run: Run, exact
             }
             for i in range(STEPS)
         ],
-        # how far the same run in f64 (norms still in f32) is from this one: what a test can ask for
+        # the distance to the same run in f64 (norms still in f32), which bounds the tolerance of tests
         "rounding": {
             "loss_relative": max(abs(a - b) / b for a, b in zip(run.losses, exact.losses, strict=True)),
             "grad_norm_relative": max(abs(a - b) / b for a, b in zip(run.grad_norms, exact.grad_norms, strict=True)),

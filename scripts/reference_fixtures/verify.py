@@ -1,4 +1,4 @@
-"""Reads every fixture back and checks that it says what it should; raises on the first that does not."""
+"""Reads every fixture back and checks it; raises on the first error."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def compare_precisions(what: str, single: torch.Tensor, double: torch.Tensor) ->
 
 @torch.no_grad()
 def models(folder: Path) -> None:
-    """Each folder loads and repeats its logits, token ids and greedy tokens."""
+    """Each folder loads and reproduces its logits, token ids and greedy tokens."""
     for path in sorted(folder.iterdir()):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -75,7 +75,7 @@ def check_greedy(what: str, model: torch.nn.Module, prompt: list[int], expected:
 
 
 def training(folder: Path) -> None:
-    """Every case has its tensors, its gradients live, and rounding far below what the tests allow."""
+    """Every case has its tensors, nonzero gradients, and rounding far below the tolerance of the tests."""
     for path in sorted(folder.glob("*.json")):
         about = load_json(path)
         tensors, _ = load_tensors(path.with_suffix(".safetensors"))
@@ -94,7 +94,7 @@ def training(folder: Path) -> None:
 
 
 def adapters(folder: Path, models_folder: Path) -> None:
-    """PEFT loads each adapter, and it does something."""
+    """PEFT loads each adapter, and it has an effect."""
     for path in sorted(folder.iterdir()):
         model = models_folder / load_json(path / "adapter_config.json")["base_model_name_or_path"]
         difference, effect = check_adapter.differences(model, path, path / "reference.safetensors")
@@ -103,7 +103,7 @@ def adapters(folder: Path, models_folder: Path) -> None:
 
 
 def parity(folder: Path) -> None:
-    """Every kind of setting occurs, logits vary, and greedy runs are long enough to outgrow a cache of 64 tokens."""
+    """Every kind of setting occurs, logits vary, and greedy runs exceed a cache of 64 tokens."""
     cases = load_json(folder / "models.json")
     logits, _ = load_tensors(folder / "logits.safetensors")
     require(set(logits) == {str(case["seed"]) for case in cases}, f"{folder}: cases and logits differ")
