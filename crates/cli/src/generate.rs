@@ -51,7 +51,7 @@ pub fn run(arguments: &GenerateArgs) -> Result<u8> {
         stop_strings: arguments.stop.clone(),
         stop_tokens: Some([generator.stop_tokens(), &arguments.stop_token_ids].concat()),
     };
-    let mut out = Output {
+    let mut out = TextOutput {
         stream: arguments.stream,
         ends_line: false,
         failure: None,
@@ -163,13 +163,13 @@ fn sampling(arguments: &GenerateArgs, generation: &GenerationConfig) -> Sampling
 }
 
 /// The text on its way to stdout.
-struct Output {
+struct TextOutput {
     stream: bool,
     ends_line: bool,
     failure: Option<std::io::Error>,
 }
 
-impl Output {
+impl TextOutput {
     fn piece(&mut self, piece: &str) -> ControlFlow<()> {
         if !self.stream {
             return ControlFlow::Continue(());

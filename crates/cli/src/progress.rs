@@ -18,7 +18,7 @@ const NEWEST: f64 = 0.1;
 /// Progress of a training run.
 pub struct Progress {
     bar: Option<ProgressBar>,
-    layout: Layout,
+    layout: LineLayout,
     last_line: Option<Instant>,
     speed: Speed,
 }
@@ -28,7 +28,7 @@ impl Progress {
     pub fn start(total_steps: usize) -> Self {
         Self {
             bar: bar(total_steps, "training"),
-            layout: Layout::first(columns()),
+            layout: LineLayout::first(columns()),
             last_line: None,
             speed: Speed::default(),
         }
@@ -39,9 +39,9 @@ impl Progress {
         self.speed.add(report);
         let left = self.speed.seconds * report.total_steps.saturating_sub(report.step) as f64;
         let (speed, left) = (self.speed.text(), time_left(left));
-        let text = Layout::Wide.text(report, &speed, &left);
+        let text = LineLayout::Wide.text(report, &speed, &left);
         if let Some(bar) = &self.bar {
-            let layout = Layout::fitting(columns(), report, &speed, &left);
+            let layout = LineLayout::fitting(columns(), report, &speed, &left);
             if layout != self.layout {
                 self.layout = layout;
                 style(bar, layout);
@@ -121,7 +121,7 @@ fn bar(total: usize, prefix: &'static str) -> Option<ProgressBar> {
         return None;
     }
     let bar = ProgressBar::with_draw_target(Some(total as u64), target).with_prefix(prefix);
-    style(&bar, Layout::first(columns()));
+    style(&bar, LineLayout::first(columns()));
     bar.tick();
     Some(bar)
 }
@@ -131,7 +131,7 @@ fn columns() -> usize {
     usize::from(::console::Term::stderr().size().1)
 }
 
-fn style(bar: &ProgressBar, layout: Layout) {
+fn style(bar: &ProgressBar, layout: LineLayout) {
     if let Ok(style) = ProgressStyle::with_template(layout.template()) {
         bar.set_style(style.progress_chars("━━─"));
     }
@@ -139,7 +139,7 @@ fn style(bar: &ProgressBar, layout: Layout) {
 
 /// The layout of a line, by the width of the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Layout {
+enum LineLayout {
     /// Everything.
     Wide,
     /// A short bar, without the name of the activity.
@@ -150,7 +150,7 @@ enum Layout {
     Least,
 }
 
-impl Layout {
+impl LineLayout {
     const ALL: [Self; 4] = [Self::Wide, Self::Medium, Self::Narrow, Self::Least];
 
     /// The layout before the first step.
@@ -247,7 +247,7 @@ mod tests {
         };
         let shown = |width: usize| {
             let (speed, left) = ("12,345", "3 min 05 s");
-            let layout = Layout::fitting(width, &report, speed, left);
+            let layout = LineLayout::fitting(width, &report, speed, left);
             (
                 layout,
                 layout.columns() + 6 + layout.text(&report, speed, left).len(),
@@ -256,20 +256,20 @@ mod tests {
         };
         let all = "loss 2.3457, 12,345 tokens/s, 3 min 05 s left";
         for (width, layout, text) in [
-            (200, Layout::Wide, all),
-            (100, Layout::Wide, all),
-            (80, Layout::Medium, all),
-            (66, Layout::Medium, all),
-            (65, Layout::Narrow, "loss 2.3457, 3 min 05 s left"),
-            (40, Layout::Narrow, "loss 2.3457, 3 min 05 s left"),
-            (36, Layout::Least, "2.346 3min05s"),
-            (24, Layout::Least, "2.346 3min05s"),
+            (200, LineLayout::Wide, all),
+            (100, LineLayout::Wide, all),
+            (80, LineLayout::Medium, all),
+            (66, LineLayout::Medium, all),
+            (65, LineLayout::Narrow, "loss 2.3457, 3 min 05 s left"),
+            (40, LineLayout::Narrow, "loss 2.3457, 3 min 05 s left"),
+            (36, LineLayout::Least, "2.346 3min05s"),
+            (24, LineLayout::Least, "2.346 3min05s"),
         ] {
             let (found, columns, message) = shown(width);
             assert_eq!((found, message.as_str()), (layout, text), "{width} columns");
             assert!(columns < width, "{width} columns");
         }
-        assert_eq!(shown(1).0, Layout::Least);
+        assert_eq!(shown(1).0, LineLayout::Least);
     }
 
     #[test]

@@ -98,10 +98,10 @@ impl Signature {
 struct Trace {
     plan: Arc<Plan>,
     /// The source of each input of the plan.
-    sources: Vec<Source>,
+    sources: Vec<InputSource>,
 }
 
-enum Source {
+enum InputSource {
     Argument(usize),
     Captured(LazyTensor),
 }
@@ -240,9 +240,9 @@ where
         crate::plan::evaluate(arguments)?;
         let traced = self.record(arguments, |recorded, backend| (recorded.graph(), backend))?;
         let (sources, (graph, backend)) = traced;
-        let value = |source: &Source| match source {
-            Source::Captured(tensor) => tensor.value(),
-            Source::Argument(position) => arguments[*position].value(),
+        let value = |source: &InputSource| match source {
+            InputSource::Captured(tensor) => tensor.value(),
+            InputSource::Argument(position) => arguments[*position].value(),
         };
         let inputs = sources.iter().map(value).collect::<Result<Bindings>>()?;
         Explanation::of(graph, backend, &inputs)
@@ -278,7 +278,7 @@ where
         &self,
         arguments: &[LazyTensor],
         f: impl FnOnce(&Numbered<'_>, Backend) -> R,
-    ) -> Result<(Vec<Source>, R)> {
+    ) -> Result<(Vec<InputSource>, R)> {
         let holders: Vec<LazyTensor> = arguments
             .iter()
             .map(|t| LazyTensor::placeholder(t.meta(), t.device()))
@@ -294,8 +294,8 @@ where
         };
         numbered::number(&outputs, |recorded| {
             let sources = recorded.leaves().map(|leaf| match positions.get(&leaf.node_id()) {
-                Some(&position) => Source::Argument(position),
-                None => Source::Captured(leaf),
+                Some(&position) => InputSource::Argument(position),
+                None => InputSource::Captured(leaf),
             });
             let device = arguments.first().map_or(recorded.device(), LazyTensor::device);
             Ok((sources.collect(), f(recorded, Backend::current(device))))
@@ -339,15 +339,15 @@ struct Bound {
 }
 
 impl Bound {
-    fn new(sources: &[Source], arguments: &mut [LazyTensor]) -> Result<Self> {
+    fn new(sources: &[InputSource], arguments: &mut [LazyTensor]) -> Result<Self> {
         let mut bound = Self {
             inputs: Bindings::with_capacity(sources.len()),
             taken: SmallVec::with_capacity(sources.len()),
         };
         for (index, source) in sources.iter().enumerate() {
             let value = match source {
-                Source::Captured(tensor) => tensor.value().map(|value| (value, false)),
-                Source::Argument(position) => take(&mut arguments[*position]),
+                InputSource::Captured(tensor) => tensor.value().map(|value| (value, false)),
+                InputSource::Argument(position) => take(&mut arguments[*position]),
             };
             match value {
                 Ok((value, taken)) => {
@@ -364,9 +364,9 @@ impl Bound {
     }
 
     /// Moves the values back into their arguments.
-    fn give_back(self, sources: &[Source], arguments: &mut [LazyTensor]) {
+    fn give_back(self, sources: &[InputSource], arguments: &mut [LazyTensor]) {
         for ((source, value), taken) in sources.iter().zip(self.inputs).zip(self.taken) {
-            if let (Source::Argument(position), true) = (source, taken) {
+            if let (InputSource::Argument(position), true) = (source, taken) {
                 let argument = &mut arguments[*position];
                 let output = argument.output() as usize;
                 // Still uniquely held by this argument.

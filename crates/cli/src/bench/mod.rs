@@ -19,7 +19,7 @@ mod work;
 use args::{BenchArgs, Common, Kind};
 use candle_core::Device;
 use judge::Judge;
-use row::Output;
+use row::RowOutput;
 
 use crate::error::{Failure, Result};
 
@@ -38,7 +38,7 @@ pub fn run(arguments: &BenchArgs) -> Result<u8> {
 /// The state of a benchmark.
 struct Bench {
     device: Device,
-    output: Output,
+    output: RowOutput,
     judge: Judge,
 }
 
@@ -46,7 +46,7 @@ impl Bench {
     fn new(common: &Common) -> Result<Self> {
         Ok(Self {
             device: common.device.device()?,
-            output: Output::new(common.json),
+            output: RowOutput::new(common.json),
             judge: Judge::new(),
         })
     }

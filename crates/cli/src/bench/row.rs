@@ -67,13 +67,13 @@ impl Row {
 }
 
 /// The output of rows, each printed as soon as it is known.
-pub struct Output {
+pub struct RowOutput {
     json: bool,
     /// Columns of the printed heading.
     headed: Vec<String>,
 }
 
-impl Output {
+impl RowOutput {
     /// Prints JSON lines or a table.
     pub fn new(json: bool) -> Self {
         Self {

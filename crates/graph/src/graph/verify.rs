@@ -31,14 +31,14 @@ enum DTypeClass {
 type DTypeClasses = SmallVec<[DTypeClass; 6]>;
 
 /// The dtypes of the required inputs, then of the optional ones (as one block: all or none, unless `repeat`).
-struct Signature {
+struct InputDTypes {
     required: DTypeClasses,
     optional: DTypeClasses,
     /// The last required class may repeat (concat).
     repeat: bool,
 }
 
-impl Signature {
+impl InputDTypes {
     /// The dtypes that input `index` accepts.
     fn class(&self, index: usize) -> Option<DTypeClass> {
         let optional = || self.optional.get(index - self.required.len()).or(self.optional.last());
@@ -46,8 +46,8 @@ impl Signature {
     }
 }
 
-fn takes<const N: usize>(classes: [DTypeClass; N]) -> Signature {
-    Signature {
+fn takes<const N: usize>(classes: [DTypeClass; N]) -> InputDTypes {
+    InputDTypes {
         required: classes.into_iter().collect(),
         optional: DTypeClasses::new(),
         repeat: false,
@@ -67,7 +67,7 @@ pub fn is_float(dtype: DType) -> bool {
 }
 
 /// The table of inputs that each operation takes.
-fn signature(operation: &Operation) -> Signature {
+fn signature(operation: &Operation) -> InputDTypes {
     use DTypeClass::{Any, Exactly, Float, Index, Like, Signed};
     use Operation as O;
     match operation {
@@ -104,7 +104,7 @@ fn signature(operation: &Operation) -> Signature {
         }
         O::Pow | O::Matmul | O::SwiGLU => takes([Float, Like(0)]),
         O::Where => takes([Exactly(DType::U8), Any, Like(1)]),
-        O::Concat { .. } => Signature {
+        O::Concat { .. } => InputDTypes {
             required: smallvec![Any],
             optional: smallvec![Like(0)],
             repeat: true,
@@ -113,12 +113,12 @@ fn signature(operation: &Operation) -> Signature {
         O::IndexAdd { .. } | O::ScatterAdd { .. } => takes([Any, Index, Like(0)]),
         O::DynamicSlice { .. } => takes([Any, Exactly(DType::U32)]),
         O::SliceUpdate { .. } => takes([Any, Like(0), Exactly(DType::U32)]),
-        O::RMSNorm { .. } => Signature {
+        O::RMSNorm { .. } => InputDTypes {
             required: smallvec![Float],
             optional: smallvec![Like(0)],
             repeat: false,
         },
-        O::LayerNorm { .. } => Signature {
+        O::LayerNorm { .. } => InputDTypes {
             required: smallvec![Float],
             optional: smallvec![Like(0), Like(0)],
             repeat: false,
@@ -135,7 +135,7 @@ fn signature(operation: &Operation) -> Signature {
                     .into_iter()
                     .flatten(),
             );
-            Signature {
+            InputDTypes {
                 required,
                 optional: DTypeClasses::new(),
                 repeat: false,
@@ -143,25 +143,25 @@ fn signature(operation: &Operation) -> Signature {
         }
         O::CrossEntropy(_) => takes([Float, Like(0), Exactly(DType::I64)]),
         O::AdamW(_) => takes([Float, Like(0), Like(0), Like(0), Like(0)]),
-        O::Elementwise(expression) => Signature {
+        O::Elementwise(expression) => InputDTypes {
             required: expression.inputs.iter().map(|meta| Exactly(meta.dtype)).collect(),
             optional: DTypeClasses::new(),
             repeat: false,
         },
         O::MatmulSum { terms, .. } => {
             let count = terms.iter().map(|term| term.inputs()).sum();
-            Signature {
+            InputDTypes {
                 required: (0..count).map(|i| if i == 0 { Float } else { Like(0) }).collect(),
                 optional: DTypeClasses::new(),
                 repeat: false,
             }
         }
-        O::SharedMatmul { count, .. } => Signature {
+        O::SharedMatmul { count, .. } => InputDTypes {
             required: (0..=*count).map(|i| if i == 0 { Float } else { Like(0) }).collect(),
             optional: DTypeClasses::new(),
             repeat: false,
         },
-        O::Vjp { .. } | O::ValueAndVjp { .. } => Signature {
+        O::Vjp { .. } | O::ValueAndVjp { .. } => InputDTypes {
             required: smallvec![Any],
             optional: smallvec![Any],
             repeat: true,

@@ -174,7 +174,7 @@ impl<'de> Visitor<'de> for &State<'_> {
             if self.header.borrow().tensors.contains_key(&name) {
                 return Err(self.duplicate(name));
             }
-            let info = map.next_value_seed(Entry {
+            let info = map.next_value_seed(TensorEntry {
                 state: self,
                 name: &name,
             })?;
@@ -220,12 +220,12 @@ impl<'de> Visitor<'de> for Metadata<'_, '_> {
 }
 
 /// One tensor: `{"dtype": .., "shape": [..], "data_offsets": [begin, end]}`.
-struct Entry<'s, 'p> {
+struct TensorEntry<'s, 'p> {
     state: &'s State<'p>,
     name: &'s str,
 }
 
-impl Entry<'_, '_> {
+impl TensorEntry<'_, '_> {
     /// Prefixes a message from serde with the tensor and the field.
     fn field<E: serde::de::Error>(&self, field: &str, reason: impl fmt::Display) -> E {
         E::custom(format_args!("tensor `{}`, {field}: {reason}", self.name.escape_debug()))
@@ -242,7 +242,7 @@ impl Entry<'_, '_> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Entry<'_, '_> {
+impl<'de> DeserializeSeed<'de> for TensorEntry<'_, '_> {
     type Value = TensorInfo;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<TensorInfo, D::Error> {
         let name = self.name.escape_debug();
@@ -257,7 +257,7 @@ impl<'de> DeserializeSeed<'de> for Entry<'_, '_> {
     }
 }
 
-impl<'de> Visitor<'de> for Entry<'_, '_> {
+impl<'de> Visitor<'de> for TensorEntry<'_, '_> {
     type Value = TensorInfo;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

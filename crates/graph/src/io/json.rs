@@ -37,7 +37,7 @@ pub fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
         source,
     })?;
     match serde_json::from_slice(&bytes) {
-        Ok(Unambiguous(Value::Object(map))) => Ok(map),
+        Ok(UniqueKeys(Value::Object(map))) => Ok(map),
         Ok(_) => Err(FileError::Json {
             path: path.to_owned(),
             reason: "not an object".to_owned(),
@@ -50,9 +50,9 @@ pub fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
 }
 
 /// A value whose objects have no duplicate keys. Depth is bounded by `serde_json`.
-struct Unambiguous(Value);
+struct UniqueKeys(Value);
 
-impl<'de> Deserialize<'de> for Unambiguous {
+impl<'de> Deserialize<'de> for UniqueKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         deserializer.deserialize_any(AnyValue).map(Self)
     }
@@ -93,7 +93,7 @@ impl<'de> Visitor<'de> for AnyValue {
 
     fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> std::result::Result<Value, S::Error> {
         let mut values = Vec::new();
-        while let Some(Unambiguous(value)) = seq.next_element()? {
+        while let Some(UniqueKeys(value)) = seq.next_element()? {
             values.push(value);
         }
         Ok(Value::Array(values))
@@ -105,7 +105,7 @@ impl<'de> Visitor<'de> for AnyValue {
             if object.contains_key(&key) {
                 return Err(M::Error::custom(format_args!("`{}` appears twice", key.escape_debug())));
             }
-            let Unambiguous(value) = map.next_value()?;
+            let UniqueKeys(value) = map.next_value()?;
             object.insert(key, value);
         }
         Ok(Value::Object(object))

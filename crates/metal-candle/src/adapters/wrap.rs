@@ -21,13 +21,13 @@ use crate::nn::{Pass, Projection};
 /// `y = base(x) + (dropout(x) A B) * scaling`.
 pub struct LoraLinear {
     base: Arc<dyn Projection>,
-    factors: Factors,
+    factors: FactorSource,
     scaling: f32,
     dropout: f32,
 }
 
 /// The location of a layer's factors.
-enum Factors {
+enum FactorSource {
     /// Module number `.0` of the forward pass.
     OfPass(usize),
     /// Stored in the layer.
@@ -37,15 +37,15 @@ enum Factors {
 impl LoraLinear {
     fn factors<'a>(&'a self, pass: &'a Pass<'_>) -> metal_candle_graph::Result<(&'a LazyTensor, &'a LazyTensor)> {
         match &self.factors {
-            Factors::OfPass(index) => pass.adapter(*index),
-            Factors::Own(a, b) => Ok((a, b)),
+            FactorSource::OfPass(index) => pass.adapter(*index),
+            FactorSource::Own(a, b) => Ok((a, b)),
         }
     }
 
     /// The adapter's input, with dropout in training.
     fn input(&self, x: &LazyTensor, pass: &Pass<'_>) -> metal_candle_graph::Result<LazyTensor> {
         match self.factors {
-            Factors::OfPass(index) if self.dropout > 0.0 => match pass.dropout_key(index)? {
+            FactorSource::OfPass(index) if self.dropout > 0.0 => match pass.dropout_key(index)? {
                 Some(key) => x.dropout(self.dropout, &key),
                 None => Ok(x.clone()),
             },
@@ -235,7 +235,7 @@ fn start(
             &device,
         )?);
     }
-    let factors = (0..modules.len()).map(Factors::OfPass).collect();
+    let factors = (0..modules.len()).map(FactorSource::OfPass).collect();
     wrap(model, &modules, factors, config.lora_dropout as f32);
     Ok(AdapterParameters {
         config: config.clone(),
@@ -267,7 +267,7 @@ pub fn attach(model: &mut dyn CausalLm, adapter: &Adapter) -> Result<()> {
     let device = model.head().device().clone();
     let own = |module: &AdaptedModule| {
         let [a, b] = of_pair(&module.name, &adapter.pairs[&module.name], &device)?;
-        Ok(Factors::Own(a, b))
+        Ok(FactorSource::Own(a, b))
     };
     let factors = modules.iter().map(own).collect::<Result<_>>()?;
     wrap(model, &modules, factors, 0.0);
@@ -385,8 +385,8 @@ impl Linears {
 }
 
 /// Installs the wrappers.
-fn wrap(model: &mut dyn CausalLm, modules: &[AdaptedModule], factors: Vec<Factors>, dropout: f32) {
-    let mut waiting: HashMap<&str, (f64, Factors)> = modules
+fn wrap(model: &mut dyn CausalLm, modules: &[AdaptedModule], factors: Vec<FactorSource>, dropout: f32) {
+    let mut waiting: HashMap<&str, (f64, FactorSource)> = modules
         .iter()
         .zip(factors)
         .map(|(module, factors)| (module.name.as_str(), (module.scaling, factors)))

@@ -11,10 +11,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::layout::{self, COLUMNS};
-use super::source::{MAX_ROW, Place, Source, Stop};
+use super::source::{MAX_ROW, Position, Source, Stop};
 use super::{DataError, foreign};
 use crate::text::ChatMessage;
-use crate::text::python_json::{self, Fault};
+use crate::text::python_json::{self, JsonFault};
 
 /// The format of the rows of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,7 +212,7 @@ struct Reading {
 
 impl Reading {
     fn file(&mut self, reader: impl BufRead, limit: usize) -> Result<(), Stop> {
-        let mut source = Source::new(reader, Place::START, limit);
+        let mut source = Source::new(reader, Position::START, limit);
         source.skip_mark()?;
         self.foreign = foreign::recognise(source.ahead()?);
         if self.foreign.is_some() {
@@ -295,7 +295,7 @@ impl Reading {
     }
 
     /// Reads one row. A JSON syntax error is returned; other errors are recorded.
-    fn take(&mut self, place: Place, text: &[u8]) -> Result<(), Fault> {
+    fn take(&mut self, place: Position, text: &[u8]) -> Result<(), JsonFault> {
         let columns = python_json::columns(text, &COLUMNS)?;
         let Some(columns) = columns else {
             let found = match text.first() {
@@ -330,7 +330,7 @@ impl Reading {
     }
 
     /// Records a syntax error in the text of a row that begins at `place`.
-    fn fault(&mut self, place: Place, text: &[u8], fault: &Fault) {
+    fn fault(&mut self, place: Position, text: &[u8], fault: &JsonFault) {
         // A file that ends too early is reported at the end of its last text.
         let end = if fault.is_unfinished {
             text.trim_ascii_end().len()
@@ -351,7 +351,7 @@ impl Reading {
         );
     }
 
-    fn bad_at(&mut self, place: Place, reason: &str) {
+    fn bad_at(&mut self, place: Position, reason: &str) {
         self.bad(place.line, format!("{reason}, at column {}", place.column));
     }
 

@@ -34,7 +34,7 @@ const EXPECTED: &str = "expected a row with \"messages\", \"conversations\", \"i
     \"completion\", or \"text\"";
 
 /// The content of a row, and for an Alpaca row the offset of its input in its last question.
-pub(super) type Said = (RowContent, Option<usize>);
+pub(super) type ParsedRow = (RowContent, Option<usize>);
 
 /// The format of a row by its columns; an error for a row that cannot be an example.
 pub(super) fn detect(columns: &Columns) -> Result<RowFormat, String> {
@@ -65,7 +65,7 @@ pub(super) fn detect(columns: &Columns) -> Result<RowFormat, String> {
 }
 
 /// The content of a row of this format, or what is wrong with it.
-pub(super) fn read(format: RowFormat, mut columns: Columns) -> Result<Said, String> {
+pub(super) fn read(format: RowFormat, mut columns: Columns) -> Result<ParsedRow, String> {
     if let Some(advice) = orientation(&columns) {
         return Err(advice.to_owned());
     }
@@ -152,7 +152,7 @@ fn prompt_completion(fields: &mut Map<String, Value>) -> Result<RowContent, Stri
 }
 
 /// An Alpaca row as a conversation; instruction and input become two lines of one question.
-fn alpaca(fields: &mut Map<String, Value>) -> Result<Said, String> {
+fn alpaca(fields: &mut Map<String, Value>) -> Result<ParsedRow, String> {
     let mut messages = Vec::new();
     let system = optional(fields, &["system"])?;
     if !system.is_empty() {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::turns::{Conversation, Fault, Span};
+use super::turns::{Conversation, LocateFault, Span};
 use super::{DataError, DataWarning, Example, Row, RowContent, RowFormat, Rows};
 use crate::text::{ChatMessage, Encoded, TextError, Tokenizer, end_of_turn_tokens};
 
@@ -178,7 +178,7 @@ impl<'a> Maker<'a> {
         })
     }
 
-    fn fault(&self, row: &Row, fault: Fault) -> DataError {
+    fn fault(&self, row: &Row, fault: LocateFault) -> DataError {
         let turn = |message: usize, reason| DataError::Turn {
             file: self.rows.file.clone(),
             line: row.line,
@@ -186,9 +186,9 @@ impl<'a> Maker<'a> {
             reason,
         };
         match fault {
-            Fault::Text(error) => self.text_error(row)(error),
-            Fault::LeftOut(message) => turn(message, LEFT_OUT),
-            Fault::Unclear(message) => turn(message, UNCLEAR),
+            LocateFault::Text(error) => self.text_error(row)(error),
+            LocateFault::LeftOut(message) => turn(message, LEFT_OUT),
+            LocateFault::Unclear(message) => turn(message, UNCLEAR),
         }
     }
 

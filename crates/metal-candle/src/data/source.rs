@@ -25,14 +25,14 @@ impl From<io::Error> for Stop {
 
 /// A position in a file: line and column (in characters), from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Position {
     pub line: usize,
     pub column: usize,
     /// The last byte was `\r`: a following `\n` does not begin another line.
     after_return: bool,
 }
 
-impl Place {
+impl Position {
     pub(super) const START: Self = Self {
         line: 1,
         column: 1,
@@ -67,12 +67,12 @@ type Cut = (usize, bool);
 /// A file that is being split.
 pub(super) struct Source<R> {
     reader: R,
-    pub(super) place: Place,
+    pub(super) place: Position,
     limit: usize,
 }
 
 impl<R: BufRead> Source<R> {
-    pub(super) fn new(reader: R, place: Place, limit: usize) -> Self {
+    pub(super) fn new(reader: R, place: Position, limit: usize) -> Self {
         Self { reader, place, limit }
     }
 
@@ -158,21 +158,21 @@ impl<R: BufRead> Source<R> {
     /// One value: up to its closing bracket or quote, or for a number or word up to the first character that is not
     /// part of it.
     pub(super) fn value(&mut self, out: &mut Vec<u8>) -> Result<(), Stop> {
-        let mut extent = Extent::default();
+        let mut extent = ValueScanner::default();
         self.piece(out, |ahead| extent.cut(ahead))
     }
 }
 
 /// Finds the end of a value by counting brackets and quotes.
 #[derive(Default)]
-struct Extent {
+struct ValueScanner {
     depth: usize,
     in_string: bool,
     is_escaped: bool,
     has_begun: bool,
 }
 
-impl Extent {
+impl ValueScanner {
     fn cut(&mut self, ahead: &[u8]) -> Cut {
         for (index, byte) in ahead.iter().enumerate() {
             if self.in_string {

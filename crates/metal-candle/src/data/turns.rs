@@ -27,7 +27,7 @@ pub(super) struct Span {
 
 /// The reason why no span of a conversation can be trained on.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum LocateFault {
     /// The template fails.
     Text(TextError),
     /// The assistant message with this index is not in the text.
@@ -36,7 +36,7 @@ pub(super) enum Fault {
     Unclear(usize),
 }
 
-impl From<TextError> for Fault {
+impl From<TextError> for LocateFault {
     fn from(error: TextError) -> Self {
         Self::Text(error)
     }
@@ -53,7 +53,7 @@ pub(super) struct Conversation<'a> {
 }
 
 /// The location of a message in the text, or why it is not known.
-enum Place {
+enum Located {
     At(Range<usize>, Extent),
     LeftOut,
     Unclear,
@@ -75,7 +75,7 @@ impl Conversation<'_> {
     }
 
     /// The spans of `text`, which is [`text`](Self::text), to train on, in order.
-    pub fn spans(&self, text: &str) -> Result<Vec<Span>, Fault> {
+    pub fn spans(&self, text: &str) -> Result<Vec<Span>, LocateFault> {
         let learnt = self.learnt();
         if learnt.is_empty() {
             return Ok(Vec::new());
@@ -92,13 +92,13 @@ impl Conversation<'_> {
             };
             match found {
                 Ok(span) => spans.push(span),
-                Err(Fault::LeftOut(turn)) => left_out = left_out.or(Some(turn)),
+                Err(LocateFault::LeftOut(turn)) => left_out = left_out.or(Some(turn)),
                 Err(fault) => return Err(fault),
             }
         }
         match left_out {
             // Some templates omit old turns; the remaining ones are still trained on.
-            Some(turn) if spans.is_empty() => Err(Fault::LeftOut(turn)),
+            Some(turn) if spans.is_empty() => Err(LocateFault::LeftOut(turn)),
             _ => Ok(spans),
         }
     }
@@ -109,17 +109,17 @@ impl Conversation<'_> {
     }
 
     /// The marked spans except those of assistant messages that are context only.
-    fn without_context(&self, text: &str, mut marked: Vec<Range<usize>>) -> Result<Vec<Span>, Fault> {
+    fn without_context(&self, text: &str, mut marked: Vec<Range<usize>>) -> Result<Vec<Span>, LocateFault> {
         let learnt = self.learnt();
         let context = |turn: &usize| self.messages[*turn].role() == "assistant" && !learnt.contains(turn);
         for turn in (0..self.messages.len()).filter(context) {
             match self.locate(text, turn) {
-                Place::At(said, _) => marked.retain(|span| {
+                Located::At(said, _) => marked.retain(|span| {
                     let inside = said.is_empty() && (span.start..=span.end).contains(&said.start);
                     !inside && (said.end <= span.start || span.end <= said.start)
                 }),
-                Place::LeftOut => {}
-                Place::Unclear => return Err(Fault::Unclear(turn)),
+                Located::LeftOut => {}
+                Located::Unclear => return Err(LocateFault::Unclear(turn)),
             }
         }
         let span = |bytes| Span {
@@ -144,7 +144,7 @@ impl Conversation<'_> {
         let appends = text.starts_with(&before) && !bytes.is_empty();
         let own = appends
             && (self.writes_others_before(text, &bytes, turn) || self.appends_stand_ins(turn))
-            && (self.shows_words(&text[bytes.clone()], turn) || !matches!(self.locate(text, turn), Place::LeftOut));
+            && (self.shows_words(&text[bytes.clone()], turn) || !matches!(self.locate(text, turn), Located::LeftOut));
         own.then_some(Span {
             bytes,
             marked: false,
@@ -195,11 +195,11 @@ impl Conversation<'_> {
 
     /// The span of a turn by comparison: the text that changes with the turn's content, and the text around it that the
     /// template writes as part of the turn.
-    fn compared(&self, text: &str, turn: usize) -> Result<Span, Fault> {
+    fn compared(&self, text: &str, turn: usize) -> Result<Span, LocateFault> {
         let (said, extent) = match self.locate(text, turn) {
-            Place::At(said, extent) => (said, extent),
-            Place::LeftOut => return Err(Fault::LeftOut(turn)),
-            Place::Unclear => return Err(Fault::Unclear(turn)),
+            Located::At(said, extent) => (said, extent),
+            Located::LeftOut => return Err(LocateFault::LeftOut(turn)),
+            Located::Unclear => return Err(LocateFault::Unclear(turn)),
         };
         let unknown = Frame {
             prompted: true,
@@ -226,7 +226,7 @@ impl Conversation<'_> {
     }
 
     /// Locates a message's content in the text: all that changes when the content changes.
-    fn locate(&self, text: &str, turn: usize) -> Place {
+    fn locate(&self, text: &str, turn: usize) -> Located {
         let stand_ins = self.stand_ins(&[text]);
         let mut left_out = true;
         for extent in [Extent::BetweenTags, Extent::Strings, Extent::StringsAndNames] {
@@ -246,10 +246,10 @@ impl Conversation<'_> {
             let once = (1..found.len()).all(|i| found[..i].iter().all(|earlier| earlier.piece != found[i].piece));
             let fits = head.len() + rest.len() <= text.len() && text.starts_with(head) && text.ends_with(rest);
             if once && fits {
-                return Place::At(head.len()..text.len() - rest.len(), extent);
+                return Located::At(head.len()..text.len() - rest.len(), extent);
             }
         }
-        if left_out { Place::LeftOut } else { Place::Unclear }
+        if left_out { Located::LeftOut } else { Located::Unclear }
     }
 
     fn stand_ins(&self, more: &[&str]) -> StandIns {

@@ -202,7 +202,7 @@ impl<'m> Generator<'m> {
         let logits = self.decoder.read(&mut cache, &[&prompt])?;
         let prompt_time = start.elapsed();
         let start = Instant::now();
-        let output = Output::new(self.tokenizer, &options.stop_strings, on_text);
+        let output = AnswerText::new(self.tokenizer, &options.stop_strings, on_text);
         let (text, tokens, finish_reason) = self.decode(&mut cache, logits, &prompt, options, sampler, output)?;
         let decode_time = start.elapsed();
         Ok(Generation {
@@ -273,7 +273,7 @@ impl<'m> Generator<'m> {
         prompt: &[u32],
         options: &GenerationOptions,
         mut sampler: Chooser<'_>,
-        mut output: Output<'_>,
+        mut output: AnswerText<'_>,
     ) -> Result<(String, Vec<u32>, FinishReason), GenerateError> {
         let stop_tokens = options.stop_tokens.as_ref().unwrap_or(&self.stop_tokens);
         let mut history = prompt.to_vec();
@@ -305,7 +305,7 @@ impl<'m> Generator<'m> {
 }
 
 /// Assembles the text of an answer and streams it to the caller.
-struct Output<'o> {
+struct AnswerText<'o> {
     tokenizer: &'o Tokenizer,
     stream: TextStream<'o>,
     stop: StopText<'o>,
@@ -313,7 +313,7 @@ struct Output<'o> {
     text: String,
 }
 
-impl<'o> Output<'o> {
+impl<'o> AnswerText<'o> {
     fn new(tokenizer: &'o Tokenizer, stops: &'o [String], on_text: &'o mut dyn FnMut(&str) -> ControlFlow<()>) -> Self {
         Self {
             tokenizer,

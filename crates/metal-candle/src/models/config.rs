@@ -127,7 +127,7 @@ impl ModelConfig {
         let num_hidden_layers = size(&fields, "num_hidden_layers", 1024, None)?;
         let positions = Some(architecture.default_positions());
         let max_position_embeddings = size(&fields, "max_position_embeddings", 1 << 30, positions)?;
-        let heads = Heads::read(&fields, architecture)?;
+        let heads = HeadSizes::read(&fields, architecture)?;
         Ok(Self {
             path: path.to_owned(),
             architecture,
@@ -174,14 +174,14 @@ fn architecture(path: &Path, fields: &Fields<'_>) -> Result<Architecture> {
 }
 
 /// The sizes of attention, which depend on each other.
-struct Heads {
+struct HeadSizes {
     hidden: usize,
     query: usize,
     key_value: usize,
     dim: usize,
 }
 
-impl Heads {
+impl HeadSizes {
     fn read(fields: &Fields<'_>, architecture: Architecture) -> Result<Self> {
         let hidden = size(fields, "hidden_size", 1 << 20, None)?;
         let query = size(fields, "num_attention_heads", 1 << 12, None)?;

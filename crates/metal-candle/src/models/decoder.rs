@@ -45,7 +45,7 @@ pub trait CausalLm: Send + Sync {
 }
 
 /// The part common to all pre-norm decoders with rotary positions; they differ in their layers.
-pub(super) struct Decoder {
+pub(super) struct DecoderStack {
     config: ModelConfig,
     embed_tokens: Embedding,
     layers: Vec<Block>,
@@ -55,7 +55,7 @@ pub(super) struct Decoder {
     rotary: Rotary,
 }
 
-impl Decoder {
+impl DecoderStack {
     /// Builds embedding, norm and head; `block` builds layer `i`.
     pub fn build(
         config: &ModelConfig,
@@ -90,7 +90,7 @@ impl Decoder {
     }
 }
 
-impl CausalLm for Decoder {
+impl CausalLm for DecoderStack {
     fn config(&self) -> &ModelConfig {
         &self.config
     }

@@ -1,12 +1,12 @@
 //! `llama`: Llama 1 to 3. Biases are optional; attention is never windowed.
 
-use super::decoder::Decoder;
+use super::decoder::DecoderStack;
 use super::weights::Weights;
 use super::{LoadError, ModelConfig};
 use crate::nn::{Attention, Block, Mlp};
 
-pub(super) fn build(config: &ModelConfig, weights: &Weights) -> Result<Decoder, LoadError> {
-    Decoder::build(config, weights, |layer| block(config, weights, layer))
+pub(super) fn build(config: &ModelConfig, weights: &Weights) -> Result<DecoderStack, LoadError> {
+    DecoderStack::build(config, weights, |layer| block(config, weights, layer))
 }
 
 fn block(config: &ModelConfig, weights: &Weights, layer: usize) -> Result<Block, LoadError> {

@@ -1,12 +1,12 @@
 //! `qwen2`: Qwen 1.5 to 2.5. Query, key and value have biases; some layers may use a sliding window.
 
-use super::decoder::Decoder;
+use super::decoder::DecoderStack;
 use super::weights::Weights;
 use super::{LoadError, ModelConfig};
 use crate::nn::{Attention, Block, Mlp};
 
-pub(super) fn build(config: &ModelConfig, weights: &Weights) -> Result<Decoder, LoadError> {
-    Decoder::build(config, weights, |layer| block(config, weights, layer))
+pub(super) fn build(config: &ModelConfig, weights: &Weights) -> Result<DecoderStack, LoadError> {
+    DecoderStack::build(config, weights, |layer| block(config, weights, layer))
 }
 
 fn block(config: &ModelConfig, weights: &Weights, layer: usize) -> Result<Block, LoadError> {

@@ -84,7 +84,7 @@ impl RopeConfig {
             }
         }
         let scaling = scaling.map_or(Ok(RopeScaling::Default), |scaling| {
-            let context = Context::read(fields, &scaling, max_position_embeddings)?;
+            let context = ContextLengths::read(fields, &scaling, max_position_embeddings)?;
             RopeScaling::read(&scaling, theta, context)
         })?;
         Ok(Self { theta, scaling })
@@ -105,14 +105,14 @@ impl RopeConfig {
 
 /// Context lengths, in tokens.
 #[derive(Clone, Copy)]
-struct Context {
+struct ContextLengths {
     /// Of pre-training.
     original: usize,
     /// Of the model.
     longest: usize,
 }
 
-impl Context {
+impl ContextLengths {
     /// As in transformers, `original_max_position_embeddings` of the file takes precedence over that of the scaling.
     fn read(file: &Fields<'_>, scaling: &Fields<'_>, longest: usize) -> Result<Self, ConfigError> {
         const FIELD: &str = "original_max_position_embeddings";
@@ -131,7 +131,7 @@ impl Context {
 }
 
 impl RopeScaling {
-    fn read(fields: &Fields<'_>, theta: f64, context: Context) -> Result<Self, ConfigError> {
+    fn read(fields: &Fields<'_>, theta: f64, context: ContextLengths) -> Result<Self, ConfigError> {
         let key = if fields.get("rope_type").is_some() {
             "rope_type"
         } else {
@@ -159,7 +159,7 @@ impl RopeScaling {
         }
     }
 
-    fn llama3(fields: &Fields<'_>, context: Context) -> Result<Self, ConfigError> {
+    fn llama3(fields: &Fields<'_>, context: ContextLengths) -> Result<Self, ConfigError> {
         let (low, high) = (
             positive(fields, "low_freq_factor")?,
             positive(fields, "high_freq_factor")?,
@@ -178,7 +178,7 @@ impl RopeScaling {
         })
     }
 
-    fn yarn(fields: &Fields<'_>, theta: f64, context: Context) -> Result<Self, ConfigError> {
+    fn yarn(fields: &Fields<'_>, theta: f64, context: ContextLengths) -> Result<Self, ConfigError> {
         if theta <= 1.0 {
             return Err(fields.invalid("rope_theta", format!("is {theta}; yarn needs one above 1")));
         }

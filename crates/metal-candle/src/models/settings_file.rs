@@ -31,7 +31,7 @@ pub(crate) fn read_settings(path: &Path) -> Result<Map<String, Value>, FileError
     }
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     match serde_json::from_slice(&with_numbers_named(text)) {
-        Ok(Unambiguous(Value::Object(map))) => Ok(map),
+        Ok(UniqueKeys(Value::Object(map))) => Ok(map),
         Ok(_) => Err(json("not an object".to_owned())),
         Err(error) => Err(json(error.to_string())),
     }
@@ -129,9 +129,9 @@ fn named(word: &[u8]) -> Option<&'static [u8]> {
 }
 
 /// A value whose objects have no duplicate keys. Depth is bounded by `serde_json`.
-struct Unambiguous(Value);
+struct UniqueKeys(Value);
 
-impl<'de> Deserialize<'de> for Unambiguous {
+impl<'de> Deserialize<'de> for UniqueKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(AnyValue).map(Self)
     }
@@ -172,7 +172,7 @@ impl<'de> Visitor<'de> for AnyValue {
 
     fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<Value, S::Error> {
         let mut values = Vec::new();
-        while let Some(Unambiguous(value)) = seq.next_element()? {
+        while let Some(UniqueKeys(value)) = seq.next_element()? {
             values.push(value);
         }
         Ok(Value::Array(values))
@@ -184,7 +184,7 @@ impl<'de> Visitor<'de> for AnyValue {
             if object.contains_key(&key) {
                 return Err(M::Error::custom(format_args!("`{}` appears twice", key.escape_debug())));
             }
-            let Unambiguous(value) = map.next_value()?;
+            let UniqueKeys(value) = map.next_value()?;
             object.insert(key, value);
         }
         Ok(Value::Object(object))

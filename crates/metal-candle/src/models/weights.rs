@@ -16,13 +16,13 @@ use crate::nn::{Linear, Projection, QuantizedLinear, RmsNorm};
 
 /// A source of weights, and their conversion.
 pub(super) struct Weights {
-    source: Source,
+    source: WeightSource,
     dtype: DType,
     quantization: Option<QuantFormat>,
     device: Device,
 }
 
-enum Source {
+enum WeightSource {
     Folder(Checkpoint),
     Memory(HashMap<String, LazyTensor>),
     /// May be placeholders of a traced function, which have no values.
@@ -40,7 +40,7 @@ const PIECE: usize = 1 << 22;
 impl Weights {
     pub fn of_folder(checkpoint: Checkpoint, options: LoadOptions, device: &Device) -> Self {
         Self {
-            source: Source::Folder(checkpoint),
+            source: WeightSource::Folder(checkpoint),
             dtype: options.dtype,
             quantization: options.quantization,
             device: device.clone(),
@@ -62,7 +62,7 @@ impl Weights {
         };
         let tensors = tensors.into_iter().map(converted).collect::<Result<_, LoadError>>()?;
         Ok(Self {
-            source: Source::Memory(tensors),
+            source: WeightSource::Memory(tensors),
             dtype,
             quantization: None,
             device: device.clone(),
@@ -74,7 +74,7 @@ impl Weights {
     pub fn of_recorded(tensors: HashMap<String, LazyTensor>, quantization: Option<QuantFormat>) -> Self {
         // Not used without conversion.
         Self {
-            source: Source::Recorded(tensors),
+            source: WeightSource::Recorded(tensors),
             dtype: DType::F32,
             quantization,
             device: Device::Cpu,
@@ -84,24 +84,26 @@ impl Weights {
     /// One tensor in the dtype and on the device of the model.
     pub fn get(&self, name: &str) -> Result<LazyTensor, LoadError> {
         match &self.source {
-            Source::Folder(checkpoint) => Ok(LazyTensor::from_tensor(checkpoint.load_as(
+            WeightSource::Folder(checkpoint) => Ok(LazyTensor::from_tensor(checkpoint.load_as(
                 name,
                 self.dtype,
                 &self.device,
             )?)?),
-            Source::Memory(tensors) | Source::Recorded(tensors) => tensors.get(name).cloned().ok_or_else(|| {
-                self.faults(TensorFaults {
-                    missing: vec![name.to_owned()],
-                    ..TensorFaults::default()
+            WeightSource::Memory(tensors) | WeightSource::Recorded(tensors) => {
+                tensors.get(name).cloned().ok_or_else(|| {
+                    self.faults(TensorFaults {
+                        missing: vec![name.to_owned()],
+                        ..TensorFaults::default()
+                    })
                 })
-            }),
+            }
         }
     }
 
     fn contains(&self, name: &str) -> bool {
         match &self.source {
-            Source::Folder(checkpoint) => checkpoint.contains(name),
-            Source::Memory(tensors) | Source::Recorded(tensors) => tensors.contains_key(name),
+            WeightSource::Folder(checkpoint) => checkpoint.contains(name),
+            WeightSource::Memory(tensors) | WeightSource::Recorded(tensors) => tensors.contains_key(name),
         }
     }
 
@@ -121,7 +123,7 @@ impl Weights {
             return Ok(None);
         }
         let head = self.get(HEAD)?;
-        if !matches!(self.source, Source::Recorded(_)) && same_values(&head, embedding)? {
+        if !matches!(self.source, WeightSource::Recorded(_)) && same_values(&head, embedding)? {
             return Ok(None);
         }
         Ok(Some(head))
@@ -194,11 +196,11 @@ impl Weights {
 
     fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>, LoadError> {
         match &self.source {
-            Source::Folder(checkpoint) => {
+            WeightSource::Folder(checkpoint) => {
                 let shape = |name: &str| Ok((name.to_owned(), checkpoint.info(name)?.shape.clone()));
                 checkpoint.names().map(shape).collect()
             }
-            Source::Memory(tensors) | Source::Recorded(tensors) => {
+            WeightSource::Memory(tensors) | WeightSource::Recorded(tensors) => {
                 Ok(tensors.iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect())
             }
         }
@@ -206,8 +208,8 @@ impl Weights {
 
     fn faults(&self, faults: TensorFaults) -> LoadError {
         let source = match &self.source {
-            Source::Folder(checkpoint) => checkpoint.folder().to_owned(),
-            Source::Memory(_) | Source::Recorded(_) => PathBuf::from("tensors in memory"),
+            WeightSource::Folder(checkpoint) => checkpoint.folder().to_owned(),
+            WeightSource::Memory(_) | WeightSource::Recorded(_) => PathBuf::from("tensors in memory"),
         };
         LoadError::Tensors {
             source_name: source,

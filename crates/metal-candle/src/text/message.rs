@@ -21,13 +21,13 @@ const MEDIA: [&str; 5] = ["image", "audio", "video", "file", "document"];
 /// One message of a conversation: an object with at least a `role`, and other fields for the template.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatMessage {
-    said: Said,
+    said: MessageFields,
     is_learnt: bool,
 }
 
 /// The fields of a message. Plain messages, of which a large data file holds many, have a compact form.
 #[derive(Clone, Debug, PartialEq)]
-enum Said {
+enum MessageFields {
     Plain { role: Cow<'static, str>, content: Box<str> },
     Fields(Box<Map<String, Json>>),
 }
@@ -37,7 +37,7 @@ impl ChatMessage {
     #[must_use]
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self {
-            said: Said::Plain {
+            said: MessageFields::Plain {
                 role: known(role.into()),
                 content: content.into().into_boxed_str(),
             },
@@ -106,7 +106,7 @@ impl ChatMessage {
     /// A message with these normalised fields.
     pub(super) fn of(fields: Map<String, Json>, is_learnt: bool) -> Self {
         Self {
-            said: Said::of(fields),
+            said: MessageFields::of(fields),
             is_learnt,
         }
     }
@@ -115,8 +115,8 @@ impl ChatMessage {
     #[must_use]
     pub fn role(&self) -> &str {
         match &self.said {
-            Said::Plain { role, .. } => role,
-            Said::Fields(fields) => fields.get("role").and_then(Json::as_str).unwrap_or_default(),
+            MessageFields::Plain { role, .. } => role,
+            MessageFields::Fields(fields) => fields.get("role").and_then(Json::as_str).unwrap_or_default(),
         }
     }
 
@@ -124,8 +124,8 @@ impl ChatMessage {
     #[must_use]
     pub fn content(&self) -> Option<&str> {
         match &self.said {
-            Said::Plain { content, .. } => Some(content),
-            Said::Fields(fields) => fields.get("content").and_then(Json::as_str),
+            MessageFields::Plain { content, .. } => Some(content),
+            MessageFields::Fields(fields) => fields.get("content").and_then(Json::as_str),
         }
     }
 
@@ -138,7 +138,7 @@ impl ChatMessage {
     /// The fields for the template, in order.
     pub(super) fn fields(&self) -> Cow<'_, Map<String, Json>> {
         match &self.said {
-            Said::Plain { role, content } => {
+            MessageFields::Plain { role, content } => {
                 let fields = [("role", role.as_ref()), ("content", content.as_ref())];
                 Cow::Owned(
                     fields
@@ -147,12 +147,12 @@ impl ChatMessage {
                         .collect(),
                 )
             }
-            Said::Fields(fields) => Cow::Borrowed(fields),
+            MessageFields::Fields(fields) => Cow::Borrowed(fields),
         }
     }
 }
 
-impl Said {
+impl MessageFields {
     fn of(mut fields: Map<String, Json>) -> Self {
         let is_plain = fields.len() == 2 && fields.keys().eq(["role", "content"]);
         match (

@@ -16,7 +16,7 @@ const NUMBER: &str = "$metal_candle::integer";
 
 /// A syntax error and its position.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Fault {
+pub(crate) struct JsonFault {
     /// Byte offset of the error; the length of the text if it ends too early.
     pub at: usize,
     /// The reason.
@@ -25,7 +25,7 @@ pub(crate) struct Fault {
     pub is_unfinished: bool,
 }
 
-type Read<T> = Result<T, Fault>;
+type Read<T> = Result<T, JsonFault>;
 
 /// The columns of a row: the values of requested ones, the names of all.
 #[derive(Debug, Default, PartialEq)]
@@ -97,9 +97,9 @@ pub(crate) fn number(value: &Json) -> Option<&str> {
     }
 }
 
-fn twice(at: usize, name: &str) -> Fault {
+fn twice(at: usize, name: &str) -> JsonFault {
     let name: String = name.chars().take(40).collect();
-    Fault {
+    JsonFault {
         at,
         reason: format!("the key \"{name}\" occurs twice in one object"),
         is_unfinished: false,
@@ -127,7 +127,7 @@ impl<'a> Parser<'a> {
     }
 
     fn fault_at<T>(at: usize, reason: impl Into<String>) -> Read<T> {
-        Err(Fault {
+        Err(JsonFault {
             at,
             reason: reason.into(),
             is_unfinished: false,
@@ -137,7 +137,7 @@ impl<'a> Parser<'a> {
     /// The error if something else than `what` is found.
     fn expected<T>(&self, what: &str) -> Read<T> {
         match self.peek() {
-            None => Err(Fault {
+            None => Err(JsonFault {
                 at: self.at,
                 reason: format!("ends where {what} is expected"),
                 is_unfinished: true,
@@ -205,7 +205,7 @@ impl<'a> Parser<'a> {
         if !word.as_bytes().starts_with(rest) {
             return self.expected("a value");
         }
-        Err(Fault {
+        Err(JsonFault {
             at: self.text.len(),
             reason: format!("ends within `{word}`"),
             is_unfinished: true,

@@ -117,12 +117,12 @@ fn is_rate(x: f32) -> bool {
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
-    parameters: HashMap<Key, State>,
+    parameters: HashMap<ParameterKey, State>,
 }
 
 /// A parameter is identified by its name or by its variable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Key {
+enum ParameterKey {
     Name(String),
     Var(TensorId),
 }
@@ -166,7 +166,7 @@ impl AdamW {
                 ),
             ));
         }
-        self.parameters.insert(Key::Name(name), State::new(param));
+        self.parameters.insert(ParameterKey::Name(name), State::new(param));
         Ok(())
     }
 
@@ -178,7 +178,7 @@ impl AdamW {
     pub fn step(&mut self, name: &str, param: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let state = self
             .parameters
-            .get_mut(&Key::Name(name.into()))
+            .get_mut(&ParameterKey::Name(name.into()))
             .ok_or_else(|| TrainingError::StateError {
                 reason: format!("the optimizer has no parameter `{name}`, add it with `add_parameter`"),
             })?;
@@ -191,7 +191,7 @@ impl AdamW {
     ///
     /// If `grad` does not have the shape of `var`, or the learning rate is invalid; `var` is unchanged then.
     pub fn step_var(&mut self, var: &Var, grad: &Tensor) -> Result<()> {
-        let key = Key::Var(var.id());
+        let key = ParameterKey::Var(var.id());
         let state = self.parameters.entry(key).or_insert_with(|| State::new(var));
         let updated = state.step(&self.config, "variable", var, grad)?;
         var.set(&updated)

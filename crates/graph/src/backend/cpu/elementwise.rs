@@ -137,8 +137,8 @@ impl Nest {
     }
 
     /// The position of row `number`.
-    fn row(&self, number: usize) -> Row {
-        let mut row = Row {
+    fn row(&self, number: usize) -> RowPosition {
+        let mut row = RowPosition {
             index: SmallVec::from_elem(0, self.outer.len()),
             offsets: PerInput::from_elem(0, self.steps.len()),
         };
@@ -153,7 +153,7 @@ impl Nest {
     }
 
     /// Advances to the next row; division would cost more than a short row.
-    fn next(&self, row: &mut Row) {
+    fn next(&self, row: &mut RowPosition) {
         for ((size, strides), index) in self.outer.iter().zip(&mut row.index).rev() {
             *index += 1;
             let offsets = row.offsets.iter_mut().zip(strides);
@@ -168,7 +168,7 @@ impl Nest {
 }
 
 /// A row of the innermost loop: its index in the outer dimensions, and the offsets of its first elements in the inputs.
-struct Row {
+struct RowPosition {
     index: SmallVec<[usize; 4]>,
     offsets: PerInput,
 }

@@ -21,13 +21,13 @@ pub(super) const INPUTS: usize = 16;
 #[derive(Debug, Clone, Copy)]
 struct Instruction<A> {
     code: Code<A>,
-    operands: [Place; 3],
+    operands: [OperandPlace; 3],
     slot: usize,
 }
 
 /// The location of an operand's block of values.
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum OperandPlace {
     Input(usize),
     Slot(usize),
 }
@@ -123,11 +123,11 @@ impl<A: Number> Tape<A> {
                 slots += 1;
                 slots - 1
             });
-            let mut operands = [Place::Slot(slot); 3];
+            let mut operands = [OperandPlace::Slot(slot); 3];
             for (place, operand) in operands.iter_mut().zip(&term.operands) {
                 *place = match *operand {
-                    Operand::Input(i) => Place::Input(i),
-                    Operand::Term(t) => Place::Slot(places[t]),
+                    Operand::Input(i) => OperandPlace::Input(i),
+                    Operand::Term(t) => OperandPlace::Slot(places[t]),
                 };
             }
             instructions.push(Instruction {
@@ -259,9 +259,9 @@ impl<A: Number> Tape<A> {
                     }
                     let mut last = scratch.cast_const();
                     for instruction in &self.instructions {
-                        let place = |place: Place| match place {
-                            Place::Input(i) => read[i],
-                            Place::Slot(s) => slot(s).cast_const(),
+                        let place = |place: OperandPlace| match place {
+                            OperandPlace::Input(i) => read[i],
+                            OperandPlace::Slot(s) => slot(s).cast_const(),
                         };
                         let operands = instruction.operands.map(place);
                         // SAFETY: each slot holds a block, and no operand is also the result.

@@ -9,7 +9,7 @@ use super::value::{Range, Value};
 use super::{methods, print};
 
 /// The result of an attribute lookup.
-enum Found {
+enum AttributeLookup {
     Value(Value),
     Unsafe,
     Nothing,
@@ -22,9 +22,9 @@ impl Interpreter<'_> {
             return failed(&**message);
         }
         match self.own_attribute(value, name)? {
-            Found::Value(found) => Ok(found),
-            Found::Unsafe => Ok(unsafe_attribute(value, name)),
-            Found::Nothing => {
+            AttributeLookup::Value(found) => Ok(found),
+            AttributeLookup::Unsafe => Ok(unsafe_attribute(value, name)),
+            AttributeLookup::Nothing => {
                 let item = match value {
                     Value::Dict(dict) => dict.get_text(name).cloned(),
                     _ => None,
@@ -40,9 +40,9 @@ impl Interpreter<'_> {
             return failed(&**message);
         }
         Ok(match self.own_attribute(value, name)? {
-            Found::Value(found) => found,
-            Found::Unsafe => unsafe_attribute(value, name),
-            Found::Nothing => missing_attribute(value, name),
+            AttributeLookup::Value(found) => found,
+            AttributeLookup::Unsafe => unsafe_attribute(value, name),
+            AttributeLookup::Nothing => missing_attribute(value, name),
         })
     }
 
@@ -59,9 +59,9 @@ impl Interpreter<'_> {
             return Ok(Value::undefined(format!("{} has no element {index}", object(value))));
         };
         Ok(match self.own_attribute(value, name)? {
-            Found::Value(found) => found,
-            Found::Unsafe => unsafe_attribute(value, name),
-            Found::Nothing => missing_attribute(value, name),
+            AttributeLookup::Value(found) => found,
+            AttributeLookup::Unsafe => unsafe_attribute(value, name),
+            AttributeLookup::Nothing => missing_attribute(value, name),
         })
     }
 
@@ -92,11 +92,11 @@ impl Interpreter<'_> {
     }
 
     /// An attribute of the Python object itself.
-    fn own_attribute(&mut self, value: &Value, name: &str) -> Outcome<Found> {
+    fn own_attribute(&mut self, value: &Value, name: &str) -> Outcome<AttributeLookup> {
         let special = match (value, name) {
             (Value::Namespace(fields), _) => {
                 let found = fields.borrow().get_text(name).cloned();
-                return Ok(found.map_or(Found::Nothing, Found::Value));
+                return Ok(found.map_or(AttributeLookup::Nothing, AttributeLookup::Value));
             }
             (Value::Loop(state), _) => self.loop_attribute(state, name)?,
             (Value::Group(items), "grouper") => items.first().cloned(),
@@ -121,18 +121,18 @@ impl Interpreter<'_> {
             _ => None,
         };
         if let Some(found) = special {
-            return Ok(Found::Value(found));
+            return Ok(AttributeLookup::Value(found));
         }
         if methods::changes(value, name) || name.starts_with("__") && name.ends_with("__") {
-            return Ok(Found::Unsafe);
+            return Ok(AttributeLookup::Unsafe);
         }
         if methods::exists(value, name) {
-            return Ok(Found::Value(Value::Method(std::rc::Rc::new((
+            return Ok(AttributeLookup::Value(Value::Method(std::rc::Rc::new((
                 value.clone(),
                 name.into(),
             )))));
         }
-        Ok(Found::Nothing)
+        Ok(AttributeLookup::Nothing)
     }
 
     /// `value[start:stop:step]`

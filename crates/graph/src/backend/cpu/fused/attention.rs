@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::graph::{AttentionOptions, GraphNode, ValueRef};
 
 /// The inputs shared by forward and backward.
-struct Inputs<V> {
+struct AttentionOperands<V> {
     shape: AttentionShape,
     q: V,
     k: V,
@@ -25,7 +25,7 @@ struct Inputs<V> {
     options: AttentionOptions,
 }
 
-impl Inputs<View> {
+impl AttentionOperands<View> {
     fn new(builder: &mut Builder<'_>, inputs: &[ValueRef], options: AttentionOptions) -> Result<Self> {
         let mut heads = |i: usize| {
             let view = builder.view(inputs[i]).clone();
@@ -68,8 +68,8 @@ impl Inputs<View> {
     }
 
     /// As operands of a step.
-    fn read(&self, operands: &mut Operands) -> Inputs<Read> {
-        Inputs {
+    fn read(&self, operands: &mut Operands) -> AttentionOperands<Read> {
+        AttentionOperands {
             shape: self.shape,
             q: operands.read(&self.q),
             k: operands.read(&self.k),
@@ -101,7 +101,7 @@ impl Inputs<View> {
     }
 }
 
-impl Inputs<Read> {
+impl AttentionOperands<Read> {
     /// # Safety
     /// The segments must not be written while the mask is alive.
     unsafe fn mask<'a>(&self, memory: &'a Memory) -> Mask<'a> {
@@ -144,7 +144,7 @@ unsafe fn heads_view<'a, T>(view: &Read, memory: &'a Memory) -> HeadsView<'a, T>
 }
 
 pub(super) fn forward(builder: &mut Builder<'_>, node: &GraphNode, options: AttentionOptions) -> Result<Views> {
-    let inputs = Inputs::new(builder, &node.inputs, options)?;
+    let inputs = AttentionOperands::new(builder, &node.inputs, options)?;
     let (o, lse) = (builder.output(node, 0), builder.output(node, 1));
     with_float!(o.dtype, T => {
         builder.checked_step(inputs.check(), |operands| {
@@ -171,7 +171,7 @@ pub(super) fn backward(
     wanted: u32,
 ) -> Result<Views> {
     let count = node.inputs.len() - 4;
-    let inputs = Inputs::new(builder, &node.inputs[..count], options)?;
+    let inputs = AttentionOperands::new(builder, &node.inputs[..count], options)?;
     let rest = node.inputs[count..]
         .iter()
         .map(|&input| builder.contiguous(input))

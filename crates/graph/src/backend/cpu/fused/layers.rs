@@ -6,7 +6,7 @@ use smallvec::smallvec;
 use super::super::build::Builder;
 use super::super::kernels::Float;
 use super::super::kernels::dequant_matmul::{
-    Activations, Weights, activation_bytes, dequant_matmul, is_in_bytes, piece_of_few_rows, quantize,
+    Activations, QuantizedWeights, activation_bytes, dequant_matmul, is_in_bytes, piece_of_few_rows, quantize,
 };
 use super::super::kernels::gelu::{Gelu, gelu, gelu_vjp};
 use super::super::kernels::layer_norm::{ScaleGradients, layer_norm, layer_norm_vjp};
@@ -207,11 +207,11 @@ impl QuantizedOperands {
 
     /// # Safety
     /// The weights must not be written while they are borrowed.
-    unsafe fn weights<'a>(&self, memory: &'a Memory) -> Weights<'a> {
+    unsafe fn weights<'a>(&self, memory: &'a Memory) -> QuantizedWeights<'a> {
         let [rows, blocks] = [0, 1].map(|i| self.scales.dims[i]);
         // SAFETY: guaranteed by the caller.
         let (quants, scales) = unsafe { (self.quants.slice(memory), self.scales.slice(memory)) };
-        Weights {
+        QuantizedWeights {
             format: self.format,
             rows,
             cols: blocks * BLOCK,
@@ -243,7 +243,7 @@ fn few_rows<T: Float>(
         made
     });
     let work = m.saturating_mul(rows).saturating_mul(cols);
-    let piece = Weights::piece(rows, format.block_bytes() * blocks);
+    let piece = QuantizedWeights::piece(rows, format.block_bytes() * blocks);
     builder.step_in_pieces((rows.div_ceil(piece), work), |operands| {
         let (activations, to) = (operands.read(&activations), operands.write(out));
         let quantized = QuantizedOperands::of(operands, format, inputs);

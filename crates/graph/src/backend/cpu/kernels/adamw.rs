@@ -41,7 +41,7 @@ pub fn adamw<T: Float, S: Float<Acc = T::Acc>>(
 ) {
     let n = g.len();
     assert_eq!([p.len(), m.len(), v.len()], [n; 3], "adamw: lengths differ");
-    let factors = Factors::new(step);
+    let factors = StepFactors::new(step);
     let (p_in, m_in, v_in) = (
         Shared::raw(p.src().cast_mut()),
         Shared::raw(m.src().cast_mut()),
@@ -71,7 +71,7 @@ pub fn adamw<T: Float, S: Float<Acc = T::Acc>>(
 }
 
 /// The settings as factors, computed once in f64.
-struct Factors<A> {
+struct StepFactors<A> {
     keep: A,
     beta1: A,
     rest1: A,
@@ -83,9 +83,9 @@ struct Factors<A> {
     factor: A,
 }
 
-impl<A: Real> Factors<A> {
+impl<A: Real> StepFactors<A> {
     fn new(step: &AdamW) -> Self {
-        Factors {
+        StepFactors {
             keep: A::of(1.0 - step.lr * step.weight_decay),
             beta1: A::of(step.beta1),
             rest1: A::of(1.0 - step.beta1),

@@ -10,14 +10,14 @@ use crate::text::jinja::print::push_code;
 use crate::text::jinja::value::Value;
 
 /// The source of a field's values.
-enum Source<'a> {
+enum FieldSource<'a> {
     Args(&'a Args),
     Map(&'a Value),
 }
 
 struct Formatter<'a, 'r, 't> {
     run: &'r mut Interpreter<'t>,
-    source: Source<'a>,
+    source: FieldSource<'a>,
     /// The number of the next automatically numbered field.
     next: usize,
     /// Whether some field was numbered explicitly.
@@ -25,14 +25,14 @@ struct Formatter<'a, 'r, 't> {
 }
 
 pub(in crate::text::jinja) fn format(run: &mut Interpreter, pattern: &str, args: &Args) -> Outcome<Value> {
-    start(run, pattern, Source::Args(args))
+    start(run, pattern, FieldSource::Args(args))
 }
 
 pub(in crate::text::jinja) fn format_map(run: &mut Interpreter, pattern: &str, map: &Value) -> Outcome<Value> {
-    start(run, pattern, Source::Map(map))
+    start(run, pattern, FieldSource::Map(map))
 }
 
-fn start(run: &mut Interpreter, pattern: &str, source: Source) -> Outcome<Value> {
+fn start(run: &mut Interpreter, pattern: &str, source: FieldSource) -> Outcome<Value> {
     let mut formatter = Formatter {
         run,
         source,
@@ -151,24 +151,24 @@ impl Formatter<'_, '_, '_> {
             self.numbered = true;
         }
         match (&self.source, index) {
-            (Source::Args(args), Some(index)) => match args.positional.get(index) {
+            (FieldSource::Args(args), Some(index)) => match args.positional.get(index) {
                 Some(value) => Ok(value.clone()),
                 None => failed(format!(
                     "IndexError: Replacement index {index} out of range for positional args tuple"
                 )),
             },
-            (Source::Args(args), None) => match args.named.iter().find(|(known, _)| &**known == name) {
+            (FieldSource::Args(args), None) => match args.named.iter().find(|(known, _)| &**known == name) {
                 Some((_, value)) => Ok(value.clone()),
                 None => failed(format!("KeyError: '{name}'")),
             },
-            (Source::Map(_), Some(index)) => failed(format!(
+            (FieldSource::Map(_), Some(index)) => failed(format!(
                 "IndexError: Replacement index {index} out of range for positional args tuple"
             )),
-            (Source::Map(Value::Dict(dict)), None) => match dict.get_text(name) {
+            (FieldSource::Map(Value::Dict(dict)), None) => match dict.get_text(name) {
                 Some(value) => Ok(value.clone()),
                 None => failed(format!("KeyError: '{name}'")),
             },
-            (Source::Map(other), None) => failed(format!("TypeError: '{}' is no mapping", other.type_name())),
+            (FieldSource::Map(other), None) => failed(format!("TypeError: '{}' is no mapping", other.type_name())),
         }
     }
 

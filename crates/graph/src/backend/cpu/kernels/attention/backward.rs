@@ -62,7 +62,7 @@ pub fn attention_vjp<T: Float>(
     );
     let o = HeadsView::contiguous(o, queries, heads, dim);
     let g = HeadsView::contiguous(g, queries, heads, dim);
-    let heads_of = Heads {
+    let heads_of = BackwardParams {
         params,
         scale,
         o,
@@ -106,7 +106,7 @@ pub fn attention_vjp<T: Float>(
 }
 
 /// The operands of the gradients of all heads.
-struct Heads<'a, T: Float> {
+struct BackwardParams<'a, T: Float> {
     params: AttentionParams<'a, T>,
     scale: T::Acc,
     o: HeadsView<'a, T>,
@@ -115,7 +115,7 @@ struct Heads<'a, T: Float> {
     g_lse: Option<&'a [T::Acc]>,
 }
 
-impl<T: Float> Heads<'_, T> {
+impl<T: Float> BackwardParams<'_, T> {
     /// Accumulates dk and dv, `(2, kv_len, dim)`, of one (sequence, key head) over every `parts`-th block of queries
     /// from `part` on, and writes their dq.
     ///

@@ -5,7 +5,7 @@ use super::super::error::KernelError;
 use super::super::float::{Float, Mat, Real, dense_mut, transposed};
 use super::super::matmul::dense_product;
 use super::super::par::{Shared, for_rows, simd, store, with_scratch, with_space};
-use super::{BLOCK_ROWS, CrossEntropy, EXP_WORK, Row, Saved};
+use super::{BLOCK_ROWS, CrossEntropy, EXP_WORK, Saved, SupervisedRow};
 
 /// The gradients of [`cross_entropy`](super::cross_entropy) from the gradients of its outputs: `g` (n) of the loss and
 /// `g_lse` (n; zero if `None`) of lse.
@@ -65,7 +65,7 @@ pub fn cross_entropy_vjp<T: Float>(
 
 pub(super) struct Vjp<'a, T: Float> {
     pub input: &'a CrossEntropy<'a, T>,
-    pub rows: &'a [Row],
+    pub rows: &'a [SupervisedRow],
     pub lse: &'a [T::Acc],
     pub g: &'a [T::Acc],
     pub g_lse: Option<&'a [T::Acc]>,
@@ -78,7 +78,7 @@ impl<T: Float> Vjp<'_, T> {
     /// `gradients` has room for (rows, count).
     unsafe fn logit_gradients(
         &self,
-        rows: &[Row],
+        rows: &[SupervisedRow],
         start: usize,
         count: usize,
         logits: &mut [T::Acc],
@@ -88,7 +88,7 @@ impl<T: Float> Vjp<'_, T> {
         let (logits, gradients) = (Shared::new(logits), Shared::raw(gradients));
         for_rows(rows.len(), EXP_WORK * count, |range| {
             for i in range {
-                let Row { row, target } = rows[i];
+                let SupervisedRow { row, target } = rows[i];
                 // SAFETY: row i belongs to this task.
                 let logits = unsafe { logits.slice(i * count, count) };
                 let (g, lse) = (self.g[row], self.lse[row]);
@@ -120,7 +120,7 @@ impl<T: Float> Vjp<'_, T> {
     /// Like [`logit_gradients`](Self::logit_gradients); the saved exponentials are those of these rows.
     unsafe fn logit_gradients_from_saved(
         &self,
-        rows: &[Row],
+        rows: &[SupervisedRow],
         (start, count): (usize, usize),
         (saved, picked): (Saved<T>, &[T::Acc]),
         gradients: *mut T,
@@ -129,7 +129,7 @@ impl<T: Float> Vjp<'_, T> {
         let (block, gradients) = (start / self.input.block_classes(), Shared::raw(gradients));
         for_rows(total, 4 * count, |range| {
             for i in range {
-                let Row { row, target } = rows[i];
+                let SupervisedRow { row, target } = rows[i];
                 let (g, lse) = (self.g[row], self.lse[row]);
                 let factor = self.g_lse.map_or(g, |more| g + more[row]);
                 let even = g * T::Acc::of(smoothing / self.input.vocab as f64);
@@ -178,7 +178,7 @@ impl<T: Float> Vjp<'_, T> {
     ///
     /// # Safety
     /// The saved exponentials are those of these rows.
-    pub unsafe fn hidden_from_saved(&self, rows: &[Row], saved: (Saved<T>, &[T::Acc]), d_hidden: &mut [T]) {
+    pub unsafe fn hidden_from_saved(&self, rows: &[SupervisedRow], saved: (Saved<T>, &[T::Acc]), d_hidden: &mut [T]) {
         self.hidden_block(rows, d_hidden, |start, count, gradients| {
             // SAFETY: guaranteed by the caller.
             unsafe { self.logit_gradients_from_saved(rows, (start, count), saved, gradients) };
@@ -187,7 +187,12 @@ impl<T: Float> Vjp<'_, T> {
 
     /// `d_hidden` of a block of rows; `logit_gradients` writes the gradients of the logits of `count` classes from `start` on,
     /// (rows, count).
-    fn hidden_block(&self, rows: &[Row], d_hidden: &mut [T], mut logit_gradients: impl FnMut(usize, usize, *mut T)) {
+    fn hidden_block(
+        &self,
+        rows: &[SupervisedRow],
+        d_hidden: &mut [T],
+        mut logit_gradients: impl FnMut(usize, usize, *mut T),
+    ) {
         let (input, d, classes, total) = (self.input, self.input.d, self.input.block_classes(), rows.len());
         with_scratch(total * d, |sums: &mut [T::Acc]| {
             sums.fill(T::Acc::ZERO);

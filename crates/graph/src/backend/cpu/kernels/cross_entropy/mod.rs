@@ -47,7 +47,7 @@ pub struct CrossEntropy<'a, T> {
 
 /// A row that is not ignored, and its target class.
 #[derive(Clone, Copy)]
-struct Row {
+struct SupervisedRow {
     row: usize,
     target: usize,
 }
@@ -72,7 +72,7 @@ pub fn check_targets(targets: &[i64], vocab: usize, ignore_index: i64) -> Result
 
 impl<T: Float> CrossEntropy<'_, T> {
     /// The rows that are not ignored.
-    fn rows(&self) -> Result<Filled<Row>, KernelError> {
+    fn rows(&self) -> Result<Filled<SupervisedRow>, KernelError> {
         assert_eq!(
             self.hidden.len(),
             self.targets.len() * self.d,
@@ -85,8 +85,9 @@ impl<T: Float> CrossEntropy<'_, T> {
         );
         let targets = self.targets.iter().enumerate();
         let counted = targets.filter(|&(_, &target)| target != self.ignore_index);
-        let class = |(row, &target): (usize, &i64)| class(row, target, self.vocab).map(|target| Row { row, target });
-        let mut rows = Filled::new(self.targets.len(), Row { row: 0, target: 0 });
+        let class =
+            |(row, &target): (usize, &i64)| class(row, target, self.vocab).map(|target| SupervisedRow { row, target });
+        let mut rows = Filled::new(self.targets.len(), SupervisedRow { row: 0, target: 0 });
         let mut count = 0;
         for (place, found) in rows.iter_mut().zip(counted.map(class)) {
             *place = found?;
@@ -103,7 +104,12 @@ impl<T: Float> CrossEntropy<'_, T> {
 
     /// For each block of at most `most` rows, calls `f` with its first index, its rows and its hidden states, (rows,
     /// d).
-    fn for_row_blocks(&self, rows: &[Row], most: usize, mut f: impl FnMut(usize, &[Row], Mat<*const T>)) {
+    fn for_row_blocks(
+        &self,
+        rows: &[SupervisedRow],
+        most: usize,
+        mut f: impl FnMut(usize, &[SupervisedRow], Mat<*const T>),
+    ) {
         for (number, block) in rows.chunks(most).enumerate() {
             let (first, last) = (block[0].row, block[block.len() - 1].row);
             let mat = |ptr: *const T| Mat {
@@ -229,7 +235,7 @@ pub fn cross_entropy<T: Float>(
 /// Loss and log-sum-exp of rows from their statistics over all classes.
 fn finish_rows<T: Float>(
     input: &CrossEntropy<'_, T>,
-    rows: &[Row],
+    rows: &[SupervisedRow],
     found: &[Partial<T::Acc>],
     picked: &[T::Acc],
     loss: &mut [T::Acc],
@@ -258,7 +264,7 @@ struct Saved<T: Float> {
 /// The statistics of each row of a block over all classes, and the logit of its target.
 fn scan<T: Float>(
     input: &CrossEntropy<'_, T>,
-    rows: &[Row],
+    rows: &[SupervisedRow],
     hidden: Mat<*const T>,
     saved: Option<Saved<T>>,
     found: &mut [Partial<T::Acc>],

@@ -12,7 +12,7 @@ pub(super) const ROWS: usize = 4;
 
 /// Dot products of `rows` rows of activations with `count` rows of weights; row r times weight row c is stored at
 /// `out[r * count + c]`.
-pub(super) struct Dots {
+pub(super) struct QuantizedDots {
     pub blocks: usize,
     pub x: Activations,
     pub rows: usize,
@@ -24,11 +24,11 @@ pub(super) struct Dots {
 
 /// # Safety
 /// The CPU has the instructions; all inputs are readable in the given sizes, and the output is writable.
-pub(super) type DotKernel = unsafe fn(&Dots);
+pub(super) type DotKernel = unsafe fn(&QuantizedDots);
 
 /// # Safety
 /// See [`DotKernel`].
-pub(super) unsafe fn portable_8(d: &Dots) {
+pub(super) unsafe fn portable_8(d: &QuantizedDots) {
     // SAFETY: forwarded from the caller.
     unsafe {
         portable::<BLOCK>(d, |quants, x, b| {
@@ -40,7 +40,7 @@ pub(super) unsafe fn portable_8(d: &Dots) {
 
 /// # Safety
 /// See [`DotKernel`].
-pub(super) unsafe fn portable_4(d: &Dots) {
+pub(super) unsafe fn portable_4(d: &QuantizedDots) {
     const HALF: usize = BLOCK / 2;
     // SAFETY: forwarded from the caller.
     unsafe {
@@ -63,7 +63,7 @@ pub(super) unsafe fn portable_4(d: &Dots) {
 /// # Safety
 /// See [`DotKernel`].
 #[inline(always)]
-unsafe fn portable<const BYTES: usize>(d: &Dots, dot: impl Fn(&[u8], &[i8], usize) -> i32) {
+unsafe fn portable<const BYTES: usize>(d: &QuantizedDots, dot: impl Fn(&[u8], &[i8], usize) -> i32) {
     for c in 0..d.count {
         // SAFETY: guaranteed by the caller.
         let (quants, scales) = unsafe {

@@ -18,7 +18,7 @@ use std::ops::Range;
 use half::f16;
 
 pub(crate) use self::activations::{Activations, activation_bytes, quantize};
-use self::dots::{Dots, ROWS};
+use self::dots::{QuantizedDots, ROWS};
 use super::float::{Float, Real};
 use super::par::{Shared, for_pieces, rows_of_task, with_scratch, with_space};
 use super::tuning::matmul::{PARALLEL_MACS, QUANTISED_ROWS, TASK_BYTES};
@@ -29,7 +29,7 @@ const GROUP: usize = 4;
 
 /// Quantised weights `(rows, cols)`.
 #[derive(Clone, Copy, Debug)]
-pub struct Weights<'a> {
+pub struct QuantizedWeights<'a> {
     /// The storage format.
     pub format: QuantFormat,
     /// Output features.
@@ -42,7 +42,7 @@ pub struct Weights<'a> {
     pub scales: &'a [f16],
 }
 
-impl Weights<'_> {
+impl QuantizedWeights<'_> {
     /// Blocks per row.
     fn blocks(&self) -> usize {
         self.cols / BLOCK
@@ -75,7 +75,7 @@ impl Weights<'_> {
 ///
 /// # Panics
 /// If the sizes are inconsistent.
-pub fn dequant_matmul<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool, y: &mut [T]) {
+pub fn dequant_matmul<T: Float>(x: &[T], weights: &QuantizedWeights<'_>, transposed: bool, y: &mut [T]) {
     weights.check();
     let (read, made) = if transposed {
         (weights.rows, weights.cols)
@@ -105,13 +105,13 @@ pub(crate) fn is_in_bytes<T: Float>(m: usize, transposed: bool) -> bool {
 }
 
 /// Quantises `x` and multiplies it with the quantised weights.
-fn few_rows<T: Float>(x: &[T], weights: &Weights<'_>, m: usize, y: &mut [T]) {
+fn few_rows<T: Float>(x: &[T], weights: &QuantizedWeights<'_>, m: usize, y: &mut [T]) {
     let to = Shared::new(y);
     with_space(activation_bytes(m, weights.cols), |space: *mut u8| {
         // SAFETY: the scratch space belongs to this call.
         unsafe { quantize(x, weights.cols, weights.format, space) };
         let x = Activations::of(space, m, weights.cols);
-        let piece = Weights::piece(weights.rows, weights.row_bytes());
+        let piece = QuantizedWeights::piece(weights.rows, weights.row_bytes());
         for_pieces(weights.rows, piece, weights.is_parallel(m), |_, range| {
             // SAFETY: this part of y belongs to this task.
             unsafe { piece_of_few_rows(&x, m, weights, range, to) };
@@ -126,7 +126,7 @@ fn few_rows<T: Float>(x: &[T], weights: &Weights<'_>, m: usize, y: &mut [T]) {
 pub(crate) unsafe fn piece_of_few_rows<T: Float>(
     x: &Activations,
     m: usize,
-    weights: &Weights<'_>,
+    weights: &QuantizedWeights<'_>,
     range: Range<usize>,
     to: Shared<T>,
 ) {
@@ -134,7 +134,7 @@ pub(crate) unsafe fn piece_of_few_rows<T: Float>(
     with_scratch(ROWS * count, |sums: &mut [f32]| {
         for first in (0..m).step_by(ROWS) {
             let rows = ROWS.min(m - first);
-            let dots = Dots {
+            let dots = QuantizedDots {
                 blocks: weights.blocks(),
                 x: x.at_row(first),
                 rows,

@@ -37,8 +37,8 @@ impl Case {
         }
     }
 
-    fn weights(&self) -> Weights<'_> {
-        Weights {
+    fn weights(&self) -> QuantizedWeights<'_> {
+        QuantizedWeights {
             format: self.format,
             rows: self.rows,
             cols: self.cols,

@@ -5,7 +5,7 @@
 use super::super::float::{Float, Mat, Real, dense, transposed as turned};
 use super::super::matmul::{dense_product, is_multiplied_as_it_is};
 use super::super::par::{Shared, for_pieces, for_rows, simd, with_scratch, with_space};
-use super::Weights;
+use super::QuantizedWeights;
 use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
 
 /// Weight rows per panel: the columns of a tile of the product.
@@ -17,7 +17,7 @@ const PANEL_BLOCKS: usize = 3;
 const PIECE: usize = 1 << 10;
 
 /// See [`dequant_matmul`](super::dequant_matmul); no size is 0.
-pub(super) fn product<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool, m: usize, y: &mut [T]) {
+pub(super) fn product<T: Float>(x: &[T], weights: &QuantizedWeights<'_>, transposed: bool, m: usize, y: &mut [T]) {
     if is_multiplied_as_it_is::<T>() {
         return panels(x, weights, transposed, m, y);
     }
@@ -38,8 +38,14 @@ pub(super) fn product<T: Float>(x: &[T], weights: &Weights<'_>, transposed: bool
 }
 
 /// Computes the product panel by panel, with elements of type `S`.
-fn panels<S: Float<Acc = T::Acc>, T: Float>(x: &[S], weights: &Weights<'_>, transposed: bool, m: usize, y: &mut [T]) {
-    let Weights { rows, cols, .. } = *weights;
+fn panels<S: Float<Acc = T::Acc>, T: Float>(
+    x: &[S],
+    weights: &QuantizedWeights<'_>,
+    transposed: bool,
+    m: usize,
+    y: &mut [T],
+) {
+    let QuantizedWeights { rows, cols, .. } = *weights;
     let (read, made) = if transposed { (rows, cols) } else { (cols, rows) };
     let to = Shared::new(y);
     let piece = if transposed { PANEL_BLOCKS * BLOCK } else { PANEL_ROWS };
@@ -72,15 +78,15 @@ fn panels<S: Float<Acc = T::Acc>, T: Float>(x: &[S], weights: &Weights<'_>, tran
 
 /// Rows `first..first + rows` and, of each, blocks `block..block + blocks`.
 #[derive(Clone, Copy)]
-struct Panel {
+struct WeightPanel {
     first: usize,
     rows: usize,
     block: usize,
     blocks: usize,
 }
 
-fn panel_of((first, rows): (usize, usize), (block, blocks): (usize, usize)) -> Panel {
-    Panel {
+fn panel_of((first, rows): (usize, usize), (block, blocks): (usize, usize)) -> WeightPanel {
+    WeightPanel {
         first,
         rows,
         block,
@@ -92,7 +98,7 @@ fn panel_of((first, rows): (usize, usize), (block, blocks): (usize, usize)) -> P
 ///
 /// # Safety
 /// `to` has capacity for the panel, which is inside the weights.
-unsafe fn dequantize<T: Float>(weights: &Weights<'_>, panel: Panel, to: *mut T) {
+unsafe fn dequantize<T: Float>(weights: &QuantizedWeights<'_>, panel: WeightPanel, to: *mut T) {
     let (bytes, format) = (weights.format.block_bytes(), weights.format);
     simd(
         #[inline(always)]

@@ -13,7 +13,7 @@ use half::f16;
 
 use super::super::par::each;
 use super::activations::CHUNK;
-use super::dots::Dots;
+use super::dots::QuantizedDots;
 
 /// A kernel for each number of activation rows: more of these means fewer weight rows at a time, as registers are few.
 macro_rules! kernels {
@@ -21,7 +21,7 @@ macro_rules! kernels {
         /// # Safety
         /// See [`DotKernel`](super::dots::DotKernel).
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name(d: &Dots) {
+        pub(super) unsafe fn $name(d: &QuantizedDots) {
             // SAFETY: guaranteed by the caller.
             unsafe {
                 match d.rows {
@@ -45,7 +45,7 @@ kernels! {
 /// # Safety
 /// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
-unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
+unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &QuantizedDots) {
     // SAFETY: forwarded from the caller.
     unsafe {
         in_parts::<R, C, NIBBLES>(
@@ -73,7 +73,7 @@ unsafe fn wide<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
 /// # Safety
 /// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
-unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) {
+unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &QuantizedDots) {
     // SAFETY: forwarded from the caller.
     unsafe {
         in_parts::<R, C, NIBBLES>(
@@ -101,7 +101,7 @@ unsafe fn narrow<const R: usize, const C: usize, const NIBBLES: bool>(d: &Dots) 
 /// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn in_parts<const R: usize, const C: usize, const NIBBLES: bool>(
-    d: &Dots,
+    d: &QuantizedDots,
     dots: impl Fn([*const u8; C], [*const f16; C]) -> [[f32; 4]; R],
 ) {
     let row_bytes = d.blocks * if NIBBLES { 16 } else { 32 };
@@ -136,7 +136,7 @@ unsafe fn in_parts<const R: usize, const C: usize, const NIBBLES: bool>(
 /// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
-    d: &Dots,
+    d: &QuantizedDots,
     quants: [*const u8; C],
     scales: [*const f16; C],
 ) -> [[__m512; C]; R] {
@@ -195,7 +195,7 @@ unsafe fn wide_rows<const R: usize, const C: usize, const NIBBLES: bool>(
 /// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn factors<const R: usize, const C: usize>(
-    d: &Dots,
+    d: &QuantizedDots,
     wide: &[__m512; C],
     chunk: usize,
     sums: &mut [[__m512; C]; R],
@@ -227,7 +227,7 @@ unsafe fn factors<const R: usize, const C: usize>(
 /// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn wide_step<const R: usize, const C: usize, const NIBBLES: bool>(
-    d: &Dots,
+    d: &QuantizedDots,
     weights: &[__m512; C],
     (at, v): (usize, usize),
     factors: &[[__m512; C]; R],
@@ -276,7 +276,7 @@ const GROUP: usize = 8;
 /// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn narrow_rows<const R: usize, const C: usize, const NIBBLES: bool>(
-    d: &Dots,
+    d: &QuantizedDots,
     quants: [*const u8; C],
     scales: [*const f16; C],
 ) -> [[__m256; C]; R] {
@@ -359,7 +359,7 @@ unsafe fn some_scales(from: *const f16, count: usize) -> __m128i {
 /// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn narrow_factors<const R: usize, const C: usize, const NIBBLES: bool>(
-    d: &Dots,
+    d: &QuantizedDots,
     wide: &[__m256; C],
     group: usize,
     sums: &mut [[__m256; C]; R],
@@ -391,7 +391,7 @@ unsafe fn narrow_factors<const R: usize, const C: usize, const NIBBLES: bool>(
 /// See [`DotKernel`](super::dots::DotKernel).
 #[inline(always)]
 unsafe fn narrow_step<const R: usize, const C: usize, const NIBBLES: bool>(
-    d: &Dots,
+    d: &QuantizedDots,
     weights: &[__m256; C],
     (at, v): (usize, usize),
     factors: &[[__m256; C]; R],
