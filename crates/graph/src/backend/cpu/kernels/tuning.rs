@@ -42,6 +42,8 @@ pub(crate) mod matmul {
     pub(crate) const TASKS: usize = 4;
     /// Rows of a task, about, at least: each packs its panel of B.
     pub(crate) const TASK_ROWS: usize = 128;
+    /// Bytes of the panels of B that a task of a matrix unit packs, about, at most: they stay in the second cache.
+    pub(crate) const PANEL_BYTES: usize = 1 << 20;
     /// Rows of a task, about, where there is a single panel.
     pub(crate) const NARROW_ROWS: usize = 32;
     /// Up to so many terms, and [`ROW_BYTES`] of B, writing C takes longest, which memory takes row by row best.
