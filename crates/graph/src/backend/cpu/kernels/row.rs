@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::float::{Float, Real};
-use super::par::{BLOCK, Shared, for_pieces, simd};
+use super::par::{BLOCK, Shared, each, for_pieces, simd};
 use super::scratch::Filled;
 use super::tuning::loops::PARALLEL_WORK;
 
@@ -37,22 +37,34 @@ pub(crate) unsafe fn map_row<T: Float, const N: usize>(
 ) {
     for start in (0..n).step_by(BLOCK) {
         let len = BLOCK.min(n - start);
-        let sides = sides.map(|side| &side[start..][..len]);
+        let sides: [&[T::Acc]; N] = each(
+            #[inline(always)]
+            |s| &sides[s][start..][..len],
+        );
         // SAFETY: the block is in bounds of both, and if they are distinct only `dst` is written.
         unsafe {
             let to = std::slice::from_raw_parts_mut(dst.add(start), len);
             if std::ptr::eq(src, dst) {
                 for i in 0..len {
-                    to[i] = T::from_acc(f(to[i].to_acc(), sides.map(|side| side[i])));
+                    to[i] = T::from_acc(f(to[i].to_acc(), nth(&sides, i)));
                 }
             } else {
                 let from = std::slice::from_raw_parts(src.add(start), len);
                 for i in 0..len {
-                    to[i] = T::from_acc(f(from[i].to_acc(), sides.map(|side| side[i])));
+                    to[i] = T::from_acc(f(from[i].to_acc(), nth(&sides, i)));
                 }
             }
         }
     }
+}
+
+/// Element `i` of each side.
+#[inline(always)]
+fn nth<A: Copy, const N: usize>(sides: &[&[A]; N], i: usize) -> [A; N] {
+    each(
+        #[inline(always)]
+        |s| sides[s][i],
+    )
 }
 
 /// A weight of `n` elements, widened; filled with `missing` if there is none.

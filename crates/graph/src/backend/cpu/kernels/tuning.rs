@@ -42,6 +42,8 @@ pub(crate) mod matmul {
     pub(crate) const TASKS: usize = 4;
     /// Approximate minimum rows per task, as each task packs its panel of B.
     pub(crate) const TASK_ROWS: usize = 128;
+    /// Approximate maximum bytes of B panels that a task of a matrix unit packs, to stay in the L2 cache.
+    pub(crate) const PANEL_BYTES: usize = 1 << 20;
     /// Approximate rows per task with a single panel.
     pub(crate) const NARROW_ROWS: usize = 32;
     /// Maximum inner dimension (with at most [`ROW_BYTES`] of B) for which writing C dominates, which is fastest row by

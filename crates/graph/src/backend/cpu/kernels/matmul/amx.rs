@@ -2,6 +2,9 @@
 //! columns an instruction. Rows of A are read where they lie. Nothing here asks what the machine has but [`is_usable`].
 
 use std::arch::asm;
+use std::arch::x86_64::{_mm512_maskz_loadu_epi32, _mm512_store_si512};
+use std::cell::Cell;
+use std::mem::MaybeUninit;
 
 use super::kernel::Tile;
 use super::table::Pair;
@@ -22,8 +25,8 @@ struct Config {
 }
 
 impl Config {
-    /// Registers 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B, with `steps` pairs of terms each.
-    fn of(rows: usize, steps: usize) -> Self {
+    /// For `rows` rows of A and C: registers 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B.
+    fn of(rows: usize) -> Self {
         let upper = rows.min(EDGE) as u8;
         let lower = (rows - rows.min(EDGE)).max(1) as u8;
         let mut config = Config {
@@ -33,46 +36,98 @@ impl Config {
             row_bytes: [0; 16],
             rows: [0; 16],
         };
-        let (line, pairs) = ((4 * EDGE) as u16, (4 * steps) as u16);
-        config.row_bytes[..8].copy_from_slice(&[line, line, line, line, pairs, pairs, line, line]);
-        let steps = steps as u8;
-        config.rows[..8].copy_from_slice(&[upper, upper, lower, lower, upper, lower, steps, steps]);
+        let columns = EDGE as u8;
+        config.row_bytes[..8].fill((4 * EDGE) as u16);
+        config.rows[..8].copy_from_slice(&[upper, upper, lower, lower, upper, lower, columns, columns]);
         config
     }
 }
 
-/// [`Kernel::tile`](super::kernel::Kernel::tile) for up to [`ROWS`] rows, which lie one after the other, and whole vectors
-/// of 16 columns, up to two.
+thread_local! {
+    /// The rows that this thread's registers are configured for: configuring takes as long as five products.
+    static CONFIGURED: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// # Safety
+/// AMX is usable.
+unsafe fn configure(rows: usize) {
+    if CONFIGURED.replace(Some(rows)) != Some(rows) {
+        let config = Config::of(rows);
+        // SAFETY: the caller's promise; the configuration is well-formed.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+    }
+}
+
+/// Frees the registers, which the system would save with the thread's state.
 ///
 /// # Safety
-/// As there; AMX is usable, and `a_step` is 1.
+/// AMX is usable.
+pub(super) unsafe fn release() {
+    if CONFIGURED.take().is_some() {
+        // SAFETY: the caller's promise.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// Rows of a register each.
+#[repr(C, align(64))]
+struct Rows<const N: usize>([[Pair; EDGE]; N]);
+
+/// [`Kernel::tile`](super::kernel::Kernel::tile) for up to [`ROWS`] rows of A, which lie one after the other, and one or
+/// two vectors of 16 columns.
+///
+/// # Safety
+/// As there; AMX and AVX-512F are usable, `a_step` is 1, and the thread calls [`release`] in the end.
+#[target_feature(enable = "avx512f")]
 pub(super) unsafe fn tile(t: &Tile<Pair, f32>) {
     debug_assert!(t.a_step == 1 && t.rows <= ROWS && t.cols.is_multiple_of(EDGE) && t.cols <= 2 * EDGE);
-    let whole = t.steps / EDGE;
+    let (whole, rest) = (t.steps / EDGE, t.steps % EDGE);
     // SAFETY: the caller's promise; both parts are inside the operands.
     unsafe {
+        configure(t.rows);
         if whole > 0 {
-            block(t, 0, EDGE, whole, t.add);
+            products(t, (t.a, t.a_row), (t.b, t.b_step), whole, t.add);
         }
-        let rest = t.steps % EDGE;
         if rest > 0 {
-            block(t, whole * EDGE, rest, 1, t.add || whole > 0);
+            // Zeros make up a whole register.
+            let mask = (1 << rest) - 1;
+            let (mut a, mut b) = (MaybeUninit::<Rows<ROWS>>::uninit(), MaybeUninit::<Rows<ROWS>>::uninit());
+            let (a, b) = (a.as_mut_ptr().cast::<Pair>(), b.as_mut_ptr().cast::<Pair>());
+            for r in 0..t.rows {
+                let from =
+                    t.a.wrapping_byte_offset(r as isize * t.a_row)
+                        .wrapping_add(whole * EDGE);
+                _mm512_store_si512(a.add(r * EDGE).cast(), _mm512_maskz_loadu_epi32(mask, from.cast()));
+            }
+            for r in 0..EDGE {
+                for c in (0..t.cols).step_by(EDGE) {
+                    let from = t.b.wrapping_add((whole * EDGE + r) * t.b_step + c);
+                    let there = if r < rest { u16::MAX } else { 0 };
+                    let to = b.add(r * 2 * EDGE + c);
+                    _mm512_store_si512(to.cast(), _mm512_maskz_loadu_epi32(there, from.cast()));
+                }
+            }
+            products(t, (a, 4 * EDGE as isize), (b, 2 * EDGE), 1, t.add || whole > 0);
         }
     }
 }
 
-/// `count` times `steps` pairs of terms, from pair `first` on.
+/// The sums of `count` times 16 pairs of terms.
 ///
 /// # Safety
-/// As [`tile`].
-unsafe fn block(t: &Tile<Pair, f32>, first: usize, steps: usize, count: usize, add: bool) {
-    let config = Config::of(t.rows, steps);
-    let (a, b) = (t.a.wrapping_add(first), t.b.wrapping_add(first * t.b_step));
-    /// The registers' work, by whether there is a second tile of rows and of columns.
+/// As [`tile`]; the registers are configured.
+#[inline(always)]
+unsafe fn products(
+    t: &Tile<Pair, f32>,
+    (a, a_row): (*const Pair, isize),
+    (b, b_step): (*const Pair, usize),
+    count: usize,
+    add: bool,
+) {
+    // The registers' work, by whether there is a second tile of rows and of columns.
     macro_rules! registers {
         ([$($lower:literal)?] [$($right:literal)?] [$($both:literal)?]) => {
             asm!(
-                "ldtilecfg [{config}]",
                 "test {add:e}, {add:e}",
                 "jnz 2f",
                 "tilezero tmm0",
@@ -103,24 +158,22 @@ unsafe fn block(t: &Tile<Pair, f32>, first: usize, steps: usize, count: usize, a
                 $(concat!("tilestored [{c} + {c_row} + 64], tmm1", $right),)?
                 $(concat!("tilestored [{c_lower} + {c_row}], tmm2", $lower),)?
                 $(concat!("tilestored [{c_lower} + {c_row} + 64], tmm3", $both),)?
-                "tilerelease",
-                config = in(reg) &raw const config,
                 add = in(reg) u32::from(add),
                 c = in(reg) t.out,
                 c_lower = in(reg) t.out.wrapping_add(EDGE * t.out_row),
                 c_row = in(reg) 4 * t.out_row,
                 a = inout(reg) a => _,
-                a_lower = inout(reg) a.wrapping_byte_offset(EDGE as isize * t.a_row) => _,
-                a_row = in(reg) t.a_row,
+                a_lower = inout(reg) a.wrapping_byte_offset(EDGE as isize * a_row) => _,
+                a_row = in(reg) a_row,
                 b = inout(reg) b => _,
-                b_row = in(reg) 4 * t.b_step,
-                b_next = in(reg) 4 * EDGE * t.b_step,
+                b_row = in(reg) 4 * b_step,
+                b_next = in(reg) 4 * EDGE * b_step,
                 count = inout(reg) count => _,
                 options(nostack),
             )
         };
     }
-    // SAFETY: the caller's promise; registers read no row and no byte of a row that the configuration leaves out.
+    // SAFETY: the caller's promise; no register has a row that the configuration leaves out.
     unsafe {
         match (t.rows > EDGE, t.cols > EDGE) {
             (true, true) => registers!([""][""][""]),
@@ -139,8 +192,8 @@ pub(crate) const FLOPS: usize = 4 * 2 * EDGE * EDGE * 2 * EDGE;
 /// # Safety
 /// AMX is usable.
 pub(crate) unsafe fn multiply_registers(iterations: usize) {
-    let config = Config::of(ROWS, EDGE);
-    let operand = [[half::bf16::from_f32(0.5); 2 * EDGE]; EDGE];
+    let config = Config::of(ROWS);
+    let operand = Rows([[[half::bf16::from_f32(0.5); 2]; EDGE]; EDGE]);
     if iterations == 0 {
         return;
     }

@@ -84,9 +84,10 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         !self.reads_rows(VERY_FEW_ROWS) && !self.factors.iter().any(odd)
     }
 
-    /// True where a matrix unit is the better one, which reads rows of A as they lie: but for few rows, and dot products.
+    /// True where a matrix unit is the better one: but for few rows, dot products, and an A that neither lies row by row,
+    /// in whole pairs, nor column by column.
     pub fn suits_tiles(&self) -> bool {
-        let lies = |f: &Factors<S>| f.a.cols == 1 && f.k.is_multiple_of(2);
+        let lies = |f: &Factors<S>| f.a.rows == 1 || f.a.cols == 1 && f.k.is_multiple_of(2);
         self.dims.0 > VERY_FEW_ROWS && !self.suits_dots() && self.factors.iter().all(lies)
     }
 

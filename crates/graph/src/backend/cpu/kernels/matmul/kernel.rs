@@ -102,6 +102,13 @@ pub(super) struct Kernel<P: 'static, A: 'static> {
     /// As `tile`.
     pub weave: Option<Weave>,
     pub turn: Option<Turn>,
+    /// Whether `tile` reads each row of A as one run of entries.
+    pub reads_lines: bool,
+    /// What a thread does after its last tile.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
+    pub release: Option<unsafe fn()>,
 }
 
 /// Turns runs of elements into runs of entries across them.
@@ -113,7 +120,36 @@ pub(super) struct Turn {
     /// # Safety
     /// As [`Kernel::tile`]; the elements are those of the kernel's products.
     pub run: unsafe fn(*const u8, usize, *mut u32, usize),
+    /// The same for fewer runs and entries.
+    ///
+    /// # Safety
+    /// As `run`.
+    pub part: Option<TurnPart>,
 }
+
+impl Turn {
+    /// Turns a whole block or a part of one: so many runs of so many entries.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run); only where `part` is there may the block be smaller.
+    pub unsafe fn block(
+        &self,
+        (from, from_step): (*const u8, usize),
+        (to, to_step): (*mut u32, usize),
+        size: (usize, usize),
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.part.filter(|_| size != (self.edge, self.edge)) {
+                Some(part) => part((from, from_step), (to, to_step), size),
+                None => (self.run)(from, from_step, to, to_step),
+            }
+        }
+    }
+}
+
+/// From runs so many bytes apart to runs so many entries apart; the numbers of runs and of entries.
+type TurnPart = unsafe fn((*const u8, usize), (*mut u32, usize), (usize, usize));
 
 /// Sums of nothing.
 ///

@@ -4,7 +4,7 @@ use super::super::float::{Float, Mat, transposed};
 use super::super::par::{Shared, for_pieces};
 use super::super::tuning::matmul::TASK_BYTES;
 use super::drive::{Factors, LINE};
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Turn};
 use super::pack::{Block, Entry};
 
 /// An operand in panels or as it lies: entry `p` of line `i` is `step * p` entries after `line * i` bytes. Packed lines
@@ -47,6 +47,50 @@ pub(super) fn group_height<S, P, A>(kernel: &Kernel<P, A>, factors: &Factors<S>)
     shared.next_multiple_of(kernel.rows)
 }
 
+/// Entries of a block of [`pack_turned`].
+const EDGE: usize = 16;
+
+/// Packs rows of an A whose columns lie contiguous as runs of entries: blocks are woven as those of a B, then turned.
+///
+/// # Safety
+/// The rows are inside A; there is room for them; the kernel weaves and turns entries of `P`.
+unsafe fn pack_turned<S: Float, P: Entry<S>>(
+    (kernel, turn): (&Kernel<P, S::Acc>, &Turn),
+    factors: &Factors<S>,
+    (first, rows): (usize, usize),
+    to: *mut P,
+    parallel: bool,
+) -> Lines<P> {
+    let steps = factors.k.div_ceil(P::TERMS);
+    let room = Shared::raw(to);
+    let piece = TASK_BYTES.div_ceil(EDGE * steps * size_of::<P>());
+    for_pieces(rows.div_ceil(EDGE), piece, parallel, |_, range| {
+        let mut woven = [[P::default(); EDGE]; EDGE];
+        let blocks = range.flat_map(|block| (0..steps).step_by(EDGE).map(move |p| (block * EDGE, p)));
+        for (i, p) in blocks {
+            let terms = (EDGE * P::TERMS).min(factors.k - p * P::TERMS);
+            let (count, cols) = (terms.div_ceil(P::TERMS), EDGE.min(rows - i));
+            let block = Block {
+                from: transposed(factors.a.at(first + i, p * P::TERMS)),
+                terms,
+                cols,
+            };
+            // SAFETY: the block is inside A, its place inside the room and this task's.
+            unsafe {
+                block.pack(kernel, EDGE, woven.as_mut_ptr().cast::<P>());
+                let to = (room.at(i * steps + p).cast(), steps);
+                turn.block((woven.as_ptr().cast(), size_of_val(&woven[0])), to, (count, cols));
+            }
+        }
+    });
+    Lines {
+        ptr: to.cast_const(),
+        line: (steps * size_of::<P>()) as isize,
+        step: 1,
+        group: None,
+    }
+}
+
 /// Packs rows of an A: one after the other where a step is one term and rows can be written so, else in groups of a
 /// tile's rows.
 ///
@@ -60,6 +104,13 @@ pub(super) unsafe fn pack_rows<S: Float, P: Entry<S>>(
     parallel: bool,
 ) -> Lines<P> {
     let (a, terms, steps) = (&factors.a, factors.k, factors.k.div_ceil(P::TERMS));
+    if let Some(turn) = kernel.turn.as_ref().filter(|_| kernel.reads_lines) {
+        if let Some(lines) = as_they_lie(a.at(first, 0), terms) {
+            return lines;
+        }
+        // SAFETY: handed on.
+        return unsafe { pack_turned((kernel, turn), factors, (first, rows), to, parallel) };
+    }
     let turn = kernel
         .turn
         .as_ref()

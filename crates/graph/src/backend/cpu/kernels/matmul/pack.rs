@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 
 use super::super::float::{Float, Mat};
-use super::super::par::{prefetch, simd};
+use super::super::par::{each, prefetch, simd};
 use super::super::tuning::matmul::AHEAD;
 use super::drive::is;
 use super::kernel::Kernel;
@@ -14,7 +14,7 @@ use super::table::Pair;
 const VECTOR: usize = 8;
 
 /// What a panel of elements `S` is made of.
-pub(super) trait Entry<S: Copy>: Copy + Send + Sync + 'static {
+pub(super) trait Entry<S: Copy>: Copy + Default + Send + Sync + 'static {
     /// Terms of a sum in one entry.
     const TERMS: usize;
     /// Whether an entry is its elements as they lie, so that a kernel can read them unpacked.
@@ -138,7 +138,10 @@ impl<S: Float> Block<S> {
                     let whole = cols.start + blocks * VECTOR;
                     for j in (cols.start..whole).step_by(VECTOR) {
                         let block: [S; VECTOR] = *from.add(j).cast();
-                        *to.add(j).cast::<[P; VECTOR]>() = block.map(|x| P::gather(&raw const x, rows, 1));
+                        *to.add(j).cast::<[P; VECTOR]>() = each(
+                            #[inline(always)]
+                            |i| P::gather(&raw const block[i], rows, 1),
+                        );
                     }
                     (whole..cols.end).for_each(|j| *to.add(j) = P::gather(from.add(j), rows, terms));
                 } else {
@@ -156,14 +159,19 @@ impl<S: Float> Block<S> {
     unsafe fn turn<P: Entry<S>, A>(&self, kernel: &Kernel<P, A>, width: usize, to: *mut P, whole: usize) {
         let turned = match &kernel.turn {
             Some(turn) if self.from.cols > 0 => {
-                let (steps, cols) = (whole - whole % turn.edge, self.cols - self.cols % turn.edge);
+                let edge = turn.edge;
+                let (steps, cols) = match turn.part {
+                    Some(_) => (whole, self.cols),
+                    None => (whole - whole % edge, self.cols - self.cols % edge),
+                };
                 let bytes = self.from.cols as usize * size_of::<S>();
-                for j in (0..cols).step_by(turn.edge) {
-                    for p in (0..steps).step_by(turn.edge) {
+                for j in (0..cols).step_by(edge) {
+                    for p in (0..steps).step_by(edge) {
+                        let size = (edge.min(cols - j), edge.min(steps - p));
                         // SAFETY: the block is inside this one; the kernel is for these elements and this machine.
                         unsafe {
-                            let from = self.from.at(p * P::TERMS, j).ptr.cast::<u8>();
-                            (turn.run)(from, bytes, to.add(p * width + j).cast(), width);
+                            let from = self.from.at(p * P::TERMS, j).ptr.cast();
+                            turn.block((from, bytes), (to.add(p * width + j).cast(), width), size);
                         }
                     }
                 }

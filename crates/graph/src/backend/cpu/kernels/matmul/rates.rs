@@ -9,6 +9,7 @@ use std::time::Instant;
 use etcetera::BaseStrategy;
 use serde::{Deserialize, Serialize};
 
+use super::super::scratch::Filled;
 use super::kernel::{Kernel, Tile};
 
 /// Inner dimension of the timed tiles, whose operands fit in the L1 cache.
@@ -98,8 +99,9 @@ fn write(file: &Path, known: &BTreeMap<String, Rates>) -> Result<(), Box<dyn std
 /// The machine has the kernel's instructions.
 pub(super) unsafe fn measure<P: Copy>(kernel: &Kernel<P, f32>, entry: P, terms: usize) -> f64 {
     let columns = kernel.lanes * kernel.vectors;
-    let (a, b) = (vec![entry; kernel.rows * STEPS], vec![entry; STEPS * columns]);
-    let mut sums = vec![0.0f32; kernel.rows * columns];
+    let a = Filled::new(kernel.rows * STEPS, entry);
+    let b = Filled::new(STEPS * columns, entry);
+    let mut sums = Filled::new(kernel.rows * columns, 0.0f32);
     let mut best = f64::INFINITY;
     for _ in 0..ROUNDS {
         let start = Instant::now();
@@ -122,6 +124,10 @@ pub(super) unsafe fn measure<P: Copy>(kernel: &Kernel<P, f32>, entry: P, terms: 
         }
         best = best.min(start.elapsed().as_secs_f64());
         std::hint::black_box(&mut sums);
+    }
+    if let Some(release) = kernel.release {
+        // SAFETY: the caller's promise.
+        unsafe { release() };
     }
     (TILES * 2 * kernel.rows * columns * STEPS * terms) as f64 / best
 }

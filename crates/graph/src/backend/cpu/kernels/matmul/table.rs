@@ -18,7 +18,7 @@ use super::words::{Portable, Words};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
     Narrow32, Narrow64, NarrowBrain, NarrowHalf, Wide32, Wide64, WideBrain, WideHalf, WidePairs, round_pairs,
-    transpose_16, turn_bf16, turn_f16, turn_f32, weave_pairs,
+    transpose_16, transpose_part_of_16, turn_bf16, turn_f16, turn_f32, weave_pairs,
 };
 
 /// Two terms of a sum in one entry of a panel.
@@ -47,6 +47,8 @@ macro_rules! kernels {
                 round: $round,
                 weave: $weave,
                 turn: $turn,
+                reads_lines: false,
+                release: None,
             }
         };
     )* };
@@ -67,13 +69,13 @@ kernels! {
     NARROW_64: Narrow64, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_BRAIN: NarrowBrain, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_HALF: NarrowHalf, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    WIDE_32: Wide32, 8 x 3, None, None, Some(turn(16, transpose_16)), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_32: Wide32, 8 x 3, None, None, Some(TURN_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_32_OF_BRAIN: Wide32, 8 x 3, None, None, Some(turn(8, turn_bf16)), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_32_OF_HALF: Wide32, 8 x 3, None, None, Some(turn(8, turn_f16)), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_64: Wide64, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_BRAIN: WideBrain, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_HALF: WideHalf, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_PAIRS: WidePairs, 8 x 3, Some(round_pairs), Some(weave_pairs), Some(turn(16, transpose_16)), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
+    WIDE_PAIRS: WidePairs, 8 x 3, Some(round_pairs), Some(weave_pairs), Some(TURN_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
 }
 
 /// [`WIDE_PAIRS`] with tiles multiplied by the matrix unit.
@@ -86,7 +88,9 @@ static AMX_PAIRS: Kernel<Pair, f32> = Kernel {
     dots: WIDE_PAIRS.dots,
     round: WIDE_PAIRS.round,
     weave: WIDE_PAIRS.weave,
-    turn: Some(turn(16, transpose_16)),
+    turn: Some(TURN_16),
+    reads_lines: true,
+    release: Some(amx::release),
 };
 
 #[cfg(target_arch = "aarch64")]
@@ -97,8 +101,15 @@ kernels! {
 
 #[cfg(target_arch = "x86_64")]
 const fn turn(edge: usize, run: unsafe fn(*const u8, usize, *mut u32, usize)) -> Turn {
-    Turn { edge, run }
+    Turn { edge, run, part: None }
 }
+
+#[cfg(target_arch = "x86_64")]
+const TURN_16: Turn = Turn {
+    edge: 16,
+    run: transpose_16,
+    part: Some(transpose_part_of_16),
+};
 
 /// What a machine has; each level has all before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

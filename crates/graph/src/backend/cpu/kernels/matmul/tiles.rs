@@ -10,7 +10,9 @@ use smallvec::SmallVec;
 use super::super::float::{Float, Real};
 use super::super::par::{for_pieces, prefetch, with_space};
 use super::super::pool::threads;
-use super::super::tuning::matmul::{CHUNK, CHUNK_BYTES, FEW_ROWS, NARROW_ROWS, ROW_BYTES, ROW_TERMS, TASK_ROWS, TASKS};
+use super::super::tuning::matmul::{
+    CHUNK, CHUNK_BYTES, FEW_ROWS, NARROW_ROWS, PANEL_BYTES, ROW_BYTES, ROW_TERMS, TASK_ROWS, TASKS,
+};
 use super::drive::{FACTORS, Factors, LINE, Product};
 use super::kernel::{Kernel, TILE, Tile};
 use super::lines::{Lines, group_height, pack_rows};
@@ -94,8 +96,13 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let lies = self.factors.iter().all(|f| self.lies_ready::<P>(f));
         let shares = |f: &Factors<S>| f.b.cols == 1 && !self.lies_ready::<P>(f);
         let terms: usize = self.factors.iter().map(|f| f.k).sum();
-        let by_rows = terms <= ROW_TERMS && terms * n * size_of::<S>() <= ROW_BYTES;
-        let shared = if by_rows && rows > kernel.rows {
+        let by_rows = kernel.reads_lines || terms <= ROW_TERMS && terms * n * size_of::<S>() <= ROW_BYTES;
+        let threads = if parallel { threads() } else { 1 };
+        let shared = if kernel.reads_lines {
+            // Rows of A stay in the nearest cache while they pass several panels.
+            let panel = terms * width * size_of::<S>();
+            (across / (TASKS * threads)).min(PANEL_BYTES / panel).max(1)
+        } else if by_rows && rows > kernel.rows {
             across
         } else if lies && rows <= kernel.rows {
             // Nothing to pack, and little to do with each.
@@ -106,9 +113,8 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         } else {
             1
         };
-        let threads = if parallel { threads() } else { 1 };
         let (mut across, mut unit) = (across.div_ceil(shared), shared * width);
-        if shared == 1 && across >= TASKS * threads {
+        if shared == 1 && !kernel.reads_lines && across >= TASKS * threads {
             // Each thread gets as many columns, but for a vector.
             unit = kernel.lanes;
             across = across.next_multiple_of(threads).min(n.div_ceil(unit));
@@ -238,8 +244,8 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         (first, start, rows): (usize, usize, usize),
         columns: &Columns,
     ) {
-        let mut room = [const { MaybeUninit::<S::Acc>::uninit() }; TILE];
-        let used = &mut room[..kernel.rows.min(rows) * columns.width.next_multiple_of(kernel.lanes)];
+        let mut room = Room([const { MaybeUninit::<S::Acc>::uninit() }; TILE]);
+        let used = &mut room.0[..kernel.rows.min(rows) * columns.width.next_multiple_of(kernel.lanes)];
         used.fill(MaybeUninit::new(S::Acc::ZERO));
         // SAFETY: filled.
         let room = unsafe { std::slice::from_raw_parts_mut(used.as_mut_ptr().cast::<S::Acc>(), used.len()) };
@@ -288,6 +294,10 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                 unsafe { self.write(kernel, sums, stride, (first + i, j), (count, cols)) };
             }
         }
+        if let Some(release) = kernel.release {
+            // SAFETY: the machine has the kernel's instructions.
+            unsafe { release() };
+        }
     }
 
     /// Adds the columns from `j` on of each B to the panels, as they lie or packed into the space.
@@ -328,6 +338,10 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         panels.extend(self.factors.iter().map(panel));
     }
 }
+
+/// Sums of a tile, whose rows begin with cache lines.
+#[repr(align(64))]
+struct Room<A>([MaybeUninit<A>; TILE]);
 
 /// What a task multiplies, panel after panel.
 struct Columns {

@@ -350,6 +350,31 @@ pub(super) unsafe fn transpose_16(from: *const u8, from_step: usize, to: *mut u3
     }
 }
 
+/// [`transpose_16`] of fewer runs and entries: what is not there is neither read nor written.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn transpose_part_of_16(
+    (from, from_step): (*const u8, usize),
+    (to, to_step): (*mut u32, usize),
+    (runs, entries): (usize, usize),
+) {
+    let (mut block, mut turned) = ([[0u32; 16]; 16], [[0u32; 16]; 16]);
+    // SAFETY: the caller's promise; what is masked out is neither read nor written.
+    unsafe {
+        for (r, run) in block.iter_mut().enumerate().take(runs) {
+            let run_of_entries = _mm512_maskz_loadu_epi32(first16(entries), from.add(r * from_step).cast());
+            _mm512_storeu_si512(run.as_mut_ptr().cast(), run_of_entries);
+        }
+        transpose_16(block.as_ptr().cast(), 64, turned.as_mut_ptr().cast(), 16);
+        for (e, run) in turned.iter().enumerate().take(entries) {
+            let run = _mm512_loadu_si512(run.as_ptr().cast());
+            _mm512_mask_storeu_epi32(to.add(e * to_step).cast(), first16(runs), run);
+        }
+    }
+}
+
 /// Weaves two runs into pairs.
 ///
 /// # Safety
