@@ -1,5 +1,5 @@
-//! Tiles of bf16 products on AMX, the matrix unit of newer Intel processors: 16 rows of 32 terms times 32 terms of 16
-//! columns an instruction. Rows of A are read where they lie. Nothing here asks what the machine has but [`is_usable`].
+//! The micro-kernel for AMX, the matrix unit of newer Intel processors: one instruction multiplies 16 rows of 32 terms
+//! with 32 terms of 16 columns. Rows of A are read in place. CPU features are detected by [`is_usable`] only.
 
 use std::arch::asm;
 use std::arch::x86_64::{_mm512_maskz_loadu_epi32, _mm512_store_si512};
@@ -11,7 +11,7 @@ use super::table::Pair;
 
 /// Rows of a tile register, and the four-byte entries of one.
 const EDGE: usize = 16;
-/// Rows and columns of C that are computed together: four registers of sums, two of each operand.
+/// Rows and columns of C that are computed together: four accumulator registers, two registers for each operand.
 pub(super) const ROWS: usize = 2 * EDGE;
 
 /// The operand of `ldtilecfg`: bytes of a row and number of rows of each tile register (Intel SDM, volume 1, 18.3).
@@ -25,7 +25,7 @@ struct Config {
 }
 
 impl Config {
-    /// For `rows` rows of A and C: registers 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B.
+    /// For `rows` rows of A and C: registers 0 to 3 hold accumulators, 4 and 5 rows of A, 6 and 7 columns of B.
     fn of(rows: usize) -> Self {
         let upper = rows.min(EDGE) as u8;
         let lower = (rows - rows.min(EDGE)).max(1) as u8;
@@ -44,7 +44,7 @@ impl Config {
 }
 
 thread_local! {
-    /// The rows that this thread's registers are configured for: configuring takes as long as five products.
+    /// The number of rows that this thread's registers are configured for: configuring takes as long as five products.
     static CONFIGURED: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
@@ -53,43 +53,44 @@ thread_local! {
 unsafe fn configure(rows: usize) {
     if CONFIGURED.replace(Some(rows)) != Some(rows) {
         let config = Config::of(rows);
-        // SAFETY: the caller's promise; the configuration is well-formed.
+        // SAFETY: guaranteed by the caller; the configuration is well-formed.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
     }
 }
 
-/// Frees the registers, which the system would save with the thread's state.
+/// Releases the registers, which the operating system would otherwise save with the thread's state.
 ///
 /// # Safety
 /// AMX is usable.
 pub(super) unsafe fn release() {
     if CONFIGURED.take().is_some() {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
 
-/// Rows of a register each.
+/// Rows of each register.
 #[repr(C, align(64))]
 struct Rows<const N: usize>([[Pair; EDGE]; N]);
 
-/// [`Kernel::tile`](super::kernel::Kernel::tile) for up to [`ROWS`] rows of A, which lie one after the other, and one or
-/// two vectors of 16 columns.
+/// [`Kernel::tile`](super::kernel::Kernel::tile) for up to [`ROWS`] contiguous rows of A, and one or two vectors of 16
+/// columns.
 ///
 /// # Safety
-/// As there; AMX and AVX-512F are usable, `a_step` is 1, and the thread calls [`release`] in the end.
+/// Like [`Kernel::tile`](super::kernel::Kernel::tile); AMX and AVX-512F are usable, `a_step` is 1, and the thread calls
+/// [`release`] in the end.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn tile(t: &Tile<Pair, f32>) {
     debug_assert!(t.a_step == 1 && t.rows <= ROWS && t.cols.is_multiple_of(EDGE) && t.cols <= 2 * EDGE);
     let (whole, rest) = (t.steps / EDGE, t.steps % EDGE);
-    // SAFETY: the caller's promise; both parts are inside the operands.
+    // SAFETY: guaranteed by the caller; both parts are inside the operands.
     unsafe {
         configure(t.rows);
         if whole > 0 {
             products(t, (t.a, t.a_row), (t.b, t.b_step), whole, t.add);
         }
         if rest > 0 {
-            // Zeros make up a whole register.
+            // Zero-padded to a whole register.
             let mask = (1 << rest) - 1;
             let (mut a, mut b) = (MaybeUninit::<Rows<ROWS>>::uninit(), MaybeUninit::<Rows<ROWS>>::uninit());
             let (a, b) = (a.as_mut_ptr().cast::<Pair>(), b.as_mut_ptr().cast::<Pair>());
@@ -112,7 +113,7 @@ pub(super) unsafe fn tile(t: &Tile<Pair, f32>) {
     }
 }
 
-/// The sums of `count` times 16 pairs of terms.
+/// Accumulates `count` times 16 pairs of terms.
 ///
 /// # Safety
 /// As [`tile`]; the registers are configured.
@@ -124,7 +125,7 @@ unsafe fn products(
     count: usize,
     add: bool,
 ) {
-    // The registers' work, by whether there is a second tile of rows and of columns.
+    // The instructions, by whether there is a second tile of rows and of columns.
     macro_rules! registers {
         ([$($lower:literal)?] [$($right:literal)?] [$($both:literal)?]) => {
             asm!(
@@ -173,7 +174,7 @@ unsafe fn products(
             )
         };
     }
-    // SAFETY: the caller's promise; no register has a row that the configuration leaves out.
+    // SAFETY: guaranteed by the caller; no instruction accesses a row outside the configuration.
     unsafe {
         match (t.rows > EDGE, t.cols > EDGE) {
             (true, true) => registers!([""][""][""]),
@@ -184,10 +185,10 @@ unsafe fn products(
     }
 }
 
-/// Operations of an iteration of [`multiply_registers`]: four products of 16 rows, 16 columns and 32 terms.
+/// Operations per iteration of [`multiply_registers`]: four products of 16 rows, 16 columns and 32 terms.
 pub(crate) const FLOPS: usize = 4 * 2 * EDGE * EDGE * 2 * EDGE;
 
-/// Multiplies registers that nothing is loaded into meanwhile, which shows what the unit can do at most.
+/// Multiplies registers without loads, to measure the peak rate of the unit.
 ///
 /// # Safety
 /// AMX is usable.
@@ -197,7 +198,7 @@ pub(crate) unsafe fn multiply_registers(iterations: usize) {
     if iterations == 0 {
         return;
     }
-    // SAFETY: the caller's promise; operands are as long as the configuration says.
+    // SAFETY: guaranteed by the caller; operands are as long as the configuration says.
     unsafe {
         asm!(
             "ldtilecfg [{config}]",
@@ -226,8 +227,8 @@ pub(crate) unsafe fn multiply_registers(iterations: usize) {
     }
 }
 
-/// Whether the processor has the instructions and the system lets this process use their registers, for which it is asked
-/// here (Linux, Documentation/arch/x86/xstate.rst).
+/// Whether the processor has the instructions and the operating system lets this process use their registers, which is
+/// requested here (Linux, Documentation/arch/x86/xstate.rst).
 #[cfg(target_os = "linux")]
 pub(crate) fn is_usable() -> bool {
     use std::arch::x86_64::{__cpuid_count, _xgetbv};
@@ -241,18 +242,18 @@ pub(crate) fn is_usable() -> bool {
 
     #[target_feature(enable = "xsave")]
     fn enabled_state() -> u64 {
-        // SAFETY: XCR0 is there where XSAVE is.
+        // SAFETY: XCR0 exists if XSAVE does.
         unsafe { _xgetbv(0) }
     }
 
-    // SAFETY: the first is asked for only where the second holds; the request changes nothing but what is permitted.
+    // SAFETY: `enabled_state` is called only where XSAVE is detected; the request changes only a permission of this process.
     __cpuid_count(7, 0).edx & FEATURES == FEATURES
         && is_x86_feature_detected!("xsave")
         && unsafe { enabled_state() } & STATE == STATE
         && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) } == 0
 }
 
-/// Elsewhere nobody has asked how.
+/// AMX is not used on other systems.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn is_usable() -> bool {
     false

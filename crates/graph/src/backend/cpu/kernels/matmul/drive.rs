@@ -1,5 +1,5 @@
-//! What a product is made of and which of the loops run it: tiles, or dot products of what lies next to each other. The
-//! choice follows from the sizes and the strides alone.
+//! The choice of the micro-kernel for a product: tiles, or dot products of contiguous operands. It depends on the sizes
+//! and the strides alone.
 
 use std::any::TypeId;
 
@@ -15,14 +15,14 @@ use super::pack::Entry;
 
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
-/// Products that are added up in registers, at most.
+/// Maximum number of products that are accumulated in registers.
 pub(super) const FACTORS: usize = 8;
-/// What is added to them, usually at most.
+/// Usual maximum number of addends.
 const ADDENDS: usize = 2;
-/// Dot products of a row of A that are written together: whole vectors.
+/// Dot products of a row of A that are written together: a whole number of vectors.
 const RUN: usize = 64;
 
-/// What a sum of products adds: A (m, k) @ B (k, n).
+/// One product of a sum: A (m, k) @ B (k, n).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Factors<S> {
     pub a: Mat<*const S>,
@@ -33,13 +33,13 @@ pub(crate) struct Factors<S> {
 // SAFETY: only read.
 unsafe impl<S: Sync> Sync for Factors<S> {}
 
-/// `C = alpha * (A0 @ B0 + ..) + addends` with C (m, n), whose rows are `c_row` elements apart.
+/// `C = alpha * (A0 @ B0 + ..) + addends` with C (m, n) of row stride `c_row`.
 #[derive(Clone, Copy)]
 pub(crate) struct Product<'p, S, C: Float> {
     pub dims: (usize, usize),
     pub factors: &'p [Factors<S>],
     pub alpha: C::Acc,
-    /// Columns lie next to each other; the first one's rows may be 0 apart.
+    /// Columns are contiguous; the row stride of the first one may be 0.
     pub addends: &'p [Mat<*const C>],
     pub c: *mut C,
     pub c_row: usize,
@@ -49,8 +49,8 @@ pub(crate) struct Product<'p, S, C: Float> {
 unsafe impl<S: Sync, C: Float> Sync for Product<'_, S, C> {}
 
 impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
-    /// How many of the factors, from the first on, are added up in registers: those whose A lies row by row, if C has
-    /// rows enough to pack each B.
+    /// How many of the factors, from the first on, are accumulated in registers: those with a row-major A, if C has
+    /// enough rows to pack each B.
     pub fn together(&self, factors: &[Factors<S>]) -> usize {
         let suits = |factors: &&Factors<S>| factors.a.cols == 1 && factors.k > 0 && factors.k.is_multiple_of(2);
         if self.dims.0 <= FEW_ROWS {
@@ -59,44 +59,44 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         factors.iter().take(FACTORS).take_while(suits).count().max(1)
     }
 
-    /// True where both operands are contiguous along the terms and one is so small that packing the other costs more
-    /// than it saves.
+    /// Whether both operands are contiguous along the inner dimension and one is so small that packing the other costs
+    /// more than it saves.
     fn suits_dots(&self) -> bool {
         let (m, n) = self.dims;
         let dots = |f: &Factors<S>| f.a.cols == 1 && f.b.rows == 1 && f.k > 1;
         m.min(n) <= DOT_ROWS && self.factors.len() == 1 && self.factors.iter().all(dots)
     }
 
-    /// True where B lies row by row and is read so.
+    /// Whether B is row-major and is read in place.
     fn suits_rows(&self, factors: &Factors<S>) -> bool {
         factors.b.cols == 1 && (self.dims.0 <= FEW_ROWS || factors.k <= FEW_TERMS)
     }
 
-    /// True where the kernel reads B where it is.
+    /// Whether the kernel reads B in place.
     pub(super) fn lies_ready<P: Entry<S>>(&self, factors: &Factors<S>) -> bool {
         P::LIES && P::TERMS == 1 && self.suits_rows(factors)
     }
 
-    /// True where entries of two terms are the better ones: but for few rows of A, and for dot products of an odd length,
-    /// whose last term would need a copy.
+    /// Whether entries of two terms are better: except for few rows of A, and for dot products of an odd length, whose
+    /// last term would need a copy.
     pub fn suits_pairs(&self) -> bool {
         let odd = |f: &Factors<S>| self.suits_dots() && !f.k.is_multiple_of(2);
         !self.reads_rows(VERY_FEW_ROWS) && !self.factors.iter().any(odd)
     }
 
-    /// True where a matrix unit is the better one: but for few rows, dot products, and an A that neither lies row by row,
-    /// in whole pairs, nor column by column.
+    /// Whether a matrix unit is better: except for few rows, for dot products, and for an A that is neither row-major,
+    /// in whole pairs, nor column-major.
     pub fn suits_tiles(&self) -> bool {
         let lies = |f: &Factors<S>| f.a.rows == 1 || f.a.cols == 1 && f.k.is_multiple_of(2);
         self.dims.0 > VERY_FEW_ROWS && !self.suits_dots() && self.factors.iter().all(lies)
     }
 
-    /// True where both operands had better be packed, and widened by it.
+    /// Whether both operands should be packed, and widened in the same pass.
     pub fn suits_widening(&self) -> bool {
         !self.reads_rows(VERY_FEW_ROWS) && !self.suits_dots()
     }
 
-    /// True where a B is read as it lies, because A has at most `few` rows.
+    /// Whether B is read in place, because A has at most `few` rows.
     fn reads_rows(&self, few: usize) -> bool {
         self.dims.0 <= few && self.factors.iter().any(|f| f.b.cols == 1)
     }
@@ -104,12 +104,12 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     /// Runs the product; no size is 0.
     ///
     /// # Safety
-    /// Every element that the sizes and strides reach is inside its allocation; C overlaps no A or B, and no addend but
-    /// where it is the same matrix; the machine has the kernel's instructions.
+    /// Every element that the sizes and strides reach is inside its allocation; C overlaps no A or B, and an addend
+    /// only if it is the same matrix; the machine has the kernel's instructions.
     pub(super) unsafe fn run<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
         let lines = self.factors.iter().map(|f| as_they_lie::<S, P>(f.a, f.k));
         let lines: Option<SmallVec<[Lines<P>; FACTORS]>> = lines.collect();
-        // SAFETY: handed on.
+        // SAFETY: forwarded from the caller.
         unsafe {
             match (&lines, self.factors) {
                 (Some(a), [one]) if self.suits_dots() => {
@@ -124,20 +124,20 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         }
     }
 
-    /// True where sums can be kept in C itself: it is of their type, and nothing but C is added to them.
+    /// Whether C itself can hold the accumulators: it has their type, and nothing but C is added.
     pub(super) fn sums_in_place(&self) -> bool {
         let itself = |addend: &Mat<*const C>| addend.ptr == self.c.cast_const() && addend.rows == self.c_row as isize;
         is::<C, S::Acc>() && self.alpha == S::Acc::ONE && self.addends.len() <= 1 && self.addends.iter().all(itself)
     }
 
-    /// The addends alone, scaled by nothing.
+    /// Writes the sum of the addends, without products.
     ///
     /// # Safety
     /// As [`run`](Self::run).
     pub unsafe fn add_up(&self) {
         let (m, n) = self.dims;
         for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let sum = self
                     .addends
@@ -148,10 +148,11 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         }
     }
 
-    /// Scales sums, adds the addends and rounds into C from (i, j) on.
+    /// Scales the accumulators, adds the addends and rounds into C from (i, j) on.
     ///
     /// # Safety
-    /// The place is inside C and the caller's; the rows of sums are `stride` apart, which is whole vectors.
+    /// The block is inside C and belongs to the caller; the row stride of the sums, `stride`, is a whole number of
+    /// vectors.
     pub(super) unsafe fn write<P>(
         &self,
         kernel: &Kernel<P, S::Acc>,
@@ -160,12 +161,12 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         (i, j): (usize, usize),
         (rows, cols): (usize, usize),
     ) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let to = unsafe { self.c.add(i * self.c_row + j) };
         if self.addends.is_empty() && self.sums_in_place() {
             for (r, sums) in sums.chunks_exact(stride).take(rows).enumerate() {
                 for (c, sum) in sums.iter().enumerate().take(cols) {
-                    // SAFETY: the caller's promise; C is of the sums' type.
+                    // SAFETY: guaranteed by the caller; C has the type of the accumulators.
                     unsafe { *to.add(r * self.c_row + c).cast::<S::Acc>() = *sum };
                 }
             }
@@ -184,7 +185,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                 rows,
                 cols,
             };
-            // SAFETY: the types are these; the caller's promise.
+            // SAFETY: the types are equal; the rest is guaranteed by the caller.
             return unsafe { round(&all) };
         }
         simd(
@@ -196,18 +197,18 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                         *sum = *sum * self.alpha;
                     }
                     for from in &addends {
-                        // SAFETY: the caller's promise; nothing is written yet.
+                        // SAFETY: guaranteed by the caller; nothing is written yet.
                         let from = unsafe { std::slice::from_raw_parts(from.at(r, 0).ptr, cols) };
                         sums.iter_mut().zip(from).for_each(|(sum, x)| *sum += x.to_acc());
                     }
-                    // SAFETY: the caller's promise.
+                    // SAFETY: guaranteed by the caller.
                     unsafe { store(sums, to.add(r * self.c_row)) };
                 }
             },
         );
     }
 
-    /// Block by block of dot products: B is read once, in the order it lies in.
+    /// Dot products block by block: B is read once, sequentially.
     ///
     /// # Safety
     /// As [`run`](Self::run).
@@ -225,7 +226,8 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let piece = run_of_dots(m.max(n), steps * size_of::<P>());
         for_pieces(m.max(n), piece, parallel, |_, range| {
             let (is, js) = if rows_of_c { (range, 0..n) } else { (0..m, range) };
-            // A single row reads its columns in one go, others stay by a few while they are near.
+            // A single row reads all its columns in one go; several rows take a few at a time while these are in the
+            // cache.
             let across = if m == 1 { js.len().next_multiple_of(RUN) } else { RUN };
             with_scratch(
                 if direct { 0 } else { DOTS.min(m) * across },
@@ -249,7 +251,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                                 out,
                                 out_row,
                             };
-                            // SAFETY: rows and columns are inside A and B; this part of C belongs to this task.
+                            // SAFETY: rows and columns are in bounds of A and B; this part of C belongs to this task.
                             unsafe {
                                 (kernel.dots)(&block);
                                 if !direct {
@@ -264,12 +266,12 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     }
 }
 
-/// Columns (or rows) of a task of dot products, each so many bytes long.
+/// Columns (or rows) per task of dot products over columns of `bytes` bytes.
 pub(crate) fn run_of_dots(long: usize, bytes: usize) -> usize {
     rows_of_task(long, bytes, TASK_BYTES).next_multiple_of(DOTS)
 }
 
-/// Whether two types are one.
+/// Whether two types are the same.
 pub(super) fn is<A: 'static, B: 'static>() -> bool {
     TypeId::of::<A>() == TypeId::of::<B>()
 }

@@ -1,5 +1,5 @@
-//! The two loops that every product ends in, written once over the words of an instruction set: a tile of C from
-//! rows of A and a panel of B, and dot products of rows of A with columns of B.
+//! The two micro-kernels of all products, written once over the vector operations of an instruction set: a tile of C
+//! from rows of A and a panel of B, and dot products of rows of A with columns of B.
 
 use half::bf16;
 
@@ -7,17 +7,17 @@ use super::super::float::{Mat, Real};
 use super::super::par::each;
 use super::words::Words;
 
-/// Entries of the sums of a tile, at most.
+/// Maximum number of accumulators of a tile.
 pub(super) const TILE: usize = 32 * 32;
 
-/// Rows and columns of a block of dot products.
+/// Maximum rows and columns of a block of dot products.
 pub(super) const DOTS: usize = 4;
-/// Vectors of each column that are taken in one go where there is a single row.
+/// Vectors of each column per iteration for a single row.
 const UNROLLED: usize = 2;
 
-/// One tile: entry `p` of row `r` of A is `a_step * p` entries after `a_row * r` bytes, entry `p` of the panel of B is
-/// the `cols` entries from `b_step * p` on. The sums go to `out`, whole vectors, rows `out_row` sums apart; with `add`
-/// they begin with what is there.
+/// One tile: entry `p` of row `r` of A is at `a_row * r` bytes plus `a_step * p` entries, entry `p` of the panel of B
+/// is the `cols` entries from `b_step * p` on. The sums are stored at `out` in whole vectors, with row stride
+/// `out_row`; with `add` they are added to the sums there.
 pub(super) struct Tile<P, A> {
     pub steps: usize,
     pub a: *const P,
@@ -32,8 +32,8 @@ pub(super) struct Tile<P, A> {
     pub out_row: usize,
 }
 
-/// Dot products of `rows` rows of A, at most [`DOTS`], with `cols` columns of B, both contiguous and so many bytes apart;
-/// row r, column c goes to `out[r * out_row + c]`.
+/// Dot products of `rows` rows of A, at most [`DOTS`], with `cols` columns of B, both contiguous, with strides in
+/// bytes; row r times column c is stored at `out[r * out_row + c]`.
 pub(super) struct Dots<P, A> {
     pub steps: usize,
     pub a: *const P,
@@ -47,26 +47,27 @@ pub(super) struct Dots<P, A> {
 }
 
 impl<P, A: Real> Dots<P, A> {
-    /// Where row `r`, column `c` goes.
+    /// The address of the result for row `r` and column `c`.
     #[inline(always)]
     fn place(&self, r: usize, c: usize) -> *mut A {
         self.out.wrapping_add(r * self.out_row + c)
     }
 
-    /// The address of a column; the last one's for those that are not there.
+    /// The address of a column; missing ones repeat the last.
     #[inline(always)]
     fn column(&self, c: usize) -> *const P {
         self.b.wrapping_byte_offset(c.min(self.cols - 1) as isize * self.b_col)
     }
 }
 
-/// `to = sums * alpha + addends` for `rows` rows of `cols` sums; rows are `stride` sums and `to_row` elements apart.
+/// `to = sums * alpha + addends` for `rows` rows of `cols` sums; the row strides are `stride` sums and `to_row`
+/// elements.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only there is a machine's own conversion used
 pub(super) struct Round<'a> {
     pub sums: *const f32,
     pub stride: usize,
     pub alpha: f32,
-    /// Their columns lie next to each other; the first is that of `to`.
+    /// Their columns are contiguous; the first one starts at the first column of `to`.
     pub addends: &'a [Mat<*const bf16>],
     pub to: *mut bf16,
     pub to_row: usize,
@@ -74,53 +75,53 @@ pub(super) struct Round<'a> {
     pub cols: usize,
 }
 
-/// From two runs to pairs, so many.
+/// Interleaves two rows into the given number of pairs.
 type Weave = unsafe fn([*const bf16; 2], *mut [bf16; 2], usize);
 
-/// The loops for one instruction set.
+/// The micro-kernels for one instruction set.
 pub(super) struct Kernel<P: 'static, A: 'static> {
-    /// Columns of a vector.
+    /// Columns per vector.
     pub lanes: usize,
-    /// Vectors across a tile.
+    /// Vectors per tile.
     pub vectors: usize,
-    /// Rows of a tile.
+    /// Rows per tile.
     pub rows: usize,
     /// # Safety
-    /// The machine has the instructions; everything the tile names is readable, its sums writable; no size is 0.
+    /// The machine has the instructions; all inputs of the tile are readable, its sums writable; no size is 0.
     pub tile: unsafe fn(&Tile<P, A>),
     /// # Safety
     /// As `tile`.
     pub dots: unsafe fn(&Dots<P, A>),
-    /// Scales, adds and rounds sums into bf16.
+    /// Scales and adds sums, and rounds to bf16.
     ///
     /// # Safety
     /// As `tile`.
     pub round: Option<unsafe fn(&Round<'_>)>,
-    /// Weaves two runs of bf16 into pairs, so many.
+    /// Interleaves two rows of bf16 into pairs.
     ///
     /// # Safety
     /// As `tile`.
     pub weave: Option<Weave>,
     pub turn: Option<Turn>,
-    /// Whether `tile` reads each row of A as one run of entries.
+    /// Whether `tile` reads each row of A as one contiguous run of entries.
     pub reads_lines: bool,
-    /// What a thread does after its last tile.
+    /// Called by a thread after its last tile.
     ///
     /// # Safety
     /// The machine has the instructions.
     pub release: Option<unsafe fn()>,
 }
 
-/// Turns runs of elements into runs of entries across them.
+/// Transposes square blocks of elements during packing.
 pub(super) struct Turn {
-    /// So many runs of so many entries.
+    /// Rows and columns of a block.
     pub edge: usize,
-    /// From runs so many bytes apart to runs so many entries (of four bytes) apart.
+    /// From rows with a stride in bytes to columns with a stride in entries (of four bytes).
     ///
     /// # Safety
     /// As [`Kernel::tile`]; the elements are those of the kernel's products.
     pub run: unsafe fn(*const u8, usize, *mut u32, usize),
-    /// The same for fewer runs and entries.
+    /// The same for fewer rows and columns.
     ///
     /// # Safety
     /// As `run`.
@@ -128,17 +129,17 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Turns a whole block or a part of one: so many runs of so many entries.
+    /// Transposes a whole block or a part of one.
     ///
     /// # Safety
-    /// As [`run`](Self::run); only where `part` is there may the block be smaller.
+    /// Like [`run`](Self::run); the block may be smaller only if `part` is present.
     pub unsafe fn block(
         &self,
         (from, from_step): (*const u8, usize),
         (to, to_step): (*mut u32, usize),
         size: (usize, usize),
     ) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match self.part.filter(|_| size != (self.edge, self.edge)) {
                 Some(part) => part((from, from_step), (to, to_step), size),
@@ -148,10 +149,10 @@ impl Turn {
     }
 }
 
-/// From runs so many bytes apart to runs so many entries apart; the numbers of runs and of entries.
+/// From rows with a stride in bytes to columns with a stride in entries; the numbers of rows and of columns.
 type TurnPart = unsafe fn((*const u8, usize), (*mut u32, usize), (usize, usize));
 
-/// Sums of nothing.
+/// Zero accumulators.
 ///
 /// # Safety
 /// The machine has the instructions.
@@ -162,7 +163,7 @@ unsafe fn zeros<W: Words, const C: usize, const R: usize>() -> [[W::Sums; C]; R]
         |_| {
             each(
                 #[inline(always)]
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 |_| unsafe { W::zero() },
             )
         },
@@ -174,7 +175,7 @@ unsafe fn zeros<W: Words, const C: usize, const R: usize>() -> [[W::Sums; C]; R]
 #[inline(always)]
 unsafe fn tile<W: Words, const R: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
     let last = t.cols - (V - 1) * W::LANES;
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if R == 1 && last == W::LANES {
             row_tile::<W, V>(
@@ -211,14 +212,14 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
     t: &Tile<W::Panel, W::Acc>,
     load_last: impl Fn(*const W::Panel) -> W::Vector,
 ) {
-    // SAFETY: the caller's promise. Rows that are not there repeat the last one.
+    // SAFETY: guaranteed by the caller. Missing rows repeat the last one.
     unsafe {
         let mut rows = [t.a; R];
         for (r, row) in rows.iter_mut().enumerate() {
             *row = t.a.byte_offset(r.min(t.rows - 1) as isize * t.a_row);
         }
         let mut sums: [[W::Sums; V]; R] = zeros::<W, V, R>();
-        // Each row is asked for whether it is there: a loop over those that are would keep sums in memory.
+        // The condition is inside the loop: a loop over the existing rows would keep the accumulators in memory.
         for (r, sums) in sums.iter_mut().enumerate() {
             if t.add && r < t.rows {
                 for (v, sum) in sums.iter_mut().enumerate() {
@@ -251,7 +252,7 @@ unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
     }
 }
 
-/// Sums of a single row that are kept apart: each waits for the one before it, and a row gives few to do meanwhile.
+/// Independent accumulators of a single row, to hide the latency of dependent additions.
 const APART: usize = 4;
 
 /// A tile of one row.
@@ -263,7 +264,7 @@ unsafe fn row_tile<W: Words, const V: usize>(
     t: &Tile<W::Panel, W::Acc>,
     load_last: impl Fn(*const W::Panel) -> W::Vector,
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut sums: [[W::Sums; V]; APART] = zeros::<W, V, APART>();
         let whole = t.steps - t.steps % APART;
@@ -287,7 +288,7 @@ unsafe fn row_tile<W: Words, const V: usize>(
     }
 }
 
-/// Adds what one step of a row gives.
+/// Accumulates one step of a row.
 ///
 /// # Safety
 /// As [`Kernel::tile`].
@@ -298,7 +299,7 @@ unsafe fn row_step<W: Words, const V: usize>(
     at: usize,
     sums: &mut [W::Sums; V],
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let (left, b) = (W::splat(t.a.add(at * t.a_step)), t.b.wrapping_add(at * t.b_step));
         for (v, sum) in sums.iter_mut().enumerate().take(V - 1) {
@@ -312,7 +313,7 @@ unsafe fn row_step<W: Words, const V: usize>(
 /// As [`Kernel::tile`]; at most `R` rows and `V` vectors. `H` is half of `R`.
 #[inline(always)]
 pub(super) unsafe fn any_tile<W: Words, const R: usize, const H: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match (t.rows, t.cols.div_ceil(W::LANES)) {
             (1, 1) => tile::<W, 1, 1>(t),
@@ -332,7 +333,7 @@ pub(super) unsafe fn any_tile<W: Words, const R: usize, const H: usize, const V:
 /// As [`Kernel::dots`]; at most `R` rows.
 #[inline(always)]
 unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
-    // SAFETY: the caller's promise. Rows and columns that are not there repeat the last one.
+    // SAFETY: guaranteed by the caller. Missing rows and columns repeat the last one.
     unsafe {
         let mut rows = [d.a; R];
         for (r, row) in rows.iter_mut().enumerate() {
@@ -377,13 +378,13 @@ unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
     }
 }
 
-/// The totals of the first `count` sums, or of all.
+/// Stores the horizontal sums of the first `count` vectors, or of all.
 ///
 /// # Safety
-/// As [`Kernel::dots`]; so many can be written.
+/// Like [`Kernel::dots`]; that many can be written.
 #[inline(always)]
 unsafe fn some_totals<W: Words>(sums: [W::Sums; DOTS], to: *mut W::Acc, count: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if count >= DOTS {
             return W::totals(sums, to);
@@ -396,15 +397,15 @@ unsafe fn some_totals<W: Words>(sums: [W::Sums; DOTS], to: *mut W::Acc, count: u
     }
 }
 
-/// One row. Memory gives long runs faster than short ones that lie close together, so the columns that go together are far
-/// apart: each begins a part of them, and the parts are read side by side. Such runs the machine foresees without being
-/// asked.
+/// A single row. Memory is read faster in a few long streams than in many short ones, so the columns that are processed
+/// together are far apart: the columns are cut into parts, each column begins a part, and the parts are read side by
+/// side. The hardware prefetches such streams.
 ///
 /// # Safety
 /// As [`Kernel::dots`].
 #[inline(always)]
 unsafe fn row_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
-    // SAFETY: the caller's promise. Columns that are not there repeat the last one.
+    // SAFETY: guaranteed by the caller. Missing columns repeat the last one.
     unsafe {
         let part = d.cols.div_ceil(DOTS);
         for i in 0..part {
@@ -450,7 +451,7 @@ unsafe fn row_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
 /// As [`Kernel::dots`].
 #[inline(always)]
 pub(super) unsafe fn any_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if d.rows == 1 {
             row_dots::<W>(d);

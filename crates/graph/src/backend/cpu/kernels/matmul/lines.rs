@@ -1,4 +1,4 @@
-//! The rows of an A as the kernels read them: where they lie, or packed.
+//! The rows of A as the micro-kernels read them: in place, or packed.
 
 use super::super::float::{Float, Mat, transposed};
 use super::super::par::{Shared, for_pieces};
@@ -7,14 +7,14 @@ use super::drive::{Factors, LINE};
 use super::kernel::{Kernel, Turn};
 use super::pack::{Block, Entry};
 
-/// An operand in panels or as it lies: entry `p` of line `i` is `step * p` entries after `line * i` bytes. Packed lines
-/// lie in groups.
+/// An operand in place or packed: entry `p` of line `i` is at `line * i` bytes plus `step * p` entries. Packed lines
+/// form groups.
 #[derive(Clone, Copy)]
 pub(super) struct Lines<P> {
     pub ptr: *const P,
     pub line: isize,
     pub step: usize,
-    /// Lines of a group, and its entries; none where lines are evenly apart.
+    /// Lines per group, and its entries; `None` for evenly spaced lines.
     group: Option<(usize, usize)>,
 }
 
@@ -31,7 +31,7 @@ impl<P> Lines<P> {
     }
 }
 
-/// Lines of `mat` along its columns as they lie, if the kernel can read them so.
+/// The lines of `mat` along its columns in place, if the kernel can read them directly.
 pub(super) fn as_they_lie<S: Float, P: Entry<S>>(mat: Mat<*const S>, terms: usize) -> Option<Lines<P>> {
     (P::LIES && mat.cols == 1 && terms.is_multiple_of(P::TERMS)).then(|| Lines {
         ptr: mat.ptr.cast(),
@@ -41,19 +41,19 @@ pub(super) fn as_they_lie<S: Float, P: Entry<S>>(mat: Mat<*const S>, terms: usiz
     })
 }
 
-/// Rows of an A that are packed together: those that share cache lines, where its columns lie contiguous.
+/// Rows of A that are packed together: those that share cache lines if A is column-major.
 pub(super) fn group_height<S, P, A>(kernel: &Kernel<P, A>, factors: &Factors<S>) -> usize {
     let shared = if factors.a.rows == 1 { LINE / size_of::<S>() } else { 1 };
     shared.next_multiple_of(kernel.rows)
 }
 
-/// Entries of a block of [`pack_turned`].
+/// Entries per block of [`pack_turned`].
 const EDGE: usize = 16;
 
-/// Packs rows of an A whose columns lie contiguous as runs of entries: blocks are woven as those of a B, then turned.
+/// Packs rows of a column-major A as contiguous entries: blocks are interleaved like those of B, then transposed.
 ///
 /// # Safety
-/// The rows are inside A; there is room for them; the kernel weaves and turns entries of `P`.
+/// The rows are inside A; the buffer has capacity for them; the kernel interleaves and transposes entries of `P`.
 unsafe fn pack_turned<S: Float, P: Entry<S>>(
     (kernel, turn): (&Kernel<P, S::Acc>, &Turn),
     factors: &Factors<S>,
@@ -75,7 +75,7 @@ unsafe fn pack_turned<S: Float, P: Entry<S>>(
                 terms,
                 cols,
             };
-            // SAFETY: the block is inside A, its place inside the room and this task's.
+            // SAFETY: the block is inside A; its destination is inside the buffer and belongs to this task.
             unsafe {
                 block.pack(kernel, EDGE, woven.as_mut_ptr().cast::<P>());
                 let to = (room.at(i * steps + p).cast(), steps);
@@ -91,11 +91,11 @@ unsafe fn pack_turned<S: Float, P: Entry<S>>(
     }
 }
 
-/// Packs rows of an A: one after the other where a step is one term and rows can be written so, else in groups of a
-/// tile's rows.
+/// Packs rows of A: contiguously if a step is one term and rows can be written directly, else in groups of a tile's
+/// rows.
 ///
 /// # Safety
-/// The rows are inside A; there is room for whole groups.
+/// The rows are inside A; `room` has capacity for whole groups.
 pub(super) unsafe fn pack_rows<S: Float, P: Entry<S>>(
     kernel: &Kernel<P, S::Acc>,
     factors: &Factors<S>,
@@ -108,7 +108,7 @@ pub(super) unsafe fn pack_rows<S: Float, P: Entry<S>>(
         if let Some(lines) = as_they_lie(a.at(first, 0), terms) {
             return lines;
         }
-        // SAFETY: handed on.
+        // SAFETY: forwarded from the caller.
         return unsafe { pack_turned((kernel, turn), factors, (first, rows), to, parallel) };
     }
     let turn = kernel
@@ -129,11 +129,11 @@ pub(super) unsafe fn pack_rows<S: Float, P: Entry<S>>(
             let from = factors.a.at(first + i, 0);
             let (from, terms, cols) = match (turn, alone) {
                 (Some(_), _) => (from, count, terms),
-                // A row's terms as columns of one step.
+                // The terms of a row as the columns of a single step.
                 (None, true) => (Mat { rows: 0, ..from }, 1, terms),
                 (None, false) => (transposed(from), terms, count),
             };
-            // SAFETY: the rows are inside A, their place inside the room and this task's.
+            // SAFETY: the rows are inside A; their destination is inside the buffer and belongs to this task.
             unsafe { Block { from, terms, cols }.pack(kernel, width, room.at(i * steps)) };
         };
         let (start, end) = (range.start * height, rows.min(range.end * height));

@@ -82,6 +82,7 @@ pub struct MatmulShape {
 ///
 /// # Panics
 /// If the sizes do not match the buffers.
+/// If the sizes do not match the buffers.
 /// If the sizes do not fit the buffers.
 pub fn matmul<T: Float, C: Float<Acc = T::Acc>>(
     shape: MatmulShape,

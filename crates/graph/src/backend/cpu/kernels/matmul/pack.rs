@@ -1,5 +1,5 @@
-//! Copies of blocks of a matrix as the kernels read them: panels of a fixed number of columns, entries of all columns
-//! for one step next to each other.
+//! Packing: copies blocks of a matrix into panels of a fixed number of columns, with the entries of all columns for one
+//! step contiguous.
 
 use half::{bf16, f16};
 
@@ -13,13 +13,13 @@ use super::table::Pair;
 /// Elements of a row that are copied together.
 const VECTOR: usize = 8;
 
-/// What a panel of elements `S` is made of.
+/// An entry of a panel of elements `S`.
 pub(super) trait Entry<S: Copy>: Copy + Default + Send + Sync + 'static {
-    /// Terms of a sum in one entry.
+    /// Terms per entry.
     const TERMS: usize;
-    /// Whether an entry is its elements as they lie, so that a kernel can read them unpacked.
+    /// Whether an entry has the layout of its elements, so that a kernel can read them unpacked.
     const LIES: bool = true;
-    /// An entry of `terms` elements, `step` apart; zeros for those that are not there.
+    /// Gathers an entry from `terms` elements with stride `step`; missing ones are zero.
     ///
     /// # Safety
     /// The elements are readable.
@@ -32,7 +32,7 @@ macro_rules! single {
             const TERMS: usize = 1;
             #[inline(always)]
             unsafe fn gather(first: *const $t, _: isize, _: usize) -> $t {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { *first }
             }
         }
@@ -40,7 +40,7 @@ macro_rules! single {
 }
 single!(f32, f64, bf16, f16);
 
-/// Elements that are widened when they are packed, so that the loops need not do it at every use.
+/// Elements that are widened during packing, so that the micro-kernels need not widen them at every use.
 macro_rules! widened {
     ($($t:ty),*) => { $(
         impl Entry<$t> for f32 {
@@ -48,7 +48,7 @@ macro_rules! widened {
             const LIES: bool = false;
             #[inline(always)]
             unsafe fn gather(first: *const $t, _: isize, _: usize) -> f32 {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { *first }.to_acc()
             }
         }
@@ -60,7 +60,7 @@ impl Entry<bf16> for Pair {
     const TERMS: usize = 2;
     #[inline(always)]
     unsafe fn gather(first: *const bf16, step: isize, terms: usize) -> Pair {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { [*first, if terms > 1 { *first.offset(step) } else { bf16::ZERO }] }
     }
 }
@@ -74,13 +74,13 @@ pub(super) struct Block<S> {
 }
 
 impl<S: Float> Block<S> {
-    /// Writes one panel: for each step `width` entries, of which the first `cols` are set.
+    /// Packs one panel: `width` entries for each step, the first `cols` of which are set.
     ///
     /// # Safety
-    /// The block is readable; `to` has room for `terms.div_ceil(P::TERMS) * width` entries; `cols <= width`.
+    /// The block is readable; `to` has capacity for `terms.div_ceil(P::TERMS) * width` entries; `cols <= width`.
     pub unsafe fn pack<P: Entry<S>, A>(&self, kernel: &Kernel<P, A>, width: usize, to: *mut P) {
         let whole = self.terms / P::TERMS;
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             if self.from.rows == 1 && self.from.cols != 1 {
                 self.turn(kernel, width, to, whole);
@@ -103,7 +103,7 @@ impl<S: Float> Block<S> {
         }
     }
 
-    /// Asks memory for both ends of rows that will be read: short and far apart, they are not foreseen by the machine.
+    /// Prefetches both ends of rows that will be read: the hardware does not prefetch short rows that are far apart.
     #[inline(always)]
     fn ask_for(&self, row: usize, count: usize) {
         for row in row..row + count {
@@ -113,7 +113,7 @@ impl<S: Float> Block<S> {
         }
     }
 
-    /// Entry by entry.
+    /// Packs entry by entry.
     ///
     /// # Safety
     /// As [`pack`](Self::pack).
@@ -128,12 +128,12 @@ impl<S: Float> Block<S> {
         let Mat { rows, cols: across, .. } = self.from;
         for p in steps {
             let terms = P::TERMS.min(self.terms - p * P::TERMS);
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let (from, to) = (self.from.ptr.offset((p * P::TERMS) as isize * rows), to.add(p * width));
                 if across == 1 {
                     self.ask_for(p * P::TERMS + AHEAD, P::TERMS);
-                    // In blocks: a panel is narrower than what the compiler unrolls by itself.
+                    // In blocks: a panel is narrower than the compiler's own unrolling.
                     let blocks = if P::TERMS == 1 { cols.len() / VECTOR } else { 0 };
                     let whole = cols.start + blocks * VECTOR;
                     for j in (cols.start..whole).step_by(VECTOR) {
@@ -152,7 +152,7 @@ impl<S: Float> Block<S> {
         }
     }
 
-    /// Columns that lie contiguous: blocks of them turned in registers, the rest entry by entry.
+    /// Packs contiguous columns: transposes blocks of them in registers, and the remainder entry by entry.
     ///
     /// # Safety
     /// As [`pack`](Self::pack); a column is contiguous.
@@ -179,7 +179,7 @@ impl<S: Float> Block<S> {
             }
             _ => (0, 0),
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             self.weave(turned.0..whole, 0..turned.1, width, to);
             self.weave(0..whole, turned.1..self.cols, width, to);

@@ -126,7 +126,7 @@ pub(super) unsafe fn measure<P: Copy>(kernel: &Kernel<P, f32>, entry: P, terms: 
         std::hint::black_box(&mut sums);
     }
     if let Some(release) = kernel.release {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { release() };
     }
     (TILES * 2 * kernel.rows * columns * STEPS * terms) as f64 / best

@@ -1,5 +1,5 @@
-//! Which kernels this machine has: each loop of `kernel` compiled for each instruction set, and the choice between them,
-//! made when a product runs.
+//! The kernels that this machine supports: each micro-kernel of `kernel` compiled for each instruction set, and the
+//! choice between them, made when a product runs.
 
 use std::sync::OnceLock;
 
@@ -21,21 +21,21 @@ use super::x86::{
     transpose_16, transpose_part_of_16, turn_bf16, turn_f16, turn_f32, weave_pairs,
 };
 
-/// Two terms of a sum in one entry of a panel.
+/// An entry of a panel with two terms.
 pub(super) type Pair = [bf16; 2];
 
-/// Statics of words, compiled with the instructions they need.
+/// Statics with the kernels of a [`Words`](super::words::Words), compiled with the instructions they need.
 macro_rules! kernels {
     ($($name:ident: $words:ty, $rows:literal x $vectors:literal, $round:expr, $weave:expr, $turn:expr, [$(#[$attribute:meta])*];)*) => { $(
         static $name: Kernel<<$words as Words>::Panel, <$words as Words>::Acc> = {
             $(#[$attribute])*
             unsafe fn tile(t: &Tile<<$words as Words>::Panel, <$words as Words>::Acc>) {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { any_tile::<$words, $rows, { $rows / 2 }, $vectors>(t) }
             }
             $(#[$attribute])*
             unsafe fn dots(d: &Dots<<$words as Words>::Panel, <$words as Words>::Acc>) {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { any_dots::<$words>(d) }
             }
             Kernel {
@@ -111,7 +111,7 @@ const TURN_16: Turn = Turn {
     part: Some(transpose_part_of_16),
 };
 
-/// What a machine has; each level has all before it.
+/// An instruction set level; each level includes all before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // the upper levels are x86's
 pub(super) enum Level {
@@ -120,13 +120,13 @@ pub(super) enum Level {
     Vectors,
     /// AVX-512 F, BW, VL and DQ.
     Wide,
-    /// And products of bf16 pairs.
+    /// In addition, products of bf16 pairs.
     Pairs,
-    /// And of tiles of them: AMX.
+    /// In addition, tiles of them: AMX.
     Tiles,
 }
 
-/// The level that suits this machine.
+/// The best level of this machine.
 pub(super) fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     #[cfg(test)]
@@ -140,8 +140,8 @@ pub(super) fn level() -> Level {
     })
 }
 
-/// How bf16 is multiplied fastest: widened to f32, in pairs, or in tiles. AMD's processors take pairs at the rate of f32,
-/// which is twice the work; Intel's take them at a quarter of it, and those with AMX take tiles at many times the rate.
+/// The fastest way to multiply bf16: widened to f32, in pairs, or in tiles. On AMD's processors pairs run at the rate
+/// of f32, which is twice the throughput; on Intel's at a quarter of it, and with AMX tiles run at many times the rate.
 #[cfg(target_arch = "x86_64")]
 fn fastest(has: Level) -> Level {
     // SAFETY: asked only where the machine has the instructions of each.
@@ -163,7 +163,7 @@ fn fastest(has: Level) -> Level {
     }
 }
 
-/// The processor's maker, name and signature (family, model, stepping), as it tells them itself.
+/// The processor's vendor, name and signature (family, model, stepping), from CPUID.
 #[cfg(target_arch = "x86_64")]
 fn processor() -> String {
     use std::arch::x86_64::__cpuid;
@@ -187,7 +187,7 @@ fn detect() -> Level {
     macro_rules! has {
         ($($feature:tt),*) => { $(is_x86_feature_detected!($feature))&&* };
     }
-    // Miri interprets none of them.
+    // Miri does not interpret vector instructions.
     if cfg!(miri) || !has!("avx2", "fma", "f16c") {
         Level::Portable
     } else if !has!("avx512f", "avx512bw", "avx512vl", "avx512dq") {
@@ -210,7 +210,7 @@ fn detect() -> Level {
     }
 }
 
-/// The kernel of pairs, where the machine multiplies them.
+/// The kernel for pairs, if the machine supports it.
 pub(super) fn pairs() -> Option<&'static Kernel<Pair, f32>> {
     #[cfg(target_arch = "x86_64")]
     if level() == Level::Pairs {
@@ -219,7 +219,7 @@ pub(super) fn pairs() -> Option<&'static Kernel<Pair, f32>> {
     None
 }
 
-/// The kernel of tiles of pairs, where the machine multiplies them.
+/// The kernel for tiles of pairs, if the machine supports it.
 pub(super) fn tiles() -> Option<&'static Kernel<Pair, f32>> {
     #[cfg(target_arch = "x86_64")]
     if level() == Level::Tiles {
@@ -235,7 +235,7 @@ macro_rules! choice {
             #[cfg(target_arch = "x86_64")]
             match level() {
                 Level::Portable => {}
-                // Few columns leave half of a wide vector empty, and two short ones run at once.
+                // With few columns half of a wide vector is empty, and two short instructions run at once.
                 Level::Wide | Level::Pairs | Level::Tiles if columns > $narrow.lanes => return &$wide,
                 _ => return &$narrow,
             }
@@ -268,7 +268,7 @@ pub(super) mod tests {
         pub(super) static FORCED: Cell<Option<Level>> = const { Cell::new(None) };
     }
 
-    /// Runs `f` at every level that this machine has.
+    /// Runs `f` at every level that this machine supports.
     pub(in super::super) fn at_each_level(f: impl Fn()) {
         for level in [Level::Portable, Level::Vectors, Level::Wide, Level::Pairs, Level::Tiles] {
             if level <= detect() {

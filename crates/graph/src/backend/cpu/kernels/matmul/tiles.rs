@@ -1,6 +1,6 @@
-//! Products tile by tile: B is cut into panels of columns, which are packed unless they can be read as they lie, and so
-//! are the rows of A. Which sums are made how follows from the sizes alone, how they are shared out from the number of
-//! threads too.
+//! Products tile by tile: B is cut into panels of columns, which are packed unless they can be read in place, and so
+//! are the rows of A. How sums are computed depends on the sizes alone, how they are split over threads also on the
+//! number of threads.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -18,7 +18,7 @@ use super::kernel::{Kernel, TILE, Tile};
 use super::lines::{Lines, group_height, pack_rows};
 use super::pack::{Block, Entry};
 
-/// Columns of a B as a kernel reads them; see [`Tile`].
+/// The columns of B as a kernel reads them; see [`Tile`].
 struct Panel<P> {
     ptr: *const P,
     step: usize,
@@ -27,9 +27,9 @@ struct Panel<P> {
 }
 
 impl<S> Factors<S> {
-    /// Asks memory for part `part` of `parts` of some columns of B.
+    /// Prefetches part `part` of `parts` of some columns of B.
     fn ask_for(&self, columns: &Range<usize>, part: usize, parts: usize) {
-        // Runs of elements next to each other: columns, or parts of rows.
+        // Contiguous runs of elements: columns, or parts of rows.
         let (runs, length, step) = if self.b.rows == 1 {
             (columns.len(), self.k, self.b.cols)
         } else {
@@ -45,14 +45,14 @@ impl<S> Factors<S> {
 }
 
 impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
-    /// Packs each A a chunk of rows at a time.
+    /// Packs each A, a chunk of rows at a time.
     ///
     /// # Safety
     /// As [`run`](Self::run).
     pub(super) unsafe fn packed<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
         let (m, n) = self.dims;
         if n <= kernel.vectors * kernel.lanes {
-            // SAFETY: handed on.
+            // SAFETY: forwarded from the caller.
             return unsafe { self.narrow(kernel, parallel) };
         }
         let steps = |factors: &Factors<S>| factors.k.div_ceil(P::TERMS);
@@ -68,17 +68,17 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                 let pack = |factors: &Factors<S>| {
                     let to = space;
                     space = space.wrapping_add(padded * steps(factors));
-                    // SAFETY: the rows are inside A, and the space has room for them.
+                    // SAFETY: the rows are inside A, and the buffer has capacity for them.
                     unsafe { pack_rows(kernel, factors, (first, rows), to, parallel) }
                 };
                 let lines: SmallVec<[Lines<P>; FACTORS]> = self.factors.iter().map(pack).collect();
-                // SAFETY: handed on; the lines hold these rows.
+                // SAFETY: forwarded from the caller; the lines hold these rows.
                 unsafe { self.tiles(kernel, &lines, (first, rows), parallel) };
             });
         }
     }
 
-    /// Tile by tile; `a` holds the rows from `first` on, of each product.
+    /// Computes the tiles; `a` holds the rows from `first` on, of each product.
     ///
     /// # Safety
     /// As [`run`](Self::run).
@@ -90,7 +90,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         parallel: bool,
     ) {
         let n = self.dims.1;
-        // Panels of about one width: a narrow one left over is slow.
+        // Panels of about equal width: a narrow remainder is slow.
         let across = n.div_ceil(kernel.vectors * kernel.lanes);
         let width = n.div_ceil(across).next_multiple_of(kernel.lanes);
         let lies = self.factors.iter().all(|f| self.lies_ready::<P>(f));
@@ -99,28 +99,28 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let by_rows = kernel.reads_lines || terms <= ROW_TERMS && terms * n * size_of::<S>() <= ROW_BYTES;
         let threads = if parallel { threads() } else { 1 };
         let shared = if kernel.reads_lines {
-            // Rows of A stay in the nearest cache while they pass several panels.
+            // Rows of A stay in the L1 cache for several panels.
             let panel = terms * width * size_of::<S>();
             (across / (TASKS * threads)).min(PANEL_BYTES / panel).max(1)
         } else if by_rows && rows > kernel.rows {
             across
         } else if lies && rows <= kernel.rows {
-            // Nothing to pack, and little to do with each.
+            // Nothing to pack, and little work per panel.
             FACTORS / self.factors.len()
         } else if self.factors.iter().any(shares) {
-            // Panels that share the cache lines of a B that lies row by row are packed together.
+            // Panels that share cache lines of a row-major B are packed together.
             LINE.div_ceil(width * size_of::<S>())
         } else {
             1
         };
         let (mut across, mut unit) = (across.div_ceil(shared), shared * width);
         if shared == 1 && !kernel.reads_lines && across >= TASKS * threads {
-            // Each thread gets as many columns, but for a vector.
+            // Each thread gets the same number of columns, up to a vector.
             unit = kernel.lanes;
             across = across.next_multiple_of(threads).min(n.div_ceil(unit));
         }
         let edge = |task: usize| n.min(task * n.div_ceil(unit) / across * unit);
-        // Few columns: the rows are cut too.
+        // Few columns: the rows are split too.
         let least = if across == 1 { NARROW_ROWS } else { TASK_ROWS };
         let down = (TASKS * threads).div_ceil(across).clamp(1, rows.div_ceil(least));
         let task_rows = rows.div_ceil(down).next_multiple_of(kernel.rows);
@@ -128,7 +128,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         for_pieces(count, 1, parallel, |task, _| {
             let task = in_turns(task, count, threads);
             let (column, i) = (task % across, task / across * task_rows);
-            // Few rows have no time to ask for the next panels.
+            // With few rows there is no time to prefetch the next panels.
             let ahead = usize::from(rows > FEW_ROWS);
             let columns = Columns {
                 own: edge(column)..edge(column + 1),
@@ -148,7 +148,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     unsafe fn narrow<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
         let (m, n) = self.dims;
         let stride = n.next_multiple_of(kernel.lanes);
-        // Whole tiles, groups, and blocks of what is turned.
+        // A multiple of tiles, groups, and transposed blocks.
         let heights = self.factors.iter().map(|f| group_height(kernel, f));
         let height = heights.max().unwrap_or(kernel.rows);
         let is_turned = self.factors.iter().any(|f| f.a.rows == 1 && f.a.cols != 1);
@@ -160,7 +160,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let steps: usize = self.factors.iter().map(|f| f.k.div_ceil(P::TERMS)).sum();
         for_pieces(m, task_rows, parallel, |_, range| {
             with_space(height * steps, |space: *mut P| {
-                // SAFETY: the columns are all there are; the rows belong to this task, and the space has room for them.
+                // SAFETY: these are all columns; the rows belong to this task, and the buffer has capacity for them.
                 unsafe {
                     let columns = Columns {
                         own: 0..n,
@@ -186,7 +186,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         });
     }
 
-    /// The tiles of some columns.
+    /// Computes the tiles of some columns.
     ///
     /// # Safety
     /// As [`run`](Self::run).
@@ -197,7 +197,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         rows: (usize, usize, usize),
         columns: &Columns,
     ) {
-        // SAFETY: handed on.
+        // SAFETY: forwarded from the caller.
         unsafe {
             self.with_panels(kernel, columns, |panels| {
                 self.rows_of_tiles(kernel, (a, panels), rows, columns);
@@ -205,7 +205,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         }
     }
 
-    /// Lends `f` the panels of each B, those of the same columns together.
+    /// Calls `f` with the panels of each B for the same columns.
     ///
     /// # Safety
     /// The columns are inside each B.
@@ -223,7 +223,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
             let mut panels = SmallVec::<[Panel<P>; FACTORS]>::new();
             for own in columns.panels() {
                 let stride = own.len().next_multiple_of(kernel.lanes);
-                // SAFETY: the caller's promise, and the space holds these panels.
+                // SAFETY: guaranteed by the caller, and the buffer holds these panels.
                 unsafe { self.panels(kernel, space, (own.start, own.len(), stride), &mut panels) };
                 space = space.wrapping_add(steps * stride);
             }
@@ -231,8 +231,8 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         });
     }
 
-    /// The tiles of some columns in some rows: `rows` of them from line `start` of `a` on, line 0 being row `first`. Memory
-    /// is asked for the next columns meanwhile.
+    /// Computes the tiles of some columns in some rows: `rows` of them from line `start` of `a` on, line 0 being row
+    /// `first`. Prefetches the next columns meanwhile.
     ///
     /// # Safety
     /// As [`run`](Self::run).
@@ -247,7 +247,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let mut room = Room([const { MaybeUninit::<S::Acc>::uninit() }; TILE]);
         let used = &mut room.0[..kernel.rows.min(rows) * columns.width.next_multiple_of(kernel.lanes)];
         used.fill(MaybeUninit::new(S::Acc::ZERO));
-        // SAFETY: filled.
+        // SAFETY: initialised above.
         let room = unsafe { std::slice::from_raw_parts_mut(used.as_mut_ptr().cast::<S::Acc>(), used.len()) };
         let (tiles, across) = (rows.div_ceil(kernel.rows), columns.panels().len());
         for part in 0..tiles * across {
@@ -286,11 +286,11 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                     out,
                     out_row,
                 };
-                // SAFETY: the operands are inside what they lie in; a tile has at most TILE sums.
+                // SAFETY: the operands are in bounds; a tile has at most TILE sums.
                 unsafe { (kernel.tile)(&tile) };
             }
             if !direct {
-                // SAFETY: the place is inside C.
+                // SAFETY: the block is inside C.
                 unsafe { self.write(kernel, sums, stride, (first + i, j), (count, cols)) };
             }
         }
@@ -300,10 +300,10 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         }
     }
 
-    /// Adds the columns from `j` on of each B to the panels, as they lie or packed into the space.
+    /// Adds the columns from `j` on of each B to the panels, in place or packed into the buffer.
     ///
     /// # Safety
-    /// The columns are inside each B; the space has room for `stride` columns of each.
+    /// The columns are inside each B; the buffer has capacity for `stride` columns of each.
     unsafe fn panels<P: Entry<S>>(
         &self,
         kernel: &Kernel<P, S::Acc>,
@@ -325,7 +325,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
                 terms: factors.k,
                 cols,
             };
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 if cols < stride {
                     std::ptr::write_bytes(ptr, 0, steps * stride);
@@ -339,18 +339,18 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     }
 }
 
-/// Sums of a tile, whose rows begin with cache lines.
+/// Accumulators of a tile, whose rows are aligned to cache lines.
 #[repr(align(64))]
 struct Room<A>([MaybeUninit<A>; TILE]);
 
-/// What a task multiplies, panel after panel.
+/// The columns that a task computes, panel by panel.
 struct Columns {
     own: Range<usize>,
-    /// Of a panel.
+    /// Panel width.
     width: usize,
-    /// Whether the rows of C are written one after the other, each group of them through all panels.
+    /// Whether C is written row by row, each group of rows through all panels.
     by_rows: bool,
-    /// What this thread likely multiplies next.
+    /// The columns that this thread likely computes next.
     next: Range<usize>,
 }
 
@@ -365,10 +365,10 @@ impl Columns {
     }
 }
 
-/// The place of a task in an order in which threads that take tasks in turns walk through neighbours.
+/// Reorders tasks such that threads which take tasks in turn each walk through adjacent ones.
 fn in_turns(task: usize, count: usize, threads: usize) -> usize {
     let (turn, thread) = (task / threads, task % threads);
-    // The first so many threads have a task more.
+    // The first `more` threads have one more task.
     let (each, more) = (count / threads, count % threads);
     thread * each + thread.min(more) + turn
 }

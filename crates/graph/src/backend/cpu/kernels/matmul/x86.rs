@@ -1,5 +1,5 @@
-//! The words of x86-64: AVX2 with FMA and F16C, AVX-512, and AVX-512 with pairs of bf16. Nothing here asks what the
-//! machine has.
+//! The vector operations for x86-64: AVX2 with FMA and F16C, AVX-512, and AVX-512 with pairs of bf16. CPU features are
+//! detected by the caller.
 
 #[allow(clippy::wildcard_imports)] // dozens of instructions
 use std::arch::x86_64::*;
@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::kernel::Round;
 use super::words::Words;
 
-/// One [`Words`] from one expression a word.
+/// Implements [`Words`] from one expression per operation.
 macro_rules! words {
     (
         $(#[$doc:meta])* $name:ident: $panel:ty => $acc:ty, $vector:ty, $sums:ty, $lanes:literal;
@@ -31,47 +31,47 @@ macro_rules! words {
 
             #[inline(always)]
             unsafe fn load($from: *const $panel) -> $vector {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { $load }
             }
             #[inline(always)]
             unsafe fn load_part($part_from: *const $panel, $count: usize) -> $vector {
-                // SAFETY: the caller's promise; what is masked out is not read.
+                // SAFETY: guaranteed by the caller; what is masked out is not read.
                 unsafe { $part }
             }
             #[inline(always)]
             unsafe fn splat($one: *const $panel) -> $vector {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { $splat }
             }
             #[inline(always)]
             unsafe fn zero() -> $sums {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { $zero() }
             }
             #[inline(always)]
             unsafe fn fetch(from: *const $acc) -> $sums {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { $fetch(from) }
             }
             #[inline(always)]
             unsafe fn fma($s: $sums, $a: $vector, $b: $vector) -> $sums {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { $fma }
             }
             #[inline(always)]
             unsafe fn store(sums: $sums, to: *mut $acc) {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { $store(to, sums) }
             }
             #[inline(always)]
             unsafe fn join(a: $sums, b: $sums) -> $sums {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { $join(a, b) }
             }
             #[inline(always)]
             unsafe fn totals(sums: [$sums; 4], to: *mut $acc) {
-                // SAFETY: the caller's promise.
+                // SAFETY: guaranteed by the caller.
                 unsafe { $totals(sums, to) }
             }
         }
@@ -97,7 +97,7 @@ words! {
 }
 
 words! {
-    /// Pairs of bf16: 32 products a word.
+    /// Pairs of bf16: 32 products per instruction.
     WidePairs: [bf16; 2] => f32, __m512bh, __m512, 16;
     load(from) pairs(_mm512_loadu_si512(from.cast()));
     part(from, count) pairs(_mm512_maskz_loadu_epi32(first16(count), from.cast()));
@@ -159,16 +159,16 @@ words! {
     zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; join _mm256_add_ps; totals totals_256
 }
 
-/// The lowest `count` bits of sixteen.
+/// A mask of the lowest `count` of sixteen bits.
 #[inline(always)]
 fn first16(count: usize) -> __mmask16 {
     ((1u32 << count.min(16)) - 1) as __mmask16
 }
 
-/// The sign bit of the first `count` lanes of eight.
+/// A mask with the sign bit of the first `count` of eight lanes.
 #[inline(always)]
 unsafe fn first8(count: usize) -> __m256i {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         _mm256_cmpgt_epi32(
             _mm256_set1_epi32(count as i32),
@@ -177,11 +177,11 @@ unsafe fn first8(count: usize) -> __m256i {
     }
 }
 
-/// The first `count` of eight words of 16 bits, zeros behind.
+/// The first `count` of eight 16-bit words, zero-padded.
 #[inline(always)]
 unsafe fn first_of(from: *const u16, count: usize) -> __m128i {
     let mut words = [0u16; 8];
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         std::ptr::copy_nonoverlapping(from, words.as_mut_ptr(), count.min(8));
         _mm_loadu_si128(words.as_ptr().cast())
@@ -197,32 +197,32 @@ unsafe fn pairs(bits: __m512i) -> __m512bh {
 /// bf16 is the upper half of an f32.
 #[inline(always)]
 unsafe fn brain_512(halves: __m256i) -> __m512 {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))) }
 }
 
 #[inline(always)]
 unsafe fn brain_256(halves: __m128i) -> __m256 {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))) }
 }
 
-/// The upper half on the lower.
+/// Adds the upper half to the lower.
 #[inline(always)]
 unsafe fn fold(sums: __m512) -> __m256 {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps::<1>(sums)) }
 }
 
 #[inline(always)]
 unsafe fn fold_d(sums: __m512d) -> __m256d {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { _mm256_add_pd(_mm512_castpd512_pd256(sums), _mm512_extractf64x4_pd::<1>(sums)) }
 }
 
 #[inline(always)]
 unsafe fn totals_512(sums: [__m512; 4], to: *mut f32) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         totals_256([fold(sums[0]), fold(sums[1]), fold(sums[2]), fold(sums[3])], to);
     }
@@ -230,7 +230,7 @@ unsafe fn totals_512(sums: [__m512; 4], to: *mut f32) {
 
 #[inline(always)]
 unsafe fn totals_512d(sums: [__m512d; 4], to: *mut f64) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         totals_256d([fold_d(sums[0]), fold_d(sums[1]), fold_d(sums[2]), fold_d(sums[3])], to);
     }
@@ -238,7 +238,7 @@ unsafe fn totals_512d(sums: [__m512d; 4], to: *mut f64) {
 
 #[inline(always)]
 unsafe fn totals_256([a, b, c, d]: [__m256; 4], to: *mut f32) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let quarters = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
         let halves = [_mm256_castps256_ps128(quarters), _mm256_extractf128_ps::<1>(quarters)];
@@ -248,7 +248,7 @@ unsafe fn totals_256([a, b, c, d]: [__m256; 4], to: *mut f32) {
 
 #[inline(always)]
 unsafe fn totals_256d([a, b, c, d]: [__m256d; 4], to: *mut f64) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let (ab, cd) = (_mm256_hadd_pd(a, b), _mm256_hadd_pd(c, d));
         _mm_storeu_pd(
@@ -262,13 +262,13 @@ unsafe fn totals_256d([a, b, c, d]: [__m256d; 4], to: *mut f64) {
     }
 }
 
-/// Turns 8 runs of 8 elements, given as f32, into 8 runs `to_step` entries apart.
+/// Transposes 8 rows of 8 elements, given as f32, into 8 rows with stride `to_step` entries.
 ///
 /// # Safety
 /// AVX2; everything named is writable.
 #[inline(always)]
 unsafe fn turn_8(row: impl Fn(usize) -> __m256, to: *mut f32, to_step: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         // As below, with halves instead of quarters: half h of word 4 g + l holds column 4 h + l of rows 4 g to 4 g + 3.
         let mut words = [_mm256_setzero_ps(); 8];
@@ -297,7 +297,7 @@ macro_rules! turns {
         #[allow(clippy::cast_ptr_alignment)] // read as they lie
         #[target_feature(enable = "avx2,fma,f16c")]
         pub(super) unsafe fn $name(from: *const u8, from_step: usize, to: *mut u32, to_step: usize) {
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 turn_8(
                     #[inline(always)]
@@ -316,17 +316,17 @@ turns! {
     turn_f16: f16 => NarrowHalf;
 }
 
-/// Turns 16 runs of 16 entries of four bytes, `from_step` bytes apart, into 16 runs `to_step` entries apart.
+/// Transposes 16 rows of 16 four-byte entries with stride `from_step` bytes into 16 rows with stride `to_step` entries.
 ///
 /// # Safety
 /// AVX-512F; everything named is readable or writable.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn transpose_16(from: *const u8, from_step: usize, to: *mut u32, to_step: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let row = |i: usize| _mm512_loadu_si512(from.add(i * from_step).cast());
-        // Pairs of rows woven by entries, then by pairs of entries: quarter q of word 4 g + l holds column 4 q + l of
-        // the rows 4 g to 4 g + 3.
+        // Interleaves pairs of rows by entries, then by pairs of entries: quarter q of word 4 g + l holds column 4 q +
+        // l of the rows 4 g to 4 g + 3.
         let mut words = [_mm512_setzero_si512(); 16];
         for g in 0..4 {
             let (a, b, c, d) = (row(4 * g), row(4 * g + 1), row(4 * g + 2), row(4 * g + 3));
@@ -350,10 +350,10 @@ pub(super) unsafe fn transpose_16(from: *const u8, from_step: usize, to: *mut u3
     }
 }
 
-/// [`transpose_16`] of fewer runs and entries: what is not there is neither read nor written.
+/// [`transpose_16`] of fewer rows and columns: missing elements are neither read nor written.
 ///
 /// # Safety
-/// As there.
+/// Like [`transpose_16`].
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn transpose_part_of_16(
     (from, from_step): (*const u8, usize),
@@ -361,7 +361,7 @@ pub(super) unsafe fn transpose_part_of_16(
     (runs, entries): (usize, usize),
 ) {
     let (mut block, mut turned) = ([[0u32; 16]; 16], [[0u32; 16]; 16]);
-    // SAFETY: the caller's promise; what is masked out is neither read nor written.
+    // SAFETY: guaranteed by the caller; what is masked out is neither read nor written.
     unsafe {
         for (r, run) in block.iter_mut().enumerate().take(runs) {
             let run_of_entries = _mm512_maskz_loadu_epi32(first16(entries), from.add(r * from_step).cast());
@@ -375,7 +375,7 @@ pub(super) unsafe fn transpose_part_of_16(
     }
 }
 
-/// Weaves two runs into pairs.
+/// Interleaves two rows into pairs.
 ///
 /// # Safety
 /// AVX-512 F, BW and VL; everything named is readable or writable.
@@ -383,7 +383,7 @@ pub(super) unsafe fn transpose_part_of_16(
 pub(super) unsafe fn weave_pairs([even, odd]: [*const bf16; 2], to: *mut [bf16; 2], count: usize) {
     for j in (0..count).step_by(16) {
         let mask = first16(count - j);
-        // SAFETY: the caller's promise; what is masked out is neither read nor written.
+        // SAFETY: guaranteed by the caller; what is masked out is neither read nor written.
         unsafe {
             let run = |from: *const bf16| _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.add(j).cast()));
             let pairs = _mm512_or_si512(run(even), _mm512_slli_epi32::<16>(run(odd)));
@@ -392,7 +392,7 @@ pub(super) unsafe fn weave_pairs([even, odd]: [*const bf16; 2], to: *mut [bf16; 
     }
 }
 
-/// [`Round`] with the machine's own conversion, which takes subnormal sums for zero.
+/// [`Round`] with the CPU's own conversion, which flushes subnormal sums to zero.
 ///
 /// # Safety
 /// AVX-512 with BF16, BW and VL; everything named is readable or writable.
@@ -402,7 +402,7 @@ pub(super) unsafe fn round_pairs(round: &Round<'_>) {
     for r in 0..round.rows {
         for j in (0..round.cols).step_by(16) {
             let mask = first16(round.cols - j);
-            // SAFETY: the caller's promise; what is masked out is neither read nor written.
+            // SAFETY: guaranteed by the caller; what is masked out is neither read nor written.
             unsafe {
                 let to = round.to.add(r * round.to_row + j).cast::<i16>();
                 let mut sums = _mm512_mul_ps(_mm512_loadu_ps(round.sums.add(r * round.stride + j)), alpha);
