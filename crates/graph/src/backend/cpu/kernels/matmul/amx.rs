@@ -246,7 +246,7 @@ pub(crate) fn is_usable() -> bool {
         unsafe { _xgetbv(0) }
     }
 
-    // SAFETY: `enabled_state` is called only where XSAVE is detected; the request changes only a permission of this process.
+    // SAFETY: `enabled_state` runs only where XSAVE is detected; the request only changes a permission of this process.
     __cpuid_count(7, 0).edx & FEATURES == FEATURES
         && is_x86_feature_detected!("xsave")
         && unsafe { enabled_state() } & STATE == STATE
