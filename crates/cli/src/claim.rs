@@ -1,7 +1,8 @@
 //! A run's claim on its output folder: a lock file that the system locks while the process lives.
 //!
 //! The lock ends with the process in any case, so a killed run leaves no claim, only the file. What was created for a
-//! claim (the file, missing parent folders) is removed when it is withdrawn, unless something else is in it.
+//! claim (the file, missing parent folders) is removed when it is withdrawn, unless something else is in it. If several
+//! runs create a folder at once, it may stay, empty.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_of_many_claims_the_folder_and_leaves_nothing() {
+    fn one_of_many_claims_the_folder_and_leaves_no_file() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("new/out");
         for _ in 0..20 {
@@ -144,8 +145,17 @@ mod tests {
             };
             assert!(claims.iter().all(held), "{claims:?}");
             drop(claims);
-            assert!(!folder.exists(), "a trace is left");
+            let left = fs::read_dir(&folder).map_or(0, Iterator::count);
+            assert_eq!(left, 0, "a file is left");
+            let _ = fs::remove_dir_all(home.path().join("new"));
         }
+    }
+
+    #[test]
+    fn a_claim_leaves_no_folder_that_it_created() {
+        let home = tempfile::tempdir().unwrap();
+        drop(Claim::take(&home.path().join("new/out")).unwrap());
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn faults_have_position_and_reason() {
         (&deep, 101, "nested more than 100 levels deep"),
         (&many, 2 * MAX_VALUES - 1, "more than 524288 values"),
         ("{\"a\": \"b\nc\"}", 8, "a line break or control character"),
-        (r#"{"a": "C:\dir"}"#, 9, "a backslash that begins no escape"),
+        (r#"{"a": "C:\dir"}"#, 9, "an invalid escape"),
         ("{'a': 1}", 1, "expected a key in double quotes, found `'`"),
         (r#"{"a": True}"#, 6, "expected a value, found `T`"),
         (r#"{"a": nul"#, 9, "ends within `null`"),
