@@ -79,6 +79,7 @@ pub(super) struct Round<'a> {
 type Weave = unsafe fn([*const bf16; 2], *mut [bf16; 2], usize);
 
 /// The micro-kernels for one instruction set.
+#[derive(Clone, Copy)]
 pub(super) struct Kernel<P: 'static, A: 'static> {
     /// Columns per vector.
     pub lanes: usize,
@@ -113,6 +114,7 @@ pub(super) struct Kernel<P: 'static, A: 'static> {
 }
 
 /// Transposes square blocks of elements during packing.
+#[derive(Clone, Copy)]
 pub(super) struct Turn {
     /// Rows and columns of a block.
     pub edge: usize,
@@ -315,16 +317,27 @@ unsafe fn row_step<W: Words, const V: usize>(
 pub(super) unsafe fn any_tile<W: Words, const R: usize, const H: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
     // SAFETY: guaranteed by the caller.
     unsafe {
-        match (t.rows, t.cols.div_ceil(W::LANES)) {
-            (1, 1) => tile::<W, 1, 1>(t),
-            (1, 2) => tile::<W, 1, 2>(t),
-            (1, _) => tile::<W, 1, V>(t),
-            (rows, 1) if rows <= H => tile::<W, H, 1>(t),
-            (rows, 2) if rows <= H => tile::<W, H, 2>(t),
-            (rows, _) if rows <= H => tile::<W, H, V>(t),
-            (_, 1) => tile::<W, R, 1>(t),
-            (_, 2) => tile::<W, R, 2>(t),
-            _ => tile::<W, R, V>(t),
+        match t.rows {
+            1 => any_columns::<W, 1, V>(t),
+            rows if rows <= H => any_columns::<W, H, V>(t),
+            _ => any_columns::<W, R, V>(t),
+        }
+    }
+}
+
+/// # Safety
+/// As [`any_tile`].
+#[inline(always)]
+unsafe fn any_columns<W: Words, const R: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
+    let vectors = t.cols.div_ceil(W::LANES);
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        if V > 1 && vectors == 1 {
+            tile::<W, R, 1>(t);
+        } else if V > 2 && vectors == 2 {
+            tile::<W, R, 2>(t);
+        } else {
+            tile::<W, R, V>(t);
         }
     }
 }

@@ -55,42 +55,52 @@ macro_rules! kernels {
 }
 
 kernels! {
-    PORTABLE_32: Portable<f32>, 4 x 3, None, None, None, [];
-    PORTABLE_64: Portable<f64>, 4 x 3, None, None, None, [];
-    PORTABLE_BRAIN: Portable<bf16>, 4 x 3, None, None, None, [];
-    PORTABLE_HALF: Portable<f16>, 4 x 3, None, None, None, [];
+    PORTABLE_32: Portable<f32>, 4 x 1, None, None, None, [];
+    PORTABLE_64: Portable<f64>, 4 x 1, None, None, None, [];
+    PORTABLE_BRAIN: Portable<bf16>, 4 x 1, None, None, None, [];
+    PORTABLE_HALF: Portable<f16>, 4 x 1, None, None, None, [];
 }
 
 #[cfg(target_arch = "x86_64")]
 kernels! {
     NARROW_32: Narrow32, 6 x 2, None, None, Some(turn(8, turn_f32)), [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_32_OF_BRAIN: Narrow32, 6 x 2, None, None, Some(turn(8, turn_bf16)), [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_32_OF_HALF: Narrow32, 6 x 2, None, None, Some(turn(8, turn_f16)), [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_64: Narrow64, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_BRAIN: NarrowBrain, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_HALF: NarrowHalf, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
     WIDE_32: Wide32, 8 x 3, None, None, Some(TURN_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_32_OF_BRAIN: Wide32, 8 x 3, None, None, Some(turn(8, turn_bf16)), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_32_OF_HALF: Wide32, 8 x 3, None, None, Some(turn(8, turn_f16)), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_64: Wide64, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_BRAIN: WideBrain, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_HALF: WideHalf, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_PAIRS: WidePairs, 8 x 3, Some(round_pairs), Some(weave_pairs), Some(TURN_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
 }
 
+/// The kernel of f32 for elements that are widened as they are packed.
+#[cfg(target_arch = "x86_64")]
+const fn widened(kernel: Kernel<f32, f32>, block: unsafe fn(*const u8, usize, *mut u32, usize)) -> Kernel<f32, f32> {
+    Kernel {
+        turn: Some(turn(8, block)),
+        ..kernel
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+static NARROW_32_OF_BRAIN: Kernel<f32, f32> = widened(NARROW_32, turn_bf16);
+#[cfg(target_arch = "x86_64")]
+static NARROW_32_OF_HALF: Kernel<f32, f32> = widened(NARROW_32, turn_f16);
+#[cfg(target_arch = "x86_64")]
+static WIDE_32_OF_BRAIN: Kernel<f32, f32> = widened(WIDE_32, turn_bf16);
+#[cfg(target_arch = "x86_64")]
+static WIDE_32_OF_HALF: Kernel<f32, f32> = widened(WIDE_32, turn_f16);
+
 /// [`WIDE_PAIRS`] with tiles multiplied by the matrix unit.
 #[cfg(target_arch = "x86_64")]
 static AMX_PAIRS: Kernel<Pair, f32> = Kernel {
-    lanes: WIDE_PAIRS.lanes,
     vectors: 2,
     rows: amx::ROWS,
     tile: amx::tile,
-    dots: WIDE_PAIRS.dots,
-    round: WIDE_PAIRS.round,
-    weave: WIDE_PAIRS.weave,
-    turn: Some(TURN_16),
     reads_lines: true,
     release: Some(amx::release),
+    ..WIDE_PAIRS
 };
 
 #[cfg(target_arch = "aarch64")]
