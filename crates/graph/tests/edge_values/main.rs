@@ -1,5 +1,6 @@
 //! NaN, infinities, zeros, integers that overflow and parameters out of range: the same on both backends, and as in
-//! `PyTorch` where it has the operation. Expected numbers are written out.
+//! `PyTorch` where it has the operation. Expected numbers are written out; those of
+//! operations on floats were compared with `PyTorch` 2.15.
 
 mod refused;
 

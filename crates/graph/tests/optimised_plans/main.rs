@@ -136,9 +136,11 @@ fn compare_threads(run: impl Fn() -> Vec<Vec<f64>>) -> std::result::Result<(), T
     Ok(())
 }
 
-fn cases(cases: u32) -> ProptestConfig {
+/// A quarter of the cases, or all where `CI` is set.
+fn cases(all: u32) -> ProptestConfig {
+    let quick = std::env::var_os("CI").is_none();
     ProptestConfig {
-        cases,
+        cases: if quick { all.div_ceil(4) } else { all },
         failure_persistence: None,
         ..ProptestConfig::default()
     }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 use serde_json::{Map, Value};
 
-use super::{ConfigError, Fields, RopeConfig, read_settings};
+use super::{ConfigError, Fields, RopeConfig};
+use metal_candle_graph::io::read_json_object;
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -100,7 +101,7 @@ impl ModelConfig {
     /// [`ConfigError`] naming the file and the field that is missing, mistyped, unsupported or inconsistent.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let map = read_settings(&path)?;
+        let map = read_json_object(&path)?;
         Self::from_json(&path, &map)
     }
 

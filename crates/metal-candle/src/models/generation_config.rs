@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::fields::shortened;
-use super::{ConfigError, Fields, read_settings};
+use super::{ConfigError, Fields};
+use metal_candle_graph::io::read_json_object;
 
 /// The suggestions that this library follows; all are optional, and an absent file counts as empty.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -93,7 +94,7 @@ impl GenerationConfig {
         if path.symlink_metadata().is_err() {
             return Ok(Self::default());
         }
-        let map = read_settings(&path)?;
+        let map = read_json_object(&path)?;
         Self::from_fields(&Fields::new(&path, &map))
     }
 

@@ -18,7 +18,6 @@ mod qwen2;
 mod random;
 mod rope_frequencies;
 mod rope_scaling;
-mod settings_file;
 mod weights;
 
 pub use config::{Architecture, ModelConfig};
@@ -32,4 +31,3 @@ pub use loader::{LoadedModel, from_parts, from_recorded, load, load_model, load_
 pub use metal_candle_graph::QuantFormat;
 pub use random::{random, random_parameters, random_with};
 pub use rope_scaling::{RopeConfig, RopeScaling};
-pub(crate) use settings_file::read_settings;

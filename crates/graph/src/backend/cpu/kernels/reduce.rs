@@ -285,9 +285,10 @@ mod tests {
             let epsilon = epsilon::<T>() + 40.0 * epsilon::<T::Acc>() + 1e-12;
             close(&widen(&sums), &want, epsilon);
             let top = |line: &Vec<f64>| line.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            close(&widen(&tops), &lines.iter().map(top).collect::<Vec<_>>(), 0.0);
-            let place = |line: &Vec<f64>| line.iter().position(|&x| x == top(line)).unwrap_or(0) as u32;
-            assert_eq!(places, lines.iter().map(place).collect::<Vec<_>>());
+            let want: Vec<f64> = lines.iter().map(top).collect();
+            close(&widen(&tops), &want, 0.0);
+            let place = |(line, top): (&Vec<f64>, &f64)| line.iter().position(|x| x == top).unwrap_or(0) as u32;
+            assert_eq!(places, lines.iter().zip(&want).map(place).collect::<Vec<_>>());
         }
     }
 

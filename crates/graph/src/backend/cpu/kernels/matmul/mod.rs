@@ -1,8 +1,8 @@
 //! Batched matrix product with any strides: `C = alpha * A @ B (+ C)`.
 //!
 //! Sums are accumulated in f32 (f64 for f64) in registers over the whole inner dimension, and rounded once. bf16 is
-//! multiplied in pairs if the machine does that fast; otherwise 16-bit elements are widened once, during packing.
-//! Products with few rows take paths that read each weight once, in place.
+//! multiplied in pairs or tiles where the machine does that fastest; otherwise 16-bit elements are widened once, during
+//! packing. Products with few rows take paths that read each weight once, in place.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
