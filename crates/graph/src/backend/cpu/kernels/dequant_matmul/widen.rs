@@ -3,7 +3,7 @@
 //! rounded between panels.
 
 use super::super::float::{Float, Mat, Real, dense, transposed as turned};
-use super::super::matmul::{dense_product, is_multiplied_as_it_is};
+use super::super::matmul::{dense_product, multiplies_unwidened};
 use super::super::par::{Shared, for_pieces, for_rows, simd, with_scratch, with_space};
 use super::QuantizedWeights;
 use crate::fused::dequant_matmul::{BLOCK, QuantFormat};
@@ -18,7 +18,7 @@ const PIECE: usize = 1 << 10;
 
 /// See [`dequant_matmul`](super::dequant_matmul); no size is 0.
 pub(super) fn product<T: Float>(x: &[T], weights: &QuantizedWeights<'_>, transposed: bool, m: usize, y: &mut [T]) {
-    if is_multiplied_as_it_is::<T>() {
+    if multiplies_unwidened::<T>() {
         return panels(x, weights, transposed, m, y);
     }
     // Widens once, not for each panel.

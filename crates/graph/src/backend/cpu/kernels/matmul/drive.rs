@@ -10,7 +10,7 @@ use super::super::float::{Float, Mat, Real, transposed};
 use super::super::par::{for_pieces, rows_of_task, simd, store, with_scratch};
 use super::super::tuning::matmul::{DOT_ROWS, FEW_ROWS, FEW_TERMS, TASK_BYTES, VERY_FEW_ROWS};
 use super::kernel::{DOTS, Dots, Kernel, Round};
-use super::lines::{Lines, as_they_lie};
+use super::lines::{Lines, in_place};
 use super::pack::Entry;
 
 /// Bytes of a cache line.
@@ -73,8 +73,8 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     }
 
     /// Whether the kernel reads B in place.
-    pub(super) fn lies_ready<P: Entry<S>>(&self, factors: &Factors<S>) -> bool {
-        P::LIES && P::TERMS == 1 && self.suits_rows(factors)
+    pub(super) fn is_read_in_place<P: Entry<S>>(&self, factors: &Factors<S>) -> bool {
+        P::IN_PLACE && P::TERMS == 1 && self.suits_rows(factors)
     }
 
     /// Whether entries of two terms are better: except for few rows of A, and for dot products of an odd length, whose
@@ -107,13 +107,13 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
     /// Every element that the sizes and strides reach is inside its allocation; C overlaps no A or B, and an addend
     /// only if it is the same matrix; the machine has the kernel's instructions.
     pub(super) unsafe fn run<P: Entry<S>>(&self, kernel: &Kernel<P, S::Acc>, parallel: bool) {
-        let lines = self.factors.iter().map(|f| as_they_lie::<S, P>(f.a, f.k));
+        let lines = self.factors.iter().map(|f| in_place::<S, P>(f.a, f.k));
         let lines: Option<SmallVec<[Lines<P>; FACTORS]>> = lines.collect();
         // SAFETY: forwarded from the caller.
         unsafe {
             match (&lines, self.factors) {
                 (Some(a), [one]) if self.suits_dots() => {
-                    if let Some(b) = as_they_lie::<S, P>(transposed(one.b), one.k) {
+                    if let Some(b) = in_place::<S, P>(transposed(one.b), one.k) {
                         return self.dots(kernel, one.k, (a[0], b), parallel);
                     }
                     self.tiles(kernel, a, (0, self.dims.0), parallel);

@@ -5,7 +5,7 @@ use half::bf16;
 
 use super::super::float::{Mat, Real};
 use super::super::par::each;
-use super::words::Words;
+use super::vector_ops::VectorOps;
 
 /// Maximum number of accumulators of a tile.
 pub(super) const TILE: usize = 32 * 32;
@@ -76,7 +76,7 @@ pub(super) struct Round<'a> {
 }
 
 /// Interleaves two rows into the given number of pairs.
-type Weave = unsafe fn([*const bf16; 2], *mut [bf16; 2], usize);
+type Interleave = unsafe fn([*const bf16; 2], *mut [bf16; 2], usize);
 
 /// The micro-kernels for one instruction set.
 #[derive(Clone, Copy)]
@@ -102,8 +102,8 @@ pub(super) struct Kernel<P: 'static, A: 'static> {
     ///
     /// # Safety
     /// As `tile`.
-    pub weave: Option<Weave>,
-    pub turn: Option<Turn>,
+    pub interleave: Option<Interleave>,
+    pub transpose: Option<Transpose>,
     /// Whether `tile` reads each row of A as one contiguous run of entries.
     pub reads_lines: bool,
     /// Called by a thread after its last tile.
@@ -115,7 +115,7 @@ pub(super) struct Kernel<P: 'static, A: 'static> {
 
 /// Transposes square blocks of elements during packing.
 #[derive(Clone, Copy)]
-pub(super) struct Turn {
+pub(super) struct Transpose {
     /// Rows and columns of a block.
     pub edge: usize,
     /// From rows with a stride in bytes to columns with a stride in entries (of four bytes).
@@ -127,10 +127,10 @@ pub(super) struct Turn {
     ///
     /// # Safety
     /// As `run`.
-    pub part: Option<TurnPart>,
+    pub part: Option<TransposePart>,
 }
 
-impl Turn {
+impl Transpose {
     /// Transposes a whole block or a part of one.
     ///
     /// # Safety
@@ -152,14 +152,14 @@ impl Turn {
 }
 
 /// From rows with a stride in bytes to columns with a stride in entries; the numbers of rows and of columns.
-type TurnPart = unsafe fn((*const u8, usize), (*mut u32, usize), (usize, usize));
+type TransposePart = unsafe fn((*const u8, usize), (*mut u32, usize), (usize, usize));
 
 /// Zero accumulators.
 ///
 /// # Safety
 /// The machine has the instructions.
 #[inline(always)]
-unsafe fn zeros<W: Words, const C: usize, const R: usize>() -> [[W::Sums; C]; R] {
+unsafe fn zeros<W: VectorOps, const C: usize, const R: usize>() -> [[W::Sums; C]; R] {
     each(
         #[inline(always)]
         |_| {
@@ -175,7 +175,7 @@ unsafe fn zeros<W: Words, const C: usize, const R: usize>() -> [[W::Sums; C]; R]
 /// # Safety
 /// As [`Kernel::tile`].
 #[inline(always)]
-unsafe fn tile<W: Words, const R: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
+unsafe fn tile<W: VectorOps, const R: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
     let last = t.cols - (V - 1) * W::LANES;
     // SAFETY: guaranteed by the caller.
     unsafe {
@@ -210,7 +210,7 @@ unsafe fn tile<W: Words, const R: usize, const V: usize>(t: &Tile<W::Panel, W::A
 /// # Safety
 /// As [`Kernel::tile`].
 #[inline(always)]
-unsafe fn tile_with<W: Words, const R: usize, const V: usize>(
+unsafe fn tile_with<W: VectorOps, const R: usize, const V: usize>(
     t: &Tile<W::Panel, W::Acc>,
     load_last: impl Fn(*const W::Panel) -> W::Vector,
 ) {
@@ -262,7 +262,7 @@ const APART: usize = 4;
 /// # Safety
 /// As [`Kernel::tile`].
 #[inline(always)]
-unsafe fn row_tile<W: Words, const V: usize>(
+unsafe fn row_tile<W: VectorOps, const V: usize>(
     t: &Tile<W::Panel, W::Acc>,
     load_last: impl Fn(*const W::Panel) -> W::Vector,
 ) {
@@ -295,7 +295,7 @@ unsafe fn row_tile<W: Words, const V: usize>(
 /// # Safety
 /// As [`Kernel::tile`].
 #[inline(always)]
-unsafe fn row_step<W: Words, const V: usize>(
+unsafe fn row_step<W: VectorOps, const V: usize>(
     t: &Tile<W::Panel, W::Acc>,
     load_last: &impl Fn(*const W::Panel) -> W::Vector,
     at: usize,
@@ -314,7 +314,9 @@ unsafe fn row_step<W: Words, const V: usize>(
 /// # Safety
 /// As [`Kernel::tile`]; at most `R` rows and `V` vectors. `H` is half of `R`.
 #[inline(always)]
-pub(super) unsafe fn any_tile<W: Words, const R: usize, const H: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
+pub(super) unsafe fn any_tile<W: VectorOps, const R: usize, const H: usize, const V: usize>(
+    t: &Tile<W::Panel, W::Acc>,
+) {
     // SAFETY: guaranteed by the caller.
     unsafe {
         match t.rows {
@@ -328,7 +330,7 @@ pub(super) unsafe fn any_tile<W: Words, const R: usize, const H: usize, const V:
 /// # Safety
 /// As [`any_tile`].
 #[inline(always)]
-unsafe fn any_columns<W: Words, const R: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
+unsafe fn any_columns<W: VectorOps, const R: usize, const V: usize>(t: &Tile<W::Panel, W::Acc>) {
     let vectors = t.cols.div_ceil(W::LANES);
     // SAFETY: guaranteed by the caller.
     unsafe {
@@ -345,7 +347,7 @@ unsafe fn any_columns<W: Words, const R: usize, const V: usize>(t: &Tile<W::Pane
 /// # Safety
 /// As [`Kernel::dots`]; at most `R` rows.
 #[inline(always)]
-unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
+unsafe fn dots<W: VectorOps, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
     // SAFETY: guaranteed by the caller. Missing rows and columns repeat the last one.
     unsafe {
         let mut rows = [d.a; R];
@@ -396,7 +398,7 @@ unsafe fn dots<W: Words, const R: usize>(d: &Dots<W::Panel, W::Acc>) {
 /// # Safety
 /// Like [`Kernel::dots`]; that many can be written.
 #[inline(always)]
-unsafe fn some_totals<W: Words>(sums: [W::Sums; DOTS], to: *mut W::Acc, count: usize) {
+unsafe fn some_totals<W: VectorOps>(sums: [W::Sums; DOTS], to: *mut W::Acc, count: usize) {
     // SAFETY: guaranteed by the caller.
     unsafe {
         if count >= DOTS {
@@ -417,7 +419,7 @@ unsafe fn some_totals<W: Words>(sums: [W::Sums; DOTS], to: *mut W::Acc, count: u
 /// # Safety
 /// As [`Kernel::dots`].
 #[inline(always)]
-unsafe fn row_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
+unsafe fn row_dots<W: VectorOps>(d: &Dots<W::Panel, W::Acc>) {
     // SAFETY: guaranteed by the caller. Missing columns repeat the last one.
     unsafe {
         let part = d.cols.div_ceil(DOTS);
@@ -463,7 +465,7 @@ unsafe fn row_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
 /// # Safety
 /// As [`Kernel::dots`].
 #[inline(always)]
-pub(super) unsafe fn any_dots<W: Words>(d: &Dots<W::Panel, W::Acc>) {
+pub(super) unsafe fn any_dots<W: VectorOps>(d: &Dots<W::Panel, W::Acc>) {
     // SAFETY: guaranteed by the caller.
     unsafe {
         if d.rows == 1 {

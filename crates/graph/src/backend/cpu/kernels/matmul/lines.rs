@@ -4,7 +4,7 @@ use super::super::float::{Float, Mat, transposed};
 use super::super::par::{Shared, for_pieces};
 use super::super::tuning::matmul::TASK_BYTES;
 use super::drive::{Factors, LINE};
-use super::kernel::{Kernel, Turn};
+use super::kernel::{Kernel, Transpose};
 use super::pack::{Block, Entry};
 
 /// An operand in place or packed: entry `p` of line `i` is at `line * i` bytes plus `step * p` entries. Packed lines
@@ -32,8 +32,8 @@ impl<P> Lines<P> {
 }
 
 /// The lines of `mat` along its columns in place, if the kernel can read them directly.
-pub(super) fn as_they_lie<S: Float, P: Entry<S>>(mat: Mat<*const S>, terms: usize) -> Option<Lines<P>> {
-    (P::LIES && mat.cols == 1 && terms.is_multiple_of(P::TERMS)).then(|| Lines {
+pub(super) fn in_place<S: Float, P: Entry<S>>(mat: Mat<*const S>, terms: usize) -> Option<Lines<P>> {
+    (P::IN_PLACE && mat.cols == 1 && terms.is_multiple_of(P::TERMS)).then(|| Lines {
         ptr: mat.ptr.cast(),
         line: mat.rows * size_of::<S>() as isize,
         step: 1,
@@ -47,15 +47,15 @@ pub(super) fn group_height<S, P, A>(kernel: &Kernel<P, A>, factors: &Factors<S>)
     shared.next_multiple_of(kernel.rows)
 }
 
-/// Entries per block of [`pack_turned`].
+/// Entries per block of [`pack_transposed`].
 const EDGE: usize = 16;
 
 /// Packs rows of a column-major A as contiguous entries: blocks are interleaved like those of B, then transposed.
 ///
 /// # Safety
 /// The rows are inside A; the buffer has capacity for them; the kernel interleaves and transposes entries of `P`.
-unsafe fn pack_turned<S: Float, P: Entry<S>>(
-    (kernel, turn): (&Kernel<P, S::Acc>, &Turn),
+unsafe fn pack_transposed<S: Float, P: Entry<S>>(
+    (kernel, transpose): (&Kernel<P, S::Acc>, &Transpose),
     factors: &Factors<S>,
     (first, rows): (usize, usize),
     to: *mut P,
@@ -65,7 +65,7 @@ unsafe fn pack_turned<S: Float, P: Entry<S>>(
     let room = Shared::raw(to);
     let piece = TASK_BYTES.div_ceil(EDGE * steps * size_of::<P>());
     for_pieces(rows.div_ceil(EDGE), piece, parallel, |_, range| {
-        let mut woven = [[P::default(); EDGE]; EDGE];
+        let mut interleaved = [[P::default(); EDGE]; EDGE];
         let blocks = range.flat_map(|block| (0..steps).step_by(EDGE).map(move |p| (block * EDGE, p)));
         for (i, p) in blocks {
             let terms = (EDGE * P::TERMS).min(factors.k - p * P::TERMS);
@@ -77,9 +77,13 @@ unsafe fn pack_turned<S: Float, P: Entry<S>>(
             };
             // SAFETY: the block is inside A; its destination is inside the buffer and belongs to this task.
             unsafe {
-                block.pack(kernel, EDGE, woven.as_mut_ptr().cast::<P>());
+                block.pack(kernel, EDGE, interleaved.as_mut_ptr().cast::<P>());
                 let to = (room.at(i * steps + p).cast(), steps);
-                turn.block((woven.as_ptr().cast(), size_of_val(&woven[0])), to, (count, cols));
+                transpose.block(
+                    (interleaved.as_ptr().cast(), size_of_val(&interleaved[0])),
+                    to,
+                    (count, cols),
+                );
             }
         }
     });
@@ -104,20 +108,20 @@ pub(super) unsafe fn pack_rows<S: Float, P: Entry<S>>(
     parallel: bool,
 ) -> Lines<P> {
     let (a, terms, steps) = (&factors.a, factors.k, factors.k.div_ceil(P::TERMS));
-    if let Some(turn) = kernel.turn.as_ref().filter(|_| kernel.reads_lines) {
-        if let Some(lines) = as_they_lie(a.at(first, 0), terms) {
+    if let Some(transpose) = kernel.transpose.as_ref().filter(|_| kernel.reads_lines) {
+        if let Some(lines) = in_place(a.at(first, 0), terms) {
             return lines;
         }
         // SAFETY: forwarded from the caller.
-        return unsafe { pack_turned((kernel, turn), factors, (first, rows), to, parallel) };
+        return unsafe { pack_transposed((kernel, transpose), factors, (first, rows), to, parallel) };
     }
-    let turn = kernel
-        .turn
+    let transpose = kernel
+        .transpose
         .as_ref()
         .filter(|_| P::TERMS == 1 && a.rows == 1 && a.cols != 1);
-    let alone = turn.is_some() || P::TERMS == 1 && a.cols == 1;
-    let height = match turn {
-        Some(turn) => turn.edge,
+    let alone = transpose.is_some() || P::TERMS == 1 && a.cols == 1;
+    let height = match transpose {
+        Some(transpose) => transpose.edge,
         None if alone => 1,
         None => group_height(kernel, factors),
     };
@@ -127,7 +131,7 @@ pub(super) unsafe fn pack_rows<S: Float, P: Entry<S>>(
     for_pieces(rows.div_ceil(height), piece, parallel, |_, range| {
         let pack = |i: usize, count: usize| {
             let from = factors.a.at(first + i, 0);
-            let (from, terms, cols) = match (turn, alone) {
+            let (from, terms, cols) = match (transpose, alone) {
                 (Some(_), _) => (from, count, terms),
                 // The terms of a row as the columns of a single step.
                 (None, true) => (Mat { rows: 0, ..from }, 1, terms),
@@ -137,7 +141,7 @@ pub(super) unsafe fn pack_rows<S: Float, P: Entry<S>>(
             unsafe { Block { from, terms, cols }.pack(kernel, width, room.at(i * steps)) };
         };
         let (start, end) = (range.start * height, rows.min(range.end * height));
-        if turn.is_some() {
+        if transpose.is_some() {
             return pack(start, end - start);
         }
         (start..end).step_by(height).for_each(|i| pack(i, height.min(end - i)));

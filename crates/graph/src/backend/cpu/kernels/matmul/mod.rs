@@ -18,7 +18,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod tiles;
-mod words;
+mod vector_ops;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -215,7 +215,7 @@ pub(crate) unsafe fn sum_of_products<T: Float, C: Float<Acc = T::Acc>>(
 }
 
 /// Whether products with many rows of this element type are computed without widening it first.
-pub(crate) fn is_multiplied_as_it_is<T: Float>() -> bool {
+pub(crate) fn multiplies_unwidened<T: Float>() -> bool {
     drive::is::<T, T::Acc>() || drive::is::<T, bf16>() && table::pairs().or(table::tiles()).is_some()
 }
 

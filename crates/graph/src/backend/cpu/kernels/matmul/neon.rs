@@ -6,13 +6,13 @@ use std::arch::aarch64::*;
 
 use half::bf16;
 
-use super::words::Words;
+use super::vector_ops::VectorOps;
 
 /// f32, 4 lanes.
 #[derive(Clone, Copy)]
 pub(super) struct Neon32;
 
-impl Words for Neon32 {
+impl VectorOps for Neon32 {
     type Panel = f32;
     type Acc = f32;
     type Vector = float32x4_t;
@@ -68,9 +68,9 @@ impl Words for Neon32 {
 
 /// bf16 widened to f32, 4 lanes.
 #[derive(Clone, Copy)]
-pub(super) struct NeonBrain;
+pub(super) struct NeonBf16;
 
-impl Words for NeonBrain {
+impl VectorOps for NeonBf16 {
     type Panel = bf16;
     type Acc = f32;
     type Vector = float32x4_t;

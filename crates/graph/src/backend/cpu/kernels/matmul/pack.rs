@@ -18,7 +18,7 @@ pub(super) trait Entry<S: Copy>: Copy + Default + Send + Sync + 'static {
     /// Terms per entry.
     const TERMS: usize;
     /// Whether an entry has the layout of its elements, so that a kernel can read them unpacked.
-    const LIES: bool = true;
+    const IN_PLACE: bool = true;
     /// Gathers an entry from `terms` elements with stride `step`; missing ones are zero.
     ///
     /// # Safety
@@ -45,7 +45,7 @@ macro_rules! widened {
     ($($t:ty),*) => { $(
         impl Entry<$t> for f32 {
             const TERMS: usize = 1;
-            const LIES: bool = false;
+            const IN_PLACE: bool = false;
             #[inline(always)]
             unsafe fn gather(first: *const $t, _: isize, _: usize) -> f32 {
                 // SAFETY: guaranteed by the caller.
@@ -83,22 +83,22 @@ impl<S: Float> Block<S> {
         // SAFETY: guaranteed by the caller.
         unsafe {
             if self.from.rows == 1 && self.from.cols != 1 {
-                self.turn(kernel, width, to, whole);
-            } else if let Some(weave) = kernel.weave.filter(|_| self.from.cols == 1 && is::<S, bf16>()) {
+                self.transpose(kernel, width, to, whole);
+            } else if let Some(interleave) = kernel.interleave.filter(|_| self.from.cols == 1 && is::<S, bf16>()) {
                 for p in 0..whole {
                     self.ask_for(p * P::TERMS + AHEAD, P::TERMS);
                     let even = self.from.at(p * P::TERMS, 0).ptr.cast();
                     let odd = self.from.at(p * P::TERMS + 1, 0).ptr.cast();
-                    weave([even, odd], to.add(p * width).cast(), self.cols);
+                    interleave([even, odd], to.add(p * width).cast(), self.cols);
                 }
             } else {
                 simd(
                     #[inline(always)]
-                    || self.weave(0..whole, 0..self.cols, width, to),
+                    || self.interleave(0..whole, 0..self.cols, width, to),
                 );
             }
             if whole * P::TERMS < self.terms {
-                self.weave(whole..whole + 1, 0..self.cols, width, to);
+                self.interleave(whole..whole + 1, 0..self.cols, width, to);
             }
         }
     }
@@ -118,7 +118,7 @@ impl<S: Float> Block<S> {
     /// # Safety
     /// As [`pack`](Self::pack).
     #[inline(always)]
-    unsafe fn weave<P: Entry<S>>(
+    unsafe fn interleave<P: Entry<S>>(
         &self,
         steps: std::ops::Range<usize>,
         cols: std::ops::Range<usize>,
@@ -156,11 +156,11 @@ impl<S: Float> Block<S> {
     ///
     /// # Safety
     /// As [`pack`](Self::pack); a column is contiguous.
-    unsafe fn turn<P: Entry<S>, A>(&self, kernel: &Kernel<P, A>, width: usize, to: *mut P, whole: usize) {
-        let turned = match &kernel.turn {
-            Some(turn) if self.from.cols > 0 => {
-                let edge = turn.edge;
-                let (steps, cols) = match turn.part {
+    unsafe fn transpose<P: Entry<S>, A>(&self, kernel: &Kernel<P, A>, width: usize, to: *mut P, whole: usize) {
+        let done = match &kernel.transpose {
+            Some(transpose) if self.from.cols > 0 => {
+                let edge = transpose.edge;
+                let (steps, cols) = match transpose.part {
                     Some(_) => (whole, self.cols),
                     None => (whole - whole % edge, self.cols - self.cols % edge),
                 };
@@ -171,7 +171,7 @@ impl<S: Float> Block<S> {
                         // SAFETY: the block is inside this one; the kernel is for these elements and this machine.
                         unsafe {
                             let from = self.from.at(p * P::TERMS, j).ptr.cast();
-                            turn.block((from, bytes), (to.add(p * width + j).cast(), width), size);
+                            transpose.block((from, bytes), (to.add(p * width + j).cast(), width), size);
                         }
                     }
                 }
@@ -181,8 +181,8 @@ impl<S: Float> Block<S> {
         };
         // SAFETY: guaranteed by the caller.
         unsafe {
-            self.weave(turned.0..whole, 0..turned.1, width, to);
-            self.weave(0..whole, turned.1..self.cols, width, to);
+            self.interleave(done.0..whole, 0..done.1, width, to);
+            self.interleave(0..whole, done.1..self.cols, width, to);
         }
     }
 }

@@ -8,45 +8,45 @@ use half::{bf16, f16};
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 #[cfg(target_arch = "x86_64")]
-use super::kernel::Turn;
+use super::kernel::Transpose;
 use super::kernel::{Dots, Kernel, Tile, any_dots, any_tile};
 #[cfg(target_arch = "aarch64")]
-use super::neon::{Neon32, NeonBrain};
+use super::neon::{Neon32, NeonBf16};
 #[cfg(target_arch = "x86_64")]
 use super::rates::{self, Rates};
-use super::words::{Portable, Words};
+use super::vector_ops::{Portable, VectorOps};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{
-    Narrow32, Narrow64, NarrowBrain, NarrowHalf, Wide32, Wide64, WideBrain, WideHalf, WidePairs, round_pairs,
-    transpose_16, transpose_part_of_16, turn_bf16, turn_f16, turn_f32, weave_pairs,
+    Narrow32, Narrow64, NarrowBf16, NarrowF16, Wide32, Wide64, WideBf16, WideF16, WidePairs, interleave_pairs,
+    round_pairs, transpose_16, transpose_bf16, transpose_f16, transpose_f32, transpose_part_of_16,
 };
 
 /// An entry of a panel with two terms.
 pub(super) type Pair = [bf16; 2];
 
-/// Statics with the kernels of a [`Words`](super::words::Words), compiled with the instructions they need.
+/// Statics with the kernels of a [`VectorOps`](super::vector_ops::VectorOps), compiled with the instructions they need.
 macro_rules! kernels {
-    ($($name:ident: $words:ty, $rows:literal x $vectors:literal, $round:expr, $weave:expr, $turn:expr, [$(#[$attribute:meta])*];)*) => { $(
-        static $name: Kernel<<$words as Words>::Panel, <$words as Words>::Acc> = {
+    ($($name:ident: $ops:ty, $rows:literal x $vectors:literal, $round:expr, $interleave:expr, $transpose:expr, [$(#[$attribute:meta])*];)*) => { $(
+        static $name: Kernel<<$ops as VectorOps>::Panel, <$ops as VectorOps>::Acc> = {
             $(#[$attribute])*
-            unsafe fn tile(t: &Tile<<$words as Words>::Panel, <$words as Words>::Acc>) {
+            unsafe fn tile(t: &Tile<<$ops as VectorOps>::Panel, <$ops as VectorOps>::Acc>) {
                 // SAFETY: guaranteed by the caller.
-                unsafe { any_tile::<$words, $rows, { $rows / 2 }, $vectors>(t) }
+                unsafe { any_tile::<$ops, $rows, { $rows / 2 }, $vectors>(t) }
             }
             $(#[$attribute])*
-            unsafe fn dots(d: &Dots<<$words as Words>::Panel, <$words as Words>::Acc>) {
+            unsafe fn dots(d: &Dots<<$ops as VectorOps>::Panel, <$ops as VectorOps>::Acc>) {
                 // SAFETY: guaranteed by the caller.
-                unsafe { any_dots::<$words>(d) }
+                unsafe { any_dots::<$ops>(d) }
             }
             Kernel {
-                lanes: <$words as Words>::LANES,
+                lanes: <$ops as VectorOps>::LANES,
                 vectors: $vectors,
                 rows: $rows,
                 tile,
                 dots,
                 round: $round,
-                weave: $weave,
-                turn: $turn,
+                interleave: $interleave,
+                transpose: $transpose,
                 reads_lines: false,
                 release: None,
             }
@@ -57,40 +57,40 @@ macro_rules! kernels {
 kernels! {
     PORTABLE_32: Portable<f32>, 4 x 1, None, None, None, [];
     PORTABLE_64: Portable<f64>, 4 x 1, None, None, None, [];
-    PORTABLE_BRAIN: Portable<bf16>, 4 x 1, None, None, None, [];
-    PORTABLE_HALF: Portable<f16>, 4 x 1, None, None, None, [];
+    PORTABLE_BF16: Portable<bf16>, 4 x 1, None, None, None, [];
+    PORTABLE_F16: Portable<f16>, 4 x 1, None, None, None, [];
 }
 
 #[cfg(target_arch = "x86_64")]
 kernels! {
-    NARROW_32: Narrow32, 6 x 2, None, None, Some(turn(8, turn_f32)), [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_32: Narrow32, 6 x 2, None, None, Some(transpose(8, transpose_f32)), [#[target_feature(enable = "avx2,fma,f16c")]];
     NARROW_64: Narrow64, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_BRAIN: NarrowBrain, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    NARROW_HALF: NarrowHalf, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
-    WIDE_32: Wide32, 8 x 3, None, None, Some(TURN_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    NARROW_BF16: NarrowBf16, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    NARROW_F16: NarrowF16, 6 x 2, None, None, None, [#[target_feature(enable = "avx2,fma,f16c")]];
+    WIDE_32: Wide32, 8 x 3, None, None, Some(TRANSPOSE_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
     WIDE_64: Wide64, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_BRAIN: WideBrain, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_HALF: WideHalf, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
-    WIDE_PAIRS: WidePairs, 8 x 3, Some(round_pairs), Some(weave_pairs), Some(TURN_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
+    WIDE_BF16: WideBf16, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_F16: WideF16, 8 x 3, None, None, None, [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]];
+    WIDE_PAIRS: WidePairs, 8 x 3, Some(round_pairs), Some(interleave_pairs), Some(TRANSPOSE_16), [#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]];
 }
 
 /// The kernel of f32 for elements that are widened as they are packed.
 #[cfg(target_arch = "x86_64")]
 const fn widened(kernel: Kernel<f32, f32>, block: unsafe fn(*const u8, usize, *mut u32, usize)) -> Kernel<f32, f32> {
     Kernel {
-        turn: Some(turn(8, block)),
+        transpose: Some(transpose(8, block)),
         ..kernel
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-static NARROW_32_OF_BRAIN: Kernel<f32, f32> = widened(NARROW_32, turn_bf16);
+static NARROW_32_OF_BF16: Kernel<f32, f32> = widened(NARROW_32, transpose_bf16);
 #[cfg(target_arch = "x86_64")]
-static NARROW_32_OF_HALF: Kernel<f32, f32> = widened(NARROW_32, turn_f16);
+static NARROW_32_OF_F16: Kernel<f32, f32> = widened(NARROW_32, transpose_f16);
 #[cfg(target_arch = "x86_64")]
-static WIDE_32_OF_BRAIN: Kernel<f32, f32> = widened(WIDE_32, turn_bf16);
+static WIDE_32_OF_BF16: Kernel<f32, f32> = widened(WIDE_32, transpose_bf16);
 #[cfg(target_arch = "x86_64")]
-static WIDE_32_OF_HALF: Kernel<f32, f32> = widened(WIDE_32, turn_f16);
+static WIDE_32_OF_F16: Kernel<f32, f32> = widened(WIDE_32, transpose_f16);
 
 /// [`WIDE_PAIRS`] with tiles multiplied by the matrix unit.
 #[cfg(target_arch = "x86_64")]
@@ -106,16 +106,16 @@ static AMX_PAIRS: Kernel<Pair, f32> = Kernel {
 #[cfg(target_arch = "aarch64")]
 kernels! {
     NEON_32: Neon32, 8 x 3, None, None, None, [];
-    NEON_BRAIN: NeonBrain, 8 x 3, None, None, None, [];
+    NEON_BF16: NeonBf16, 8 x 3, None, None, None, [];
 }
 
 #[cfg(target_arch = "x86_64")]
-const fn turn(edge: usize, run: unsafe fn(*const u8, usize, *mut u32, usize)) -> Turn {
-    Turn { edge, run, part: None }
+const fn transpose(edge: usize, run: unsafe fn(*const u8, usize, *mut u32, usize)) -> Transpose {
+    Transpose { edge, run, part: None }
 }
 
 #[cfg(target_arch = "x86_64")]
-const TURN_16: Turn = Turn {
+const TRANSPOSE_16: Transpose = Transpose {
     edge: 16,
     run: transpose_16,
     part: Some(transpose_part_of_16),
@@ -263,10 +263,10 @@ macro_rules! choice {
 
 choice!(for_f32, f32, f32, PORTABLE_32, x86: NARROW_32 WIDE_32, arm: NEON_32);
 choice!(for_f64, f64, f64, PORTABLE_64, x86: NARROW_64 WIDE_64, arm: );
-choice!(for_bf16, bf16, f32, PORTABLE_BRAIN, x86: NARROW_BRAIN WIDE_BRAIN, arm: NEON_BRAIN);
-choice!(for_widened_bf16, f32, f32, PORTABLE_32, x86: NARROW_32_OF_BRAIN WIDE_32_OF_BRAIN, arm: NEON_32);
-choice!(for_widened_f16, f32, f32, PORTABLE_32, x86: NARROW_32_OF_HALF WIDE_32_OF_HALF, arm: NEON_32);
-choice!(for_f16, f16, f32, PORTABLE_HALF, x86: NARROW_HALF WIDE_HALF, arm: );
+choice!(for_bf16, bf16, f32, PORTABLE_BF16, x86: NARROW_BF16 WIDE_BF16, arm: NEON_BF16);
+choice!(for_widened_bf16, f32, f32, PORTABLE_32, x86: NARROW_32_OF_BF16 WIDE_32_OF_BF16, arm: NEON_32);
+choice!(for_widened_f16, f32, f32, PORTABLE_32, x86: NARROW_32_OF_F16 WIDE_32_OF_F16, arm: NEON_32);
+choice!(for_f16, f16, f32, PORTABLE_F16, x86: NARROW_F16 WIDE_F16, arm: );
 
 #[cfg(test)]
 pub(super) mod tests {

@@ -93,8 +93,8 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         // Panels of about equal width: a narrow remainder is slow.
         let across = n.div_ceil(kernel.vectors * kernel.lanes);
         let width = n.div_ceil(across).next_multiple_of(kernel.lanes);
-        let lies = self.factors.iter().all(|f| self.lies_ready::<P>(f));
-        let shares = |f: &Factors<S>| f.b.cols == 1 && !self.lies_ready::<P>(f);
+        let lies = self.factors.iter().all(|f| self.is_read_in_place::<P>(f));
+        let shares = |f: &Factors<S>| f.b.cols == 1 && !self.is_read_in_place::<P>(f);
         let terms: usize = self.factors.iter().map(|f| f.k).sum();
         let by_rows = kernel.reads_lines || terms <= ROW_TERMS && terms * n * size_of::<S>() <= ROW_BYTES;
         let threads = if parallel { threads() } else { 1 };
@@ -151,8 +151,12 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         // A multiple of tiles, groups, and transposed blocks.
         let heights = self.factors.iter().map(|f| group_height(kernel, f));
         let height = heights.max().unwrap_or(kernel.rows);
-        let is_turned = self.factors.iter().any(|f| f.a.rows == 1 && f.a.cols != 1);
-        let edge = kernel.turn.as_ref().filter(|_| is_turned).map_or(1, |turn| turn.edge);
+        let is_transposed = self.factors.iter().any(|f| f.a.rows == 1 && f.a.cols != 1);
+        let edge = kernel
+            .transpose
+            .as_ref()
+            .filter(|_| is_transposed)
+            .map_or(1, |transpose| transpose.edge);
         let height = height * (edge / gcd(height, edge));
         let tasks = if parallel { TASKS * threads() } else { 1 };
         let down = tasks.clamp(1, m.div_ceil(NARROW_ROWS));
@@ -217,7 +221,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         f: impl FnOnce(&[Panel<P>]),
     ) {
         let strides = columns.panels().map(|own| own.len().next_multiple_of(kernel.lanes));
-        let packed = self.factors.iter().filter(|f| !self.lies_ready::<P>(f));
+        let packed = self.factors.iter().filter(|f| !self.is_read_in_place::<P>(f));
         let steps: usize = packed.map(|f| f.k.div_ceil(P::TERMS)).sum();
         with_space(steps * strides.sum::<usize>(), |mut space: *mut P| {
             let mut panels = SmallVec::<[Panel<P>; FACTORS]>::new();
@@ -314,7 +318,7 @@ impl<S: Float, C: Float<Acc = S::Acc>> Product<'_, S, C> {
         let panel = |factors: &Factors<S>| {
             let steps = factors.k.div_ceil(P::TERMS);
             let from = factors.b.at(0, j);
-            if self.lies_ready::<P>(factors) {
+            if self.is_read_in_place::<P>(factors) {
                 let (ptr, step) = (from.ptr.cast(), from.rows as usize);
                 return Panel { ptr, step, steps, cols };
             }

@@ -7,10 +7,10 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::kernel::Round;
-use super::words::Words;
+use super::vector_ops::VectorOps;
 
-/// Implements [`Words`] from one expression per operation.
-macro_rules! words {
+/// Implements [`VectorOps`] from one expression per operation.
+macro_rules! vector_ops {
     (
         $(#[$doc:meta])* $name:ident: $panel:ty => $acc:ty, $vector:ty, $sums:ty, $lanes:literal;
         load($from:ident) $load:expr;
@@ -22,7 +22,7 @@ macro_rules! words {
         #[derive(Clone, Copy)]
         pub(super) struct $name;
 
-        impl Words for $name {
+        impl VectorOps for $name {
             type Panel = $panel;
             type Acc = $acc;
             type Vector = $vector;
@@ -78,7 +78,7 @@ macro_rules! words {
     };
 }
 
-words! {
+vector_ops! {
     /// f32, 16 lanes.
     Wide32: f32 => f32, __m512, __m512, 16;
     load(from) _mm512_loadu_ps(from);
@@ -87,7 +87,7 @@ words! {
     zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; join _mm512_add_ps; totals totals_512
 }
 
-words! {
+vector_ops! {
     /// f64, 8 lanes.
     Wide64: f64 => f64, __m512d, __m512d, 8;
     load(from) _mm512_loadu_pd(from);
@@ -96,7 +96,7 @@ words! {
     zero _mm512_setzero_pd; fetch _mm512_loadu_pd; fma(s, a, b) _mm512_fmadd_pd(a, b, s); store _mm512_storeu_pd; join _mm512_add_pd; totals totals_512d
 }
 
-words! {
+vector_ops! {
     /// Pairs of bf16: 32 products per instruction.
     WidePairs: [bf16; 2] => f32, __m512bh, __m512, 16;
     load(from) pairs(_mm512_loadu_si512(from.cast()));
@@ -105,25 +105,25 @@ words! {
     zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_dpbf16_ps(s, a, b); store _mm512_storeu_ps; join _mm512_add_ps; totals totals_512
 }
 
-words! {
+vector_ops! {
     /// bf16 widened to f32, 16 lanes.
-    WideBrain: bf16 => f32, __m512, __m512, 16;
-    load(from) brain_512(_mm256_loadu_si256(from.cast()));
-    part(from, count) brain_512(_mm256_maskz_loadu_epi16(first16(count), from.cast()));
+    WideBf16: bf16 => f32, __m512, __m512, 16;
+    load(from) widen_bf16_512(_mm256_loadu_si256(from.cast()));
+    part(from, count) widen_bf16_512(_mm256_maskz_loadu_epi16(first16(count), from.cast()));
     splat(one) _mm512_set1_ps(f32::from_bits(u32::from((*one).to_bits()) << 16));
     zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; join _mm512_add_ps; totals totals_512
 }
 
-words! {
+vector_ops! {
     /// f16 widened to f32, 16 lanes.
-    WideHalf: f16 => f32, __m512, __m512, 16;
+    WideF16: f16 => f32, __m512, __m512, 16;
     load(from) _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()));
     part(from, count) _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(count), from.cast()));
     splat(one) _mm512_cvtph_ps(_mm256_set1_epi16((*one).to_bits() as i16));
     zero _mm512_setzero_ps; fetch _mm512_loadu_ps; fma(s, a, b) _mm512_fmadd_ps(a, b, s); store _mm512_storeu_ps; join _mm512_add_ps; totals totals_512
 }
 
-words! {
+vector_ops! {
     /// f32, 8 lanes.
     Narrow32: f32 => f32, __m256, __m256, 8;
     load(from) _mm256_loadu_ps(from);
@@ -132,7 +132,7 @@ words! {
     zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; join _mm256_add_ps; totals totals_256
 }
 
-words! {
+vector_ops! {
     /// f64, 4 lanes.
     Narrow64: f64 => f64, __m256d, __m256d, 4;
     load(from) _mm256_loadu_pd(from);
@@ -141,18 +141,18 @@ words! {
     zero _mm256_setzero_pd; fetch _mm256_loadu_pd; fma(s, a, b) _mm256_fmadd_pd(a, b, s); store _mm256_storeu_pd; join _mm256_add_pd; totals totals_256d
 }
 
-words! {
+vector_ops! {
     /// bf16 widened to f32, 8 lanes.
-    NarrowBrain: bf16 => f32, __m256, __m256, 8;
-    load(from) brain_256(_mm_loadu_si128(from.cast()));
-    part(from, count) brain_256(first_of(from.cast(), count));
+    NarrowBf16: bf16 => f32, __m256, __m256, 8;
+    load(from) widen_bf16_256(_mm_loadu_si128(from.cast()));
+    part(from, count) widen_bf16_256(first_of(from.cast(), count));
     splat(one) _mm256_set1_ps(f32::from_bits(u32::from((*one).to_bits()) << 16));
     zero _mm256_setzero_ps; fetch _mm256_loadu_ps; fma(s, a, b) _mm256_fmadd_ps(a, b, s); store _mm256_storeu_ps; join _mm256_add_ps; totals totals_256
 }
 
-words! {
+vector_ops! {
     /// f16 widened to f32, 8 lanes.
-    NarrowHalf: f16 => f32, __m256, __m256, 8;
+    NarrowF16: f16 => f32, __m256, __m256, 8;
     load(from) _mm256_cvtph_ps(_mm_loadu_si128(from.cast()));
     part(from, count) _mm256_cvtph_ps(first_of(from.cast(), count));
     splat(one) _mm256_cvtph_ps(_mm_set1_epi16((*one).to_bits() as i16));
@@ -196,13 +196,13 @@ unsafe fn pairs(bits: __m512i) -> __m512bh {
 
 /// bf16 is the upper half of an f32.
 #[inline(always)]
-unsafe fn brain_512(halves: __m256i) -> __m512 {
+unsafe fn widen_bf16_512(halves: __m256i) -> __m512 {
     // SAFETY: guaranteed by the caller.
     unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))) }
 }
 
 #[inline(always)]
-unsafe fn brain_256(halves: __m128i) -> __m256 {
+unsafe fn widen_bf16_256(halves: __m128i) -> __m256 {
     // SAFETY: guaranteed by the caller.
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))) }
 }
@@ -267,7 +267,7 @@ unsafe fn totals_256d([a, b, c, d]: [__m256d; 4], to: *mut f64) {
 /// # Safety
 /// AVX2; everything named is writable.
 #[inline(always)]
-unsafe fn turn_8(row: impl Fn(usize) -> __m256, to: *mut f32, to_step: usize) {
+unsafe fn transpose_8(row: impl Fn(usize) -> __m256, to: *mut f32, to_step: usize) {
     // SAFETY: guaranteed by the caller.
     unsafe {
         // As below, with halves instead of quarters: half h of word 4 g + l holds column 4 h + l of rows 4 g to 4 g + 3.
@@ -289,9 +289,9 @@ unsafe fn turn_8(row: impl Fn(usize) -> __m256, to: *mut f32, to_step: usize) {
     }
 }
 
-/// [`turn_8`] for each element type.
-macro_rules! turns {
-    ($($name:ident: $t:ty => $words:ty;)*) => { $(
+/// [`transpose_8`] for each element type.
+macro_rules! transposes {
+    ($($name:ident: $t:ty => $ops:ty;)*) => { $(
         /// # Safety
         /// AVX2 and F16C; everything named is readable or writable.
         #[allow(clippy::cast_ptr_alignment)] // read as they lie
@@ -299,9 +299,9 @@ macro_rules! turns {
         pub(super) unsafe fn $name(from: *const u8, from_step: usize, to: *mut u32, to_step: usize) {
             // SAFETY: guaranteed by the caller.
             unsafe {
-                turn_8(
+                transpose_8(
                     #[inline(always)]
-                    |i| <$words>::load(from.add(i * from_step).cast::<$t>()),
+                    |i| <$ops>::load(from.add(i * from_step).cast::<$t>()),
                     to.cast(),
                     to_step,
                 );
@@ -310,10 +310,10 @@ macro_rules! turns {
     )* };
 }
 
-turns! {
-    turn_f32: f32 => Narrow32;
-    turn_bf16: bf16 => NarrowBrain;
-    turn_f16: f16 => NarrowHalf;
+transposes! {
+    transpose_f32: f32 => Narrow32;
+    transpose_bf16: bf16 => NarrowBf16;
+    transpose_f16: f16 => NarrowF16;
 }
 
 /// Transposes 16 rows of 16 four-byte entries with stride `from_step` bytes into 16 rows with stride `to_step` entries.
@@ -360,15 +360,15 @@ pub(super) unsafe fn transpose_part_of_16(
     (to, to_step): (*mut u32, usize),
     (runs, entries): (usize, usize),
 ) {
-    let (mut block, mut turned) = ([[0u32; 16]; 16], [[0u32; 16]; 16]);
+    let (mut block, mut transposed_block) = ([[0u32; 16]; 16], [[0u32; 16]; 16]);
     // SAFETY: guaranteed by the caller; what is masked out is neither read nor written.
     unsafe {
         for (r, run) in block.iter_mut().enumerate().take(runs) {
             let run_of_entries = _mm512_maskz_loadu_epi32(first16(entries), from.add(r * from_step).cast());
             _mm512_storeu_si512(run.as_mut_ptr().cast(), run_of_entries);
         }
-        transpose_16(block.as_ptr().cast(), 64, turned.as_mut_ptr().cast(), 16);
-        for (e, run) in turned.iter().enumerate().take(entries) {
+        transpose_16(block.as_ptr().cast(), 64, transposed_block.as_mut_ptr().cast(), 16);
+        for (e, run) in transposed_block.iter().enumerate().take(entries) {
             let run = _mm512_loadu_si512(run.as_ptr().cast());
             _mm512_mask_storeu_epi32(to.add(e * to_step).cast(), first16(runs), run);
         }
@@ -380,7 +380,7 @@ pub(super) unsafe fn transpose_part_of_16(
 /// # Safety
 /// AVX-512 F, BW and VL; everything named is readable or writable.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) unsafe fn weave_pairs([even, odd]: [*const bf16; 2], to: *mut [bf16; 2], count: usize) {
+pub(super) unsafe fn interleave_pairs([even, odd]: [*const bf16; 2], to: *mut [bf16; 2], count: usize) {
     for j in (0..count).step_by(16) {
         let mask = first16(count - j);
         // SAFETY: guaranteed by the caller; what is masked out is neither read nor written.
@@ -408,7 +408,7 @@ pub(super) unsafe fn round_pairs(round: &Round<'_>) {
                 let mut sums = _mm512_mul_ps(_mm512_loadu_ps(round.sums.add(r * round.stride + j)), alpha);
                 for addend in round.addends {
                     let from = addend.at(r, j).ptr.cast::<i16>();
-                    sums = _mm512_add_ps(sums, brain_512(_mm256_maskz_loadu_epi16(mask, from)));
+                    sums = _mm512_add_ps(sums, widen_bf16_512(_mm256_maskz_loadu_epi16(mask, from)));
                 }
                 let halves: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(sums));
                 _mm256_mask_storeu_epi16(to, mask, halves);

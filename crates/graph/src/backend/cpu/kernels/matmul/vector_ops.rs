@@ -11,7 +11,7 @@ use super::super::float::{Float, Real};
 /// # Safety
 /// Every function needs the instructions of its implementation; the kernels that call it are compiled for these and are
 /// only chosen if the machine supports them. Addresses are valid for a whole vector, or for `count` entries.
-pub(super) trait Words: Copy + 'static {
+pub(super) trait VectorOps: Copy + 'static {
     /// An entry of a panel.
     type Panel: Copy + Send + Sync + 'static;
     /// The accumulation type.
@@ -46,7 +46,7 @@ pub(super) struct Portable<S>(std::marker::PhantomData<S>);
 
 const PORTABLE_LANES: usize = 8;
 
-impl<S: Float> Words for Portable<S> {
+impl<S: Float> VectorOps for Portable<S> {
     type Panel = S;
     type Acc = S::Acc;
     type Vector = [S::Acc; PORTABLE_LANES];
