@@ -52,8 +52,20 @@ pub fn cuts(stats: &DatasetStats, max_length: usize) -> Vec<String> {
             counted(max_length, "token")
         )
     });
-    let dropped =
-        (stats.dropped > 0).then(|| format!("{} with nothing to train on, dropped", counted(stats.dropped, "row")));
+    let dropped = (stats.dropped > 0).then(|| {
+        let first = stats
+            .first_dropped
+            .map_or(String::new(), |line| format!(", the first at line {line}"));
+        let cut_off = match stats.cut_off {
+            0 => String::new(),
+            rows => format!(
+                " ({} train on nothing within {max_length} tokens: raise --max-length)",
+                count(rows)
+            ),
+        };
+        let rows = counted(stats.dropped, "row");
+        format!("{rows} with nothing to train on, dropped{first}{cut_off}")
+    });
     cut.into_iter().chain(dropped).collect()
 }
 

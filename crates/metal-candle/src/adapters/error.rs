@@ -121,6 +121,14 @@ pub enum AdapterError {
         /// The tensor.
         name: String,
     },
+    /// A file with a weight that is NaN or infinite.
+    #[error("{}: tensor `{name}` holds a value that is not finite: the run that wrote it diverged", path.display())]
+    NotFiniteWeight {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
     /// Candle could not read a tensor.
     #[error("tensor `{name}`: {source}")]
     Tensor {

@@ -80,6 +80,14 @@ impl Adapter {
         for module in modules {
             let a = file.load_as(&key(&module, 'A'), DType::F32, device)?;
             let b = file.load_as(&key(&module, 'B'), DType::F32, device)?;
+            for (half, tensor) in [('A', &a), ('B', &b)] {
+                if !values(&module, half, tensor)?.iter().all(|v| v.is_finite()) {
+                    return Err(AdapterError::NotFiniteWeight {
+                        path,
+                        name: key(&module, half),
+                    });
+                }
+            }
             pairs.insert(module, LoraPair { a, b });
         }
         Ok(Self { config, pairs, path })

@@ -189,6 +189,23 @@ fn an_adapter_without_effect_is_reported() {
 }
 
 #[test]
+fn a_weight_that_is_not_finite_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write_adapter(folder.path(), &config(), &pairs()).unwrap();
+    let file = folder.path().join(FILE);
+    let mut bytes = fs::read(&file).unwrap();
+    // The last weight of the last tensor.
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    let fault = Adapter::read(folder.path(), &Device::Cpu).unwrap_err();
+    assert!(
+        matches!(&fault, AdapterError::NotFiniteWeight { path, name } if *path == file && *name == key(V, 'B')),
+        "{fault}"
+    );
+}
+
+#[test]
 fn invalid_adapters_are_not_written() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("adapter");

@@ -61,6 +61,10 @@ pub struct DatasetStats {
     pub truncated: usize,
     /// Rows that gave no example, because they have no targets (within `max_length`).
     pub dropped: usize,
+    /// Those of them whose targets come after `max_length` tokens.
+    pub cut_off: usize,
+    /// Line of the first dropped row.
+    pub first_dropped: Option<usize>,
 }
 
 /// Examples for training or validation.
@@ -69,6 +73,8 @@ pub struct Dataset {
     examples: Vec<Example>,
     truncated: Vec<bool>,
     dropped: usize,
+    cut_off: usize,
+    first_dropped: Option<usize>,
     warnings: Vec<DataWarning>,
 }
 
@@ -109,7 +115,7 @@ impl Dataset {
         };
         let rows = prompts.as_ref().unwrap_or(rows);
         let mut maker = Maker::new(rows, tokenizer, options.train_on_inputs);
-        let (mut dataset, mut cut_off) = (Self::default(), false);
+        let mut dataset = Self::default();
         for row in &rows.rows {
             let mut example = maker.example(row)?;
             let (whole, long) = (example.supervised_tokens(), example.tokens.len() > options.max_length);
@@ -120,11 +126,12 @@ impl Dataset {
                 dataset.truncated.push(long);
             } else {
                 dataset.dropped += 1;
-                cut_off |= whole > 0;
+                dataset.cut_off += usize::from(whole > 0);
+                dataset.first_dropped.get_or_insert(row.line);
             }
         }
         if dataset.examples.is_empty() {
-            let advice = maker.advice(cut_off.then_some(options.max_length));
+            let advice = maker.advice((dataset.cut_off > 0).then_some(options.max_length));
             return Err(DataError::NothingSupervised {
                 file: rows.file.clone(),
                 rows: rows.rows.len(),
@@ -160,8 +167,7 @@ impl Dataset {
         Ok(Self {
             examples,
             truncated,
-            dropped: 0,
-            warnings: Vec::new(),
+            ..Self::default()
         })
     }
 
@@ -188,6 +194,8 @@ impl Dataset {
             longest: lengths().max().unwrap_or(0),
             truncated: self.truncated.iter().filter(|is| **is).count(),
             dropped: self.dropped,
+            cut_off: self.cut_off,
+            first_dropped: self.first_dropped,
         }
     }
 
@@ -220,6 +228,8 @@ impl Dataset {
         };
         let train = Self {
             dropped: self.dropped,
+            cut_off: self.cut_off,
+            first_dropped: self.first_dropped,
             warnings: self.warnings.clone(),
             ..take(&train)
         };

@@ -189,6 +189,8 @@ fn long_examples_are_truncated_and_those_without_targets_dropped() {
         longest: 5,
         truncated: 2,
         dropped: 1,
+        cut_off: 1,
+        first_dropped: Some(3),
     };
     assert_eq!(stats, expected);
     assert_eq!(
@@ -210,6 +212,11 @@ fn no_target_is_an_error_with_advice() {
             chat(&[("user", "a")]),
             &any,
             "data.jsonl: no token to train on in 1 rows: no message has the role \"assistant\"; add",
+        ),
+        (
+            chat(&[("user", "a"), ("model", "b")]),
+            &any,
+            "no message has the role \"assistant\" (it has [\"model\"]); add",
         ),
         (
             json!({"prompt": "abc", "completion": "d"}),

@@ -1,18 +1,39 @@
 //! Converts a row to an example: rendered, tokenised once as a whole, and masked.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde_json::Value;
 
 use super::turns::{Conversation, LocateFault, Span};
 use super::{DataError, DataWarning, Example, Row, RowContent, RowFormat, Rows};
-use crate::text::{ChatMessage, Encoded, TextError, Tokenizer, end_of_turn_tokens};
+use crate::text::{ChatMessage, Encoded, REASONING, TextError, Tokenizer, end_of_turn_tokens};
 
 const LEFT_OUT: &str = "the chat template leaves the assistant's text out: nothing of this message is in the rendered \
     conversation, so there is nothing to train on; use a chat template that writes the assistant's content";
 const UNCLEAR: &str = "the chat template writes the text around this message differently depending on what it says, so \
     what the assistant says cannot be told apart; put {% generation %} and {% endgeneration %} around it in the chat \
     template, or train on everything (`train_on_inputs`, `--train-on-inputs`)";
+
+const NO_TOOL_CALLS: &str = "the chat template does not write `tool_calls`, and this message has nothing else, so there \
+    is nothing to train on; use a chat template for tools, or remove the row";
+const EMPTY: &str = "the assistant's message is empty, and the chat template writes an empty message differently; remove \
+    the row, or train on everything (`train_on_inputs`, `--train-on-inputs`)";
+
+/// Roles besides the assistant's that are not trained on.
+const CONTEXT_ROLES: [&str; 8] = [
+    "system",
+    "developer",
+    "user",
+    "tool",
+    "function",
+    "observation",
+    "ipython",
+    "documents",
+];
+const TOOL_CALLS: &str = "tool calls";
+/// Parts of a row that a chat template may not write: their names and their fields in a message.
+const PARTS: [(&str, &[&str]); 2] = [(TOOL_CALLS, &["tool_calls"]), ("reasoning", &REASONING)];
 
 /// Converts the rows of one file to examples.
 pub(super) struct Maker<'a> {
@@ -36,6 +57,12 @@ struct Seen {
     unprompted: usize,
     /// Completions that share a token with their prompt.
     shared: usize,
+    /// Rows with parts that the template does not write.
+    unwritten: BTreeMap<&'static str, usize>,
+    /// Empty texts to train on, and the line of the first.
+    empty: Option<(usize, usize)>,
+    /// Unknown roles, with the number of messages and the line of the first.
+    roles: BTreeMap<String, (usize, usize)>,
 }
 
 impl<'a> Maker<'a> {
@@ -58,6 +85,7 @@ impl<'a> Maker<'a> {
             } => self.chat(row, messages, *learn_from, tools.as_ref())?,
             RowContent::PromptCompletion { prompt, completion } => self.completion(row, prompt, completion)?,
             RowContent::Text(text) => {
+                self.note_empty(row, text);
                 let mut tokens = self.encode(row, text)?;
                 self.end(&mut tokens)?;
                 Example {
@@ -82,15 +110,30 @@ impl<'a> Maker<'a> {
             ending,
             unprompted,
             shared,
+            empty,
             ..
         } = self.seen;
+        let parts = self.seen.unwritten.iter();
+        let parts = parts.map(|(&part, &rows)| DataWarning::Unwritten { part, rows });
+        let roles = self
+            .seen
+            .roles
+            .iter()
+            .map(|(role, &(messages, line))| DataWarning::UnknownRole {
+                role: role.clone(),
+                messages,
+                line,
+            });
         [
             (turns > 0 && ending == 0).then_some(DataWarning::NoStopToken { turns }),
             (unprompted > 0).then_some(DataWarning::OtherPrompt { turns: unprompted }),
             (shared > 0).then_some(DataWarning::SharedToken { rows: shared }),
+            empty.map(|(answers, line)| DataWarning::EmptyAnswer { answers, line }),
         ]
         .into_iter()
         .flatten()
+        .chain(parts)
+        .chain(roles)
         .collect()
     }
 
@@ -132,6 +175,7 @@ impl<'a> Maker<'a> {
     /// Both texts are tokenised as one, so that nothing is inserted between them. The completion begins with the first
     /// token that the prompt alone does not have, as in TRL.
     fn completion(&mut self, row: &Row, prompt: &str, completion: &str) -> Result<Example, DataError> {
+        self.note_empty(row, completion);
         let prompt_tokens = self.encode(row, prompt)?;
         let mut tokens = self.encode(row, &format!("{prompt}{completion}"))?;
         let same = tokens.iter().zip(&prompt_tokens).take_while(|(a, b)| a == b).count();
@@ -162,6 +206,14 @@ impl<'a> Maker<'a> {
         self.seen.assistant += messages.iter().filter(|message| message.role() == "assistant").count();
         self.seen.learnable += chat.learnt().len();
         let text = chat.text().map_err(self.text_error(row))?;
+        self.note_parts(&chat, &text);
+        for index in chat.learnt() {
+            let message = &messages[index];
+            if !message.has("tool_calls") {
+                self.note_empty(row, message.content().unwrap_or("a list"));
+            }
+        }
+        self.note_roles(row, messages);
         let encoded = self
             .tokenizer
             .encode_with_offsets(&text, false)
@@ -178,7 +230,52 @@ impl<'a> Maker<'a> {
         })
     }
 
+    fn note_empty(&mut self, row: &Row, text: &str) {
+        if text.trim().is_empty() {
+            self.seen.empty.get_or_insert((0, row.line)).0 += 1;
+        }
+    }
+
+    fn note_roles(&mut self, row: &Row, messages: &[ChatMessage]) {
+        for role in messages.iter().map(ChatMessage::role) {
+            let known = role == "assistant" || CONTEXT_ROLES.contains(&role);
+            // A file may have any number of roles; a few say what is wrong.
+            if !known && (self.seen.roles.len() < 4 || self.seen.roles.contains_key(role)) {
+                self.seen.roles.entry(role.to_owned()).or_insert((0, row.line)).0 += 1;
+            }
+        }
+    }
+
+    /// Counts the row's parts without which the text is the same.
+    fn note_parts(&mut self, chat: &Conversation<'_>, text: &str) {
+        if chat.tools.is_some() && chat.is_also(text, chat.messages, None) {
+            *self.seen.unwritten.entry("tools").or_default() += 1;
+        }
+        for (part, fields) in PARTS {
+            let without = |message: &ChatMessage| message.without(fields);
+            let bare: Vec<Option<ChatMessage>> = chat.messages.iter().map(without).collect();
+            if bare.iter().all(Option::is_none) {
+                continue;
+            }
+            let bare = bare.into_iter().zip(chat.messages);
+            let bare: Vec<ChatMessage> = bare
+                .map(|(bare, whole)| bare.unwrap_or_else(|| whole.clone()))
+                .collect();
+            if chat.is_also(text, &bare, chat.tools) {
+                *self.seen.unwritten.entry(part).or_default() += 1;
+            }
+        }
+    }
+
     fn fault(&self, row: &Row, fault: LocateFault) -> DataError {
+        let message = |index: usize| match &row.content {
+            RowContent::Messages { messages, .. } => messages.get(index),
+            _ => None,
+        };
+        let is_empty =
+            |index| message(index).is_some_and(|message| message.content().is_none_or(|text| text.trim().is_empty()));
+        let calls = |index| message(index).is_some_and(|message| message.has("tool_calls"));
+        let lost = |index| is_empty(index) && calls(index) && self.seen.unwritten.contains_key(TOOL_CALLS);
         let turn = |message: usize, reason| DataError::Turn {
             file: self.rows.file.clone(),
             line: row.line,
@@ -187,8 +284,10 @@ impl<'a> Maker<'a> {
         };
         match fault {
             LocateFault::Text(error) => self.text_error(row)(error),
-            LocateFault::LeftOut(message) => turn(message, LEFT_OUT),
-            LocateFault::Unclear(message) => turn(message, UNCLEAR),
+            LocateFault::LeftOut(index) | LocateFault::Unclear(index) if lost(index) => turn(index, NO_TOOL_CALLS),
+            LocateFault::Unclear(index) if is_empty(index) && !calls(index) => turn(index, EMPTY),
+            LocateFault::LeftOut(index) => turn(index, LEFT_OUT),
+            LocateFault::Unclear(index) => turn(index, UNCLEAR),
         }
     }
 
@@ -240,9 +339,17 @@ impl<'a> Maker<'a> {
                 `train` false, or before the completion); let some be learnt, or train on everything \
                 (`train_on_inputs`, `--train-on-inputs`)"
                 .to_owned(),
-            (None, _) => "no message has the role \"assistant\"; add the answers, or train on everything \
-                (`train_on_inputs`, `--train-on-inputs`)"
-                .to_owned(),
+            (None, _) => {
+                let roles: Vec<&str> = self.seen.roles.keys().map(String::as_str).collect();
+                let found = match roles[..] {
+                    [] => String::new(),
+                    _ => format!(" (it has {roles:?})"),
+                };
+                format!(
+                    "no message has the role \"assistant\"{found}; add the answers, or train on everything \
+                    (`train_on_inputs`, `--train-on-inputs`)"
+                )
+            }
         }
     }
 }

@@ -103,6 +103,12 @@ impl Conversation<'_> {
         }
     }
 
+    /// Whether other messages and tools give this text too.
+    pub fn is_also(&self, text: &str, messages: &[ChatMessage], tools: Option<&Value>) -> bool {
+        let other = self.template.render_with_tools(messages, tools, false);
+        other.is_ok_and(|other| other == text)
+    }
+
     fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TextError> {
         self.template
             .render_with_tools(messages, self.tools, add_generation_prompt)

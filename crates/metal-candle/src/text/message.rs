@@ -12,7 +12,7 @@ use super::TextError;
 use super::python_json::{self, is_missing};
 
 /// Names of the field with the model's reasoning.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 /// Types of text parts.
 const TEXT_PARTS: [&str; 3] = ["text", "input_text", "output_text"];
 /// Words in the types of parts that are not text.
@@ -133,6 +133,25 @@ impl ChatMessage {
     #[must_use]
     pub fn is_learnt(&self) -> bool {
         self.is_learnt
+    }
+
+    /// The message without fields of these names, and with an empty text where it had none; `None` if it has no such
+    /// field.
+    pub(crate) fn without(&self, names: &[&str]) -> Option<Self> {
+        let mut fields = self.fields().into_owned();
+        fields.retain(|name, value| !names.contains(&name.as_str()) || is_missing(value));
+        if fields.len() == self.fields().len() {
+            return None;
+        }
+        if fields.get("content").is_none_or(is_missing) {
+            fields.insert("content".to_owned(), Json::String(String::new()));
+        }
+        Some(Self::of(fields, self.is_learnt))
+    }
+
+    /// Whether the message has this field.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.fields().get(name).is_some_and(|value| !is_missing(value))
     }
 
     /// The fields for the template, in order.

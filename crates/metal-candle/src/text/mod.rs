@@ -25,6 +25,7 @@ use std::path::PathBuf;
 pub use chat_template::ChatTemplate;
 pub(crate) use generation_tags::generation_spans;
 pub use message::ChatMessage;
+pub(crate) use message::REASONING;
 pub(crate) use message::{kind as json_kind, unquote};
 pub(crate) use stand_in::{Extent, Found, StandIns, strings};
 pub use stream::TextStream;
