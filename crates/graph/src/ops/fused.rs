@@ -133,8 +133,8 @@ impl LazyTensor {
         Self::record_one(Operation::CrossEntropy(options), &[self, weight, targets])
     }
 
-    /// One `AdamW` update of this parameter. `rates (4)` holds the learning rate, the corrections `1 - beta1^t` and `1
-    /// - beta2^t`, and a factor on the gradient: 1, or that of gradient clipping.
+    /// One `AdamW` update of this parameter. `rates (4)` holds the learning rate, the corrections `1 - beta1^t` and
+    /// `1 - beta2^t`, and a factor on the gradient: 1, or that of gradient clipping.
     ///
     /// # Errors
     /// When the shapes or dtypes are incompatible.

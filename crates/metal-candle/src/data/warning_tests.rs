@@ -23,7 +23,7 @@ fn warnings(template: &str, rows: &[Value]) -> Result<Vec<String>, DataError> {
 }
 
 /// A question and an answer with more fields, in a row with more fields.
-fn row(answer: Value, more: Value) -> Value {
+fn row(answer: &Value, more: &Value) -> Value {
     let mut row = json!({"messages": [{"role": "user", "content": "a"}, answer]});
     row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     row
@@ -42,11 +42,14 @@ fn parts_that_the_template_does_not_write_are_named() {
         answer
     };
     let cases = [
-        (row(answer(json!({})), tools.clone()), "tools"),
-        (row(answer(json!({"tool_calls": call})), json!({})), "tool calls"),
-        (row(answer(json!({"reasoning_content": "so"})), json!({})), "reasoning"),
+        (row(&answer(json!({})), &tools), "tools"),
+        (row(&answer(json!({"tool_calls": call})), &json!({})), "tool calls"),
+        (
+            row(&answer(json!({"reasoning_content": "so"})), &json!({})),
+            "reasoning",
+        ),
     ];
-    let plain = row(answer(json!({})), json!({}));
+    let plain = row(&answer(json!({})), &json!({}));
     for (row, part) in cases {
         let rows = [plain.clone(), row];
         let found = warnings(CHATML, &rows).unwrap();
@@ -56,30 +59,30 @@ fn parts_that_the_template_does_not_write_are_named() {
     }
     // Nothing but calls: the model would learn to say nothing, or nothing at all.
     let silent = json!({"role": "assistant", "content": "", "tool_calls": call});
-    let found = warnings(CHATML, &[row(silent.clone(), tools.clone())]).unwrap();
+    let found = warnings(CHATML, &[row(&silent, &tools)]).unwrap();
     assert!(
         found.len() == 2 && found[1].contains("does not write the tools"),
         "{found:?}"
     );
     let skips = CHATML.replace("%}{{ '<|im_start|>' +", "%}{% if message.content %}{{ '<|im_start|>' +");
     let skips = skips.replace("{% endfor %}", "{% endif %}{% endfor %}");
-    let fault = warnings(&skips, &[row(silent.clone(), tools.clone())]).unwrap_err();
+    let fault = warnings(&skips, &[row(&silent, &tools)]).unwrap_err();
     let fault = fault.to_string();
     assert!(
         fault.contains("the chat template does not write `tool_calls`"),
         "{fault}"
     );
-    assert_eq!(warnings(WHOLE, &[row(silent, tools)]).unwrap(), [""; 0]);
+    assert_eq!(warnings(WHOLE, &[row(&silent, &tools)]).unwrap(), [""; 0]);
 }
 
 #[test]
 fn empty_answers_and_unknown_roles_are_counted() {
     let yes = json!({"role": "assistant", "content": "yes"});
     let rows = [
-        row(yes.clone(), json!({})),
+        row(&yes, &json!({})),
         json!({"messages": [{"role": "user", "content": "a"}, {"role": "Assistant", "content": "b"}, yes]}),
-        row(json!({"role": "assistant", "content": ""}), json!({})),
-        row(json!({"role": "assistant", "content": " "}), json!({})),
+        row(&json!({"role": "assistant", "content": ""}), &json!({})),
+        row(&json!({"role": "assistant", "content": " "}), &json!({})),
     ];
     let found = warnings(CHATML, &rows).unwrap();
     assert_eq!(found.len(), 2, "{found:?}");

@@ -45,13 +45,13 @@ pub(crate) unsafe fn map_row<T: Float, const N: usize>(
         unsafe {
             let to = std::slice::from_raw_parts_mut(dst.add(start), len);
             if std::ptr::eq(src, dst) {
-                for i in 0..len {
-                    to[i] = T::from_acc(f(to[i].to_acc(), nth(&sides, i)));
+                for (i, to) in to.iter_mut().enumerate() {
+                    *to = T::from_acc(f(to.to_acc(), nth(&sides, i)));
                 }
             } else {
                 let from = std::slice::from_raw_parts(src.add(start), len);
-                for i in 0..len {
-                    to[i] = T::from_acc(f(from[i].to_acc(), nth(&sides, i)));
+                for (i, (to, from)) in to.iter_mut().zip(from).enumerate() {
+                    *to = T::from_acc(f(from.to_acc(), nth(&sides, i)));
                 }
             }
         }

@@ -10,9 +10,9 @@ use super::{BLOCK_ROWS, CrossEntropy, EXP_WORK, Saved, SupervisedRow};
 /// The gradients of [`cross_entropy`](super::cross_entropy) from the gradients of its outputs: `g` (n) of the loss and
 /// `g_lse` (n; zero if `None`) of lse.
 ///
-/// With p the probabilities, the gradient of a row's logits is `(g + g_lse) * p - g * ((1 - smoothing) * onehot(target)
-/// + smoothing / vocab)`; `d_hidden` (n, d) is its product with the weight, 0 in ignored rows, and `d_weight` (vocab,
-/// d) the product of its transpose with the hidden states.
+/// With p the probabilities and t the smoothed target, `(1 - smoothing) * onehot(target) + smoothing / vocab`, the
+/// gradient of a row's logits is `(g + g_lse) * p - g * t`. `d_hidden` (n, d) is its product with the weight, 0 in
+/// ignored rows, and `d_weight`, of shape (vocab, d), the product of its transpose with the hidden states.
 ///
 /// # Errors
 /// If a target is outside the vocabulary and not `ignore_index`.
