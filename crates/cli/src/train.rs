@@ -203,13 +203,7 @@ impl Job {
             generator.set_adapters(trainer.parameters().map_err(Failure::running)?.tensors());
             report::comparison(&questions, &before, &demo::measure(&generator, &questions, "after")?);
         }
-        let model = settings.model.as_ref().map(|model| model.display().to_string());
-        report::ending(
-            &output,
-            model.as_deref(),
-            questions.first().map(Question::text),
-            done.picture,
-        );
+        report::ending(&output, &settings, questions.first().map(Question::text), done.picture);
         Ok(0)
     }
 }
