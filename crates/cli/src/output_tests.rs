@@ -3,6 +3,7 @@
 use clap::{Args, FromArgMatches};
 
 use super::*;
+use crate::exchange::ADAPTER;
 
 fn choose(folder: &Path, overwrite: bool) -> Result<Output> {
     Output::choose(Some(folder), overwrite, &[])

@@ -344,7 +344,7 @@ fn whereabouts(output: &Output, saved: bool, picture: bool) -> String {
 /// The files of a run without an adapter.
 fn kept(output: &Output, picture: bool) -> String {
     let loss = if picture { " and loss.svg" } else { "" };
-    let earlier = if output.replaces() {
+    let earlier = if output.has_earlier() {
         "; the earlier run in the folder above is unchanged"
     } else {
         ""
