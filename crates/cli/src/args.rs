@@ -408,6 +408,26 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_the_helps_are_valid_commands() {
+        let helps = [EXAMPLES, TRAIN_EXAMPLES, GENERATE_EXAMPLES, bench::EXAMPLES].join("\n");
+        let joined = helps.replace("\\\n", " ");
+        let examples: Vec<_> = joined
+            .lines()
+            .filter(|line| line.starts_with("  metal-candle "))
+            .collect();
+        assert_eq!(examples.len(), 18);
+        for example in examples {
+            // Quoted words alternate with others; what is in them does not matter here.
+            let words = example.split('"').enumerate().flat_map(|(at, text)| match at % 2 {
+                0 => text.split_whitespace().collect(),
+                _ => vec![text],
+            });
+            let parsed = Cli::try_parse_from(words);
+            assert!(parsed.is_ok(), "{example}: {:?}", parsed.err());
+        }
+    }
+
+    #[test]
     fn targets_by_peft_s_rules() {
         let of = |values: &[&str]| targets(&values.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
         let names = |values: &[&str]| TargetModules::Names(values.iter().map(|v| (*v).to_owned()).collect());
