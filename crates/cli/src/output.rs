@@ -23,6 +23,9 @@ const MOST_FOLDERS: usize = 9999;
 /// The first line of a run's settings.
 const HEADER: &str = "# The settings of this run of metal-candle";
 
+/// Advice about a folder that cannot be used.
+const NEW_FOLDER: &str = "name a new folder with --output";
+
 /// An output folder.
 #[derive(Debug)]
 pub struct Output {
@@ -67,7 +70,25 @@ impl Output {
         if !overwrite && !is_free(folder) {
             return Err(not_empty());
         }
-        Ok(Self::of(folder.to_owned(), claim))
+        let output = Self::of(folder.to_owned(), claim);
+        output.refuse_blocked()?;
+        Ok(output)
+    }
+
+    /// Refuses a subfolder's name that is taken by something else.
+    fn refuse_blocked(&self) -> Result<()> {
+        let run = self.run();
+        if self.replaces && run.symlink_metadata().is_ok_and(|found| !found.is_dir()) {
+            let message = format!(
+                "{}: is not a folder, but a run that overwrites another needs it",
+                run.display()
+            );
+            return Err(Failure::with_tip(
+                message,
+                "move it elsewhere, or name another folder with --output",
+            ));
+        }
+        Ok(())
     }
 
     /// The folder, or the first of `folder-2`, `folder-3` ... that is absent or empty, and not claimed.
@@ -179,7 +200,15 @@ impl Drop for Output {
 }
 
 fn refuse_what_is_no_folder(folder: &Path) -> Result<()> {
-    let (name, tip) = (folder.display(), "name a new folder with --output");
+    let (name, tip) = (folder.display(), NEW_FOLDER);
+    let dangles = |path: &&Path| path.is_symlink() && !path.exists();
+    if let Some(link) = folder.ancestors().find(dangles) {
+        let message = format!("output `{name}`: `{}` is a link to nothing", link.display());
+        return Err(Failure::with_tip(
+            message,
+            "name a folder with --output, or make the link's target",
+        ));
+    }
     if folder.as_os_str().is_empty() || (folder.exists() && !folder.is_dir()) {
         return Err(Failure::with_tip(format!("output `{name}` is not a folder"), tip));
     }
@@ -244,8 +273,24 @@ fn refused(folder: &Path, refusal: &Refusal) -> Failure {
     }
 }
 
+/// The reason why a folder or a file cannot be made.
 fn cannot_be_made(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::input(format!("{}: cannot be made: {error}", path.display()))
+    let name = path.display();
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            let place = path.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
+            let message = if place == path {
+                format!("{name}: is not writable: {error}")
+            } else {
+                format!(
+                    "{name}: cannot be made, as `{}` is not writable: {error}",
+                    place.display()
+                )
+            };
+            Failure::with_tip(message, NEW_FOLDER)
+        }
+        _ => Failure::with_tip(format!("{name}: cannot be made: {error}"), NEW_FOLDER),
+    }
 }
 
 /// Whether a folder is absent, or empty except for what a killed run may have left of its claim.
