@@ -212,6 +212,7 @@ fn impossible_benchmarks_are_bad_input() {
         ("lora-forward --case nonesuch", "nonesuch"),
         ("matmul --size 8x8", "three sizes"),
         ("finetune --config tiny.json --length 1", "--length"),
+        ("finetune --config tiny.json --length 65", "give --length 64 or less"),
     ];
     for (arguments, part) in cases {
         let arguments: Vec<&str> = ["bench"].into_iter().chain(arguments.split(' ')).collect();
