@@ -78,6 +78,9 @@ Examples:
 
 The text goes to stdout as it is made, the numbers to stderr.";
 
+/// The value of `--target-modules` for every linear layer.
+pub const ALL_LINEAR: &str = "all-linear";
+
 // The groups of settings in `--help`.
 const DATA: &str = "Model and data";
 const OUTPUT: &str = "Output";
@@ -175,7 +178,7 @@ pub struct Settings {
         action = clap::ArgAction::Set, value_name = "BOOL", help_heading = ADAPTER)]
     pub use_rslora: bool,
     /// Layers to adapt: names such as q_proj,v_proj, or all-linear, or one regular expression for whole names.
-    #[arg(long, value_name = "NAMES", num_args = 1.., default_value = "all-linear", help_heading = ADAPTER)]
+    #[arg(long, value_name = "NAMES", num_args = 1.., default_value = ALL_LINEAR, help_heading = ADAPTER)]
     #[serde(deserialize_with = "one_or_many")]
     pub target_modules: Vec<String>,
 
@@ -368,7 +371,7 @@ impl Settings {
 fn targets(values: &[String]) -> TargetModules {
     match values {
         [one]
-            if one.eq_ignore_ascii_case("all-linear")
+            if one.eq_ignore_ascii_case(ALL_LINEAR)
                 || one.contains(['*', '+', '?', '(', '[', '{', '|', '^', '$', '\\']) =>
         {
             TargetModules::from_text(one)
@@ -405,6 +408,26 @@ mod tests {
     #[test]
     fn flags_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_examples_of_the_helps_are_valid_commands() {
+        let helps = [EXAMPLES, TRAIN_EXAMPLES, GENERATE_EXAMPLES, bench::EXAMPLES].join("\n");
+        let joined = helps.replace("\\\n", " ");
+        let examples: Vec<_> = joined
+            .lines()
+            .filter(|line| line.starts_with("  metal-candle "))
+            .collect();
+        assert_eq!(examples.len(), 18);
+        for example in examples {
+            // Quoted words alternate with others; what is in them does not matter here.
+            let words = example.split('"').enumerate().flat_map(|(at, text)| match at % 2 {
+                0 => text.split_whitespace().collect(),
+                _ => vec![text],
+            });
+            let parsed = Cli::try_parse_from(words);
+            assert!(parsed.is_ok(), "{example}: {:?}", parsed.err());
+        }
     }
 
     #[test]

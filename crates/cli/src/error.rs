@@ -10,6 +10,8 @@ use metal_candle::error::TrainingError;
 use metal_candle::graph::io::FileError;
 use metal_candle::inference::GenerateError;
 
+use crate::report::counted;
+
 /// The error of a command.
 #[derive(Debug)]
 pub enum Failure {
@@ -97,9 +99,13 @@ impl From<FileError> for Failure {
 impl From<GenerateError> for Failure {
     fn from(error: GenerateError) -> Self {
         match error {
+            GenerateError::ContextTooLong {
+                prompt,
+                max_new_tokens,
+                limit,
+            } => too_long(prompt, max_new_tokens, limit),
             GenerateError::EmptyPrompt
             | GenerateError::TokenOutOfVocabulary { .. }
-            | GenerateError::ContextTooLong { .. }
             | GenerateError::NoChatTemplate
             | GenerateError::EmptyStopString
             | GenerateError::StopTokenOutOfVocabulary { .. }
@@ -110,6 +116,22 @@ impl From<GenerateError> for Failure {
             other => Self::Run(other.to_string()),
         }
     }
+}
+
+/// A prompt that does not fit the context of `limit` tokens, alone or with up to `new` tokens of answer.
+fn too_long(prompt: usize, new: usize, limit: usize) -> Failure {
+    let (said, context) = (counted(prompt, "token"), counted(limit, "token"));
+    if prompt >= limit {
+        let message = format!("the prompt of {said} leaves no room in the model's context of {context}");
+        return Failure::with_tip(message, "shorten the prompt");
+    }
+    let new = counted(new, "new token");
+    let message = format!("the prompt of {said} and up to {new} exceed the model's context of {context}");
+    let room = limit - prompt;
+    Failure::with_tip(
+        message,
+        format!("shorten the prompt, or give --max-new-tokens {room} or less"),
+    )
 }
 
 #[cfg(test)]
@@ -126,6 +148,26 @@ mod tests {
         assert_eq!(Failure::checking(adapter()).exit_code(), 2);
         assert_eq!(Failure::running(adapter()).exit_code(), 1);
         assert_eq!(Failure::from(GenerateError::EmptyPrompt).exit_code(), 2);
+    }
+
+    #[test]
+    fn the_advice_about_a_long_prompt_is_possible() {
+        let said = |prompt, max_new_tokens| {
+            let limit = 64;
+            Failure::from(GenerateError::ContextTooLong {
+                prompt,
+                max_new_tokens,
+                limit,
+            })
+            .to_string()
+        };
+        let (alone, with_answer) = (said(64, 1), said(60, 5));
+        assert!(alone.contains("the prompt of 64 tokens leaves no room") && alone.ends_with("tip: shorten the prompt"));
+        assert!(with_answer.contains("exceed the model's context of 64 tokens\n"));
+        assert!(
+            with_answer.ends_with("or give --max-new-tokens 4 or less"),
+            "{with_answer}"
+        );
     }
 
     #[test]

@@ -58,6 +58,7 @@ pub fn run(arguments: &ExplainArgs) -> Result<u8> {
     let mut model = model(arguments, &device)?;
     let explained = match arguments.what {
         What::Train => {
+            finetune::check_length(arguments.length, model.config())?;
             let shape = [arguments.batch, arguments.length];
             let trainer = finetune::trainer(&mut *model, shape, 1, arguments.common.seed, &device)?;
             trainer.explain().map_err(Failure::running)?

@@ -17,6 +17,7 @@ use crate::base::Base;
 use crate::console::warn;
 use crate::demo;
 use crate::error::{Failure, Result};
+use crate::exchange::{self, ADAPTER, UNFINISHED};
 use crate::report::{count, duration};
 
 /// Maximum number of generated tokens if neither the flags nor the model set one.
@@ -67,6 +68,15 @@ fn read_adapter(folder: &Path, device: &Device) -> Result<Adapter> {
         let tip =
             "give a folder as `metal-candle train` or PEFT writes it: adapter_config.json, adapter_model.safetensors";
         return Err(Failure::with_tip(format!("{}: no such folder", folder.display()), tip));
+    }
+    if exchange::is_interrupted(folder) && !folder.join(ADAPTER).exists() {
+        let (name, run) = (folder.display(), folder.join(UNFINISHED));
+        let tip = format!(
+            "use it there: --adapter {}; the next run with --output {name} moves it",
+            run.display()
+        );
+        let message = format!("{name}: a crash has left the complete run in {}", run.display());
+        return Err(Failure::with_tip(message, tip));
     }
     let adapter = Adapter::read(folder, device).map_err(Failure::checking)?;
     if adapter.report().map_err(Failure::checking)?.all_deltas_zero {

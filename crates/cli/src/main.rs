@@ -14,6 +14,7 @@ mod config_file;
 mod console;
 mod demo;
 mod error;
+mod exchange;
 mod explain;
 mod generate;
 mod interrupt;

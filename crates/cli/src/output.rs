@@ -8,27 +8,23 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use metal_candle::graph::io::{sync_folder, write_atomically};
+use metal_candle::graph::io::write_atomically;
 
 use crate::args::Settings;
 use crate::claim::{Claim, LOCK, Refusal};
 use crate::config_file;
+use crate::console::warn;
 use crate::error::{Failure, Result};
+use crate::exchange::{self, COMPLETE, FILES, METRICS, PICTURE, SETTINGS, UNFINISHED};
 
 const DEFAULT: &str = "metal-candle-output";
 /// Maximum suffix of the default name.
 const MOST_FOLDERS: usize = 9999;
-/// The subfolder of a run that overwrites another.
-const UNFINISHED: &str = "unfinished-run";
-const ADAPTER: &str = "adapter_config.json";
-const SETTINGS: &str = "training.toml";
-const METRICS: &str = "metrics.jsonl";
-const PICTURE: &str = "loss.svg";
-/// The files of a run, in the order in which they are moved: settings after the weights, and last what makes it an
-/// adapter.
-const FILES: [&str; 5] = ["adapter_model.safetensors", METRICS, PICTURE, SETTINGS, ADAPTER];
 /// The first line of a run's settings.
 const HEADER: &str = "# The settings of this run of metal-candle";
+
+/// Advice about a folder that cannot be used.
+const NEW_FOLDER: &str = "name a new folder with --output";
 
 /// An output folder.
 #[derive(Debug)]
@@ -60,14 +56,39 @@ impl Output {
             Failure::with_tip(format!("{}: the output folder is not empty", folder.display()), tip)
         };
         // If a run is active there, that is the better message.
-        if !overwrite && !is_free(folder) && !folder.join(LOCK).exists() {
+        let is_idle = !folder.join(LOCK).exists() && !exchange::is_interrupted(folder);
+        if !overwrite && !is_free(folder) && is_idle {
             return Err(not_empty());
         }
         let claim = Claim::take(folder).map_err(|refusal| refused(folder, &refusal))?;
+        if exchange::finish(folder)? {
+            let name = folder.display();
+            warn(&format!(
+                "{name}: the finished run in {UNFINISHED} has replaced the earlier one, as it would have without a crash"
+            ));
+        }
         if !overwrite && !is_free(folder) {
             return Err(not_empty());
         }
-        Ok(Self::of(folder.to_owned(), claim))
+        let output = Self::of(folder.to_owned(), claim);
+        output.refuse_blocked()?;
+        Ok(output)
+    }
+
+    /// Refuses a subfolder's name that is taken by something else.
+    fn refuse_blocked(&self) -> Result<()> {
+        let run = self.run();
+        if self.replaces && run.symlink_metadata().is_ok_and(|found| !found.is_dir()) {
+            let message = format!(
+                "{}: is not a folder, but a run that overwrites another needs it",
+                run.display()
+            );
+            return Err(Failure::with_tip(
+                message,
+                "move it elsewhere, or name another folder with --output",
+            ));
+        }
+        Ok(())
     }
 
     /// The folder, or the first of `folder-2`, `folder-3` ... that is absent or empty, and not claimed.
@@ -103,9 +124,9 @@ impl Output {
         Arc::clone(&self.claim)
     }
 
-    /// Whether there is an earlier run that has not been replaced yet.
-    pub fn replaces(&self) -> bool {
-        self.replaces
+    /// Whether there is an earlier run whose replacement has not begun.
+    pub fn has_earlier(&self) -> bool {
+        self.replaces && !exchange::is_interrupted(&self.folder)
     }
 
     /// The folder that the run writes to until [`publish`](Self::publish).
@@ -124,7 +145,8 @@ impl Output {
     pub fn create(&self, settings: &Settings) -> Result<File> {
         if self.replaces {
             self.discard();
-            fs::create_dir(self.run()).map_err(|error| cannot_be_made(&self.run(), &error))?;
+            // It may hold files that are not of a run.
+            fs::create_dir_all(self.run()).map_err(|error| cannot_be_made(&self.run(), &error))?;
         }
         let text = describe(settings)?;
         write_atomically(&self.settings(), |out| out.write_all(text.as_bytes()))?;
@@ -141,35 +163,16 @@ impl Output {
         }
     }
 
-    /// Replaces the earlier run, if any, by the finished one. A crash in between leaves a folder without an adapter's
-    /// settings, never an adapter with the settings of another.
+    /// Replaces the earlier run, if any, by the finished one. A crash in between leaves the finished run complete in the
+    /// subfolder, and never an adapter with the settings of another.
     ///
     /// # Errors
     /// On a system error.
     pub fn publish(&mut self) -> Result<()> {
-        if !self.replaces {
-            return Ok(());
+        if self.replaces {
+            exchange::publish(&self.folder)?;
+            self.replaces = false;
         }
-        let failed = |file: &str, error: std::io::Error| {
-            let place = self.folder.join(file);
-            Failure::Run(format!("{}: cannot be replaced: {error}", place.display()))
-        };
-        for file in FILES.iter().rev() {
-            match fs::remove_file(self.folder.join(file)) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(file, error)),
-                _ => {}
-            }
-            // The adapter's settings are removed first, and durably, before anything else changes.
-            sync_folder(&self.folder)?;
-        }
-        for file in FILES {
-            match fs::rename(self.run().join(file), self.folder.join(file)) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(file, error)),
-                _ => sync_folder(&self.folder)?,
-            }
-        }
-        let _ = fs::remove_dir(self.run());
-        self.replaces = false;
         Ok(())
     }
 
@@ -197,7 +200,15 @@ impl Drop for Output {
 }
 
 fn refuse_what_is_no_folder(folder: &Path) -> Result<()> {
-    let (name, tip) = (folder.display(), "name a new folder with --output");
+    let (name, tip) = (folder.display(), NEW_FOLDER);
+    let dangles = |path: &&Path| path.is_symlink() && !path.exists();
+    if let Some(link) = folder.ancestors().find(dangles) {
+        let message = format!("output `{name}`: `{}` is a link to nothing", link.display());
+        return Err(Failure::with_tip(
+            message,
+            "name a folder with --output, or make the link's target",
+        ));
+    }
     if folder.as_os_str().is_empty() || (folder.exists() && !folder.is_dir()) {
         return Err(Failure::with_tip(format!("output `{name}` is not a folder"), tip));
     }
@@ -216,6 +227,7 @@ fn refuse_inputs(folder: &Path, inputs: &Inputs<'_>) -> Result<()> {
     for (what, input) in inputs {
         let written = [folder.to_owned(), folder.join(UNFINISHED)];
         let files = written.iter().flat_map(|folder| FILES.map(|file| folder.join(file)));
+        let files = files.chain([folder.join(UNFINISHED).join(COMPLETE)]);
         if let Some(place) = written.iter().cloned().chain(files).find(|place| same(place, input)) {
             if place.ends_with(SETTINGS) && is_ours(&place) {
                 continue;
@@ -261,8 +273,24 @@ fn refused(folder: &Path, refusal: &Refusal) -> Failure {
     }
 }
 
+/// The reason why a folder or a file cannot be made.
 fn cannot_be_made(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::input(format!("{}: cannot be made: {error}", path.display()))
+    let name = path.display();
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            let place = path.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
+            let message = if place == path {
+                format!("{name}: is not writable: {error}")
+            } else {
+                format!(
+                    "{name}: cannot be made, as `{}` is not writable: {error}",
+                    place.display()
+                )
+            };
+            Failure::with_tip(message, NEW_FOLDER)
+        }
+        _ => Failure::with_tip(format!("{name}: cannot be made: {error}"), NEW_FOLDER),
+    }
 }
 
 /// Whether a folder is absent, or empty except for what a killed run may have left of its claim.

@@ -3,6 +3,7 @@
 use clap::{Args, FromArgMatches};
 
 use super::*;
+use crate::exchange::ADAPTER;
 
 fn choose(folder: &Path, overwrite: bool) -> Result<Output> {
     Output::choose(Some(folder), overwrite, &[])
@@ -162,4 +163,58 @@ fn an_unusable_folder_is_reported_at_once() {
         refused.to_string().contains("/proc/out/deep: cannot be made"),
         "{refused}"
     );
+}
+
+#[test]
+fn a_folder_without_permission_is_not_writable() {
+    let home = tempfile::tempdir().unwrap();
+    let denied = std::io::Error::from(ErrorKind::PermissionDenied);
+    let said = |path: &Path| cannot_be_made(path, &denied).to_string();
+    let writable = format!("error: {}: is not writable", home.path().display());
+    assert!(said(home.path()).starts_with(&writable), "{}", said(home.path()));
+    let below = said(&home.path().join("new/deep"));
+    let parent = format!(
+        "new/deep: cannot be made, as `{}` is not writable",
+        home.path().display()
+    );
+    assert!(
+        below.contains(&parent) && below.contains("tip: name a new folder"),
+        "{below}"
+    );
+}
+
+#[test]
+#[cfg(unix)]
+fn a_link_to_nothing_is_no_folder() {
+    let home = tempfile::tempdir().unwrap();
+    let link = home.path().join("link");
+    std::os::unix::fs::symlink(home.path().join("absent"), &link).unwrap();
+    for folder in [link.clone(), link.join("deep")] {
+        let said = choose(&folder, true).unwrap_err().to_string();
+        assert!(said.contains("link` is a link to nothing"), "{said}");
+    }
+    assert_eq!(names(home.path()), ["link"]);
+}
+
+#[test]
+fn a_file_with_the_name_of_the_subfolder_is_refused_before_anything_changes() {
+    let home = tempfile::tempdir().unwrap();
+    for file in FILES.into_iter().chain([UNFINISHED]) {
+        fs::write(home.path().join(file), "mine").unwrap();
+    }
+    let before = names(home.path());
+    let said = choose(home.path(), true).unwrap_err().to_string();
+    assert!(
+        said.contains("unfinished-run: is not a folder") && said.contains("tip: move it"),
+        "{said}"
+    );
+    assert_eq!(names(home.path()), before);
+    // Other files in a subfolder stay.
+    fs::remove_file(home.path().join(UNFINISHED)).unwrap();
+    fs::create_dir(home.path().join(UNFINISHED)).unwrap();
+    fs::write(home.path().join(UNFINISHED).join("notes"), "mine").unwrap();
+    let output = choose(home.path(), true).unwrap();
+    output.create(&settings(&[])).unwrap();
+    output.discard();
+    assert_eq!(names(&home.path().join(UNFINISHED)), ["notes"]);
 }

@@ -1,9 +1,12 @@
 //! The report of a run at its beginning and end: text, numbers, and commands to continue with.
 
+use clap::ValueEnum;
 use metal_candle::adapters::AdapterParameters;
 use metal_candle::data::{Dataset, DatasetStats};
 use metal_candle::training::Summary;
 
+use crate::args::Settings;
+use crate::choices::DtypeChoice;
 use crate::console::{say, warn};
 use crate::demo::{Question, Score};
 use crate::output::Output;
@@ -121,7 +124,7 @@ pub fn comparison(questions: &[Question], before: &Score, after: &Score) {
 }
 
 /// Lists the written files, and the next commands.
-pub fn ending(output: &Output, model: Option<&str>, prompt: Option<&str>, picture: bool) {
+pub fn ending(output: &Output, settings: &Settings, prompt: Option<&str>, picture: bool) {
     let folder = output.folder.display().to_string();
     say("");
     say(&format!("Written to {folder}"));
@@ -141,18 +144,38 @@ pub fn ending(output: &Output, model: Option<&str>, prompt: Option<&str>, pictur
         say(&format!("  {file:<27}{what}"));
     }
     let program = quoted(&std::env::args().next().unwrap_or_else(|| "metal-candle".to_owned()));
-    let of_model = model.map_or(String::new(), |model| format!(" --model {}", quoted(model)));
     let prompt = quoted(prompt.unwrap_or("Hello"));
     say("");
     say("Next");
     say(&format!(
-        "  {program} generate{of_model} --adapter {} --prompt {prompt}",
+        "  {program} generate{} --adapter {} --prompt {prompt}",
+        base_flags(settings),
         quoted(&folder)
     ));
-    if model.is_none() {
+    if settings.model.is_none() {
         say(&format!("  {program} train --model DIR --data FILE.jsonl"));
     }
     say(&format!("  {program} train --help"));
+}
+
+/// The flags that load the base model as it was in training: an adapter fits those weights best.
+fn base_flags(settings: &Settings) -> String {
+    let model = settings.model.as_ref().map(|model| model.display().to_string());
+    let dtype = Some(settings.dtype).filter(|dtype| *dtype != DtypeChoice::Auto);
+    let flags = [
+        ("--model", model),
+        ("--dtype", dtype.and_then(name_of)),
+        ("--quantize", settings.quantize.and_then(name_of)),
+    ];
+    let given = flags.into_iter().filter_map(|(flag, value)| Some((flag, value?)));
+    given
+        .map(|(flag, value)| format!(" {flag} {}", quoted(&value)))
+        .collect()
+}
+
+/// The name of a flag's value.
+fn name_of(value: impl ValueEnum) -> Option<String> {
+    value.to_possible_value().map(|value| value.get_name().to_owned())
 }
 
 /// `1 step`, `2 steps`.

@@ -3,12 +3,12 @@
 //! Nothing is written before all inputs were checked, but the output folder is claimed at once. However training ends
 //! (done, a signal, a failure), the adapter of the last completed step is saved.
 
-use metal_candle::adapters::{self, AdapterError, AdapterParameters};
+use metal_candle::adapters::{self, AdapterError, AdapterParameters, TargetModules};
 use metal_candle::data::{Dataset, RowFormat, Rows};
 use metal_candle::inference::Generator;
 use metal_candle::training::{Summary, Trainer};
 
-use crate::args::{Settings, TrainArgs};
+use crate::args::{ALL_LINEAR, Settings, TrainArgs};
 use crate::base::Base;
 use crate::console::{say, warn};
 use crate::demo::{self, Question};
@@ -80,8 +80,22 @@ fn check(settings: &Settings) -> Result<()> {
         return Err(Failure::with_tip("--overwrite-output is given without --output", tip));
     }
     settings.device.device()?;
+    check_targets(&settings.adapter(demo::NAME).target_modules)?;
     settings.adapter(demo::NAME).validate().map_err(Failure::checking)?;
     settings.trainer().validate().map_err(Failure::checking)
+}
+
+/// `all-linear` is not a name among others.
+fn check_targets(targets: &TargetModules) -> Result<()> {
+    match targets {
+        TargetModules::Names(names) if names.iter().any(|name| name.eq_ignore_ascii_case(ALL_LINEAR)) => {
+            Err(Failure::with_tip(
+                format!("--target-modules: `{ALL_LINEAR}` is every linear layer, so it stands alone"),
+                format!("give `{ALL_LINEAR}` only, or the other names only"),
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The checked inputs of a run.
@@ -203,13 +217,7 @@ impl Job {
             generator.set_adapters(trainer.parameters().map_err(Failure::running)?.tensors());
             report::comparison(&questions, &before, &demo::measure(&generator, &questions, "after")?);
         }
-        let model = settings.model.as_ref().map(|model| model.display().to_string());
-        report::ending(
-            &output,
-            model.as_deref(),
-            questions.first().map(Question::text),
-            done.picture,
-        );
+        report::ending(&output, &settings, questions.first().map(Question::text), done.picture);
         Ok(0)
     }
 }
@@ -350,7 +358,7 @@ fn whereabouts(output: &Output, saved: bool, picture: bool) -> String {
 /// The files of a run without an adapter.
 fn kept(output: &Output, picture: bool) -> String {
     let loss = if picture { " and loss.svg" } else { "" };
-    let earlier = if output.replaces() {
+    let earlier = if output.has_earlier() {
         "; the earlier run in the folder above is unchanged"
     } else {
         ""

@@ -76,6 +76,13 @@ fn targets_that_match_nothing() {
     let common = ["--model", &model, "--data", "chats.jsonl", "--target-modules"];
     let message = refused(home.path(), &[&common[..], &["q_porj"]].concat());
     says(&message, &["q_porj", "matches no linear layer", "q_proj"]);
+    for several in [&["all-linear,q_proj"][..], &["q_proj", "All-Linear"]] {
+        let message = refused(home.path(), &[&common[..], several].concat());
+        says(
+            &message,
+            &["`all-linear` is every linear layer, so it stands alone", "tip: "],
+        );
+    }
     says(
         &refused(home.path(), &[&common[..], &["(q_proj"]].concat()),
         &["(q_proj", "pattern"],
@@ -279,7 +286,7 @@ fn generating_with_missing_files() {
             "--max-new-tokens",
             "1000000",
         ]),
-        &["1000000"],
+        &["1,000,000"],
     );
     says(
         &with(&["--model", &model, "--prompt", "a", "--stop", ""]),

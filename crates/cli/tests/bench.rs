@@ -187,6 +187,22 @@ fn the_table_begins_with_the_limits() {
     );
 }
 
+/// The examples of the help run, with fewer calls than by default. The first one is the test `lora_forward`.
+#[test]
+fn the_examples_of_the_help_run() {
+    let home = home();
+    let config = std::fs::read_to_string(home.path().join("tiny.json")).unwrap();
+    write(home.path(), "config.json", &config.replace("64}", "512}"));
+    let help = run(home.path(), &["bench", "--help"]).good().stdout;
+    let examples = help.lines().filter_map(|line| line.strip_prefix("  metal-candle "));
+    let examples: Vec<&str> = examples.filter(|example| *example != "bench lora-forward").collect();
+    assert_eq!(examples.len(), 6, "{help}");
+    for example in examples {
+        let arguments: Vec<&str> = example.split(' ').chain(["--steps", "2", "--warmup", "1"]).collect();
+        run(home.path(), &arguments).good();
+    }
+}
+
 #[test]
 fn impossible_benchmarks_are_bad_input() {
     let home = home();
@@ -196,6 +212,7 @@ fn impossible_benchmarks_are_bad_input() {
         ("lora-forward --case nonesuch", "nonesuch"),
         ("matmul --size 8x8", "three sizes"),
         ("finetune --config tiny.json --length 1", "--length"),
+        ("finetune --config tiny.json --length 65", "give --length 64 or less"),
     ];
     for (arguments, part) in cases {
         let arguments: Vec<&str> = ["bench"].into_iter().chain(arguments.split(' ')).collect();

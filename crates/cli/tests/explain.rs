@@ -63,4 +63,7 @@ fn a_text_that_fills_the_context_is_bad_input() {
     let Outcome { code, stderr, .. } = explain("--what decode --length 64");
     assert_eq!(code, Some(2), "{stderr}");
     assert!(stderr.contains("64 positions"), "{stderr}");
+    let Outcome { code, stderr, .. } = explain("--what train --length 65");
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("give --length 64 or less"), "{stderr}");
 }

@@ -18,11 +18,16 @@ fn an_adapter_is_trained_on_quantised_weights_and_used_on_them() {
         "chats.jsonl",
         "--max-steps",
         "3",
+        "--dtype",
+        "bf16",
         "--quantize",
         "q4_0",
     ];
     let Outcome { stdout, .. } = run(at, &[&train[..], &["--output", "mine"]].concat()).good();
     assert!(stdout.contains(" M parameters in q4_0"), "{stdout}");
+    // The suggested command loads the base model as it was in training.
+    let next = format!("generate --model {base} --dtype bf16 --quantize q4_0 --adapter mine --prompt");
+    assert!(stdout.contains(&next), "{stdout}");
     let settings = std::fs::read_dir(at.join("mine")).unwrap().filter_map(|entry| {
         let path = entry.unwrap().path();
         path.extension().is_some_and(|kind| kind == "toml").then_some(path)

@@ -182,6 +182,62 @@ fn a_killed_overwriting_run_leaves_the_earlier_one_unchanged() {
     run(home.path(), &answer).good();
 }
 
+/// A crash in the exchange of two runs: `generate` says where the finished one is, and the next start puts it in place.
+#[test]
+fn an_interrupted_exchange_loses_no_finished_run() {
+    let home = home();
+    let model = model("llama-tiny");
+    let (out, unfinished) = (home.path().join("out"), home.path().join("out/unfinished-run"));
+    let next = training(&model, &["--output", "out", "--max-steps", "2"]);
+    run(home.path(), &next).good();
+    let finished = contents(&out);
+    // The state after the first change, with an earlier run whose files are all empty.
+    fs::create_dir(&unfinished).unwrap();
+    for file in FILES {
+        fs::rename(out.join(file), unfinished.join(file)).unwrap();
+        fs::write(out.join(file), "").unwrap();
+    }
+    fs::remove_file(out.join("adapter_config.json")).unwrap();
+    let mark = "This run of metal-candle is complete; it replaces the one in the folder above.\n";
+    fs::write(unfinished.join("complete"), mark).unwrap();
+
+    let answer = |adapter| {
+        let arguments = [
+            "generate",
+            "--adapter",
+            adapter,
+            "--prompt",
+            "a",
+            "--max-new-tokens",
+            "2",
+        ];
+        run(home.path(), &arguments)
+    };
+    let refused = answer("out");
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("--adapter out/unfinished-run"),
+        "{}",
+        refused.stderr
+    );
+    answer("out/unfinished-run").good();
+
+    let started = run(home.path(), &next);
+    assert!(
+        started
+            .stderr
+            .contains("the finished run in unfinished-run has replaced"),
+        "{}",
+        started.stderr
+    );
+    assert!(started.stderr.contains("not empty"), "{}", started.stderr);
+    assert_eq!(
+        (contents(&out), names(&out)),
+        (finished, FILES.map(str::to_owned).to_vec())
+    );
+    answer("out").good();
+}
+
 #[test]
 fn data_is_never_overwritten() {
     let home = home();

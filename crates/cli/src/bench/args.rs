@@ -19,7 +19,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   metal-candle bench lora-forward
       Latency and throughput of one LoRA forward in several sizes, softmax, RMS norm, a matrix product, a LoRA step
-  metal-candle bench lora-forward --dtype bf16 --case 1x512 --json
+  metal-candle bench lora-forward --dtype bf16 --case 512x512 --json
       Some of them, as JSON lines
   metal-candle bench matmul --config config.json --length 256
       The matrix products of a model's linear layers on 256 tokens

@@ -15,6 +15,7 @@ use super::row::Row;
 use super::timing::median;
 use super::{Bench, memory, work};
 use crate::error::{Failure, Result};
+use crate::report::counted;
 
 const RANK: usize = 16;
 const ALPHA: f64 = 32.0;
@@ -61,6 +62,7 @@ pub fn run(arguments: &FinetuneArgs) -> Result<()> {
 
 /// Every step of a run, including the warm-up.
 fn train(arguments: &FinetuneArgs, config: &ModelConfig) -> Result<Vec<StepReport>> {
+    check_length(arguments.length, config)?;
     let (device, seed) = (arguments.common.device.device()?, arguments.common.seed);
     let model = models::random_with(config, arguments.dtype.options(), seed, &device);
     let mut model = model.map_err(Failure::checking)?;
@@ -75,6 +77,21 @@ fn train(arguments: &FinetuneArgs, config: &ModelConfig) -> Result<Vec<StepRepor
     });
     done.map_err(Failure::running)?;
     Ok(steps)
+}
+
+/// Checks that rows of this length fit the model's context.
+///
+/// # Errors
+/// Bad input if they do not.
+pub fn check_length(length: usize, config: &ModelConfig) -> Result<()> {
+    let limit = config.max_position_embeddings;
+    if length <= limit {
+        return Ok(());
+    }
+    Err(Failure::with_tip(
+        format!("--length {length} exceeds the model's {}", counted(limit, "position")),
+        format!("give --length {limit} or less, or raise max_position_embeddings in the file"),
+    ))
 }
 
 /// A trainer of an adapter for every linear layer on one batch, `(batch, length)`, of random tokens.
