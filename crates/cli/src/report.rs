@@ -164,17 +164,18 @@ fn base_flags(settings: &Settings) -> String {
     let dtype = Some(settings.dtype).filter(|dtype| *dtype != DtypeChoice::Auto);
     let flags = [
         ("--model", model),
-        ("--dtype", dtype.and_then(name_of)),
-        ("--quantize", settings.quantize.and_then(name_of)),
+        ("--dtype", dtype.as_ref().and_then(name_of)),
+        ("--quantize", settings.quantize.as_ref().and_then(name_of)),
     ];
     let given = flags.into_iter().filter_map(|(flag, value)| Some((flag, value?)));
-    given
-        .map(|(flag, value)| format!(" {flag} {}", quoted(&value)))
-        .collect()
+    let words: Vec<String> = given
+        .flat_map(|(flag, value)| [format!(" {flag} "), quoted(&value)])
+        .collect();
+    words.concat()
 }
 
 /// The name of a flag's value.
-fn name_of(value: impl ValueEnum) -> Option<String> {
+fn name_of<V: ValueEnum>(value: &V) -> Option<String> {
     value.to_possible_value().map(|value| value.get_name().to_owned())
 }
 
