@@ -44,7 +44,7 @@ impl Config {
 }
 
 thread_local! {
-    /// The number of rows that this thread's registers are configured for: configuring takes as long as five products.
+    /// The number of rows that this thread's registers are configured for: configuring takes as long as a dozen products.
     static CONFIGURED: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
